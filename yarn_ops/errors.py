@@ -1,0 +1,73 @@
+"""Everything a user can cause, as exceptions.
+
+    YarnOpsError            one line: where, what, what next; the command line prints it and exits with 2
+    ├── RecipeError         the recipe (what to do) is wrong
+    ├── SettingsError       the settings (where to do it) are wrong
+    ├── BaseModelError      the base model cannot be found, read or trusted
+    ├── RopeError           a RoPE specification is impossible, or unsafe for this architecture
+    │   └── ProofError      a loaded model does not turn its heads by the reference frequencies
+    ├── DataError           documents or shards are missing, empty, too short or damaged
+    ├── TrainError          the training process failed, or its loss is not finite
+    │   └── Stopped         asked to stop; a checkpoint was written and a later run goes on from it
+    ├── MergeError          the merged model is not the trained one
+    ├── EvaluationError     a measurement cannot be made
+    ├── StoreError          object storage is unreachable, refuses, or returned other bytes
+    ├── RegistryError       the run registry is unreachable or not migrated
+    │   └── LeaseLost       another process holds the lease of this stage now
+    ├── ReleaseError        MLflow is unreachable, or no model version matches
+    └── GateFailed          measured and rejected: the model got worse at one end
+
+An exception outside this tree that reaches a user is a fault of ours.
+"""
+
+
+class YarnOpsError(Exception):
+    """Base of all errors a user can cause. `str(error)` is one line: where, what, what next."""
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().split())
+
+
+class RecipeError(YarnOpsError): ...
+
+
+class SettingsError(YarnOpsError): ...
+
+
+class BaseModelError(YarnOpsError): ...
+
+
+class RopeError(YarnOpsError): ...
+
+
+class ProofError(RopeError): ...
+
+
+class DataError(YarnOpsError): ...
+
+
+class TrainError(YarnOpsError): ...
+
+
+class Stopped(TrainError): ...
+
+
+class MergeError(YarnOpsError): ...
+
+
+class EvaluationError(YarnOpsError): ...
+
+
+class StoreError(YarnOpsError): ...
+
+
+class RegistryError(YarnOpsError): ...
+
+
+class LeaseLost(RegistryError): ...
+
+
+class ReleaseError(YarnOpsError): ...
+
+
+class GateFailed(YarnOpsError): ...

@@ -1,0 +1,203 @@
+"""Records: the frozen results that stages hand on. They carry references and facts, never tensors.
+
+documents → Corpus → ShardSet ─┐
+base → BaseModel → PatchedModel ┴→ Adapter → Checkpoint → Scorecard → Verdict → Release
+
+A record whose `tree` is set points at a directory in object storage; its digest is that of the files.
+A record without a tree is facts alone; its digest is that of the facts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+from pydantic import BaseModel as Pydantic
+from pydantic import ConfigDict
+
+from yarn_ops.digests import digest_of
+
+
+class _Frozen(Pydantic):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Tree(_Frozen):
+    """A directory in object storage."""
+
+    uri: str
+    digest: str
+    """of file names and contents (`digests.tree_digest`)"""
+    files: int
+    size_bytes: int
+
+
+class Record(_Frozen):
+    tree: Tree | None = None
+    parents: tuple[str, ...] = ()
+    """digests of the records it was made from"""
+
+    @property
+    def digest(self) -> str:
+        if self.tree is not None:
+            return self.tree.digest
+        return digest_of(self.model_dump(mode="json", exclude={"tree", "parents"}))
+
+
+class Corpus(Record):
+    """The documents as found: the tree holds `sources.jsonl`, one fingerprinted source file a line."""
+
+    files: int
+    size_bytes: int
+
+
+class LengthShare(_Frozen):
+    longer_than_tokens: int
+    documents: int
+    token_share: float
+    """of all tokens, 0..1, those in documents longer than that"""
+
+
+class ShardSet(Record):
+    """Tokenised documents, split by document into `train` and `held_out` (see data/shards.py)."""
+
+    tokenizer_digest: str
+    vocab_size: int
+    train_documents: int
+    train_tokens: int
+    held_out_documents: int
+    held_out_tokens: int
+    longest_document_tokens: int
+    duplicate_documents: int
+    lengths: tuple[LengthShare, ...]
+
+
+class BaseModel(Record):
+    """A checked causal language model directory: safetensors, tokenizer, config; no code."""
+
+    source: str
+    architecture: str
+    model_type: str
+    parameters: int
+    vocab_size: int
+    context_tokens: int
+    """what the base was trained on: the original context L"""
+    head_dim: int
+    rope_theta: float
+
+
+class PatchedModel(Record):
+    """A base's config and tokenizer rewritten for a longer context; the tree holds no weights."""
+
+    method: str
+    factor: float
+    original_context_tokens: int
+    target_context_tokens: int
+    attention_factor: float
+    inverse_frequency_error: float
+    """largest relative difference, model against float64 reference"""
+
+
+class Adapter(Record):
+    """What training made: PEFT's adapter directory, or all parameters (`method` full)."""
+
+    method: Literal["lora", "full"]
+    steps: int
+    window_tokens: int
+    tokens_seen: int
+    trainable_parameters: int
+    first_loss: float
+    final_loss: float
+    """mean of the last five steps, nats a token"""
+    seconds: float
+
+
+class Checkpoint(Record):
+    """A complete model directory, merged, in bfloat16 safetensors, with the patched config."""
+
+    method: str
+    factor: float
+    original_context_tokens: int
+    context_tokens: int
+    parameters: int
+    merge_difference: float
+    """largest absolute difference of log-probabilities, merged against adapter, held-out windows"""
+
+
+class Score(_Frozen):
+    """One cell of an evaluation."""
+
+    task: str
+    """perplexity/single-pass, perplexity/sliding, loss-by-position, recall/code, recall/prose, …"""
+    context_tokens: int
+    depth: float | None = None
+    """where the answer lies, 0 = farthest from the question, 1 = nearest; None: over all depths"""
+    value: float
+    low: float | None = None
+    high: float | None = None
+    """95 % interval"""
+    samples: int
+    seed: int
+
+
+class Scorecard(Record):
+    model_digest: str
+    original_context_tokens: int
+    scores: tuple[Score, ...]
+
+    def value(self, task: str, context_tokens: int) -> float | None:
+        """The score over all depths of a task at a length; None when it was not measured."""
+        for score in self.scores:
+            if (score.task, score.context_tokens, score.depth) == (task, context_tokens, None):
+                return score.value
+        return None
+
+
+class Check(_Frozen):
+    """One condition of the gate, as decided."""
+
+    name: str
+    measured: float | None
+    threshold: float
+    passed: bool
+    reason: str
+
+
+class Verdict(Record):
+    passed: bool
+    checks: tuple[Check, ...]
+
+    @property
+    def reasons(self) -> str:
+        """The failed checks' reasons in one line; the passed ones' when all passed."""
+        return "; ".join(check.reason for check in self.checks if check.passed == self.passed)
+
+
+class Report(Record):
+    """Pictures (PNG) and the model card (README.md)."""
+
+    pictures: tuple[str, ...]
+
+
+class Release(Record):
+    """A model version in MLflow."""
+
+    name: str
+    version: int
+    mlflow_run_id: str
+    gate: Literal["passed", "failed"]
+    alias: str | None
+    """the alias that was moved here; None when none was"""
+    tags: dict[str, str]
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+@dataclass(frozen=True)
+class Local(Generic[AnyRecord]):
+    """A record whose tree lies, verified and read-only, in a local directory."""
+
+    record: AnyRecord
+    path: Path

@@ -1,0 +1,73 @@
+"""Settings: WHERE to do it. The only reader of the environment (prefix `YARN_OPS_`)."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from yarn_ops.errors import SettingsError
+
+
+class Settings(BaseSettings):
+    """Embedded defaults for one person on one machine: SQLite, a local directory, servers on loopback.
+
+    Every field is read from the environment variable `YARN_OPS_<FIELD>`.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="YARN_OPS_", frozen=True, extra="ignore")
+
+    state_dir: Path = Field(Path("~/.yarn-ops"), description="databases, local store, working directories, logs")
+    database_url: str | None = Field(
+        None, description="run registry: sqlite:///file or postgresql://…; default SQLite in the state directory"
+    )
+    store_url: str | None = Field(
+        None, description="artifacts: file:///directory or s3://bucket/prefix; default a local directory"
+    )
+    s3_endpoint_url: str | None = Field(None, description="of an S3 server that is not AWS")
+    s3_access_key: SecretStr | None = Field(None, description="default: boto3's own chain")
+    s3_secret_key: SecretStr | None = None
+    s3_region: str | None = None
+    mlflow_uri: str | None = Field(
+        None, description="tracking and model registry: http://… or sqlite:///file; default SQLite"
+    )
+    prefect_api_url: str | None = Field(
+        None, description="a Prefect server; default one of our own on loopback, started when needed"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run")
+    lease_s: float = Field(60.0, gt=1, description="life of a stage lease; renewed at a third of it")
+
+    @cached_property
+    def home(self) -> Path:
+        """The state directory, absolute."""
+        return self.state_dir.expanduser().absolute()
+
+    @cached_property
+    def database(self) -> str:
+        return self.database_url or f"sqlite:///{self.home / 'registry.db'}"
+
+    @cached_property
+    def store(self) -> str:
+        return self.store_url or (self.home / "store").as_uri()
+
+    @cached_property
+    def mlflow(self) -> str:
+        return self.mlflow_uri or f"sqlite:///{self.home / 'mlflow.db'}"
+
+
+def read_settings() -> Settings:
+    """Settings from the environment; SettingsError in one line that names the variable."""
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "YARN_OPS_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise SettingsError(f"{name}: {first['msg'].lower()}") from None
+    if settings.store_url and not settings.store_url.startswith(("file:///", "s3://")):
+        raise SettingsError(f"YARN_OPS_STORE_URL: {settings.store_url!r} is neither file:///… nor s3://bucket/prefix")
+    if settings.database_url and not settings.database_url.startswith(("sqlite:///", "postgresql")):
+        raise SettingsError("YARN_OPS_DATABASE_URL: only sqlite:/// and postgresql:// databases are supported")
+    return settings
