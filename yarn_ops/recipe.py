@@ -26,11 +26,13 @@ MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 ALIAS = r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Part of a recipe: frozen; unknown keys, NaN and infinity are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
-class Base(_Section):
+class Base(Section):
     """The model to extend."""
 
     model: str = Field(
@@ -48,7 +50,7 @@ class Base(_Section):
     )
 
 
-class Rope(_Section):
+class Rope(Section):
     """How positions beyond the original context are made readable. Give a factor or a target context."""
 
     method: RopeMethod = Field("yarn", title="Method", description="yarn unless you compare methods.")
@@ -101,7 +103,7 @@ class Rope(_Section):
         return self.target_context_tokens / original_context_tokens
 
 
-class Data(_Section):
+class Data(Section):
     """The documents to train on and to measure with."""
 
     sources: tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...] = Field(
@@ -125,7 +127,7 @@ class Data(_Section):
     seed: int = Field(0, ge=0, title="Seed", description="Of the split and of the sampling of windows.")
 
 
-class Stage(_Section):
+class Stage(Section):
     """One leg of a curriculum."""
 
     context_tokens: Positive = Field(title="Context (tokens)", description="Window length of this leg.")
@@ -136,7 +138,7 @@ class Stage(_Section):
     learning_rate: float | None = Field(None, gt=0, title="Learning rate", description="Empty: the recipe's.")
 
 
-class Train(_Section):
+class Train(Section):
     """How the model learns to use the longer context."""
 
     method: Literal["lora", "full"] = Field("lora", title="Method", description="LoRA adapters, or all parameters.")
@@ -171,7 +173,7 @@ class Train(_Section):
     seed: int = Field(0, ge=0, title="Seed")
 
 
-class Evaluate(_Section):
+class Evaluate(Section):
     """What to measure, on the base and on the result."""
 
     lengths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
@@ -189,7 +191,7 @@ class Evaluate(_Section):
     seed: int = Field(0, ge=0, title="Seed")
 
 
-class Gate(_Section):
+class Gate(Section):
     """What a release must pass. An empty threshold is not checked."""
 
     min_recall: float | None = Field(
@@ -209,7 +211,7 @@ class Gate(_Section):
     )
 
 
-class Publish(_Section):
+class Publish(Section):
     """How the result is registered in MLflow."""
 
     name: str = Field("demo-long", title="Model name", description="Registered model in MLflow.", pattern=MODEL_NAME)
@@ -226,7 +228,7 @@ class Publish(_Section):
         return self
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """Everything one run is asked to do."""
 
     base: Base = Base()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -57,6 +59,19 @@ class Settings(BaseSettings):
     def mlflow(self) -> str:
         return self.mlflow_uri or f"sqlite:///{self.home / 'mlflow.db'}"
 
+    def make_home(self) -> None:
+        """Create the state directory; SettingsError in one line when that is impossible."""
+        try:
+            self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+            probe = self.home / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise SettingsError(
+                f"{self.home}: the state directory cannot be written ({error.strerror}); "
+                "set YARN_OPS_STATE_DIR to one that can"
+            ) from None
+
 
 def read_settings() -> Settings:
     """Settings from the environment; SettingsError in one line that names the variable."""
@@ -71,3 +86,13 @@ def read_settings() -> Settings:
     if settings.database_url and not settings.database_url.startswith(("sqlite:///", "postgresql")):
         raise SettingsError("YARN_OPS_DATABASE_URL: only sqlite:/// and postgresql:// databases are supported")
     return settings
+
+
+def child_environment(values: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with `values` on top, for a child process."""
+    return {**os.environ, **values}
+
+
+def adopt_environment(values: Mapping[str, str]) -> None:
+    """Put `values` into this process's environment; before the packages that read them are imported."""
+    os.environ.update(values)

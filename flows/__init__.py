@@ -1,0 +1,1 @@
+"""Prefect flows: everything around a stage. The only package that imports Prefect."""

@@ -1,0 +1,71 @@
+"""The main flow: a base model and long documents go in, a registered, measured long-context model comes out."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.reporting import show_report
+from flows.stages import (
+    draw,
+    evaluate,
+    fetch_base,
+    judge,
+    merge,
+    patch,
+    prepare,
+    publish,
+    survey,
+    train,
+)
+from flows.workshop import open_workshop
+from yarn_ops import registry
+from yarn_ops.errors import GateFailed
+from yarn_ops.recipe import Recipe
+from yarn_ops.registry import RunView
+from yarn_ops.settings import Settings, read_settings
+
+
+@flow(name="extend-context", flow_run_name="{recipe.publish.name}", persist_result=False)
+def extend(recipe: Recipe) -> None:
+    """Extend a model's context, measure it at both ends, and register it in MLflow.
+
+    Finished stages of an earlier run with the same inputs are reused. A model that fails its gate is
+    registered as rejected, the alias stays where it is, and the run ends Failed.
+
+    Args:
+        recipe: What to do.
+    """
+    with open_workshop(read_settings(), recipe):
+        base = fetch_base(recipe.base)
+        corpus = survey(recipe.data)
+        shards = prepare(recipe.data, corpus, base)
+        before = evaluate(recipe.evaluate, base, shards, base.context_tokens)
+
+        adapters = []
+        for leg in recipe.curriculum(base.context_tokens):
+            patched = patch(recipe.rope, leg, base)
+            adapters.append(train(recipe.train, leg, recipe.data, base, patched, shards, adapters[-1:]))
+
+        checkpoint = merge(base, patched, adapters[-1], shards)
+        after = evaluate(recipe.evaluate, checkpoint, shards, base.context_tokens)
+        verdict = judge(recipe.gate, before, after, checkpoint.context_tokens)
+        report = draw(recipe, base, shards, adapters, checkpoint, before, after, verdict)
+        release = publish(recipe.publish, base, checkpoint, before, after, verdict, report)
+        show_report(release, report)
+        if not verdict.passed:
+            raise GateFailed(f"{release.name} version {release.version} was rejected: {verdict.reasons}")
+
+
+def run_here(recipe: Recipe) -> RunView:
+    """Run the flow in this process; the run as the registry has it afterwards."""
+    settings = read_settings()
+    prepare_state(settings)
+    extend(recipe)
+    return registry.open_registry(settings.database).run_view("last")
+
+
+def prepare_state(settings: Settings) -> None:
+    """Make the state directory; bring the embedded database up to date (a shared one is upgraded by hand)."""
+    settings.make_home()
+    if settings.database_url is None:
+        registry.upgrade(settings.database)

@@ -1,0 +1,176 @@
+"""The one wrapper around every stage: key → lookup → lease → fetch → stage → put → record.
+
+A stage is a plain function `fn(bench, *inputs) -> Record`. Its inputs are recipe sections, plain values and
+records; records reach it as `Local`, fetched and verified. What it writes into `bench.out` becomes the
+record's tree. It knows neither Prefect nor SQL nor S3.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+import time
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from flows.progress import Report
+from flows.workshop import Workshop, workshop
+from yarn_ops.digests import digest_of
+from yarn_ops.errors import LeaseLost
+from yarn_ops.recipe import Section
+from yarn_ops.records import Local, Record
+from yarn_ops.registry import Lease, hold
+from yarn_ops.store.trees import put_tree, tree_present
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass
+class Bench:
+    """Where a stage works, and whom it tells of its progress."""
+
+    shop: Workshop
+    key: str
+    work: Path
+    """outlives a crash: the next attempt of the same key finds what was left here"""
+    out: Path
+    """empty at the start; becomes the record's tree"""
+    report: Report
+    lost: Callable[[], bool]
+    """whether the lease is gone, and the work must stop"""
+
+
+def stage(name: str, version: int) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Make a Prefect task of a stage. Raise `version` when the same inputs give another result."""
+
+    def decorate(fn: Callable[..., R]) -> Callable[..., R]:
+        @task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
+        @functools.wraps(fn)
+        def run(*inputs: Any) -> R:
+            shop = workshop()
+            key = stage_key(name, version, inputs)
+            started = time.monotonic()
+            record, reused = _obtain(shop, name, key, fn, inputs)
+            seconds = time.monotonic() - started
+            shop.registry.note_use(shop.run.id, key, reused=reused, seconds=seconds)
+            get_run_logger().info("%s: %s in %.1f s (key %s)", name, "reused" if reused else "done", seconds, key[:12])
+            return record
+
+        return run
+
+    return decorate
+
+
+def observation(name: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Make a Prefect task of a stage that looks at the outside world: what is there may have changed.
+
+    It runs every time; what it found is kept once, and a run that finds the same counts as reuse.
+    """
+
+    def decorate(fn: Callable[..., R]) -> Callable[..., R]:
+        @task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
+        @functools.wraps(fn)
+        def run(*inputs: Any) -> R:
+            shop = workshop()
+            started = time.monotonic()
+            record, key, reused = _observe(shop, name, fn, inputs)
+            seconds = time.monotonic() - started
+            shop.registry.note_use(shop.run.id, key, reused=reused, seconds=seconds)
+            get_run_logger().info("%s: %s in %.1f s", name, "unchanged" if reused else "found", seconds)
+            return record
+
+        return run
+
+    return decorate
+
+
+def stage_key(name: str, version: int, inputs: tuple[Any, ...]) -> str:
+    """sha256 of the stage's name and version, its sections' values and its input records' digests."""
+    return digest_of([name, version, [_identity(value) for value in inputs]])
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.digest
+    if isinstance(value, Section):
+        return value.model_dump(mode="json")
+    if isinstance(value, tuple | list):
+        return [_identity(item) for item in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"a stage takes records, recipe sections and plain values, not {type(value).__name__}")
+
+
+def _obtain(shop: Workshop, name: str, key: str, fn: Callable[..., R], inputs: tuple[Any, ...]) -> tuple[R, bool]:
+    made = _record_type(fn)
+    finished = shop.registry.finished(key)
+    if finished is not None:
+        record = made.model_validate(finished)
+        if record.tree is None or tree_present(shop.store, record.tree):
+            return record, True
+        shop.registry.forget(key)  # its bytes are gone from the store: make them again
+    with hold(shop.registry, key, stage=name, run_id=shop.run.id, holder=shop.holder, lease_s=shop.settings.lease_s) as held:
+        if held.finished is not None:  # somebody else made it while we waited
+            return made.model_validate(held.finished), True
+        return _make(shop, name, key, fn, inputs, held.lease), False
+
+
+def _observe(shop: Workshop, name: str, fn: Callable[..., R], inputs: tuple[Any, ...]) -> tuple[R, str, bool]:
+    with tempfile.TemporaryDirectory(dir=shop.work_dir("observations")) as folder, shop.progress.of(name) as report:
+        work = Path(folder)
+        (work / "out").mkdir()
+        bench = Bench(shop, "", work, work / "out", report, lambda: False)
+        record = fn(bench, *inputs)
+        record = record.model_copy(update={"tree": put_tree(shop.store, bench.out, report=report)})
+    key = stage_key(name, 1, (record,))
+    with hold(shop.registry, key, stage=name, run_id=shop.run.id, holder=shop.holder, lease_s=shop.settings.lease_s) as held:
+        if held.finished is not None:
+            return record, key, True
+        shop.registry.complete(held.lease, record.model_dump(mode="json"))
+    return record, key, False
+
+
+def _make(shop: Workshop, name: str, key: str, fn: Callable[..., R], inputs: tuple[Any, ...], lease: Lease) -> R:
+    work = shop.work_dir(key)
+    out = work / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    with shop.progress.of(name) as report:
+        bench = Bench(shop, key, work, out, report, lease.lost.is_set)
+        record = fn(bench, *[_local(shop, value) for value in inputs])
+        if lease.lost.is_set():
+            raise LeaseLost(f"{name}: the lease of this stage was lost while it worked; nothing was recorded")
+        tree = put_tree(shop.store, bench.out, report=report) if any(bench.out.iterdir()) else None
+        record = record.model_copy(update={"tree": tree, "parents": _parents(inputs)})
+        shop.registry.complete(lease, record.model_dump(mode="json"))
+    shop.discard(work)
+    return record
+
+
+def _local(shop: Workshop, value: Any) -> Any:
+    if isinstance(value, Record):
+        return shop.fetch(value)
+    if isinstance(value, tuple | list):
+        return tuple(_local(shop, item) for item in value)
+    return value
+
+
+def _parents(inputs: tuple[Any, ...]) -> tuple[str, ...]:
+    found: list[str] = []
+    for value in inputs:
+        if isinstance(value, Record):
+            found.append(value.digest)
+        elif isinstance(value, tuple | list):
+            found.extend(_parents(tuple(value)))
+    return tuple(found)
+
+
+def _record_type(fn: Callable[..., R]) -> type[R]:
+    return typing.get_type_hints(fn)["return"]

@@ -1,0 +1,154 @@
+"""The workshop of one run: the services that stages are run with, opened from the settings."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cached_property
+from pathlib import Path
+
+from prefect.context import get_run_context
+from prefect.exceptions import MissingContextError
+
+from flows.progress import Progress
+from yarn_ops.data.files import Files
+from yarn_ops.errors import GateFailed, Stopped, YarnOpsError
+from yarn_ops.recipe import Recipe
+from yarn_ops.records import AnyRecord, Local, Tree
+from yarn_ops.registry import Registry, Run, open_registry
+from yarn_ops.release import Tracking
+from yarn_ops.settings import Settings
+from yarn_ops.store import Store, files_for, open_store
+from yarn_ops.store.trees import fetch_tree
+
+_CURRENT: ContextVar[Workshop] = ContextVar("workshop")
+
+
+class Workshop:
+    """One run's registry row, store, MLflow run and working directories.
+
+    The MLflow run is opened when the first stage has something to log: a run that only reuses leaves none.
+    """
+
+    def __init__(self, settings: Settings, recipe: Recipe, registry: Registry, run: Run) -> None:
+        self.settings = settings
+        self.recipe = recipe
+        self.registry = registry
+        self.run = run
+        self.progress = Progress()
+        self._verified: dict[str, Path] = {}
+
+    @cached_property
+    def store(self) -> Store:
+        return open_store(self.settings.store, self.settings.store_options)
+
+    @cached_property
+    def files(self) -> Files:
+        return files_for(self.settings.store_options)
+
+    @cached_property
+    def tracking(self) -> Tracking:
+        return Tracking(self.settings.mlflow, artifact_root=f"{self.settings.store}/mlflow")
+
+    @cached_property
+    def mlflow_run_id(self) -> str:
+        """The MLflow run of this run: opened once, found again by every later attempt."""
+        if self.run.mlflow_run_id is not None:
+            return self.run.mlflow_run_id
+        run_id = self.tracking.start_run(
+            self.recipe.publish.experiment,
+            self.run.id,
+            {"run": self.run.id, "recipe": self.run.recipe_digest, "git_commit": git_commit() or "unknown"},
+        )
+        self.registry.set_mlflow_run(self.run.id, run_id)
+        self.tracking.log_params(run_id, flat_params(self.recipe))
+        return run_id
+
+    @property
+    def holder(self) -> str:
+        """Who holds a lease: machine and process."""
+        return f"{platform.node()}:{os.getpid()}"
+
+    def work_dir(self, key: str) -> Path:
+        """The working directory of a stage; it outlives a crash, so that the next attempt goes on in it."""
+        path = self.settings.home / "work" / key[:16]
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def discard(self, work_dir: Path) -> None:
+        shutil.rmtree(work_dir, ignore_errors=True)
+
+    def fetch(self, record: AnyRecord) -> Local[AnyRecord]:
+        """The record with its tree on this machine, verified once a process."""
+        if record.tree is None:
+            return Local(record, self.settings.home)
+        return Local(record, self._fetch_tree(record.tree))
+
+    def _fetch_tree(self, tree: Tree) -> Path:
+        if tree.digest not in self._verified:
+            self._verified[tree.digest] = fetch_tree(self.store, tree, self.settings.home / "cache")
+        return self._verified[tree.digest]
+
+
+def workshop() -> Workshop:
+    """The workshop of the run in progress."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def open_workshop(settings: Settings, recipe: Recipe) -> Iterator[Workshop]:
+    """Begin a run, or go on with an unfinished one of the same recipe; write down how it ended."""
+    registry = open_registry(settings.database)
+    run = registry.begin_run(
+        recipe.model_dump(mode="json"), recipe.digest(), git_commit=git_commit(), flow_run_id=_flow_run_id()
+    )
+    shop = Workshop(settings, recipe, registry, run)
+    token = _CURRENT.set(shop)
+    try:
+        yield shop
+    except BaseException as error:
+        status = {GateFailed: "rejected", Stopped: "stopped"}.get(type(error), "failed")
+        if not isinstance(error, Exception):
+            status = "stopped"
+        reason = str(error) if isinstance(error, YarnOpsError) else repr(error)
+        registry.finish_run(run.id, status, reason)
+        if "mlflow_run_id" in shop.__dict__:
+            shop.tracking.finish(shop.mlflow_run_id, "FINISHED" if status == "rejected" else "FAILED")
+        raise
+    else:
+        registry.finish_run(run.id, "completed", "")
+        if "mlflow_run_id" in shop.__dict__:
+            shop.tracking.finish(shop.mlflow_run_id, "FINISHED")
+    finally:
+        shop.progress.close()
+        _CURRENT.reset(token)
+
+
+def flat_params(recipe: Recipe) -> dict[str, str]:
+    """{section.key: value} as MLflow shows parameters; MLflow keeps at most 6,000 characters of a value."""
+    sections = recipe.model_dump(mode="json")
+    return {f"{name}.{key}": str(value)[:6000] for name, values in sections.items() for key, value in values.items()}
+
+
+def git_commit() -> str | None:
+    """The commit of the project's checkout; None when it runs from elsewhere."""
+    folder = Path(__file__).parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _flow_run_id() -> str | None:
+    try:
+        return str(get_run_context().flow_run.id)  # type: ignore[union-attr]
+    except (MissingContextError, AttributeError):
+        return None

@@ -1,0 +1,15 @@
+# Sourced by the commands beside it: one virtual environment in the checkout, installed once for each set of pins.
+
+install_project() { # install_project [EXTRA]
+    local extra=${1:+[$1]} python=${PYTHON:-python3} stamp
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+        echo "yarn-ops needs Python 3.11 or newer; set PYTHON to one" >&2
+        return 2
+    }
+    stamp=.venv/installed$extra-$(cat pyproject.toml infra/constraints.txt | sha256sum | cut -c1-16)
+    [[ -e $stamp ]] && return
+    [[ -x .venv/bin/python ]] || "$python" -m venv .venv
+    echo "installing yarn-ops$extra into .venv ..."
+    .venv/bin/python -m pip install --quiet --constraint infra/constraints.txt --editable ".$extra"
+    touch "$stamp"
+}

@@ -1,0 +1,197 @@
+"""The command line. Heavy packages are imported inside the commands: `yarn-ops --help` stays quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from yarn_ops.errors import YarnOpsError
+
+if TYPE_CHECKING:
+    from yarn_ops.recipe import Recipe
+
+app = typer.Typer(
+    help="Extend RoPE language models to long contexts: safely, measurably and on a schedule.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+recipe_app = typer.Typer(help="Recipes: what to do.", no_args_is_help=True)
+runs_app = typer.Typer(help="Runs in the registry, newest first.", invoke_without_command=True)
+db_app = typer.Typer(help="The run registry's database.", no_args_is_help=True)
+app.add_typer(recipe_app, name="recipe")
+app.add_typer(runs_app, name="runs")
+app.add_typer(db_app, name="db")
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file, or the name of a shipped recipe.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value.")]
+TagOption = Annotated[list[str] | None, typer.Option("--tag", metavar="K=V", help="Only versions with this tag.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """Entry point: a user's fault is one line on standard error and exit code 2."""
+    try:
+        app()
+    except YarnOpsError as error:
+        sys.stderr.write(f"yarn-ops: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def extend(recipe: RecipeArgument, set_: SetOption = None) -> None:
+    """Run a recipe here: extend, measure, judge and register one model."""
+    from yarn_ops import servers
+    from yarn_ops.cli import display
+    from yarn_ops.settings import adopt_environment, read_settings
+
+    asked = _load(recipe, set_)
+    settings = read_settings()
+    with servers.prefect_api(settings) as api_url:
+        adopt_environment(servers.client_environment(settings, api_url))
+        from flows.extend import run_here
+
+        view = run_here(asked)
+    display.show_run(view)
+
+
+@recipe_app.command("show")
+def recipe_show(recipe: RecipeArgument, set_: SetOption = None, json: JsonOption = False) -> None:
+    """Print a recipe resolved, every default written out, with its digest."""
+    from yarn_ops.cli import display
+
+    display.show_recipe(_load(recipe, set_), as_json=json)
+
+
+@recipe_app.command("list")
+def recipe_list() -> None:
+    """Name the shipped recipes."""
+    from yarn_ops.shipped import recipes
+
+    for path in recipes():
+        typer.echo(f"{path.stem:<24} {path.read_text('utf-8').splitlines()[0].lstrip('# ')}")
+
+
+@runs_app.callback()
+def runs(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    json: JsonOption = False,
+) -> None:
+    """List runs, newest first."""
+    if context.invoked_subcommand is None:
+        from yarn_ops.cli import display
+
+        display.show_runs(_registry().runs(limit), as_json=json)
+
+
+@runs_app.command("show")
+def runs_show(
+    run_id: Annotated[str | None, typer.Argument(metavar="ID")] = None,
+    last: Annotated[bool, typer.Option("--last", help="The newest run.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Show one run: stages, scores, verdict, release."""
+    from yarn_ops.cli import display
+
+    if last == (run_id is not None):
+        raise typer.BadParameter("give a run's id, or --last")
+    display.show_run(_registry().run_view(run_id or "last"), as_json=json)
+
+
+@app.command()
+def models(tag: TagOption = None, json: JsonOption = False) -> None:
+    """List registered model versions, newest first."""
+    from yarn_ops.cli import display
+
+    display.show_models(_tracking().models(_pairs(tag)), as_json=json)
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="Registered model name.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where the model directory goes.")],
+    tag: TagOption = None,
+    alias: Annotated[str | None, typer.Option(help="E.g. champion.")] = None,
+    version: Annotated[int | None, typer.Option(min=1)] = None,
+    any_gate: Annotated[bool, typer.Option("--any-gate", help="Versions that failed their gate too.")] = False,
+) -> None:
+    """Download the newest version that matches, every file verified, and prove its RoPE."""
+    from yarn_ops.cli.pull import pull_release
+
+    release = pull_release(
+        name, to, tags=_pairs(tag), alias=alias, version=version, include_rejected=any_gate
+    )
+    typer.echo(f"{release.name} version {release.version} -> {to}")
+
+
+@db_app.command("upgrade")
+def db_upgrade() -> None:
+    """Create the registry's tables, or bring them up to date."""
+    from yarn_ops import registry
+    from yarn_ops.settings import read_settings
+
+    settings = read_settings()
+    settings.make_home()
+    registry.upgrade(settings.database)
+    typer.echo("registry: up to date")
+
+
+@app.command()
+def up(
+    prefect_port: Annotated[int, typer.Option(help="Wanted port of the Prefect server and UI.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Wanted port of the MLflow server.")] = 5000,
+) -> None:
+    """Start the service on loopback: Prefect and MLflow servers, a worker, the deployments. Ctrl-C stops it."""
+    from yarn_ops.settings import read_settings
+    from yarn_ops.cli.up import run_service
+
+    run_service(read_settings(), prefect_port=prefect_port, mlflow_port=mlflow_port)
+
+
+@app.command()
+def doctor(json: JsonOption = False) -> None:
+    """Check every dependency: reachable, of the right version; the remedy where one is not."""
+    from yarn_ops.cli import display
+    from yarn_ops.cli.doctor import examine
+    from yarn_ops.settings import read_settings
+
+    findings = examine(read_settings())
+    display.show_findings(findings, as_json=json)
+    if not all(finding.healthy for finding in findings):
+        raise typer.Exit(2)
+
+
+def _load(recipe: str, overrides: list[str] | None) -> Recipe:
+    from yarn_ops.recipe import load_recipe
+    from yarn_ops.shipped import recipe_path
+
+    return load_recipe(recipe_path(recipe), overrides or ())
+
+
+def _registry():  # type: ignore[no-untyped-def]
+    from yarn_ops.registry import open_registry
+    from yarn_ops.settings import read_settings
+
+    return open_registry(read_settings().database)
+
+
+def _tracking():  # type: ignore[no-untyped-def]
+    from yarn_ops.release import open_tracking
+    from yarn_ops.settings import read_settings
+
+    return open_tracking(read_settings())
+
+
+def _pairs(tags: list[str] | None) -> dict[str, str]:
+    pairs = [tag.partition("=") for tag in tags or ()]
+    for key, equals, _ in pairs:
+        if not key or not equals:
+            raise typer.BadParameter("write --tag key=value")
+    return {key: value for key, _, value in pairs}
