@@ -1,0 +1,135 @@
+"""`yarn-ops doctor`: every dependency, whether it is reachable and right, and the remedy where it is not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from packaging.requirements import Requirement
+
+from yarn_ops.errors import YarnOpsError
+from yarn_ops.settings import Settings
+
+FREE_BYTES = 5 * 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One examined dependency. `remedy` is empty when it is healthy."""
+
+    name: str
+    healthy: bool
+    found: str
+    remedy: str = ""
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Examine everything that a run with these settings needs; nothing is changed but probes."""
+    checks: list[tuple[str, Callable[[Settings], str]]] = [
+        ("python", _python),
+        ("packages", _packages),
+        ("state directory", _state),
+        ("registry", _registry),
+        ("store", _store),
+        ("mlflow", _mlflow),
+        ("prefect", _prefect),
+        ("device", _device),
+    ]
+    return [_finding(name, check, settings) for name, check in checks]
+
+
+def _finding(name: str, check: Callable[[Settings], str], settings: Settings) -> Finding:
+    try:
+        return Finding(name, True, check(settings))
+    except YarnOpsError as error:
+        return Finding(name, False, str(error).partition(";")[0], str(error).partition("; ")[2] or str(error))
+
+
+def _python(settings: Settings) -> str:
+    return sys.version.split()[0]
+
+
+def _packages(settings: Settings) -> str:
+    """Every requirement of ours, as installed."""
+    wrong = []
+    for text in importlib.metadata.requires("yarn-ops") or ():
+        need = Requirement(text)
+        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(need.name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{need.name} is missing")
+            continue
+        if not need.specifier.contains(re.sub(r"\+.*", "", version), prereleases=True):
+            wrong.append(f"{need.name} {version} is not {need.specifier}")
+    if wrong:
+        raise YarnOpsError(f"{', '.join(wrong)}; run `pip install -c infra/constraints.txt -e .` in the checkout")
+    shown = ("torch", "transformers", "peft", "prefect", "mlflow")
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in shown)
+
+
+def _state(settings: Settings) -> str:
+    settings.make_home()
+    free = shutil.disk_usage(settings.home).free
+    if free < FREE_BYTES:
+        raise YarnOpsError(f"{settings.home}: {free / 2**30:.1f} GiB free; make room, a run wants 5 GiB at least")
+    return f"{settings.home}, {free / 2**30:.0f} GiB free"
+
+
+def _registry(settings: Settings) -> str:
+    from yarn_ops import registry
+
+    runs = registry.open_registry(settings.database).runs(1)
+    return f"{_safe(settings.database)}, " + (f"last run {runs[0].id}" if runs else "no runs yet")
+
+
+def _store(settings: Settings) -> str:
+    from yarn_ops.store import open_store
+
+    store = open_store(settings.store, settings.store_options)
+    store.write("probe/doctor", b"probe")
+    if store.read("probe/doctor") != b"probe":
+        raise YarnOpsError(f"{settings.store}: read other bytes than were written; check the store")
+    store.delete("probe/doctor")
+    return settings.store
+
+
+def _mlflow(settings: Settings) -> str:
+    from yarn_ops.release import open_tracking
+
+    open_tracking(settings).models({})
+    return _safe(settings.mlflow)
+
+
+def _prefect(settings: Settings) -> str:
+    from yarn_ops import servers
+
+    if settings.prefect_api_url is not None:
+        if not servers.answers(f"{settings.prefect_api_url}/health"):
+            raise YarnOpsError(
+                f"YARN_OPS_PREFECT_API_URL: nothing answers at {settings.prefect_api_url}; start it or unset the variable"
+            )
+        return settings.prefect_api_url
+    service = servers.running_service(settings)
+    return service.prefect_api_url if service else "our own, started when needed"
+
+
+def _device(settings: Settings) -> str:
+    import torch
+
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise YarnOpsError("YARN_OPS_DEVICE=cuda but torch sees no CUDA device; install a CUDA build or unset it")
+    if settings.device != "cpu" and torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def _safe(url: str) -> str:
+    """A URL without its password."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
