@@ -1,8 +1,8 @@
 """The one wrapper around every stage: key → lookup → lease → fetch → stage → put → record.
 
-A stage is a plain function `fn(bench, *inputs) -> Record`. Its inputs are recipe sections, plain values and
-records; records reach it as `Local`, fetched and verified. What it writes into `bench.out` becomes the
-record's tree. It knows neither Prefect nor SQL nor S3.
+A stage is a function `fn(bench, *inputs) -> Record`. Its inputs are recipe sections, plain values and records;
+a record that it declares as `Local[...]` reaches it fetched and verified. What it writes into `bench.out`
+becomes the record's tree.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _make(shop: Workshop, name: str, key: str, fn: Callable[..., R], inputs: tup
     out.mkdir()
     with shop.progress.of(name) as report:
         bench = Bench(shop, key, work, out, report, lease.lost.is_set)
-        record = fn(bench, *[_local(shop, value) for value in inputs])
+        record = fn(bench, *_fetched(shop, fn, inputs))
         if lease.lost.is_set():
             raise LeaseLost(f"{name}: the lease of this stage was lost while it worked; nothing was recorded")
         tree = put_tree(shop.store, bench.out, report=report) if any(bench.out.iterdir()) else None
@@ -154,12 +154,20 @@ def _make(shop: Workshop, name: str, key: str, fn: Callable[..., R], inputs: tup
     return record
 
 
+def _fetched(shop: Workshop, fn: Callable[..., R], inputs: tuple[Any, ...]) -> list[Any]:
+    """The inputs as `fn` declares them: records of `Local[...]` parameters with their trees on this machine."""
+    declared = list(typing.get_type_hints(fn).values())[1:]  # after `bench`, in order
+    return [_local(shop, value) if _is_local(kind) else value for kind, value in zip(declared, inputs, strict=False)]
+
+
+def _is_local(kind: Any) -> bool:
+    return typing.get_origin(kind) is Local or any(_is_local(part) for part in typing.get_args(kind))
+
+
 def _local(shop: Workshop, value: Any) -> Any:
-    if isinstance(value, Record):
-        return shop.fetch(value)
     if isinstance(value, tuple | list):
-        return tuple(_local(shop, item) for item in value)
-    return value
+        return tuple(shop.fetch(item) for item in value)
+    return shop.fetch(value)
 
 
 def _parents(inputs: tuple[Any, ...]) -> tuple[str, ...]:
