@@ -1,0 +1,93 @@
+"""Object storage: one Protocol, a local directory and S3 behind it.
+
+    keys.py       names that are safe as keys and as paths
+    local.py      a directory
+    s3.py         a bucket
+    manifest.py   what a stored directory consists of
+    trees.py      content-addressed directories in a store
+    pull.py       a stored directory to a local one: verified, resumed, all or nothing
+    documents.py  training documents in a bucket
+
+Objects appear whole or not at all. A directory of objects is complete when its `manifest.json`, written
+last, is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from yarn_ops.errors import StoreError
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    key: str
+    size_bytes: int
+    modified: datetime
+    """with its time zone"""
+
+
+class Store(Protocol):
+    """Objects by key. Every failure is a StoreError in one line; every method may be called from threads."""
+
+    @property
+    def url(self) -> str:
+        """file:///directory or s3://bucket/prefix, without a slash at the end."""
+
+    def uri_of(self, key: str) -> str:
+        """Where the object lies, as others (MLflow, a person) name it."""
+
+    def key_of(self, uri: str) -> str:
+        """The key of a URI below `url`, "" for `url` itself; StoreError for any other URI."""
+
+    def put_file(self, path: Path, key: str, on_bytes: Callable[[int], None] | None = None) -> None:
+        """Store a file's bytes, replacing the object; `on_bytes` hears how many more are on their way."""
+
+    def get_file(self, key: str, path: Path, on_chunk: Callable[[bytes], object] | None = None) -> None:
+        """Fetch into `path`. If `path` holds the object's first bytes only the rest is fetched.
+
+        `on_chunk` sees every fetched piece, in order. After a failure `path` holds what had arrived.
+        """
+
+    def read(self, key: str) -> bytes: ...
+
+    def write(self, key: str, data: bytes) -> None: ...
+
+    def size(self, key: str) -> int | None:
+        """Bytes, or None when there is no such object."""
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Every object whose key starts with `prefix`, by key."""
+
+    def delete(self, key: str) -> None:
+        """Remove the object; none is no error."""
+
+    def copy(self, source_key: str, target_key: str) -> None:
+        """A second name for the same bytes: a hard link or a copy made by the server."""
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """How an S3 server is reached. None: boto3's own chain (environment, profile, AWS)."""
+
+    endpoint_url: str | None = None
+    access_key: str | None = field(default=None, repr=False)
+    secret_key: str | None = field(default=None, repr=False)
+    region: str | None = None
+
+
+def open_store(url: str, options: StoreOptions = StoreOptions()) -> Store:
+    """The store at file:///directory or s3://bucket/prefix. Nothing is contacted or created yet."""
+    if url.startswith("file:///"):
+        from yarn_ops.store.local import LocalStore
+
+        return LocalStore.at(url)
+    if url.startswith("s3://"):
+        from yarn_ops.store.s3 import S3Store
+
+        return S3Store(url, options)
+    raise StoreError(f"{url}: not a store; write file:///directory or s3://bucket/prefix")

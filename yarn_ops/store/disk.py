@@ -1,0 +1,45 @@
+"""The local disk, as object storage needs it: one-line errors, whole files, durable renames."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from yarn_ops.errors import StoreError
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+NOT_A_PLACE = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+
+
+@contextmanager
+def disk_errors(where: object) -> Iterator[None]:
+    """Turns an OSError within the block into a StoreError that names `where`, cause and remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{where}: {_explain(error)}") from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory survive a power cut."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _explain(error: OSError) -> str:
+    if error.errno in FULL:
+        return "no space left on the disk; free some and run again"
+    if error.errno in FORBIDDEN:
+        return "permission denied; check owner and mode, or choose another place"
+    if error.errno == errno.ENOENT:
+        return "no such file"
+    if error.errno in NOT_A_PLACE:
+        return "a file stands where a directory is needed, or the reverse"
+    return error.strerror or str(error)

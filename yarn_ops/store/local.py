@@ -1,0 +1,170 @@
+"""Object storage in a local directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote, unquote, urlsplit
+
+from yarn_ops.digests import CHUNK_BYTES
+from yarn_ops.errors import StoreError
+from yarn_ops.store import ObjectInfo
+from yarn_ops.store.disk import disk_errors, sync_directory
+from yarn_ops.store.keys import check_key
+
+INCOMING = ".incoming"
+"""Objects being written: below the root, so that a rename suffices; never listed."""
+
+
+class LocalStore:
+    """A `Store` whose keys are paths below `root`, which is made by the first write."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+
+    @classmethod
+    def at(cls, url: str) -> LocalStore:
+        return cls(_path_of(url))
+
+    @property
+    def url(self) -> str:
+        return self.root.as_uri()
+
+    def uri_of(self, key: str) -> str:
+        return f"{self.url}/{quote(check_key(key))}"
+
+    def key_of(self, uri: str) -> str:
+        """Also of an absolute path, which is how MLflow names a local artifact directory."""
+        path = _path_of(uri).resolve()
+        if path == self.root:
+            return ""
+        if not path.is_relative_to(self.root):
+            raise StoreError(f"{uri}: not below the store {self.url}")
+        return check_key(path.relative_to(self.root).as_posix())
+
+    def path_of(self, key: str) -> Path:
+        """Where the object's bytes lie."""
+        if check_key(key).split("/")[0] == INCOMING:
+            raise StoreError(f"{key}: {INCOMING}/ is the store's own")
+        return self.root / key
+
+    def put_file(self, path: Path, key: str, on_bytes: Callable[[int], None] | None = None) -> None:
+        with disk_errors(path):
+            source = path.open("rb")
+        with source, self._incoming(key) as target:
+            for chunk in _chunks(source):
+                target.write(chunk)
+                if on_bytes is not None:
+                    on_bytes(len(chunk))
+
+    def get_file(self, key: str, path: Path, on_chunk: Callable[[bytes], object] | None = None) -> None:
+        with disk_errors(self.uri_of(key)):
+            source = self.path_of(key).open("rb")
+        with source, disk_errors(path), path.open("ab") as target:
+            source.seek(target.tell())
+            for chunk in _chunks(source):
+                target.write(chunk)
+                if on_chunk is not None:
+                    on_chunk(chunk)
+            target.flush()
+            os.fsync(target.fileno())
+
+    def read(self, key: str) -> bytes:
+        with disk_errors(self.uri_of(key)):
+            return self.path_of(key).read_bytes()
+
+    def write(self, key: str, data: bytes) -> None:
+        with self._incoming(key) as target:
+            target.write(data)
+
+    def size(self, key: str) -> int | None:
+        path = self.path_of(key)
+        with disk_errors(self.uri_of(key)):
+            try:
+                return path.stat().st_size if path.is_file() else None
+            except FileNotFoundError:
+                return None
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        folder = prefix.rpartition("/")[0]
+        start = self.path_of(folder) if folder else self.root
+        with disk_errors(start):
+            found = sorted((path.relative_to(self.root).as_posix(), path) for path in _files_below(start))
+        for key, path in found:
+            if not key.startswith(prefix) or key.startswith(f"{INCOMING}/"):
+                continue
+            try:
+                facts = path.stat()
+            except FileNotFoundError:  # deleted while we list
+                continue
+            yield ObjectInfo(key, facts.st_size, datetime.fromtimestamp(facts.st_mtime, UTC))
+
+    def delete(self, key: str) -> None:
+        with disk_errors(self.uri_of(key)):
+            self.path_of(key).unlink(missing_ok=True)
+
+    def copy(self, source_key: str, target_key: str) -> None:
+        """A hard link; a copy where the filesystem has no (more) links."""
+        source, target = self.path_of(source_key), self.path_of(target_key)
+        with disk_errors(self.uri_of(source_key)):
+            if target.exists() and source.samefile(target):
+                return
+        with self._arriving(target_key) as temporary, disk_errors(self.uri_of(source_key)):
+            try:
+                os.link(source, temporary)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                shutil.copyfile(source, temporary)
+
+    @contextmanager
+    def _incoming(self, key: str) -> Iterator[BinaryIO]:
+        """A file whose bytes become the object when the block ends well."""
+        with self._arriving(key) as temporary, temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+
+    @contextmanager
+    def _arriving(self, key: str) -> Iterator[Path]:
+        target = self.path_of(key)
+        temporary = self.root / INCOMING / uuid.uuid4().hex
+        with disk_errors(self.uri_of(key)):
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                yield temporary
+                temporary.replace(target)
+                sync_directory(target.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+def _path_of(uri: str) -> Path:
+    if uri.startswith("/"):
+        return Path(uri)
+    parts = urlsplit(uri)
+    path = unquote(parts.path)
+    if (
+        parts.scheme != "file"
+        or parts.netloc not in ("", "localhost")
+        or not path.startswith("/")
+        or "\0" in path
+    ):
+        raise StoreError(f"{uri}: not a local directory; write file:///directory")
+    return Path(path)
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
+
+
+def _files_below(start: Path) -> Iterator[Path]:
+    return (path for path in start.rglob("*") if path.is_file())

@@ -1,0 +1,182 @@
+"""A stored directory to a local one: in parallel, resumed, verified, all or nothing."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from yarn_ops.digests import CHUNK_BYTES, tree_files
+from yarn_ops.errors import StoreError
+from yarn_ops.store import Store
+from yarn_ops.store.disk import disk_errors, sync_directory
+from yarn_ops.store.keys import join
+from yarn_ops.store.manifest import MANIFEST, FileEntry, Manifest, parse_manifest, read_manifest
+from yarn_ops.store.transfer import Report, Transfer
+
+
+def pull_tree(store: Store, uri: str, to: Path, *, report: Report | None = None) -> Manifest:
+    """Bring the directory at `uri` to `to`, manifest included.
+
+    Bytes arrive in a hidden sibling, are checked against the manifest's sha256 and appear under the final
+    name by one rename. A broken pull is taken up where it ended; a damaged file is named, and only it is
+    fetched again next time. An existing `to` that holds the same directory is verified and left; any other
+    is refused. Raises StoreError.
+    """
+    prefix = store.key_of(uri)
+    manifest = read_manifest(store, prefix)
+    pull_files(store, prefix, manifest, to, report=report)
+    return manifest
+
+
+def pull_files(
+    store: Store, prefix: str, manifest: Manifest, to: Path, *, report: Report | None = None
+) -> None:
+    """`pull_tree` for a manifest that was read already."""
+    transfer = Transfer(manifest.size_bytes, report)
+    with disk_errors(to), arriving(to) as partial:
+        if partial is None:
+            _check_same(to, manifest)
+            verify_files(to, manifest, transfer)
+            return
+        _check_sizes(store, prefix, manifest)
+        _remove_strangers(partial, manifest)
+        damaged = transfer.run(
+            lambda item: _fetch(store, prefix, partial, item, transfer), _by_size(manifest)
+        )
+        _refuse_damaged(store.uri_of(prefix) if prefix else store.url, damaged, "; upload it again")
+        (partial / MANIFEST).write_bytes(manifest.to_bytes())
+
+
+def verify_files(folder: Path, manifest: Manifest, transfer: Transfer) -> None:
+    """StoreError naming every file below `folder` that is missing or not as its manifest says."""
+
+    def check(item: tuple[str, FileEntry]) -> str | None:
+        name, entry = item
+        sha256 = hashlib.sha256()
+        path = folder / name
+        if not path.is_file():
+            return name
+        _hash_into(sha256, path, transfer)
+        return None if sha256.hexdigest() == entry.sha256 else name
+
+    with disk_errors(folder):
+        damaged = transfer.run(check, _by_size(manifest))
+    _refuse_damaged(str(folder), damaged, "; remove it and run again")
+
+
+@contextmanager
+def arriving(to: Path) -> Iterator[Path | None]:
+    """A hidden sibling of `to`, ours alone, that becomes `to` when the block ends well, and else is kept.
+
+    None when `to` is there already (an empty directory is not): then there is nothing to fill.
+    """
+    partial = to.parent / f".{to.name}.partial"
+    with _lock(partial):
+        if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+            shutil.rmtree(partial)
+            yield None
+            return
+        yield partial
+        for folder in {path.parent for path in tree_files(partial).values()}:
+            sync_directory(folder)
+        partial.rename(to)
+        sync_directory(to.parent)
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold a directory against other processes; it is made when missing."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # its last holder renamed it in this moment
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
+                yield
+                return
+        finally:
+            os.close(handle)
+
+
+def _fetch(
+    store: Store, prefix: str, folder: Path, item: tuple[str, FileEntry], transfer: Transfer
+) -> str | None:
+    """Bring one file; its name when what arrived is not what the manifest says (and nothing is kept)."""
+    name, entry = item
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    resumed = path.exists()
+    if resumed and path.stat().st_size > entry.size_bytes:
+        path.unlink()
+    sha256 = hashlib.sha256()
+    if path.exists():
+        _hash_into(sha256, path, transfer)
+
+    def take(chunk: bytes) -> None:
+        sha256.update(chunk)
+        transfer.advance(len(chunk))
+
+    if not path.exists() or path.stat().st_size < entry.size_bytes or not entry.size_bytes:
+        store.get_file(join(prefix, name), path, take)
+    if sha256.hexdigest() == entry.sha256:
+        return None
+    path.unlink()
+    # What lay here may have been of another version: only a file fetched whole tells of damage.
+    return _fetch(store, prefix, folder, item, transfer) if resumed else name
+
+
+def _hash_into(sha256: hashlib._Hash, path: Path, transfer: Transfer) -> None:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            sha256.update(chunk)
+            transfer.advance(len(chunk))
+
+
+def _by_size(manifest: Manifest) -> list[tuple[str, FileEntry]]:
+    """Largest first, so that no large file is left for the end."""
+    return sorted(manifest.files.items(), key=lambda item: -item[1].size_bytes)
+
+
+def _check_same(to: Path, manifest: Manifest) -> None:
+    listed = to / MANIFEST
+    if not listed.is_file() or parse_manifest(listed.read_bytes(), str(listed)) != manifest:
+        raise StoreError(f"{to}: exists and is something else; remove it or choose another directory")
+
+
+def _check_sizes(store: Store, prefix: str, manifest: Manifest) -> None:
+    """Say what is missing or cut short before gigabytes of the rest are fetched."""
+    sizes = stored_sizes(store, prefix)
+    for name, entry in manifest.files.items():
+        if sizes.get(name) != entry.size_bytes:
+            found = "missing" if name not in sizes else f"{sizes[name]} bytes long"
+            raise StoreError(
+                f"{store.uri_of(join(prefix, name))}: {found}, not {entry.size_bytes} bytes; upload it again"
+            )
+
+
+def stored_sizes(store: Store, prefix: str) -> Mapping[str, int]:
+    """{name: bytes} of every object below `prefix`."""
+    below = f"{prefix}/" if prefix else ""
+    return {info.key.removeprefix(below): info.size_bytes for info in store.list(below)}
+
+
+def _remove_strangers(partial: Path, manifest: Manifest) -> None:
+    for name, path in tree_files(partial).items():
+        if name not in manifest.files:
+            path.unlink()
+
+
+def _refuse_damaged(where: str, found: list[str | None], remedy: str) -> None:
+    damaged = sorted(name for name in found if name is not None)
+    if damaged:
+        raise StoreError(
+            f"{where}: damaged: {', '.join(damaged)} (sha256 differs from the manifest's){remedy}"
+        )

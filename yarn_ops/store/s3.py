@@ -1,0 +1,209 @@
+"""Object storage in an S3 bucket, on AWS or any server that speaks its API."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import boto3
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import ConnectionError as NoConnection
+
+from yarn_ops.digests import CHUNK_BYTES
+from yarn_ops.errors import StoreError
+from yarn_ops.store import ObjectInfo, StoreOptions
+from yarn_ops.store.disk import disk_errors
+from yarn_ops.store.keys import check_key, join
+
+MIB = 1 << 20
+UPLOAD = TransferConfig(multipart_threshold=16 * MIB, multipart_chunksize=16 * MIB, max_concurrency=8)
+# The server moves the bytes: large parts, few requests. One request may copy 5 GiB at most (S3).
+COPY = TransferConfig(multipart_threshold=64 * MIB, multipart_chunksize=64 * MIB, max_concurrency=8)
+CONNECTIONS = 32
+CONNECT_TIMEOUT_S = 5
+READ_TIMEOUT_S = 60
+ATTEMPTS = 4
+"""of a request, and of a broken download without a byte of progress"""
+
+# Some of these are OSErrors too: they must be caught before `disk_errors` sees them.
+BROKEN_OFF = (HTTPClientError, IncompleteReadError, NoConnection)
+
+REMEDIES = {
+    "SignatureDoesNotMatch": "the secret key is wrong; check YARN_OPS_S3_SECRET_KEY",
+    "InvalidAccessKeyId": "the access key is unknown there; check YARN_OPS_S3_ACCESS_KEY",
+    "AccessDenied": "access denied; check the keys and what they are allowed",
+    "403": "access denied; check the keys and what they are allowed",
+    "NoSuchBucket": "no such bucket; create it or correct the URL",
+    "NoSuchKey": "no such object",
+    "404": "no such object",
+    "RequestTimeTooSkewed": "this machine's clock differs from the server's; set it",
+    "AuthorizationHeaderMalformed": "another region; check YARN_OPS_S3_REGION",
+    "PermanentRedirect": "another region; check YARN_OPS_S3_REGION",
+    "InsufficientStorage": "no space left on the server; free some and run again",
+    "507": "no space left on the server; free some and run again",
+    "QuotaExceeded": "the quota is used up; free some and run again",
+}
+
+
+class S3Store:
+    """A `Store` whose keys lie below s3://bucket/prefix."""
+
+    def __init__(self, url: str, options: StoreOptions) -> None:
+        self._options = options
+        self.bucket, _, prefix = url.removeprefix("s3://").rstrip("/").partition("/")
+        if not self.bucket:
+            raise StoreError(f"{url}: names no bucket; write s3://bucket/prefix")
+        self._prefix = check_key(prefix) if prefix else ""
+
+    def __repr__(self) -> str:
+        return f"S3Store({self.url!r}, {self._options!r})"
+
+    @property
+    def url(self) -> str:
+        return f"s3://{join(self.bucket, self._prefix)}" if self._prefix else f"s3://{self.bucket}"
+
+    def uri_of(self, key: str) -> str:
+        return f"{self.url}/{check_key(key)}"
+
+    def key_of(self, uri: str) -> str:
+        plain = uri.rstrip("/")
+        if plain == self.url:
+            return ""
+        if not plain.startswith(f"{self.url}/"):
+            raise StoreError(f"{uri}: not below the store {self.url}")
+        return check_key(plain.removeprefix(f"{self.url}/"))
+
+    def put_file(self, path: Path, key: str, on_bytes: Callable[[int], None] | None = None) -> None:
+        with disk_errors(path), self._errors(self.uri_of(key)):
+            self._client.upload_file(str(path), **self._named(key), Config=UPLOAD, Callback=on_bytes)
+
+    def get_file(self, key: str, path: Path, on_chunk: Callable[[bytes], object] | None = None) -> None:
+        with self._errors(self.uri_of(key)):
+            head = self._client.head_object(**self._named(key))
+        size, etag = head["ContentLength"], head["ETag"]
+        with disk_errors(path), self._errors(self.uri_of(key)), path.open("ab") as file:
+            idle = 0
+            while (start := file.tell()) < size:
+                try:
+                    for chunk in self._chunks(key, start, etag):
+                        file.write(chunk)
+                        if on_chunk is not None:
+                            on_chunk(chunk)
+                except BROKEN_OFF:
+                    idle = 0 if file.tell() > start else idle + 1
+                    if idle == ATTEMPTS:
+                        raise
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self, key: str) -> bytes:
+        with self._errors(self.uri_of(key)):
+            return self._client.get_object(**self._named(key))["Body"].read()
+
+    def write(self, key: str, data: bytes) -> None:
+        with self._errors(self.uri_of(key)):
+            self._client.put_object(**self._named(key), Body=data)
+
+    def size(self, key: str) -> int | None:
+        with self._errors(self.uri_of(key)):
+            try:
+                return self._client.head_object(**self._named(key))["ContentLength"]
+            except ClientError as error:
+                if _code(error) not in ("403", "404"):
+                    raise
+            # The answer to HEAD has no body; that to GET tells a missing object from a missing bucket.
+            try:
+                return self._client.get_object(**self._named(key))["ContentLength"]
+            except ClientError as error:
+                if _code(error) != "NoSuchKey":
+                    raise
+                return None
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        full = join(self._prefix, prefix)
+        skip = len(full) - len(prefix)
+        with self._errors(f"s3://{self.bucket}/{full}"):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=full)
+            for page in pages:
+                for item in page.get("Contents", ()):
+                    yield ObjectInfo(item["Key"][skip:], item["Size"], item["LastModified"])
+
+    def delete(self, key: str) -> None:
+        with self._errors(self.uri_of(key)):
+            self._client.delete_object(**self._named(key))
+
+    def copy(self, source_key: str, target_key: str) -> None:
+        """Made by the server, in parts when large: no byte passes through this machine."""
+        with self._errors(self.uri_of(source_key)):
+            self._client.copy(self._named(source_key), **self._named(target_key), Config=COPY)
+
+    @cached_property
+    def _client(self) -> Any:
+        options = self._options
+        config = Config(
+            retries={"mode": "standard", "max_attempts": ATTEMPTS},
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=READ_TIMEOUT_S,
+            max_pool_connections=CONNECTIONS,
+            s3={"addressing_style": "path" if options.endpoint_url else "auto"},
+            # Servers other than AWS need not know its newer checksum headers; contents are ours to check.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        with self._errors(self.url):
+            session = boto3.session.Session()
+            return session.client(
+                "s3",
+                endpoint_url=options.endpoint_url,
+                aws_access_key_id=options.access_key,
+                aws_secret_access_key=options.secret_key,
+                region_name=options.region or session.region_name or "us-east-1",
+                config=config,
+            )
+
+    def _named(self, key: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": join(self._prefix, check_key(key))}
+
+    def _chunks(self, key: str, start: int, etag: str) -> Iterator[bytes]:
+        wanted = {"Range": f"bytes={start}-", "IfMatch": etag}
+        body = self._client.get_object(**self._named(key), **wanted)["Body"]
+        with body:
+            yield from body.iter_chunks(CHUNK_BYTES)
+
+    @contextmanager
+    def _errors(self, where: str) -> Iterator[None]:
+        try:
+            yield
+        except (BotoCoreError, ClientError, Boto3Error) as error:
+            raise StoreError(f"{where}: {self._explain(error)}") from error
+
+    def _explain(self, error: Exception) -> str:
+        if isinstance(error, Boto3Error) and isinstance(error.__context__, Exception):
+            return self._explain(error.__context__)
+        if isinstance(error, ClientError):
+            told = error.response.get("Error", {}).get("Message", "")
+            return REMEDIES.get(_code(error), f"the server answered {_code(error)}: {told[:200]}")
+        if isinstance(error, BROKEN_OFF):
+            server = self._options.endpoint_url or "the S3 server"
+            return f"{server} does not answer; is it running, is YARN_OPS_S3_ENDPOINT_URL right?"
+        if isinstance(error, NoCredentialsError | PartialCredentialsError):
+            return "no keys; set YARN_OPS_S3_ACCESS_KEY and YARN_OPS_S3_SECRET_KEY"
+        return str(error)
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", "?"))

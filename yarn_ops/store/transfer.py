@@ -1,0 +1,49 @@
+"""Many transfers at once, with one count of bytes and one way to stop them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event, Lock
+from typing import TypeVar
+
+from yarn_ops.errors import StoreError
+
+THREADS = 4
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Report = Callable[[int, int, str], None]
+"""hears bytes done, bytes in all and both in words, from one thread at a time"""
+MIB = 1 << 20
+
+
+class Transfer:
+    """Runs transfers in threads; each calls `advance` for its bytes."""
+
+    def __init__(self, total_bytes: int, report: Report | None) -> None:
+        self._total_bytes = total_bytes
+        self._report = report
+        self._done_bytes = 0
+        self._lock = Lock()
+        self._stopped = Event()
+
+    def advance(self, size_bytes: int) -> None:
+        """Count bytes; raises in a transfer that is to stop because another failed or the user gave up."""
+        if self._stopped.is_set():
+            raise StoreError("transfer stopped")
+        with self._lock:
+            self._done_bytes += size_bytes
+            if self._report is not None:
+                note = f"{self._done_bytes / MIB:,.0f} of {self._total_bytes / MIB:,.0f} MiB"
+                self._report(self._done_bytes, self._total_bytes, note)
+
+    def run(self, action: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """Results in the items' order; the first failure stops the others and is raised."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            futures = [pool.submit(action, item) for item in items]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                self._stopped.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise

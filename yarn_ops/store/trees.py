@@ -1,0 +1,128 @@
+"""Content-addressed directories: artifacts/<digest>/<file>, complete once their manifest is there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from yarn_ops.digests import digest_tree, tree_files
+from yarn_ops.errors import StoreError
+from yarn_ops.records import Tree
+from yarn_ops.store import Store
+from yarn_ops.store.disk import disk_errors
+from yarn_ops.store.keys import join
+from yarn_ops.store.local import LocalStore
+from yarn_ops.store.manifest import (
+    MANIFEST,
+    FileEntry,
+    Manifest,
+    check_file_name,
+    parse_manifest,
+    read_manifest,
+)
+from yarn_ops.store.pull import pull_files, stored_sizes, verify_files
+from yarn_ops.store.transfer import Report, Transfer
+
+
+def put_tree(store: Store, path: Path, *, report: Report | None = None) -> Tree:
+    """Store every file below `path`, in parallel, once: what is there already is not sent again.
+
+    Safe to repeat and to run twice at the same time. Raises StoreError.
+    """
+    manifest = manifest_of(path)
+    prefix = f"artifacts/{manifest.digest}"
+    tree = manifest.tree_at(store.uri_of(prefix))
+    if tree_present(store, tree):
+        return tree
+    sizes = stored_sizes(store, prefix)
+    transfer = Transfer(manifest.size_bytes, report)
+
+    def put(name: str) -> None:
+        # Objects appear whole, under a key made of their contents: the same size is the same object.
+        if sizes.get(name) == manifest.files[name].size_bytes:
+            transfer.advance(manifest.files[name].size_bytes)
+        else:
+            store.put_file(path / name, join(prefix, name), transfer.advance)
+
+    transfer.run(put, manifest.files)
+    store.write(join(prefix, MANIFEST), manifest.to_bytes())
+    return tree
+
+
+def manifest_of(path: Path) -> Manifest:
+    """The manifest that a local directory would be stored with."""
+    with disk_errors(path):
+        files = tree_files(path)
+        if not files:
+            raise StoreError(f"{path}: nothing to store; the directory is empty or missing")
+        for name in files:
+            check_file_name(name)
+        digests = digest_tree(path)
+        return Manifest(
+            files={
+                name: FileEntry(sha256=digests[name], size_bytes=file.stat().st_size)
+                for name, file in files.items()
+            }
+        )
+
+
+def tree_present(store: Store, tree: Tree) -> bool:
+    """Whether manifest and sizes agree: cheap, reads no file's bytes."""
+    prefix = store.key_of(tree.uri)
+    sizes = stored_sizes(store, prefix)
+    if MANIFEST not in sizes:
+        return False
+    try:
+        manifest = parse_manifest(store.read(join(prefix, MANIFEST)), tree.uri)
+    except StoreError:
+        return False
+    complete = all(sizes.get(name) == entry.size_bytes for name, entry in manifest.files.items())
+    return complete and manifest.digest == tree.digest
+
+
+def fetch_tree(store: Store, tree: Tree, cache: Path, *, report: Report | None = None) -> Path:
+    """A local, verified, read-only directory with the tree's files and their manifest.
+
+    A local store's own directory, else `cache`/<digest>. A damaged object is a StoreError that names it.
+    """
+    prefix = store.key_of(tree.uri)
+    manifest = read_manifest(store, prefix)
+    if manifest.digest != tree.digest:
+        raise StoreError(
+            f"{tree.uri}: holds another directory than the one recorded; remove it and run again"
+        )
+    if isinstance(store, LocalStore):
+        path = store.path_of(prefix)
+        verify_files(path, manifest, Transfer(manifest.size_bytes, report))
+        return path
+    path = cache / tree.digest
+    pull_files(store, prefix, manifest, path, report=report)
+    return path
+
+
+def compose_tree(store: Store, source: Tree, extra: Mapping[str, bytes], target_uri: str) -> Tree:
+    """A directory at `target_uri`: the files of `source`, copied by the store itself, and small `extra` ones.
+
+    An extra file replaces the source's of the same name. Composing again changes nothing.
+    """
+    source_prefix, target_prefix = store.key_of(source.uri), store.key_of(target_uri)
+    source_files = read_manifest(store, source_prefix).files
+    extra_files = {
+        check_file_name(name): FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+        for name, data in extra.items()
+    }
+    manifest = Manifest(files={**source_files, **extra_files})
+    tree = manifest.tree_at(store.uri_of(target_prefix))
+    if tree_present(store, tree):
+        return tree
+    # From here until the new manifest stands, the directory is not complete.
+    store.delete(join(target_prefix, MANIFEST))
+    copied = [name for name in source_files if name not in extra_files]
+    Transfer(0, None).run(
+        lambda name: store.copy(join(source_prefix, name), join(target_prefix, name)), copied
+    )
+    for name, data in extra.items():
+        store.write(join(target_prefix, name), data)
+    store.write(join(target_prefix, MANIFEST), manifest.to_bytes())
+    return tree
