@@ -1,0 +1,159 @@
+"""The gate's truth table: each condition on both sides, and what was not measured fails."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from yarn_ops.evals.gate import judge
+from yarn_ops.recipe import Gate
+from yarn_ops.records import Score, Scorecard, Tree, Verdict
+
+BEFORE = {
+    "perplexity": {256: 9.3, 512: 9.1, 1024: 117.0, 2048: 271.0},
+    "code": {256: 0.98, 512: 0.95, 1024: 0.0, 2048: 0.0},
+}
+AFTER = {
+    "perplexity": {256: 9.2, 512: 8.9, 1024: 7.3, 2048: 6.8},
+    "code": {256: 0.98, 512: 0.97, 1024: 0.98, 2048: 0.94},
+}
+TREE = Tree(uri="file:///scores", digest="1" * 64, files=1, size_bytes=1)
+NO_GATE = dict.fromkeys(Gate.model_fields)
+
+
+def decide(scorecard, before: dict, after: dict, **thresholds) -> Verdict:
+    gate = Gate(**(NO_GATE | thresholds)) if thresholds else Gate()
+    return judge(
+        gate, scorecard(**before), scorecard(**after), original_context_tokens=512, target_context_tokens=2048
+    )
+
+
+def changed(card: dict, task: str, length: int, value: float) -> dict:
+    return card | {task: card[task] | {length: value}}
+
+
+def without(card: dict, task: str, length: int) -> dict:
+    return card | {task: {at: value for at, value in card[task].items() if at != length}}
+
+
+def test_the_demo_passes_every_condition(scorecard) -> None:
+    verdict = decide(scorecard, BEFORE, AFTER)
+    assert verdict.passed
+    assert [check.name for check in verdict.checks] == [
+        "base uses its window", "recall at the target", "long gain", "long growth", "short loss", "short recall loss",
+    ]  # fmt: skip
+    assert [check.measured for check in verdict.checks] == pytest.approx(
+        [0.95, 0.94, 271 / 6.8, 6.8 / 8.9, 9.2 / 9.3, 0.0]
+    )
+
+
+def test_an_empty_gate_passes_anything(scorecard) -> None:
+    gate = Gate(**NO_GATE)
+    empty = scorecard(perplexity={})
+    verdict = judge(gate, empty, empty, original_context_tokens=512, target_context_tokens=2048)
+    assert verdict.passed and verdict.checks == ()
+
+
+@pytest.mark.parametrize(
+    ("threshold", "before", "after", "reason"),
+    [
+        (
+            {"min_recall": 0.9}, BEFORE, changed(AFTER, "code", 2048, 0.71),
+            "recall at 2048 tokens is 0.710, below 0.9",
+        ),
+        (
+            {"min_recall": 0.9}, changed(BEFORE, "code", 512, 0.02), AFTER,
+            "the base recalls 0.02 of the pairs within its own 512 tokens: "
+            "a model that never used its own window gains nothing from a longer one",
+        ),
+        (
+            {"min_long_gain": 1.5}, changed(BEFORE, "perplexity", 2048, 8.5), AFTER,
+            "gain at 2048 tokens (perplexity 8.50 before, 6.80 after) is 1.250, below 1.5",
+        ),
+        (
+            {"max_long_growth": 1.1}, BEFORE, changed(AFTER, "perplexity", 2048, 17.8),
+            "growth of perplexity from 512 to 2048 tokens (8.90 to 17.80) is 2.000, above 1.1",
+        ),
+        (
+            {"max_short_loss": 1.05}, BEFORE, changed(AFTER, "perplexity", 256, 18.6),
+            "perplexity after / before at 256 tokens is 2.000, above 1.05",
+        ),
+        (
+            {"max_short_recall_loss": 0.1}, BEFORE, changed(AFTER, "code", 256, 0.5),
+            "code recall lost at 256 tokens (0.98 before, 0.50 after) is 0.480, above 0.1",
+        ),
+    ],
+)  # fmt: skip
+def test_each_condition_fails_with_its_figures(scorecard, threshold, before, after, reason) -> None:
+    verdict = decide(scorecard, before, after, **threshold)
+    assert not verdict.passed
+    assert verdict.reasons == reason
+
+
+@pytest.mark.parametrize(
+    ("threshold", "before", "after", "what"),
+    [
+        ({"min_recall": 0.9}, BEFORE, without(AFTER, "code", 2048), "recall at 2048 tokens"),
+        ({"min_recall": 0.9}, without(BEFORE, "code", 512), AFTER, "the base's recall at its own 512 tokens"),
+        (
+            {"min_long_gain": 1.5}, without(BEFORE, "perplexity", 2048), AFTER,
+            "perplexity at 2048 tokens of the base",
+        ),
+        (
+            {"min_long_gain": 1.5}, BEFORE, without(AFTER, "perplexity", 2048),
+            "perplexity at 2048 tokens of the result",
+        ),
+        (
+            {"max_long_growth": 1.1}, BEFORE, without(AFTER, "perplexity", 512),
+            "the result's perplexity at 512 tokens",
+        ),
+        (
+            {"max_short_loss": 1.05}, BEFORE, without(AFTER, "perplexity", 256),
+            "perplexity at 256 tokens of the result",
+        ),
+        (
+            {"max_short_loss": 1.05}, without(BEFORE, "perplexity", 512), without(AFTER, "perplexity", 512),
+            "perplexity at 512 tokens of the base",
+        ),
+        (
+            {"max_short_recall_loss": 0.1}, without(BEFORE, "code", 256), AFTER,
+            "recall of code pairs at 256 tokens of the base",
+        ),
+        ({"max_short_recall_loss": 0.1}, BEFORE | {"code": {}}, AFTER | {"code": {}}, "recall up to 512 tokens"),
+    ],
+)  # fmt: skip
+def test_what_was_not_measured_fails(scorecard, threshold, before, after, what) -> None:
+    verdict = decide(scorecard, before, after, **threshold)
+    assert not verdict.passed
+    assert verdict.reasons.startswith(f"{what} was not measured, so ")
+
+
+def test_a_value_that_is_no_number_fails(scorecard) -> None:
+    after = scorecard(**AFTER)
+    nan = Score.model_construct(
+        task="recall/code",
+        context_tokens=2048,
+        depth=None,
+        value=math.nan,
+        low=None,
+        high=None,
+        samples=1,
+        seed=0,
+    )
+    broken = Scorecard.model_construct(
+        tree=None, parents=(), model_digest="0" * 64, original_context_tokens=512,
+        scores=(nan, *(score for score in after.scores if score.task != "recall/code")),
+    )  # fmt: skip
+    verdict = judge(
+        Gate(**(NO_GATE | {"min_recall": 0.0})), scorecard(**BEFORE), broken.model_copy(update={"tree": TREE}),
+        original_context_tokens=512, target_context_tokens=2048,
+    )  # fmt: skip
+    assert (
+        verdict.reasons == "recall at 2048 tokens was not measured, so recall at the target cannot be judged"
+    )
+
+
+def test_the_better_template_counts_at_the_target(scorecard) -> None:
+    after = changed(AFTER, "code", 2048, 0.2) | {"prose": {2048: 0.95}}
+    assert decide(scorecard, BEFORE, after, min_recall=0.9).passed

@@ -1,0 +1,45 @@
+"""Intervals cover at the stated rate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from yarn_ops.evals.intervals import mean_interval, student_quantile, wilson
+
+RUNS = 4000
+
+
+@pytest.mark.parametrize("trials", [24, 96])
+def test_wilson_covers(trials: int) -> None:
+    """Coverage of one share swings with the grid of counts, so shares are drawn too."""
+    rng = np.random.default_rng(0)
+    shares = rng.uniform(0.02, 0.98, RUNS)
+    intervals = [wilson(successes, trials) for successes in rng.binomial(trials, shares).tolist()]
+    hits = [low <= share <= high for share, (low, high) in zip(shares, intervals, strict=True)]
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.012)
+
+
+def test_wilson_equals_published_values() -> None:
+    """Newcombe 1998, table I: 81 of 263 and 0 of 20."""
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert wilson(20, 20)[1] == 1.0
+
+
+@pytest.mark.parametrize("samples", [4, 8, 16])
+def test_mean_interval_covers(samples: int) -> None:
+    rng = np.random.default_rng(1)
+    hits = [
+        low <= 2.0 <= high for low, high in map(mean_interval, rng.normal(2.0, 0.3, (RUNS, samples)).tolist())
+    ]
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.012)
+
+
+@pytest.mark.parametrize(("freedom", "quantile"), [(3, 3.18245), (7, 2.36462), (15, 2.13145), (95, 1.98525)])
+def test_student_quantile(freedom: int, quantile: float) -> None:
+    assert student_quantile(freedom) == pytest.approx(quantile, rel=2e-3)
+
+
+def test_too_few_samples_have_no_interval() -> None:
+    assert mean_interval([1.0, 2.0, 3.0]) is None

@@ -1,0 +1,147 @@
+"""Known answers: a model that copies scores 1, a random one at chance; samples are what they say."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from yarn_ops.errors import EvaluationError
+from yarn_ops.evals import recall
+
+READ = {
+    "code": (r"KEY_(\w{4}) = (\d+)\n", r"assert KEY_(\w{4}) ==((?: \d*)?)$"),
+    "prose": (r"number for (\w{4}) is: (\d+)\.", r"number for (\w{4})\? It is:((?: \d*)?)$"),
+}
+
+
+class Reader(torch.nn.Module):
+    """Finds the asked key in the text that it has read, by regular expression, and writes its value.
+
+    `window`: it sees no further back than so many tokens. Its hidden states are one-hot next tokens.
+    """
+
+    def __init__(self, tokenizer, template: str, window: int | None = None) -> None:
+        super().__init__()
+        self.tokenizer, self.template, self.window = tokenizer, template, window
+        self.config = SimpleNamespace(vocab_size=tokenizer.vocab_size)
+        self.device = torch.device("cpu")
+
+    def get_output_embeddings(self):
+        return torch.nn.Identity()
+
+    def base_model(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        hidden = torch.zeros(*input_ids.shape, self.config.vocab_size)
+        for row, ids in enumerate(input_ids.tolist()):
+            for at in range(len(ids) - 200, len(ids)):
+                start = max(0, at + 1 - self.window) if self.window else 0
+                hidden[row, at, self._next(ids[start : at + 1])] = 1
+        return SimpleNamespace(last_hidden_state=hidden)
+
+    def _next(self, ids: list[int]) -> int:
+        planted, asked = READ[self.template]
+        question = re.search(asked, self.tokenizer.decode(ids[-40:]))
+        if question is None:
+            return 0
+        value = dict(re.findall(planted, self.tokenizer.decode(ids))).get(question[1], "99")
+        answer = self.tokenizer.encode(f" {value}", add_special_tokens=False)
+        written = self.tokenizer.encode(question[2], add_special_tokens=False)
+        return answer[len(written)] if answer[: len(written)] == written and len(written) < len(answer) else 0
+
+
+def texts(count: int, tokens: int) -> list[np.ndarray]:
+    """Letters and spaces alone: nothing that looks like a pair."""
+    return list(np.random.default_rng(0).integers(300, 700, (count, tokens)))
+
+
+def by_task(scores) -> dict[tuple[str, float | None], float]:
+    return {(score.task, score.depth): score.value for score in scores}
+
+
+@pytest.mark.parametrize("template", ["code", "prose"])
+def test_a_model_that_copies_recalls_everything_and_guesses_nothing(
+    template, base512_tokenizer, encode
+) -> None:
+    samples = recall.make_samples(texts(3, 512), encode, template, 512, pairs=4, seed=0)
+    scores = by_task(recall.recall_scores(Reader(base512_tokenizer, template), samples, template, 4, seed=0))
+    assert scores == {
+        (f"recall/{template}", None): 1.0,
+        **{(f"recall/{template}", depth): 1.0 for depth in (0.125, 0.375, 0.625, 0.875)},
+        (f"recall/{template}/no-needle", None): 0.0,
+    }
+
+
+def test_a_model_with_a_window_recalls_what_lies_in_it(base512_tokenizer, encode) -> None:
+    """A window of 1100 of 2048 tokens holds the two nearest quarters, and never the two farthest."""
+    samples = recall.make_samples(texts(2, 2048), encode, "code", 2048, pairs=4, seed=0)
+    scores = by_task(
+        recall.recall_scores(Reader(base512_tokenizer, "code", window=1100), samples, "code", 4, 0)
+    )
+    assert [scores["recall/code", depth] for depth in (0.125, 0.375, 0.625, 0.875)] == [0, 0, 1, 1]
+    assert scores["recall/code", None] == 0.5
+
+
+def test_a_random_model_is_at_chance(encode, base512_tokenizer) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=base512_tokenizer.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=16,
+    )  # fmt: skip
+    samples = recall.make_samples(texts(24, 256), encode, "code", 256, pairs=4, seed=0)
+    scores = recall.recall_scores(LlamaForCausalLM(config).eval(), samples, "code", 4, seed=0)
+    assert {score.value for score in scores} == {0.0}
+    assert scores[0].samples == 96
+    assert scores[0].high < 0.04
+
+
+@pytest.mark.parametrize("template", ["code", "prose"])
+@pytest.mark.parametrize("length", [200, 256, 1000])
+def test_samples_are_exactly_as_long_as_asked(template, length, encode) -> None:
+    samples = recall.make_samples(texts(5, length), encode, template, length, pairs=4, seed=0)
+    assert {len(sample.ids) for sample in samples} == {length}
+
+
+@pytest.mark.parametrize("template", ["code", "prose"])
+def test_each_part_holds_its_pair_and_the_unplanted_is_asked_last(
+    template, encode, base512_tokenizer
+) -> None:
+    for sample in recall.make_samples(texts(10, 512), encode, template, 512, pairs=4, seed=1):
+        planted = recall.TEMPLATES[template].plant.split("{value}")[0]
+        assert sample.answers[-1].part is None
+        for answer in sample.answers:
+            value = base512_tokenizer.decode(sample.ids[answer.start : answer.end])
+            before = base512_tokenizer.decode(sample.ids[: answer.start])
+            key = re.findall(r"_(\w{4}) ==|for (\w{4})\?", before)[-1]
+            head, found, _ = before.partition(planted.format(key="".join(key)) + value.strip())
+            assert bool(found) == (answer.part is not None)
+            if answer.part is not None:
+                share = len(encode(head)) / sample.answers[0].start
+                assert answer.part / 4 - 0.1 <= share <= (answer.part + 1) / 4 + 0.1
+
+
+def test_places_and_order_are_uniform(encode) -> None:
+    samples = recall.make_samples(texts(300, 256), encode, "code", 256, pairs=2, seed=0)
+    first_asked = np.mean([sample.answers[0].part == 0 for sample in samples])
+    assert first_asked == pytest.approx(0.5, abs=0.09)
+    plant = encode("\nKEY_")[:2]
+    starts = [next(i for i in range(256) if list(s.ids[i : i + 2]) == plant) for s in samples]
+    filler = 256 - 2 * 9 - 3 * 9
+    assert np.mean(starts) == pytest.approx(filler / 4, rel=0.2)
+    assert len(set(starts)) > 40
+
+
+def test_the_same_seed_asks_the_same_and_another_asks_others(encode) -> None:
+    def ids(seed: int) -> np.ndarray:
+        return np.stack([s.ids for s in recall.make_samples(texts(3, 256), encode, "code", 256, 4, seed)])
+
+    assert (ids(0) == ids(0)).all()
+    assert (ids(0) != ids(1)).any(axis=1).all()
+
+
+def test_a_window_too_short_for_its_pairs_is_refused(encode) -> None:
+    with pytest.raises(EvaluationError, match=r"40 tokens cannot hold 4 prose pairs and questions \(\d+ "):
+        recall.make_samples(texts(1, 40), encode, "prose", 40, pairs=4, seed=0)

@@ -1,0 +1,161 @@
+"""The gate: better at the long end, not worse at the short end, or no promotion.
+
+A condition whose score was not measured fails: absence of evidence is no evidence.
+Perplexity is the last quarter's: the same target tokens at every length and for both models.
+"""
+
+from __future__ import annotations
+
+import math
+
+from yarn_ops.evals.perplexity import LAST_QUARTER
+from yarn_ops.evals.recall import TEMPLATES, task_name
+from yarn_ops.recipe import Gate
+from yarn_ops.records import Check, Scorecard, Verdict
+
+LEAST_BASE_RECALL = 0.1
+"""of a base that can be said to use its own window; the demo's base has 0.95, chance is 0.00001"""
+
+
+def judge(
+    gate: Gate,
+    before: Scorecard,
+    after: Scorecard,
+    *,
+    original_context_tokens: int,
+    target_context_tokens: int,
+) -> Verdict:
+    """Decide on every threshold that the gate sets; passed when all of them hold."""
+    original, target = original_context_tokens, target_context_tokens
+    checks: list[Check] = []
+    if gate.min_recall is not None:
+        checks.append(_base_uses_its_window(before, original))
+        checks.append(_recall_at_target(after, target, gate.min_recall))
+    if gate.min_long_gain is not None:
+        checks.append(_long_gain(before, after, target, gate.min_long_gain))
+    if gate.max_long_growth is not None:
+        checks.append(_long_growth(after, original, target, gate.max_long_growth))
+    if gate.max_short_loss is not None:
+        checks.append(_short_loss(before, after, original, gate.max_short_loss))
+    if gate.max_short_recall_loss is not None:
+        checks.append(_short_recall_loss(before, after, original, gate.max_short_recall_loss))
+    return Verdict(
+        parents=(before.digest, after.digest),
+        passed=all(check.passed for check in checks),
+        checks=tuple(checks),
+    )
+
+
+def _base_uses_its_window(before: Scorecard, original: int) -> Check:
+    name = "base uses its window"
+    value = _best_recall(before, original)
+    if value is None:
+        return _unmeasured(name, LEAST_BASE_RECALL, f"the base's recall at its own {original} tokens")
+    passed = value >= LEAST_BASE_RECALL
+    reason = f"the base recalls {value:.2f} of the pairs within its own {original} tokens"
+    if not passed:
+        reason += ": a model that never used its own window gains nothing from a longer one"
+    return Check(name=name, measured=value, threshold=LEAST_BASE_RECALL, passed=passed, reason=reason)
+
+
+def _recall_at_target(after: Scorecard, target: int, threshold: float) -> Check:
+    value = _best_recall(after, target)
+    if value is None:
+        return _unmeasured("recall at the target", threshold, f"recall at {target} tokens")
+    return _at_least("recall at the target", f"recall at {target} tokens", value, threshold)
+
+
+def _long_gain(before: Scorecard, after: Scorecard, target: int, threshold: float) -> Check:
+    name = "long gain"
+    base, result = _measured(before, LAST_QUARTER, target), _measured(after, LAST_QUARTER, target)
+    if base is None or result is None:
+        return _unmeasured(name, threshold, f"perplexity at {target} tokens of {_missing(base)}")
+    what = f"gain at {target} tokens (perplexity {base:.2f} before, {result:.2f} after)"
+    return _at_least(name, what, base / result, threshold)
+
+
+def _long_growth(after: Scorecard, original: int, target: int, threshold: float) -> Check:
+    name = "long growth"
+    short, long = _measured(after, LAST_QUARTER, original), _measured(after, LAST_QUARTER, target)
+    if short is None or long is None:
+        missing = original if short is None else target
+        return _unmeasured(name, threshold, f"the result's perplexity at {missing} tokens")
+    what = f"growth of perplexity from {original} to {target} tokens ({short:.2f} to {long:.2f})"
+    return _at_most(name, what, long / short, threshold)
+
+
+def _short_loss(before: Scorecard, after: Scorecard, original: int, threshold: float) -> Check:
+    """The worst ratio result / base over the lengths up to the original context, which must be among them."""
+    name = "short loss"
+    worst: tuple[float, int] | None = None
+    for length in _short_lengths(before, after, original):
+        base, result = _measured(before, LAST_QUARTER, length), _measured(after, LAST_QUARTER, length)
+        if base is None or result is None:
+            return _unmeasured(name, threshold, f"perplexity at {length} tokens of {_missing(base)}")
+        worst = max(worst or (0.0, 0), (result / base, length))
+    assert worst is not None
+    return _at_most(name, f"perplexity after / before at {worst[1]} tokens", worst[0], threshold)
+
+
+def _short_recall_loss(before: Scorecard, after: Scorecard, original: int, threshold: float) -> Check:
+    """The worst drop over templates and lengths up to the original context, which must be among them."""
+    name = "short recall loss"
+    templates = [template for template in TEMPLATES if task_name(template) in _tasks(before, after)]
+    if not templates:
+        return _unmeasured(name, threshold, f"recall up to {original} tokens")
+    worst = (-math.inf, "")
+    for template in templates:
+        for length in _short_lengths(before, after, original):
+            base, result = (_measured(card, task_name(template), length) for card in (before, after))
+            if base is None or result is None:
+                what = f"recall of {template} pairs at {length} tokens of {_missing(base)}"
+                return _unmeasured(name, threshold, what)
+            lost = f"{template} recall lost at {length} tokens ({base:.2f} before, {result:.2f} after)"
+            worst = max(worst, (base - result, lost))
+    return _at_most(name, worst[1], worst[0], threshold)
+
+
+def _short_lengths(before: Scorecard, after: Scorecard, original: int) -> list[int]:
+    measured = {
+        score.context_tokens
+        for card in (before, after)
+        for score in card.scores
+        if score.task == LAST_QUARTER and score.context_tokens <= original
+    }
+    return sorted(measured | {original})
+
+
+def _tasks(*cards: Scorecard) -> set[str]:
+    return {score.task for card in cards for score in card.scores}
+
+
+def _best_recall(card: Scorecard, length: int) -> float | None:
+    values = (_measured(card, task_name(template), length) for template in TEMPLATES)
+    return max((value for value in values if value is not None), default=None)
+
+
+def _measured(card: Scorecard, task: str, length: int) -> float | None:
+    """None also for a value that is no number."""
+    value = card.value(task, length)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _missing(base: float | None) -> str:
+    return "the base" if base is None else "the result"
+
+
+def _at_least(name: str, what: str, value: float, threshold: float) -> Check:
+    passed = value >= threshold
+    reason = f"{what} is {value:.3f}, {'at least' if passed else 'below'} {threshold:g}"
+    return Check(name=name, measured=value, threshold=threshold, passed=passed, reason=reason)
+
+
+def _at_most(name: str, what: str, value: float, threshold: float) -> Check:
+    passed = value <= threshold
+    reason = f"{what} is {value:.3f}, {'at most' if passed else 'above'} {threshold:g}"
+    return Check(name=name, measured=value, threshold=threshold, passed=passed, reason=reason)
+
+
+def _unmeasured(name: str, threshold: float, what: str) -> Check:
+    reason = f"{what} was not measured, so {name} cannot be judged"
+    return Check(name=name, measured=None, threshold=threshold, passed=False, reason=reason)
