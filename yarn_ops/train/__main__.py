@@ -1,0 +1,57 @@
+"""The trainer process: `python -m yarn_ops.train JOB.json [--parent PID]`.
+
+Exit status 0: done, or stopped with a snapshot; 2: a user's error, in the log and the last event; else a bug.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from pathlib import Path
+
+from yarn_ops.errors import Stopped, TrainError, YarnOpsError
+from yarn_ops.train.job import Job, read_job
+from yarn_ops.train.lifeline import stop_request
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m yarn_ops.train", description="Train one leg.")
+    parser.add_argument("job", type=Path, help="a job file (JSON, see yarn_ops/train/job.py)")
+    parser.add_argument("--parent", type=int, help="stop when this process, our parent, is gone")
+    arguments = parser.parse_args()
+    stop = stop_request(arguments.parent)  # before torch's import takes its seconds
+    try:
+        return train(read_job(arguments.job), stop)
+    except YarnOpsError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def train(job: Job, stop: threading.Event) -> int:
+    """Run the job between its first and its last event; the exit status."""
+    from torch import OutOfMemoryError
+
+    from yarn_ops.train.events import EventLog
+    from yarn_ops.train.loop import run_job
+    from yarn_ops.train.snapshot import newest_snapshot
+
+    job.work.mkdir(parents=True, exist_ok=True)
+    snapshot = newest_snapshot(job.snapshots, job.identity())
+    events = EventLog(job.events, steps=job.leg.steps, through_step=snapshot.step if snapshot else 0)
+    try:
+        run_job(job, events, stop, snapshot)
+    except Stopped as stopped:
+        events.emit("stopped", reason=str(stopped))
+    except YarnOpsError as error:
+        events.emit("failed", error=str(error))
+        raise
+    except OutOfMemoryError as error:
+        text = f"train: {job.leg.context_tokens} tokens x {job.train.batch_windows} do not fit the GPU; shorten either"
+        events.emit("failed", error=text)
+        raise TrainError(text) from error
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

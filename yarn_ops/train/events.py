@@ -1,0 +1,75 @@
+"""The trainer's events: one JSON object a line, flushed as they happen, readable while they are written.
+
+{"event": "start" | "step" | "checkpoint" | "done" | "stopped" | "failed", "step": n, "steps": n, "time": s, ...}
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+
+
+class EventLog:
+    """The writing end. Opening it replaces the file: what a trainer did after `through_step` is forgotten,
+    because it is done again. A reader knows the new life by the new file."""
+
+    def __init__(self, path: Path, *, steps: int, through_step: int) -> None:
+        kept = [
+            event
+            for event in read_events(path)
+            if event["event"] in ("step", "checkpoint") and event["step"] <= through_step
+        ]
+        fresh = path.with_suffix(".tmp")
+        self._file = fresh.open("w", encoding="utf-8", buffering=1)
+        self._steps, self._step = steps, through_step
+        for event in kept:
+            self._write(event)
+        fresh.replace(path)
+
+    def emit(self, event: str, *, step: int | None = None, **facts: Any) -> None:
+        """Write an event of `step`; None: the step of the event before."""
+        self._step = self._step if step is None else step
+        self._write({"event": event, "step": self._step, "steps": self._steps, **facts, "time": time.time()})
+
+    def _write(self, event: Event) -> None:
+        self._file.write(json.dumps(event) + "\n")
+
+
+class EventTail:
+    """The reading end: every event of the log that replaces the one found now, the kept ones first."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._before = self._inode()
+        self._offset = 0
+
+    def read(self) -> Iterator[Event]:
+        """The events since the last call; a line still being written waits for the next."""
+        if self._inode() in (None, self._before):
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._offset += len(line)
+                yield json.loads(line)
+
+    def _inode(self) -> int | None:
+        try:
+            return self._path.stat().st_ino
+        except FileNotFoundError:
+            return None
+
+
+def read_events(path: Path) -> list[Event]:
+    """All events of a log; none when there is no file. A last line cut off by a crash is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,0 +1,249 @@
+"""The training loop of one leg: schedule, optimizer steps, snapshots, resume, the adapter at the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import shutil
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from yarn_ops.data.windows import ShardReader, WindowSampler
+from yarn_ops.errors import Stopped, TrainError
+from yarn_ops.recipe import Train
+from yarn_ops.rope.proof import load_proven, rope_spec_of
+from yarn_ops.train.events import EventLog
+from yarn_ops.train.job import Job
+from yarn_ops.train.lora import load_trained, make_trainable, save_adapter, trained_parameters
+from yarn_ops.train.precision import dtype_of
+from yarn_ops.train.snapshot import Snapshot, save_snapshot
+from yarn_ops.train.step import Batch, CausalLoss, make_batch, recompute_when_short
+
+BETAS = (0.9, 0.95)  # Llama 2, section 2.2; YaRN's runs kept them
+FINAL_LOSS_STEPS = 5
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+
+
+def learning_rate(step: int, *, steps: int, peak: float, train: Train) -> float:
+    """Of optimizer step 0 .. steps-1: a linear rise to `peak` at the last warm-up step, then a cosine that
+    reaches `final_learning_rate`·peak at the last step."""
+    if step < train.warmup_steps:
+        return peak * (step + 1) / train.warmup_steps
+    progress = (step + 1 - train.warmup_steps) / (steps - train.warmup_steps)
+    cosine = (1 + math.cos(math.pi * progress)) / 2
+    return peak * (train.final_learning_rate + (1 - train.final_learning_rate) * cosine)
+
+
+def run_job(job: Job, events: EventLog, stop: threading.Event, resume_from: Snapshot | None) -> None:
+    """Train the leg and write the adapter directory. Raises Stopped, with a snapshot written, once `stop` is set."""
+    torch.set_num_threads(job.threads)
+    torch.use_deterministic_algorithms(job.device == "cpu")
+    torch.manual_seed(job.train.seed)
+    loop = Loop(job, events, stop)
+    if resume_from is not None:
+        loop.restore(resume_from)
+    loop.run()
+    loop.write_adapter()
+
+
+class Loop:
+    """One leg's model, optimizer and place in the curve."""
+
+    def __init__(self, job: Job, events: EventLog, stop: threading.Event) -> None:
+        self._job, self._events, self._stop = job, events, stop
+        self._dtype = dtype_of(job.train.precision, job.device)
+        self._sampler = WindowSampler(
+            ShardReader(job.shards, "train"),
+            window_tokens=job.leg.context_tokens,
+            seed=job.sampling.seed,
+            prefer_long=job.sampling.prefer_long,
+        )
+        self._model = load_model(job, self._dtype)
+        self._parameters = trained_parameters(self._model)
+        self._loss = CausalLoss(self._model)
+        self._optimizer = make_optimizer(self._parameters.values(), job.train.weight_decay)
+        self._curve: list[dict[str, Any]] = []
+        self._seconds = 0.0
+        self._random = random_state(job.device)
+
+    @property
+    def _step(self) -> int:
+        return len(self._curve)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot as if it had never been left."""
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(snapshot.tensors[f"parameter/{name}"])
+                self._optimizer.state[parameter] = {
+                    "step": torch.tensor(float(snapshot.step)),
+                    **{key: snapshot.tensors[f"{key}/{name}"].to(parameter.device) for key in MOMENTS},
+                }
+        torch.set_rng_state(snapshot.tensors["random/cpu"])
+        if self._job.device == "cuda":
+            torch.cuda.set_rng_state(snapshot.tensors["random/cuda"])
+        self._random = random_state(self._job.device)
+        self._curve, self._seconds = list(snapshot.curve), snapshot.seconds
+
+    def run(self) -> None:
+        """Steps up to the leg's last; a snapshot every `checkpoint_every`, at the end and when asked to stop."""
+        steps, every = self._job.leg.steps, self._job.train.checkpoint_every
+        self._events.emit("start", step=self._step, device=self._job.device, precision=self._dtype)
+        self._model.train()
+        with torch.autocast(self._job.device, torch.bfloat16, enabled=self._dtype == "bf16"):
+            self._loss.prove_head(next(self._batches()).inputs_BT)
+        while self._step < steps:
+            if not self._train_step():
+                self._save_snapshot()
+                raise Stopped(f"training: asked to stop after step {self._step} of {steps}; run it again to go on")
+            if self._step % every == 0 or self._step == steps:
+                self._save_snapshot()
+
+    def write_adapter(self) -> None:
+        """The output directory, whole: beside its final name first."""
+        job, losses = self._job, [point["loss"] for point in self._curve]
+        facts = {
+            "method": job.train.method,
+            "steps": job.leg.steps,
+            "window_tokens": job.leg.context_tokens,
+            "tokens_seen": job.leg.steps * job.windows_a_step * job.leg.context_tokens,
+            "trainable_parameters": sum(parameter.numel() for parameter in self._parameters.values()),
+            "first_loss": losses[0],
+            "final_loss": statistics.fmean(losses[-FINAL_LOSS_STEPS:]),
+        }
+        partial = job.output.with_name(f".{job.output.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        save_adapter(self._model, partial, facts, self._curve)
+        shutil.rmtree(job.output, ignore_errors=True)
+        partial.rename(job.output)
+        self._events.emit("done", step=self._step, seconds=self._seconds, **facts)
+
+    def _train_step(self) -> bool:
+        """One optimizer step; False, and nothing changed, when asked to stop before its last micro-batch."""
+        began, job = time.perf_counter(), self._job
+        batches = list(self._batches())
+        data_wait_s = time.perf_counter() - began
+        target_tokens = sum(batch.target_tokens for batch in batches)
+        loss = 0.0
+        for batch in batches:
+            if self._stop.is_set():
+                return False
+            loss += self._accumulate(batch, target_tokens)
+        rate = learning_rate(self._step, steps=job.leg.steps, peak=job.peak_learning_rate, train=job.train)
+        gradient_norm = self._update(rate, batches)
+        step_s = time.perf_counter() - began
+        self._seconds += step_s
+        self._random = random_state(job.device)
+        self._curve.append({"step": self._step + 1, "loss": loss, "learning_rate": rate, "gradient_norm": gradient_norm})
+        self._events.emit(
+            "step",
+            **self._curve[-1],
+            tokens_per_s=sum(batch.inputs_BT.numel() for batch in batches) / step_s,
+            step_s=step_s,
+            data_wait_s=data_wait_s,
+            peak_bytes=peak_bytes(job.device),
+        )
+        return True
+
+    def _batches(self) -> Iterator[Batch]:
+        """The micro-batches of the step to come: a pure function of its number."""
+        first, train = self._step * self._job.windows_a_step, self._job.train
+        for start in range(first, first + self._job.windows_a_step, train.batch_windows):
+            windows = [self._sampler.window(index) for index in range(start, start + train.batch_windows)]
+            yield make_batch(windows, device=self._job.device, document_mask=self._job.sampling.document_mask)
+
+    def _accumulate(self, batch: Batch, target_tokens: int) -> float:
+        """Add a micro-batch's gradients; its share of the step's mean loss (nats a token)."""
+        with torch.autocast(self._job.device, torch.bfloat16, enabled=self._dtype == "bf16"):
+            loss = self._loss(batch) / target_tokens
+        if not torch.isfinite(loss):
+            raise TrainError(self._not_finite("loss", [batch]))
+        loss.backward()
+        return loss.item()
+
+    def _update(self, rate: float, batches: list[Batch]) -> float:
+        """Clip, step, clear; the gradient norm before clipping."""
+        norm = nn.utils.clip_grad_norm_(self._parameters.values(), self._job.train.clip_norm).item()
+        if not math.isfinite(norm):
+            raise TrainError(self._not_finite("gradient", batches))
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _not_finite(self, what: str, batches: list[Batch]) -> str:
+        documents = sorted({document for batch in batches for document in batch.document_ids})
+        return (
+            f"training: the {what} of step {self._step + 1} is not finite; its documents are "
+            f"{', '.join(map(str, documents))}: look at them, or lower train.learning_rate"
+        )
+
+    def _save_snapshot(self) -> None:
+        tensors = {f"random/{device}": state for device, state in self._random.items()}
+        for name, parameter in self._parameters.items():
+            tensors[f"parameter/{name}"] = parameter.detach()
+            moments = self._optimizer.state[parameter]
+            for key in MOMENTS:
+                tensors[f"{key}/{name}"] = moments[key] if moments else torch.zeros_like(parameter)
+        snapshot = Snapshot(self._step, self._job.identity(), self._curve, self._seconds, tensors)
+        save_snapshot(self._job.snapshots, snapshot)
+        self._events.emit("checkpoint", step=self._step)
+
+
+def load_model(job: Job, dtype: str) -> PreTrainedModel:
+    """The proven base with what the job trains set free, and what the leg before learnt."""
+    config = json.loads((job.patched / "config.json").read_bytes())
+    # Frozen weights can lie in bf16; what learns is kept in float32 (`make_trainable`).
+    frozen_bf16 = dtype == "bf16" and job.train.method == "lora"
+    model = load_proven(
+        job.weights,
+        config,
+        rope_spec_of(config),
+        dtype=torch.bfloat16 if frozen_bf16 else torch.float32,
+        device=job.device,
+    )
+    make_trainable(model, job.train)
+    if job.previous is not None:
+        load_trained(model, job.previous)
+    recompute_when_short(
+        model,
+        job.train.batch_windows * job.leg.context_tokens,
+        device=job.device,
+        element_bytes=2 if dtype == "bf16" else 4,
+    )
+    return model
+
+
+def make_optimizer(parameters: Iterator[nn.Parameter], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW; matrices decay, norms and biases do not."""
+    parameters = list(parameters)
+    return torch.optim.AdamW(
+        [
+            {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay},
+            {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+        ],
+        betas=BETAS,
+    )
+
+
+def random_state(device: str) -> dict[str, Tensor]:
+    """Of every generator that a step may draw from."""
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state()} if device == "cuda" else state
+
+
+def peak_bytes(device: str) -> int:
+    """Most memory held so far: the GPU allocator's, or the process's resident set."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

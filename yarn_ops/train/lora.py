@@ -1,0 +1,159 @@
+"""Adapters: which parameters learn, how they are kept in a directory, how they become part of the base.
+
+The model stays the plain transformers model; PEFT's layers are injected into it. Norms and embeddings are
+trained in place and kept whole. The directory of method `lora` is PEFT's own format, norms and embeddings
+as `modules_to_save`, so `PeftModel.from_pretrained` on the patched base reads it. Method `full` keeps every
+parameter under its name in the base.
+
+    adapter.json                 method, steps, first and final loss, ... (ours)
+    adapter_config.json          lora only
+    adapter_model.safetensors    float32
+    curve.jsonl                  loss, learning rate and gradient norm of every step
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from yarn_ops.errors import TrainError
+from yarn_ops.recipe import Train
+
+FACTS = "adapter.json"
+TENSORS = "adapter_model.safetensors"
+CURVE = "curve.jsonl"
+ALL_LINEAR = "all-linear"
+PEFT_PREFIX = "base_model.model."
+PEFT_NAME = ".default"  # PEFT's name of an unnamed adapter: in the model's names, not in the file's
+
+
+def make_trainable(model: PreTrainedModel, train: Train) -> None:
+    """Freeze the model, then free what the recipe trains; all that learns is float32. TrainError names a layer
+    that is not there."""
+    model.requires_grad_(train.method == "full")
+    if train.method == "lora":
+        whole = _whole_modules(model, train)
+        inject_adapter_in_model(LoraConfig(r=train.rank, lora_alpha=train.alpha, target_modules=_targets(model, train.targets)), model)
+        for module in whole:
+            module.requires_grad_(True)
+    for parameter in trained_parameters(model).values():
+        parameter.data = parameter.data.float()
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What learns, by the model's own names; a tied parameter once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save_adapter(model: PreTrainedModel, directory: Path, facts: Mapping[str, Any], curve: Sequence[Any]) -> None:
+    """Write the adapter directory; its bytes depend on nothing but what was trained."""
+    trained = trained_parameters(model)
+    lora = [name for name in trained if _is_lora(name)]
+    directory.mkdir(parents=True)
+    if lora:
+        config = model.peft_config["default"].to_dict()
+        config["modules_to_save"] = sorted({name.split(".")[-2] for name in trained if not _is_lora(name)}) or None
+        config["inference_mode"] = True
+        _write_json(directory / "adapter_config.json", config)
+    prefix = PEFT_PREFIX if lora else ""
+    save_file({prefix + _kept_name(name): value.detach().cpu() for name, value in trained.items()}, directory / TENSORS)
+    _write_json(directory / FACTS, {**facts, "tensors": len(trained)})
+    (directory / CURVE).write_text("".join(json.dumps(point) + "\n" for point in curve), encoding="utf-8")
+
+
+def attach_adapter(model: PreTrainedModel, directory: Path) -> list[str]:
+    """Put a kept adapter on a bare model, as `load_trained` does."""
+    if read_facts(directory)["method"] == "lora":
+        config = LoraConfig.from_pretrained(directory)
+        config.modules_to_save = None
+        config.inference_mode = False
+        inject_adapter_in_model(config, model)
+    return load_trained(model, directory)
+
+
+def load_trained(model: PreTrainedModel, directory: Path) -> list[str]:
+    """Set a model's parameters from an adapter directory; TrainError unless every tensor finds its place.
+
+    Returns the names of those that held the same values before: nothing was learnt there, or it was lost.
+    """
+    facts = read_facts(directory)
+    try:
+        kept = load_file(directory / TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise TrainError(f"{directory / TENSORS}: unreadable ({error}); train again") from error
+    prefix = PEFT_PREFIX if facts["method"] == "lora" else ""
+    places = {prefix + _kept_name(name): (name, parameter) for name, parameter in model.named_parameters()}
+    lost = {place for place, (name, _) in places.items() if _is_lora(name)} - kept.keys()
+    strange = [name for name, value in kept.items() if name not in places or places[name][1].shape != value.shape]
+    if lost or strange or len(kept) != facts["tensors"]:
+        raise TrainError(
+            f"{directory / TENSORS}: {len(kept)} tensors of {facts['tensors']}, {len(lost)} missing, "
+            f"{len(strange)} of no such name or shape in the model; it belongs to another base or rank"
+        )
+    unchanged = []
+    for place, value in kept.items():
+        name, parameter = places[place]
+        if torch.equal(parameter.detach().cpu().float(), value):
+            unchanged.append(name)
+        parameter.data.copy_(value)
+    return unchanged
+
+
+def merge_lora(model: PreTrainedModel) -> None:
+    """Fold every LoRA layer into the linear layer that it stands for, in that layer's dtype, and take PEFT out."""
+    for name, layer in [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]:
+        layer.merge(safe_merge=True)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    model.peft_config = {}
+
+
+def read_facts(directory: Path) -> dict[str, Any]:
+    """adapter.json; TrainError when the directory is no adapter of ours."""
+    try:
+        return json.loads((directory / FACTS).read_bytes())
+    except (OSError, ValueError) as error:
+        raise TrainError(f"{directory / FACTS}: unreadable ({error}); this is not an adapter directory") from None
+
+
+def _targets(model: PreTrainedModel, targets: Sequence[str]) -> str | list[str]:
+    """PEFT's `target_modules`; PEFT itself only minds when none is found."""
+    if tuple(targets) == (ALL_LINEAR,):
+        return ALL_LINEAR
+    known = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    for target in targets:
+        if target not in known:
+            raise TrainError(f"train.targets: no linear layer is named {target!r}; choose from {', '.join(sorted(known))}")
+    return list(targets)
+
+
+def _whole_modules(model: PreTrainedModel, train: Train) -> list[nn.Module]:
+    """Norms and embeddings that the recipe trains whole."""
+    norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()] if train.train_norms else []
+    if train.train_norms and not norms:
+        raise TrainError(f"train.train_norms: {type(model).__name__} has no norm layers; set it to false")
+    return norms + ([model.get_input_embeddings()] if train.train_embeddings else [])
+
+
+def _is_lora(name: str) -> bool:
+    return ".lora_" in name
+
+
+def _kept_name(name: str) -> str:
+    """A parameter's name in the file: PEFT leaves the adapter's name out."""
+    return name.replace(PEFT_NAME, "") if _is_lora(name) else name
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    # PEFT keeps layer names in sets, whose order changes from process to process
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, default=sorted) + "\n", encoding="utf-8")
