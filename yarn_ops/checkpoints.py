@@ -1,0 +1,344 @@
+"""Checkpoint directories as Hugging Face lays them out: which files make one up, and whether to trust it.
+
+Nothing here loads a tensor, unpickles or runs a checkpoint's code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from yarn_ops.errors import BaseModelError
+from yarn_ops.records import BaseModel
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+GENERATION_CONFIG = "generation_config.json"
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+INPUT_EMBEDDINGS = (".embed_tokens.weight", ".embed_in.weight")
+OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight")
+COMPARED_BYTES = 1 << 24
+
+
+def inspect_checkpoint(path: Path, *, source: str, original_context_tokens: int | None = None) -> BaseModel:
+    """Record (without tree) of a causal language model directory that is complete, sound and free of code.
+
+    `source` is what the user asked for. `original_context_tokens` says what the base was trained on, and is
+    required where its config is already scaled. Raises BaseModelError in one line.
+    """
+    if not path.is_dir():
+        raise BaseModelError(f"{source}: no such directory: {path}")
+    config = read_config(path)
+    _refuse_code(path, config)
+    architecture = _architecture(path, config)
+    thetas = rope_thetas(config)
+    if not thetas:
+        raise BaseModelError(
+            f"{path / CONFIG}: no rope_theta; only models with rotary positions can be extended"
+        )
+    context_tokens = _original_context(path, config, original_context_tokens)
+
+    shapes = tensor_shapes(path)
+    defaults = _defaults(path, config)
+    vocab_size = _whole_number(path, config, "vocab_size")
+    _check_embedding(path, shapes, vocab_size)
+    tied = _check_head(
+        path, shapes, tied=bool(config.get("tie_word_embeddings", defaults.tie_word_embeddings))
+    )
+    _check_tokenizer(path, vocab_size)
+    return BaseModel(
+        source=source,
+        architecture=architecture,
+        model_type=str(config.get("model_type")),
+        parameters=sum(math.prod(shape) for name, shape in shapes.items() if name not in tied),
+        vocab_size=vocab_size,
+        context_tokens=context_tokens,
+        head_dim=_head_dim(path, config, defaults),
+        rope_theta=next(iter(thetas.values())),
+    )
+
+
+def checkpoint_files(path: Path) -> list[str]:
+    """Names of the files in `path` that make up a checkpoint, sorted: config, weights, tokenizer, no more.
+
+    Raises BaseModelError where the weights are missing, pickled, or named by an index but not there.
+    """
+    names = {CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES, *weight_files(path)}
+    if not (path / WEIGHTS).is_file():
+        names.add(INDEX)
+    return sorted(name for name in names if (path / name).is_file())
+
+
+def weight_files(path: Path) -> list[str]:
+    """Names of the safetensors files that hold the weights, sorted; all of them are there."""
+    if (path / WEIGHTS).is_file():
+        return [WEIGHTS]
+    if not (path / INDEX).is_file():
+        raise BaseModelError(_without_weights(path))
+    names = sorted(set(_weight_map(path).values()))
+    for name in names:
+        if not (path / name).is_file():
+            raise BaseModelError(
+                f"{path / name}: missing, though {INDEX} names it; download the checkpoint again"
+            )
+    return names
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor, from the safetensors headers alone; headers, sizes and index are checked."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in weight_files(path):
+        shapes.update(_header(path / name))
+    if not (path / WEIGHTS).is_file():
+        listed = _weight_map(path).keys()
+        for tensor in sorted(listed ^ shapes.keys()):
+            fault = "is in no shard" if tensor in listed else "is in a shard but not listed"
+            raise BaseModelError(f"{path / INDEX}: {tensor} {fault}; download the checkpoint again")
+    if not shapes:
+        raise BaseModelError(f"{path / WEIGHTS}: holds no tensor; download the checkpoint again")
+    return shapes
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of a checkpoint directory."""
+    return _read_object(path / CONFIG)
+
+
+def rope_type(config: Mapping[str, Any]) -> str:
+    """The kind of RoPE scaling a config asks for, "default" for none; rope_scaling goes first, as on load."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, Mapping) else None
+    return str(kind or "default")
+
+
+def rope_thetas(config: Mapping[str, Any]) -> dict[str, float]:
+    """Every base frequency a config states, by the key that states it."""
+    stated = {key: config.get(key) for key in ("rope_theta", "rotary_emb_base")}
+    for name in ("rope_parameters", "rope_scaling"):
+        if isinstance(values := config.get(name), Mapping):
+            stated[f"{name}.rope_theta"] = values.get("rope_theta")
+    return {key: float(value) for key, value in stated.items() if isinstance(value, int | float)}
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a checkpoint directory (a transformers PreTrainedTokenizer); local files, no code."""
+    from transformers import AutoTokenizer
+
+    if not any((path / name).is_file() for name in VOCABULARIES):
+        raise BaseModelError(
+            f"{path}: no tokenizer ({', '.join(VOCABULARIES)}); add the base's tokenizer files"
+        )
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever transformers and tokenizers raise on a damaged file
+        raise BaseModelError(f"{path}: the tokenizer cannot be read: {error}") from None
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """transformers without progress bars and warnings; its own settings return afterwards."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise BaseModelError(f"{path}: missing; {path.parent} is not a checkpoint directory") from None
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise BaseModelError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BaseModelError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _refuse_code(path: Path, config: Mapping[str, Any]) -> None:
+    if "auto_map" in config:
+        raise BaseModelError(
+            f"{path / CONFIG}: auto_map asks for remote code, which is never run; choose another base"
+        )
+    tokenizer_config = path / "tokenizer_config.json"
+    if tokenizer_config.is_file() and "auto_map" in _read_object(tokenizer_config):
+        raise BaseModelError(
+            f"{tokenizer_config}: auto_map asks for remote code, which is never run; choose another base"
+        )
+    for code in sorted(path.glob("*.py")):
+        raise BaseModelError(f"{code}: the checkpoint brings code, which is never run; choose another base")
+
+
+def _architecture(path: Path, config: Mapping[str, Any]) -> str:
+    names = config.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else "nothing"
+    if not name.endswith("ForCausalLM"):
+        raise BaseModelError(
+            f"{path / CONFIG}: architectures names {name}; only causal language models can be extended"
+        )
+    if "quantization_config" in config:
+        raise BaseModelError(f"{path / CONFIG}: the weights are quantised; extend the unquantised model")
+    return name
+
+
+def _original_context(path: Path, config: Mapping[str, Any], given: int | None) -> int:
+    limit = _whole_number(path, config, "max_position_embeddings")
+    kind = rope_type(config)
+    if given is None and kind != "default":
+        raise BaseModelError(
+            f"{path / CONFIG}: RoPE is already scaled ({kind}); give base.original_context_tokens, "
+            "what the base was trained on before that"
+        )
+    if given is not None and given > limit:
+        raise BaseModelError(
+            f"base.original_context_tokens: {given} is above the {limit} of {path / CONFIG}'s "
+            "max_position_embeddings; correct it"
+        )
+    return given or limit
+
+
+def _defaults(path: Path, config: Mapping[str, Any]) -> Any:
+    """The transformers config object, for what config.json leaves to its class."""
+    from transformers import CONFIG_MAPPING
+
+    model_type = config.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise BaseModelError(
+            f"{path / CONFIG}: model_type {model_type!r} is unknown to transformers; choose another base"
+        )
+    return CONFIG_MAPPING[model_type]()
+
+
+def _head_dim(path: Path, config: Mapping[str, Any], defaults: Any) -> int:
+    stated = config.get("head_dim", getattr(type(defaults), "head_dim", None))
+    if stated is not None:
+        return int(stated)
+    return _whole_number(path, config, "hidden_size") // _whole_number(path, config, "num_attention_heads")
+
+
+def _whole_number(path: Path, config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise BaseModelError(f"{path / CONFIG}: {key} is {value!r} and must be a whole number above 0")
+    return value
+
+
+def _without_weights(path: Path) -> str:
+    pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES) if path.is_dir() else []
+    if pickles:
+        return (
+            f"{path / pickles[0]}: pickled weights can run code and are refused; convert them to safetensors"
+        )
+    if (path / "adapter_model.safetensors").is_file():
+        return f"{path}: an adapter, not a model; merge it into its base first"
+    return f"{path}: no weights ({WEIGHTS} or {INDEX}); download the checkpoint again"
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    weight_map = _read_object(path / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BaseModelError(f"{path / INDEX}: no weight_map; download the checkpoint again")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise BaseModelError(
+                f"{path / INDEX}: {tensor} lies in {name!r}; only safetensors beside the index are read"
+            )
+    return weight_map
+
+
+def _header(file: Path) -> dict[str, tuple[int, ...]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise BaseModelError(
+            f"{file}: truncated or corrupt at {file.stat().st_size} bytes ({error}); download it again"
+        ) from None
+
+
+def _check_embedding(path: Path, shapes: Mapping[str, tuple[int, ...]], vocab_size: int) -> None:
+    found = [name for name in shapes if name.endswith(INPUT_EMBEDDINGS)]
+    if not found:
+        raise BaseModelError(f"{path}: the weights hold no token embedding; download the checkpoint again")
+    for name in found:
+        if len(shapes[name]) != 2 or shapes[name][0] != vocab_size:
+            raise BaseModelError(
+                f"{path}: {name} has shape {list(shapes[name])} but config.json says vocab_size "
+                f"{vocab_size}; weights and config are not of one model"
+            )
+
+
+def _check_head(path: Path, shapes: Mapping[str, tuple[int, ...]], *, tied: bool) -> set[str]:
+    """Names of output heads that merely repeat the embedding."""
+    heads = [name for name in shapes if name in OUTPUT_HEADS]
+    if not tied:
+        if not heads:
+            raise BaseModelError(
+                f"{path}: tie_word_embeddings is false but the weights hold no output head; "
+                "weights and config are not of one model"
+            )
+        return set()
+    embedding = next(name for name in shapes if name.endswith(INPUT_EMBEDDINGS))
+    for head in heads:
+        if shapes[head] != shapes[embedding] or not _equal(path, head, embedding):
+            raise BaseModelError(
+                f"{path}: tie_word_embeddings is true but {head} is not {embedding}; "
+                "weights and config are not of one model"
+            )
+    return set(heads)
+
+
+def _equal(path: Path, one: str, other: str) -> bool:
+    """Whether two tensors of a checkpoint are equal, a few rows at a time."""
+    import torch
+    from safetensors import safe_open
+
+    def rows(tensor: str) -> Any:
+        file = path / (WEIGHTS if (path / WEIGHTS).is_file() else _weight_map(path)[tensor])
+        return safe_open(file, framework="pt").get_slice(tensor)
+
+    first, second = rows(one), rows(other)
+    height, width = first.get_shape()
+    step = max(1, COMPARED_BYTES // (4 * width))
+    return first.get_dtype() == second.get_dtype() and all(
+        torch.equal(first[start : start + step], second[start : start + step])
+        for start in range(0, height, step)
+    )
+
+
+def _check_tokenizer(path: Path, vocab_size: int) -> None:
+    largest = max(load_tokenizer(path).get_vocab().values(), default=-1)
+    if largest < 0:
+        raise BaseModelError(f"{path}: the tokenizer is empty; add the base's tokenizer files")
+    if largest >= vocab_size:
+        raise BaseModelError(
+            f"{path}: the tokenizer's largest id is {largest} but the embedding has {vocab_size} rows; "
+            "the tokenizer is not this model's"
+        )

@@ -1,0 +1,94 @@
+"""The patch stage: a base's config and tokenizer, rewritten for a longer context and proven."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from yarn_ops import recipe
+from yarn_ops.checkpoints import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, quiet_transformers, read_config
+from yarn_ops.errors import RopeError
+from yarn_ops.records import BaseModel, Local, PatchedModel
+from yarn_ops.rope.config import patch_config
+from yarn_ops.rope.methods import RopeSpec, attention_factor
+from yarn_ops.rope.proof import prove, rotary_modules
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+def patch(rope: recipe.Rope, base: Local[BaseModel], out: Path, *, factor: float) -> PatchedModel:
+    """Write the patched config, the tokenizer and the generation config into `out`, no weights; record of it.
+
+    The model's own rotary module, built by transformers from the written config, must hold the reference
+    frequencies. `out` appears whole or not at all. Raises RopeError (ProofError where the proof fails).
+    """
+    original = base.record.context_tokens
+    config = read_config(base.path)
+    patched, spec = patch_config(config, rope, factor=factor, original_context_tokens=original)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        _write_files(base.path, partial, config, patched, spec.target_context_tokens)
+        error = _prove_written(partial, spec)
+        partial.replace(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return PatchedModel(
+        parents=(base.record.digest,),
+        method=spec.method,
+        factor=spec.factor,
+        original_context_tokens=original,
+        target_context_tokens=spec.target_context_tokens,
+        attention_factor=attention_factor(spec),
+        inverse_frequency_error=error,
+    )
+
+
+def _write_files(
+    base: Path, out: Path, config: Mapping[str, Any], patched: Mapping[str, Any], target_context_tokens: int
+) -> None:
+    for name in TOKENIZER_FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, out / name)
+    tokenizer_config = {**_read(base / TOKENIZER_CONFIG), "model_max_length": target_context_tokens}
+    _write(out / TOKENIZER_CONFIG, tokenizer_config)
+    if generation := _read(base / GENERATION_CONFIG):
+        if generation.get("max_length") == config.get(
+            "max_position_embeddings"
+        ):  # the old context as a limit
+            generation["max_length"] = target_context_tokens
+        _write(out / GENERATION_CONFIG, generation)
+    _write(out / CONFIG, patched)
+
+
+def _prove_written(path: Path, spec: RopeSpec) -> float:
+    """Proof of the rotary modules alone: the model is laid out without data, the rotary classes anew."""
+    with quiet_transformers():
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            layout = AutoModelForCausalLM.from_config(config)
+        rotary = {
+            name.replace(".", "_"): type(module)(module.config) for name, module in rotary_modules(layout)
+        }
+    return prove(torch.nn.ModuleDict(rotary), spec)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise RopeError(f"{path}: cannot be read as JSON: {error}") from None
+    return dict(value)
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,207 @@
+"""Proof that a loaded model rotates its heads by the reference frequencies, and the one loader of models.
+
+Setting a config says nothing about a model that is already built, and a cast of the model rounds its
+frequencies: only the live buffers count.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from yarn_ops.checkpoints import quiet_transformers, read_config, weight_files
+from yarn_ops.errors import BaseModelError, ProofError
+from yarn_ops.rope.methods import (
+    LENGTH_DEPENDENT,
+    Array,
+    RopeSpec,
+    attention_factor,
+    float32_rounding,
+    inverse_frequencies,
+)
+
+RTOL = 1e-6
+TYPE_OF_METHOD = {"dynamic-ntk": "dynamic", "longrope": "longrope"}
+
+
+def prove(model: torch.nn.Module, spec: RopeSpec, *, rtol: float = RTOL) -> float:
+    """Largest relative difference between the live rotary buffers of a model and the float64 reference.
+
+    Every rotary module must hold float32 frequencies within `rtol` of the reference, or within what
+    computing them in float32 costs (`methods.float32_rounding`), and the attention factor within `rtol`.
+    Works through any wrapping (PEFT, compile). Raises ProofError naming module, dimension, both values.
+    """
+    found = list(rotary_modules(model))
+    if not found:
+        raise ProofError(f"{type(model).__name__}: no rotary embedding found; the model cannot be proven")
+    return max(_prove_module(name or type(module).__name__, module, spec, rtol) for name, module in found)
+
+
+def rotary_modules(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Every submodule that keeps inverse frequencies, with its dotted name."""
+    for name, module in model.named_modules():
+        if any(buffer.endswith("inv_freq") for buffer, _ in module.named_buffers(recurse=False)):
+            yield name, module
+
+
+def load_proven(
+    weights: Path,
+    config: Mapping[str, Any] | None,
+    spec: RopeSpec,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attn_implementation: str = "sdpa",
+) -> Any:
+    """A transformers causal model in evaluation mode, its rotary embedding proven against `spec`.
+
+    `weights` holds the safetensors; `config` replaces its config.json unless None. Local files only, no
+    pickles, no code. Parameters are `dtype`, frequencies stay float32. Every tensor must find its place:
+    a missing or left-over one raises BaseModelError. Raises ProofError where the RoPE is not `spec`'s.
+    """
+    weight_files(weights)
+    config = copy.deepcopy(dict(read_config(weights) if config is None else config))
+    with quiet_transformers():
+        model = _load(weights, config, dtype, attn_implementation)
+    model.to(device)  # a device alone: a dtype here would round the frequencies
+    model.eval()
+    prove(model, spec)
+    return model
+
+
+def _prove_module(name: str, module: torch.nn.Module, spec: RopeSpec, rtol: float) -> float:
+    buffers = {
+        buffer: value for buffer, value in module.named_buffers(recurse=False) if buffer.endswith("inv_freq")
+    }
+    extra = buffers.keys() - {"inv_freq", "original_inv_freq"}
+    if extra or "inv_freq" not in buffers:
+        raise ProofError(
+            f"{name}: keeps {', '.join(sorted(buffers))}; one RoPE a layer type cannot be proven"
+        )
+    _check_kind(name, module, spec)
+    live = _float64(name, buffers["inv_freq"], spec.dim // 2)
+    error = _compare(name, live, _live_reference(module, live, spec), spec, rtol)
+    if spec.method in LENGTH_DEPENDENT:
+        error = max(error, _prove_growth(name, module, spec, rtol))
+    return max(error, _compare_attention(name, _attention_scaling(name, module), spec, rtol))
+
+
+def _check_kind(name: str, module: torch.nn.Module, spec: RopeSpec) -> None:
+    kind = getattr(module, "rope_type", "default")
+    wanted = TYPE_OF_METHOD.get(spec.method)
+    if kind != wanted and (wanted or kind in TYPE_OF_METHOD.values()):
+        raise ProofError(
+            f"{name}: rope_type is {kind} but {spec.method} {f'needs {wanted}' if wanted else 'is static'}; "
+            "the model was built from another config"
+        )
+
+
+def _live_reference(module: torch.nn.Module, live: Array, spec: RopeSpec) -> Array:
+    """What the buffer should hold now: length-dependent modules overwrite it as they read."""
+    if spec.method == "dynamic-ntk":
+        return inverse_frequencies(spec, int(cast(int, module.max_seq_len_cached)))
+    short = inverse_frequencies(spec)
+    if spec.method == "longrope":
+        long = inverse_frequencies(spec, spec.original_context_tokens + 1)
+        return long if np.abs(live - long).max() < np.abs(live - short).max() else short
+    return short
+
+
+def _prove_growth(name: str, module: torch.nn.Module, spec: RopeSpec, rtol: float) -> float:
+    """The frequencies the module will switch to beyond the original context."""
+    length_tokens = 2 * spec.target_context_tokens
+    grown, _ = ROPE_INIT_FUNCTIONS[str(module.rope_type)](
+        module.config, torch.device("cpu"), seq_len=length_tokens
+    )
+    reference = inverse_frequencies(spec, length_tokens)
+    where = f"{name} at {length_tokens} tokens"
+    return _compare(where, _float64(where, grown, spec.dim // 2), reference, spec, rtol)
+
+
+def _float64(name: str, buffer: torch.Tensor, pairs: int) -> Array:
+    if buffer.is_meta:
+        raise ProofError(f"{name}: inv_freq has no data yet (meta device); load the weights first")
+    if buffer.dtype != torch.float32:
+        raise ProofError(
+            f"{name}: inv_freq is {str(buffer.dtype).removeprefix('torch.')}, not float32: a cast of the whole "
+            "model rounded it; load in that dtype instead of casting"
+        )
+    if buffer.shape != (pairs,):
+        raise ProofError(
+            f"{name}: inv_freq has shape {list(buffer.shape)}, expected [{pairs}]; check the rotary dimension"
+        )
+    values: Array = buffer.detach().cpu().double().numpy()
+    return values
+
+
+def _compare(name: str, live: Array, reference: Array, spec: RopeSpec, rtol: float) -> float:
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(live - reference) / reference
+    allowed = np.maximum(rtol, float32_rounding(spec))
+    wrong = np.flatnonzero(~(difference <= allowed))  # a NaN is wrong
+    if wrong.size:
+        index = int(wrong[0])
+        raise ProofError(
+            f"{name}: inv_freq[{index}] is {live[index]:.9g}, {spec.method} x{spec.factor:g} needs "
+            f"{reference[index]:.9g} ({wrong.size} of {live.size} pairs differ); the model was not built from "
+            "the patched config"
+        )
+    return float(difference.max())
+
+
+def _attention_scaling(name: str, module: torch.nn.Module) -> float:
+    scaling = getattr(module, "attention_scaling", None)
+    if scaling is None:
+        raise ProofError(f"{name}: keeps no attention_scaling; this architecture cannot be proven")
+    return float(cast(float, scaling))
+
+
+def _compare_attention(name: str, live: float, spec: RopeSpec, rtol: float) -> float:
+    reference = attention_factor(spec)
+    difference = abs(live - reference) / reference
+    if not difference <= rtol:
+        raise ProofError(
+            f"{name}: attention factor is {live:.9g}, {spec.method} x{spec.factor:g} needs {reference:.9g}; "
+            "the model was not built from the patched config"
+        )
+    return difference
+
+
+def _load(weights: Path, config: dict[str, Any], dtype: torch.dtype, attn_implementation: str) -> Any:
+    model_type = config.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise BaseModelError(
+            f"{weights}: model_type {model_type!r} is unknown to transformers; choose another base"
+        )
+    try:
+        built = CONFIG_MAPPING[model_type].from_dict(config)
+        if getattr(built, "attn_logit_softcapping", None):
+            attn_implementation = "eager"  # the others drop the cap without a word
+        model, report = AutoModelForCausalLM.from_pretrained(
+            weights,
+            config=built,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise BaseModelError(f"{weights}: cannot be loaded: {error}") from None
+    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if tensors := sorted(str(key) for key in report[fault]):
+            raise BaseModelError(
+                f"{weights}: {fault.replace('_keys', '')} tensor {tensors[0]} ({len(tensors)} in all); "
+                "weights and config are not of one model"
+            )
+    return model
