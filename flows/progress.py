@@ -52,6 +52,11 @@ class Progress:
         if self._bars is not None and bar is not None:
             self._bars.update(bar, completed=1, total=1)
 
+    def finished(self, stage: str, how: str, seconds: float) -> None:
+        """One line a stage where no bars are drawn: in logs, under cron."""
+        if self._bars is None:
+            sys.stderr.write(f"{stage:<10} {how:<6} {seconds:6.1f} s\n")
+
     def close(self) -> None:
         if self._bars is not None:
             self._bars.stop()

@@ -136,7 +136,6 @@ def evaluate(
         device=bench.shop.settings.device,
         report=bench.report,
     )
-    bench.shop.registry.add_scores(card)
     return card
 
 

@@ -13,6 +13,7 @@ import tempfile
 import time
 import typing
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,10 +24,9 @@ from prefect.cache_policies import NO_CACHE
 from flows.progress import Report
 from flows.workshop import Workshop, workshop
 from yarn_ops.digests import digest_of
-from yarn_ops.errors import LeaseLost
 from yarn_ops.recipe import Section
 from yarn_ops.records import Local, Record
-from yarn_ops.registry import Lease, hold
+from yarn_ops.registry import Held, hold
 from yarn_ops.store.trees import put_tree, tree_present
 
 R = TypeVar("R", bound=Record)
@@ -59,8 +59,7 @@ def stage(name: str, version: int) -> Callable[[Callable[..., R]], Callable[...,
             started = time.monotonic()
             record, reused = _obtain(shop, name, key, fn, inputs)
             seconds = time.monotonic() - started
-            shop.registry.note_use(shop.run.id, key, reused=reused, seconds=seconds)
-            get_run_logger().info("%s: %s in %.1f s (key %s)", name, "reused" if reused else "done", seconds, key[:12])
+            _note(shop, name, key, reused, seconds)
             return record
 
         return run
@@ -82,8 +81,7 @@ def observation(name: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
             started = time.monotonic()
             record, key, reused = _observe(shop, name, fn, inputs)
             seconds = time.monotonic() - started
-            shop.registry.note_use(shop.run.id, key, reused=reused, seconds=seconds)
-            get_run_logger().info("%s: %s in %.1f s", name, "unchanged" if reused else "found", seconds)
+            _note(shop, name, key, reused, seconds)
             return record
 
         return run
@@ -108,6 +106,13 @@ def _identity(value: Any) -> Any:
     raise TypeError(f"a stage takes records, recipe sections and plain values, not {type(value).__name__}")
 
 
+def _note(shop: Workshop, name: str, key: str, reused: bool, seconds: float) -> None:
+    shop.registry.note_use(shop.run.id, key, reused=reused, seconds=seconds)
+    how = "reused" if reused else "done"
+    get_run_logger().info("run %s: %s %s in %.1f s (key %s)", shop.run.id, name, how, seconds, key[:12])
+    shop.progress.finished(name, how, seconds)
+
+
 def _obtain(shop: Workshop, name: str, key: str, fn: Callable[..., R], inputs: tuple[Any, ...]) -> tuple[R, bool]:
     made = _record_type(fn)
     finished = shop.registry.finished(key)
@@ -115,11 +120,17 @@ def _obtain(shop: Workshop, name: str, key: str, fn: Callable[..., R], inputs: t
         record = made.model_validate(finished)
         if record.tree is None or tree_present(shop.store, record.tree):
             return record, True
-        shop.registry.forget(key)  # its bytes are gone from the store: make them again
-    with hold(shop.registry, key, stage=name, run_id=shop.run.id, holder=shop.holder, lease_s=shop.settings.lease_s) as held:
-        if held.finished is not None:  # somebody else made it while we waited
-            return made.model_validate(held.finished), True
-        return _make(shop, name, key, fn, inputs, held.lease), False
+        shop.registry.discard(key, finished, "its bytes are gone from the store")
+    with _lease(shop, name, key) as held:
+        if held.record is not None:  # somebody else made it while we waited
+            return made.model_validate(held.record), True
+        return _make(shop, name, key, fn, inputs, held), False
+
+
+def _lease(shop: Workshop, name: str, key: str) -> AbstractContextManager[Held]:
+    return hold(
+        shop.registry, key, stage=name, run_id=shop.run.id, holder=shop.holder, lease_s=shop.settings.lease_s
+    )
 
 
 def _observe(shop: Workshop, name: str, fn: Callable[..., R], inputs: tuple[Any, ...]) -> tuple[R, str, bool]:
@@ -130,26 +141,24 @@ def _observe(shop: Workshop, name: str, fn: Callable[..., R], inputs: tuple[Any,
         record = fn(bench, *inputs)
         record = record.model_copy(update={"tree": put_tree(shop.store, bench.out, report=report)})
     key = stage_key(name, 1, (record,))
-    with hold(shop.registry, key, stage=name, run_id=shop.run.id, holder=shop.holder, lease_s=shop.settings.lease_s) as held:
-        if held.finished is not None:
+    with _lease(shop, name, key) as held:
+        if held.record is not None:
             return record, key, True
-        shop.registry.complete(held.lease, record.model_dump(mode="json"))
+        held.complete(record)
     return record, key, False
 
 
-def _make(shop: Workshop, name: str, key: str, fn: Callable[..., R], inputs: tuple[Any, ...], lease: Lease) -> R:
+def _make(shop: Workshop, name: str, key: str, fn: Callable[..., R], inputs: tuple[Any, ...], held: Held) -> R:
     work = shop.work_dir(key)
     out = work / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     with shop.progress.of(name) as report:
-        bench = Bench(shop, key, work, out, report, lease.lost.is_set)
+        bench = Bench(shop, key, work, out, report, held.lost.is_set)
         record = fn(bench, *_fetched(shop, fn, inputs))
-        if lease.lost.is_set():
-            raise LeaseLost(f"{name}: the lease of this stage was lost while it worked; nothing was recorded")
         tree = put_tree(shop.store, bench.out, report=report) if any(bench.out.iterdir()) else None
         record = record.model_copy(update={"tree": tree, "parents": _parents(inputs)})
-        shop.registry.complete(lease, record.model_dump(mode="json"))
+        held.complete(record)
     shop.discard(work)
     return record
 

@@ -86,6 +86,11 @@ class BaseModel(Record):
     head_dim: int
     rope_theta: float
 
+    @property
+    def digest(self) -> str:
+        """Of files and original context: the same files, said to be trained on another, are another base."""
+        return digest_of([super().digest, self.context_tokens])
+
 
 class PatchedModel(Record):
     """A base's config and tokenizer rewritten for a longer context; the tree holds no weights."""
