@@ -1,0 +1,202 @@
+"""The database behind the registry: opened, checked, migrated; its failures told in one line."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+
+from yarn_ops.digests import canonical_json
+from yarn_ops.errors import RegistryError
+from yarn_ops.registry.tables import Table as Tables
+
+BUSY_TIMEOUT_S = 15
+"""How long SQLite waits for another writer: well below a third of the default lease."""
+
+POSTGRESQL_OPTIONS = {
+    "connect_timeout": 10,
+    # A dead network must fail a renewal while its lease still lives, not after the kernel's 15 minutes.
+    "tcp_user_timeout": 15_000,
+    "keepalives_idle": 15,
+}
+MIGRATION_LOCK = 0x7961726E  # any number of ours: upgrades of one PostgreSQL database take turns
+
+
+@dataclass(frozen=True)
+class Database:
+    """An engine and what to call it in an error: its URL without the password."""
+
+    engine: Engine
+    name: str
+
+    @contextmanager
+    def begin(self) -> Iterator[Session]:
+        """One transaction: committed at the end, rolled back by an exception; RegistryError on a failure."""
+        with _failures_of(self.name), self._sessions.begin() as session:
+            yield session
+
+    @property
+    def _sessions(self) -> sessionmaker[Session]:
+        return sessionmaker(self.engine, expire_on_commit=False)
+
+    def insert(self, table: type[Tables]) -> Any:
+        """INSERT that can say ON CONFLICT, in this database's dialect."""
+        rows: Any = table.__table__
+        assert isinstance(rows, Table)
+        return sqlite.insert(rows) if self.engine.name == "sqlite" else postgresql.insert(rows)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def open_database(url: str) -> Database:
+    """The database of `url`, migrated to this program's revision.
+
+    RegistryError: unreachable, refused, damaged, not migrated, or migrated by a newer program.
+    """
+    address = _parse(url)
+    database = Database(_engine(address), _shown(address))
+    if address.get_backend_name() == "sqlite" and not _sqlite_path(address).is_file():
+        raise RegistryError(f"{database.name}: no such database; run `yarn-ops db upgrade`")
+    with _failures_of(database.name), database.engine.begin() as connection:
+        _check_revision(connection, database.name)
+    return database
+
+
+def upgrade(url: str) -> None:
+    """Create the database's tables or bring them to this program's revision; nothing to do is fine.
+
+    RegistryError: unreachable, refused, damaged, or migrated by a newer program.
+    """
+    address = _parse(url)
+    name = _shown(address)
+    if address.get_backend_name() == "sqlite":
+        _make_parent(_sqlite_path(address), name)
+    engine = _engine(address)
+    try:
+        with _failures_of(name), engine.begin() as connection:
+            if engine.name == "postgresql":
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
+            _refuse_newer(connection, name)
+            command.upgrade(migrations(connection), "head")
+    finally:
+        engine.dispose()
+
+
+def migrations(connection: Connection) -> Config:
+    """Alembic's configuration for the migrations of this package, run on `connection`."""
+    config = Config()
+    config.set_main_option("script_location", "yarn_ops.registry:migrations")
+    config.attributes["connection"] = connection
+    return config
+
+
+def _check_revision(connection: Connection, name: str) -> None:
+    _refuse_newer(connection, name)
+    script = ScriptDirectory.from_config(migrations(connection))
+    if MigrationContext.configure(connection).get_current_revision() != script.get_current_head():
+        raise RegistryError(f"{name}: not migrated; run `yarn-ops db upgrade`")
+
+
+def _refuse_newer(connection: Connection, name: str) -> None:
+    current = MigrationContext.configure(connection).get_current_revision()
+    script = ScriptDirectory.from_config(migrations(connection))
+    known = {revision.revision for revision in script.walk_revisions()}
+    if current is not None and current not in known:
+        raise RegistryError(f"{name}: migrated by a newer yarn-ops (revision {current}); update this one")
+
+
+def _parse(url: str) -> URL:
+    try:
+        address = make_url(url)
+    except (ArgumentError, ValueError):
+        raise RegistryError("database URL: cannot be read; write sqlite:///file or postgresql://…") from None
+    backend = address.get_backend_name()
+    if backend == "postgresql":
+        return address.set(drivername="postgresql+psycopg")
+    if backend == "sqlite" and address.database and not address.database.startswith((":memory:", "file:")):
+        return address
+    raise RegistryError(f"{_shown(address)}: not supported; write sqlite:///file or postgresql://…")
+
+
+def _shown(address: URL) -> str:
+    return address.set(query={}).render_as_string(hide_password=True)
+
+
+def _sqlite_path(address: URL) -> Path:
+    assert address.database is not None
+    return Path(address.database)
+
+
+def _make_parent(path: Path, name: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RegistryError(f"{name}: its directory cannot be made ({error.strerror})") from None
+
+
+def _engine(address: URL) -> Engine:
+    if address.get_backend_name() == "postgresql":
+        return create_engine(
+            address, connect_args=POSTGRESQL_OPTIONS, pool_pre_ping=True, json_serializer=canonical_json
+        )
+    engine = create_engine(address, connect_args={"timeout": BUSY_TIMEOUT_S}, json_serializer=canonical_json)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_immediate)
+    return engine
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # the driver starts no transaction by itself; `_begin_immediate` does
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_immediate(connection: Connection) -> None:
+    # A transaction that reads first and writes later would fail, not wait, when another one wrote between.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+@contextmanager
+def _failures_of(name: str) -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise RegistryError(f"{name}: {_cause(error)}") from None
+
+
+def _cause(error: SQLAlchemyError) -> str:
+    """The driver's own words, which name no password and no bound value, and the remedy where it is known."""
+    driver_error = getattr(error, "orig", None)
+    lines = str(driver_error or type(error).__name__).strip().splitlines()
+    text = lines[0] if lines else type(driver_error).__name__
+    for symptom, remedy in _REMEDIES.items():
+        if symptom in text:
+            return f"{text}; {remedy}"
+    return text
+
+
+_REMEDIES = {
+    "database is locked": "another process writes for long; try again when it has finished",
+    "malformed": "the file is damaged; restore a backup, or move it away and run `yarn-ops db upgrade`",
+    "not a database": "the file is something else; set YARN_OPS_DATABASE_URL",
+    "unable to open": "is the directory there and writable?",
+    "readonly database": "is the file writable?",
+    "password authentication failed": "check the user and password in YARN_OPS_DATABASE_URL",
+    "does not exist": "create it first, or set YARN_OPS_DATABASE_URL",
+    "Connection refused": "is PostgreSQL running there?",
+    "could not translate host name": "check the host in YARN_OPS_DATABASE_URL",
+    "failed to resolve host": "check the host in YARN_OPS_DATABASE_URL",
+}

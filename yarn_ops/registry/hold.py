@@ -1,0 +1,142 @@
+"""Hold a stage's lease while it is computed: wait for others, renew, notice the loss."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from yarn_ops.errors import LeaseLost, RegistryError, Stopped
+from yarn_ops.records import Record
+from yarn_ops.registry.registry import Lease, Registry
+
+log = logging.getLogger(__name__)
+
+LONGEST_POLL_S = 1.0
+
+
+@dataclass
+class Held:
+    """A stage in our hands (`record` is None: compute it and `complete`), or finished by somebody else."""
+
+    registry: Registry
+    record: dict[str, Any] | None
+    """what another holder's computation returned, as JSON: we joined it"""
+    lease: Lease | None
+    lost: threading.Event = field(default_factory=threading.Event)
+    """set when the lease could not be renewed: somebody else may compute the stage now, so stop"""
+    _ended: threading.Event = field(default_factory=threading.Event)
+    _writing: threading.Lock = field(default_factory=threading.Lock)
+
+    def complete(self, record: Record) -> None:
+        """Record the result. LeaseLost when somebody else has taken the stage over: nothing is written."""
+        assert self.lease is not None, "joined a finished stage: there is nothing to complete"
+        with self._writing:  # a renewal after it would take the completed stage for a lost one
+            self.registry.complete(self.lease, record)
+            self._ended.set()
+
+    def _renew(self, lease: Lease, claimed_at: float, on_lost: Callable[[], None] | None) -> None:
+        """Body of the renewing thread. An unreachable database is tried again while the lease lives."""
+        every_s, renewed_at = lease.life_s / 3, claimed_at
+        while not self._ended.wait(every_s):
+            asked_at = time.monotonic()
+            try:
+                with self._writing:
+                    if self._ended.is_set():
+                        return
+                    self.registry.renew(lease)
+                renewed_at = asked_at
+                continue
+            except LeaseLost:
+                pass
+            except RegistryError as error:
+                log.warning("stage %s: its lease was not renewed: %s", lease.stage, error)
+                if time.monotonic() + every_s < renewed_at + lease.life_s:
+                    continue
+            self.lost.set()
+            if on_lost is not None:
+                on_lost()
+            return
+
+
+@contextmanager
+def hold(
+    registry: Registry,
+    key: str,
+    *,
+    stage: str,
+    run_id: str,
+    holder: str,
+    lease_s: float,
+    on_lost: Callable[[], None] | None = None,
+) -> Iterator[Held]:
+    """Claim a stage, waiting while somebody else computes it, and renew the lease until the end.
+
+    Yields a `Held` with a `record` when the stage is, or in the meantime was, finished. Otherwise the body
+    computes and calls `complete`. An exception of the body is recorded as the stage's failure and goes on
+    up; a request to stop (Stopped, KeyboardInterrupt, …) or an end without `complete` gives the stage back.
+    `on_lost` is called from the renewing thread, once, after `lost` is set.
+    """
+    held, claimed_at = _claim_or_join(
+        registry, key, stage=stage, run_id=run_id, holder=holder, lease_s=lease_s
+    )
+    lease = held.lease
+    if lease is None:
+        yield held
+        return
+    renewer = threading.Thread(
+        target=held._renew, args=(lease, claimed_at, on_lost), name=f"lease of {stage}", daemon=True
+    )
+    renewer.start()
+    try:
+        yield held
+    except Exception as error:
+        _stop(held, renewer)
+        if not isinstance(error, Stopped | LeaseLost):
+            _record_failure(registry, lease, error)
+        raise
+    finally:
+        _stop(held, renewer)
+        _give_back(registry, lease)
+
+
+def _claim_or_join(
+    registry: Registry, key: str, *, stage: str, run_id: str, holder: str, lease_s: float
+) -> tuple[Held, float]:
+    """(what we hold, when we asked for it by `time.monotonic`): a lease lives from before the answer."""
+    told = False
+    while True:
+        asked_at = time.monotonic()
+        record = registry.finished(key)
+        if record is not None:
+            return Held(registry, record, None), asked_at
+        lease = registry.claim(key, stage=stage, run_id=run_id, holder=holder, lease_s=lease_s)
+        if lease is not None:
+            return Held(registry, None, lease), asked_at
+        if not told:
+            log.info("stage %s (%s): somebody else computes it; waiting for the result", stage, key[:12])
+            told = True
+        time.sleep(min(LONGEST_POLL_S, lease_s / 3))
+
+
+def _stop(held: Held, renewer: threading.Thread) -> None:
+    held._ended.set()
+    renewer.join()
+
+
+def _record_failure(registry: Registry, lease: Lease, error: Exception) -> None:
+    try:
+        registry.fail(lease, f"{type(error).__name__}: {error}")
+    except RegistryError as refusal:  # the stage's own error matters more
+        log.warning("stage %s: its failure was not recorded: %s", lease.stage, refusal)
+
+
+def _give_back(registry: Registry, lease: Lease) -> None:
+    try:
+        registry.release(lease)
+    except RegistryError as refusal:  # it expires by itself
+        log.warning("stage %s: its lease was not given back: %s", lease.stage, refusal)

@@ -1,0 +1,269 @@
+"""The registry's writes: runs begin and finish, stages are claimed, completed and used.
+
+Every method is one transaction of its own and makes no call but to the database.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from sqlalchemy import and_, delete, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from yarn_ops.errors import LeaseLost, RegistryError
+from yarn_ops.records import Record, Release, Scorecard
+from yarn_ops.registry import views
+from yarn_ops.registry.columns import database_now
+from yarn_ops.registry.database import Database, open_database
+from yarn_ops.registry.tables import (
+    ALL_DEPTHS,
+    UNFINISHED,
+    ArtifactRow,
+    ReleaseRow,
+    RunRow,
+    RunStageRow,
+    ScoreRow,
+    StageRunRow,
+    Table,
+)
+
+FACTS = (ArtifactRow, ScoreRow, ReleaseRow)
+"""the tables that a stage's record fills"""
+
+RunEnd = Literal["completed", "failed", "rejected", "stopped"]
+
+
+@dataclass(frozen=True)
+class Run:
+    id: str
+    """sortable by its beginning, e.g. 20261123-180642-3fa29c"""
+    attempts: int
+    mlflow_run_id: str | None
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to compute one stage until another process claims it; `fence` grows with every claim."""
+
+    key: str
+    stage: str
+    fence: int
+    life_s: float
+
+
+def open_registry(url: str) -> Registry:
+    """The registry at sqlite:///file or postgresql://…; RegistryError when it cannot be used as it is."""
+    return Registry(open_database(url))
+
+
+class Registry:
+    """Safe to share between threads. RegistryError from every method when the database fails."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def __repr__(self) -> str:
+        return f"Registry({self._database.name!r})"
+
+    def close(self) -> None:
+        self._database.close()
+
+    # Runs
+
+    def begin_run(
+        self,
+        recipe: Mapping[str, Any],
+        recipe_digest: str,
+        *,
+        git_commit: str | None = None,
+        flow_run_id: str | None = None,
+    ) -> Run:
+        """One more attempt at this recipe's run that is neither completed nor rejected, else a new run."""
+        attempt = {"status": "running", "reason": None, "git_commit": git_commit, "flow_run_id": flow_run_id}
+        statement = (
+            self._database.insert(RunRow)
+            .values(
+                id=_new_run_id(),
+                recipe=dict(recipe),
+                recipe_digest=recipe_digest,
+                attempts=1,
+                started_at=database_now(),
+                **attempt,
+            )
+            .on_conflict_do_update(
+                index_elements=["recipe_digest"],
+                index_where=UNFINISHED,
+                set_={**attempt, "attempts": RunRow.attempts + 1, "finished_at": None},
+            )
+            .returning(RunRow.id, RunRow.attempts, RunRow.mlflow_run_id)
+        )
+        with self._database.begin() as session:
+            return Run(*session.execute(statement).one())
+
+    def finish_run(self, run_id: str, status: RunEnd, reason: str | None = None) -> None:
+        """Record how the run ended. A run that is completed or rejected already stays so."""
+        with self._database.begin() as session:
+            _must_exist(session, run_id)
+            session.execute(
+                update(RunRow)
+                .where(RunRow.id == run_id, UNFINISHED)
+                .values(status=status, reason=reason, finished_at=database_now())
+            )
+
+    def set_mlflow_run(self, run_id: str, mlflow_run_id: str) -> str:
+        """Tie the run to an MLflow run, once; returns the one that the first caller tied it to."""
+        with self._database.begin() as session:
+            _must_exist(session, run_id)
+            tied = session.scalar(
+                update(RunRow)
+                .where(RunRow.id == run_id)
+                .values(mlflow_run_id=func.coalesce(RunRow.mlflow_run_id, mlflow_run_id))
+                .returning(RunRow.mlflow_run_id)
+            )
+        assert tied is not None
+        return tied
+
+    def runs(self, limit: int = 20) -> list[views.RunSummary]:
+        """The newest runs, newest first."""
+        with self._database.begin() as session:
+            return views.read_runs(session, limit)
+
+    def run_view(self, run_id: str = "last") -> views.RunView:
+        """Everything about one run; `last` is the newest. RegistryError when there is none."""
+        with self._database.begin() as session:
+            return views.read_run(session, run_id)
+
+    # Stages
+
+    def finished(self, key: str) -> dict[str, Any] | None:
+        """The record that the stage with this key returned, as JSON; None while it is not completed."""
+        with self._database.begin() as session:
+            return session.scalar(
+                select(StageRunRow.output).where(StageRunRow.key == key, StageRunRow.status == "completed")
+            )
+
+    def claim(self, key: str, *, stage: str, run_id: str, holder: str, lease_s: float) -> Lease | None:
+        """The lease of a stage, for one of all who ask; None while another's lives or when completed."""
+        claimed = {
+            "stage": stage,
+            "run_id": run_id,
+            "holder": holder,
+            "status": "running",
+            "lease_expires": database_now(lease_s),
+            "started_at": database_now(),
+        }
+        free = or_(StageRunRow.lease_expires.is_(None), StageRunRow.lease_expires < database_now())
+        statement = (
+            self._database.insert(StageRunRow)
+            .values(key=key, attempts=1, fence=1, **claimed)
+            .on_conflict_do_update(
+                index_elements=["key"],
+                set_={
+                    **claimed,
+                    "attempts": StageRunRow.attempts + 1,
+                    "fence": StageRunRow.fence + 1,
+                    "finished_at": None,
+                    "error": None,
+                },
+                where=and_(StageRunRow.status != "completed", free),
+            )
+            .returning(StageRunRow.fence)
+        )
+        with self._database.begin() as session:
+            fence = session.execute(statement).scalar()
+        return None if fence is None else Lease(key, stage, fence, lease_s)
+
+    def renew(self, lease: Lease) -> None:
+        """Let the lease live for `life_s` from now. LeaseLost when another process has claimed the stage."""
+        with self._database.begin() as session:
+            _write(session, lease, lease_expires=database_now(lease.life_s))
+
+    def complete(self, lease: Lease, record: Record) -> None:
+        """Keep the stage's record, with its artifact, scores and release in their tables: all or nothing.
+
+        LeaseLost when another process has claimed the stage: then nothing is written.
+        """
+        output = record.model_dump(mode="json")
+        with self._database.begin() as session:
+            _write(session, lease, status="completed", output=output, **_ended())
+            session.add_all(_facts(lease.key, record))
+
+    def fail(self, lease: Lease, error: str) -> None:
+        """Keep why the stage failed; anybody may claim it at once. LeaseLost as `complete`."""
+        with self._database.begin() as session:
+            _write(session, lease, status="failed", error=error, **_ended())
+
+    def release(self, lease: Lease) -> None:
+        """Give the stage back undone; anybody may claim it at once. Does nothing when the lease is lost."""
+        with self._database.begin() as session:
+            session.execute(_held(lease).values(status="stopped", **_ended()))
+
+    def discard(self, key: str, record: Mapping[str, Any], reason: str) -> None:
+        """Forget a finished stage's record, artifact, scores and release: its output no longer verifies.
+
+        Nothing happens when it has been computed again since, i.e. is not finished with `record` any more.
+        """
+        with self._database.begin() as session:
+            row = session.get(StageRunRow, key, with_for_update=True)
+            if row is not None and row.status == "completed" and row.output == dict(record):
+                row.status, row.error, row.output = "failed", reason, None
+                for table in FACTS:
+                    session.execute(delete(table).where(table.key == key))
+
+    def note_use(self, run_id: str, key: str, *, reused: bool, seconds: float) -> None:
+        """The run used a stage's output. What one attempt computed counts as computed in later ones too."""
+        note = self._database.insert(RunStageRow).values(
+            run_id=run_id, key=key, reused=reused, seconds=seconds
+        )
+        statement = note.on_conflict_do_update(
+            index_elements=["run_id", "key"],
+            set_={"reused": note.excluded.reused, "seconds": note.excluded.seconds},
+            where=note.excluded.reused.is_(False),
+        )
+        with self._database.begin() as session:
+            session.execute(statement)
+
+
+def _new_run_id() -> str:
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def _facts(key: str, record: Record) -> Iterator[Table]:
+    """What a stage's record tells the other tables."""
+    if record.tree is not None:
+        yield ArtifactRow(key=key, kind=type(record).__name__, **record.tree.model_dump())
+    if isinstance(record, Scorecard):
+        for score in record.scores:
+            cell = score.model_dump() | {"depth": ALL_DEPTHS if score.depth is None else score.depth}
+            yield ScoreRow(key=key, checkpoint_digest=record.model_digest, **cell)
+    if isinstance(record, Release):
+        yield ReleaseRow(
+            key=key, released_at=database_now(), **record.model_dump(exclude={"tree", "parents"})
+        )
+
+
+def _must_exist(session: Session, run_id: str) -> None:
+    if session.get(RunRow, run_id) is None:
+        raise RegistryError(f"run {run_id!r}: not in the registry; `yarn-ops runs` lists them")
+
+
+def _held(lease: Lease) -> Any:
+    return update(StageRunRow).where(
+        StageRunRow.key == lease.key, StageRunRow.fence == lease.fence, StageRunRow.status == "running"
+    )
+
+
+def _ended() -> dict[str, Any]:
+    return {"lease_expires": None, "finished_at": database_now()}
+
+
+def _write(session: Session, lease: Lease, **values: Any) -> None:
+    if session.execute(_held(lease).values(**values).returning(StageRunRow.key)).first() is None:
+        raise LeaseLost(
+            f"stage {lease.stage} ({lease.key[:12]}): another process has taken it over; "
+            "nothing was recorded, run again to use its result"
+        )

@@ -1,0 +1,189 @@
+"""What the registry shows of its runs: frozen views, and the queries that fill them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from yarn_ops.errors import RegistryError
+from yarn_ops.registry.tables import ALL_DEPTHS, ReleaseRow, RunRow, RunStageRow, ScoreRow, StageRunRow
+
+
+class _View(BaseModel):
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+
+class ReleaseView(_View):
+    """A model version in MLflow."""
+
+    name: str
+    version: int
+    mlflow_run_id: str
+    gate: str
+    alias: str | None
+    tags: dict[str, str]
+    released_at: datetime
+
+
+class RunSummary(_View):
+    """A run as one line of a list. Times are UTC."""
+
+    id: str
+    recipe: dict[str, Any]
+    recipe_digest: str
+    status: str
+    """running, completed, failed, rejected or stopped"""
+    reason: str | None
+    attempts: int
+    git_commit: str | None
+    flow_run_id: str | None
+    mlflow_run_id: str | None
+    started_at: datetime
+    """of the first attempt"""
+    finished_at: datetime | None
+    release: ReleaseView | None = None
+
+
+class StageView(_View):
+    """A stage as a run used it, or as the run's last attempt left it."""
+
+    stage: str
+    key: str
+    status: str
+    """running, completed, failed or stopped"""
+    reused: bool | None = None
+    """None: this run did not come to use its output"""
+    seconds: float | None = None
+    """what it cost this run"""
+    attempts: int
+    """claims by all runs, ever"""
+    holder: str | None
+    started_at: datetime
+    finished_at: datetime | None
+    record: dict[str, Any] | None
+    error: str | None
+
+
+class ScoreView(_View):
+    """One cell of an evaluation; `depth` None: over all depths; `low`, `high`: 95 % interval."""
+
+    stage: str
+    checkpoint_digest: str
+    task: str
+    context_tokens: int
+    depth: float | None
+    seed: int
+    value: float
+    low: float | None
+    high: float | None
+    samples: int
+
+
+class RunView(RunSummary):
+    stages: tuple[StageView, ...]
+    """in the order of their first use, then those that were not finished"""
+    scores: tuple[ScoreView, ...]
+
+
+def read_runs(session: Session, limit: int) -> list[RunSummary]:
+    """The newest runs, newest first, each with its release."""
+    newest = select(RunRow).order_by(RunRow.started_at.desc(), RunRow.id.desc()).limit(limit)
+    rows = session.scalars(newest).all()
+    releases = _releases(session, [row.id for row in rows])
+    return [
+        RunSummary.model_validate(row).model_copy(update={"release": releases.get(row.id)}) for row in rows
+    ]
+
+
+def read_run(session: Session, run_id: str) -> RunView:
+    """One run by its id, or the newest as `last`; RegistryError when there is none."""
+    runs = select(RunRow).order_by(RunRow.started_at.desc(), RunRow.id.desc()).limit(1)
+    row = session.scalar(runs if run_id == "last" else runs.where(RunRow.id == run_id))
+    if row is None:
+        what = "no run yet; `yarn-ops extend RECIPE` makes one"
+        raise RegistryError(
+            what if run_id == "last" else f"run {run_id!r}: not in the registry; see `yarn-ops runs`"
+        )
+    return RunView(
+        **RunSummary.model_validate(row).model_dump(exclude={"release"}),
+        release=_releases(session, [row.id]).get(row.id),
+        stages=(*_used_stages(session, row.id), *_open_stages(session, row.id)),
+        scores=tuple(_scores(session, row.id)),
+    )
+
+
+def _releases(session: Session, run_ids: list[str]) -> dict[str, ReleaseView]:
+    """The release that each run published or reused."""
+    rows = session.execute(
+        select(RunStageRow.run_id, ReleaseRow)
+        .join(ReleaseRow, ReleaseRow.key == RunStageRow.key)
+        .where(RunStageRow.run_id.in_(run_ids))
+        .order_by(RunStageRow.id)
+    )
+    return {run_id: ReleaseView.model_validate(release) for run_id, release in rows}
+
+
+def _used_stages(session: Session, run_id: str) -> list[StageView]:
+    rows = session.execute(
+        select(StageRunRow, RunStageRow.reused, RunStageRow.seconds)
+        .join(RunStageRow, RunStageRow.key == StageRunRow.key)
+        .where(RunStageRow.run_id == run_id)
+        .order_by(RunStageRow.id)
+    )
+    return [_stage_view(stage, reused=reused, seconds=seconds) for stage, reused, seconds in rows]
+
+
+def _open_stages(session: Session, run_id: str) -> list[StageView]:
+    """Stages that this run claimed last and has not come to use: running, failed or stopped."""
+    used = select(RunStageRow.key).where(RunStageRow.run_id == run_id)
+    rows = session.scalars(
+        select(StageRunRow)
+        .where(StageRunRow.run_id == run_id, StageRunRow.key.not_in(used))
+        .order_by(StageRunRow.started_at)
+    )
+    return [_stage_view(stage) for stage in rows]
+
+
+def _stage_view(stage: StageRunRow, reused: bool | None = None, seconds: float | None = None) -> StageView:
+    return StageView(
+        stage=stage.stage,
+        key=stage.key,
+        status=stage.status,
+        reused=reused,
+        seconds=seconds,
+        attempts=stage.attempts,
+        holder=stage.holder,
+        started_at=stage.started_at,
+        finished_at=stage.finished_at,
+        record=stage.output,
+        error=stage.error,
+    )
+
+
+def _scores(session: Session, run_id: str) -> list[ScoreView]:
+    rows = session.execute(
+        select(StageRunRow.stage, ScoreRow)
+        .join(ScoreRow, ScoreRow.key == StageRunRow.key)
+        .join(RunStageRow, RunStageRow.key == StageRunRow.key)
+        .where(RunStageRow.run_id == run_id)
+        .order_by(RunStageRow.id, ScoreRow.id)
+    )
+    return [
+        ScoreView(
+            stage=stage,
+            checkpoint_digest=score.checkpoint_digest,
+            task=score.task,
+            context_tokens=score.context_tokens,
+            depth=None if score.depth == ALL_DEPTHS else score.depth,
+            seed=score.seed,
+            value=score.value,
+            low=score.low,
+            high=score.high,
+            samples=score.samples,
+        )
+        for stage, score in rows
+    ]
