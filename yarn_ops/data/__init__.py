@@ -1,0 +1,1 @@
+"""The data path: sources → corpus → token shards → windows."""

@@ -1,0 +1,112 @@
+"""A base's tokenizer, as training needs it: documents to token ids, in bounded memory, on many threads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as FastTokenizer
+
+from yarn_ops.errors import BaseModelError, DataError
+
+PIECE_CHARS = 1 << 18
+"""Longer texts are encoded in pieces: the Rust encoder holds about 400 bytes a token while it works."""
+CUT_CHARS = 4096
+# No pre-tokenizer in use (GPT-2's, Llama 3's, Qwen's, GPT-4o's) joins a letter or digit to the single blank
+# or line break after it, so to cut in front of one leaves the tokens of the whole text as they were.
+_CUT = re.compile(r"(?<=[^\W_])[ \n](?=[^\W_])")
+
+
+class Tokenizer:
+    """Encodes with the rules of `tokenizer.json`, or of transformers where a base has no such file.
+
+    prefix: token ids the tokenizer puts before a document (often one BOS, often none).
+    eos:    token id appended to a document; None when the tokenizer names none.
+    digest: sha256 of the definition.
+    Text that looks like a special token is encoded as text: a document must not end itself.
+    """
+
+    def __init__(self, base: Path, vocab_size: int) -> None:
+        definition, eos_token = _read_definition(base)
+        self.digest = hashlib.sha256(definition.encode()).hexdigest()
+        self._fast = _parse_definition(definition, base)
+        self._fast.no_truncation()
+        self._fast.no_padding()
+        self._fast.encode_special_tokens = True
+        self._vocab_size = vocab_size
+        self.dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+        self.eos: int | None = None if eos_token is None else self._fast.token_to_id(eos_token)
+        special: list[int] = self._fast.encode("").ids
+        self.prefix = self._narrow([token for token in special if token != self.eos])
+        self.suffix = self._narrow([] if self.eos is None else [self.eos])
+
+    def encode(self, texts: list[str]) -> list[NDArray[np.unsignedinteger[Any]]]:
+        """Token ids of each text, without prefix and EOS. Releases the GIL; one core a call."""
+        # A batch of one: `encode` holds the GIL, and a larger batch would occupy every core of the machine.
+        batches = (self._fast.encode_batch_fast([text], add_special_tokens=False) for text in texts)
+        return [self._narrow(batch[0].ids) for batch in batches]
+
+    def _narrow(self, ids: list[int]) -> NDArray[np.unsignedinteger[Any]]:
+        wide = np.array(ids, dtype=np.uint32)
+        largest = int(wide.max(initial=0))
+        if largest >= self._vocab_size:
+            raise DataError(
+                f"tokenizer: makes token {largest} but the model's vocabulary has {self._vocab_size}; "
+                "give the base the tokenizer it was trained with"
+            )
+        return wide.astype(self.dtype)
+
+
+def pieces(text: str) -> Iterator[tuple[int, int]]:
+    """(start, stop) of pieces of at most PIECE_CHARS whose tokens, joined, are those of the whole text.
+
+    Where no good place lies within CUT_CHARS of a piece's end, it is cut there, and the tokens around that
+    cut may differ. So may they for tokenizers that add a blank before every text (Llama 2's): one token.
+    """
+    start = 0
+    while len(text) - start > PIECE_CHARS:
+        end = start + PIECE_CHARS
+        places = [match.start() for match in _CUT.finditer(text, end - CUT_CHARS, end)]
+        stop = places[-1] if places else end
+        yield start, stop
+        start = stop
+    yield start, len(text)
+
+
+def _read_definition(base: Path) -> tuple[str, str | None]:
+    file = base / "tokenizer.json"
+    if file.is_file():
+        return file.read_text("utf-8"), _eos_token(base)
+    from transformers import AutoTokenizer
+
+    try:
+        slow = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+        return slow.backend_tokenizer.to_str(), slow.eos_token
+    except (OSError, ValueError, AttributeError, ImportError) as error:
+        raise BaseModelError(f"{base.name}: no usable tokenizer ({error}); add its tokenizer.json") from None
+
+
+def _parse_definition(definition: str, base: Path) -> FastTokenizer:
+    try:
+        return FastTokenizer.from_str(definition)
+    except Exception as error:  # tokenizers raises bare Exception
+        raise BaseModelError(f"{base.name}/tokenizer.json: not a tokenizer ({error}); replace it") from None
+
+
+def _eos_token(base: Path) -> str | None:
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if not (base / name).is_file():
+            continue
+        try:
+            token = json.loads((base / name).read_text("utf-8")).get("eos_token")
+        except (ValueError, AttributeError) as error:
+            raise BaseModelError(f"{base.name}/{name}: not a JSON object ({error}); replace it") from None
+        if token is not None:
+            return token["content"] if isinstance(token, dict) else token
+    return None
