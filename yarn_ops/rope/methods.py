@@ -11,7 +11,7 @@ method's ramp r: 0 keeps a dimension as trained (it extrapolates), 1 interpolate
     ntk          r = 0, θ·s^(d/(d-2))                             bloc97 2023, "NTK-Aware Scaled RoPE"
     dynamic-ntk  r = 0, θ·(s·n/L - (s-1))^(d/(d-2))               emozilla 2023; n = length, at least L
     by-parts     r rises between beta_fast and beta_slow turns    Peng et al. 2023, arXiv:2309.00071, 3.2
-    yarn         as by-parts, cos and sin times an attention factor                  the same, 3.3-3.4
+    yarn         as by-parts, cos and sin times an attention factor                  the same, 3.4
     llama3       r falls with L/wavelength between low_ and high_freq_factor      Llama 3.1, Meta 2024
     longrope     f_i / λ_i, λ from a short or a long list         Ding et al. 2024, arXiv:2402.13753
     abf          r = 0, θ replaced                                Xiong et al. 2023, arXiv:2309.16039
@@ -20,11 +20,11 @@ method's ramp r: 0 keeps a dimension as trained (it extrapolates), 1 interpolate
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TypeAlias, get_args
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from yarn_ops.errors import RopeError
 from yarn_ops.recipe import RopeMethod
@@ -33,75 +33,64 @@ Array: TypeAlias = NDArray[np.float64]
 
 BETA_FAST = 32.0  # YaRN, section 3.2 (there β), found for the Llama family
 BETA_SLOW = 1.0  # YaRN, section 3.2 (there α)
-YARN_TEMPERATURE_SLOPE = 0.1  # YaRN, equation 15: sqrt(1/t) = 0.1 ln(s) + 1
+YARN_TEMPERATURE_SLOPE = 0.1  # YaRN, section 3.4: sqrt(1/t) = 0.1 ln(s) + 1
 RAMP_GUARD = 0.001  # width of a ramp whose ends coincide; the authors' and every other implementation
 LENGTH_DEPENDENT = ("dynamic-ntk", "longrope")
 
 
-@dataclass(frozen=True, kw_only=True)
-class RopeSpec:
-    """A fully determined rotary embedding. Impossible ones raise RopeError."""
+class RopeSpec(BaseModel):
+    """A fully determined rotary embedding. Impossible ones raise RopeError, one line naming the field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     method: RopeMethod
-    dim: int
-    """rotary dimensions d of a head: int(head_dim * partial_rotary_factor), even"""
-    theta: float
+    dim: int = Field(ge=4, multiple_of=2)
+    """rotary dimensions d of a head: int(head_dim * partial_rotary_factor)"""
+    theta: float = Field(gt=1)
     """of the base; for abf the replacing one"""
-    factor: float = 1.0
-    original_context_tokens: int
-    beta_fast: float = BETA_FAST
-    beta_slow: float = BETA_SLOW
-    attention_factor: float | None = None
+    factor: float = Field(1.0, ge=1)
+    original_context_tokens: int = Field(gt=1)
+    beta_fast: float = Field(BETA_FAST, gt=0)
+    beta_slow: float = Field(BETA_SLOW, gt=0)
+    attention_factor: float | None = Field(None, gt=0)
     """None: the method's own"""
     truncate: bool = True
     """whether the ends of YaRN's ramp are rounded outwards to whole dimensions"""
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    short_factors: tuple[float, ...] = ()
-    long_factors: tuple[float, ...] = ()
+    low_freq_factor: float = Field(1.0, gt=0)
+    high_freq_factor: float = Field(4.0, gt=0)
+    short_factors: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    long_factors: tuple[Annotated[float, Field(gt=0)], ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.method not in get_args(RopeMethod):
-            raise RopeError(
-                f"method: {self.method!r} is unknown; known are {', '.join(get_args(RopeMethod))}"
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            text = first["msg"].removeprefix("Value error, ")
+            raise RopeError(f"{where}: {first['input']!r}: {text}" if where else text) from None
+
+    @model_validator(mode="after")
+    def _possible(self) -> RopeSpec:
+        if self.beta_fast <= self.beta_slow:
+            raise ValueError(f"beta_fast: {self.beta_fast:g} must be above beta_slow {self.beta_slow:g}")
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"high_freq_factor: {self.high_freq_factor:g} must be above low_freq_factor "
+                f"{self.low_freq_factor:g}"
             )
-        for name in ("theta", "factor", "beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor"):
-            _require_number(name, getattr(self, name))
-        _require(
-            isinstance(self.dim, int) and self.dim >= 4 and self.dim % 2 == 0,
-            "dim",
-            self.dim,
-            "an even number from 4",
-        )
-        _require(self.theta > 1, "theta", self.theta, "above 1")
-        _require(self.factor >= 1, "factor", self.factor, "at least 1")
-        _require(
-            isinstance(self.original_context_tokens, int) and self.original_context_tokens > 0,
-            "original_context_tokens", self.original_context_tokens, "a whole number above 0",
-        )  # fmt: skip
-        _require(
-            0 < self.beta_slow < self.beta_fast,
-            "beta_slow",
-            self.beta_slow,
-            f"in (0, beta_fast = {self.beta_fast:g})",
-        )
-        _require(
-            0 < self.low_freq_factor < self.high_freq_factor,
-            "low_freq_factor", self.low_freq_factor, f"in (0, high_freq_factor = {self.high_freq_factor:g})",
-        )  # fmt: skip
-        if self.attention_factor is not None:
-            _require_number("attention_factor", self.attention_factor)
-            _require(self.attention_factor > 0, "attention_factor", self.attention_factor, "above 0")
         if self.method == "longrope":
-            _require_divisors("short_factors", self.short_factors, self.dim // 2)
-            _require_divisors("long_factors", self.long_factors, self.dim // 2)
-        if self.method in ("by-parts", "yarn"):
-            low, high = ramp_bounds(self)
-            if low > high:
-                raise RopeError(
-                    f"original_context_tokens: no dimension lies between beta_fast and beta_slow turns in "
-                    f"{self.original_context_tokens} tokens with theta {self.theta:g}; check both"
-                )
+            for name in ("short_factors", "long_factors"):
+                if (count := len(getattr(self, name))) != self.dim // 2:
+                    raise ValueError(
+                        f"{name}: {count} numbers, expected {self.dim // 2}, one a pair of dimensions"
+                    )
+        if self.method in ("by-parts", "yarn") and (bounds := ramp_bounds(self))[0] > bounds[1]:
+            raise ValueError(
+                f"original_context_tokens: with {self.original_context_tokens} and theta {self.theta:g} no "
+                "pair of dimensions lies between beta_fast and beta_slow turns; check both"
+            )
+        return self
 
     @property
     def target_context_tokens(self) -> int:
@@ -127,7 +116,7 @@ def inverse_frequencies(spec: RopeSpec, length_tokens: int | None = None) -> Arr
 def attention_factor(spec: RopeSpec) -> float:
     """What cos and sin are multiplied by, for queries and keys alike: logits grow by its square.
 
-    YaRN: 0.1 ln(s) + 1 (equation 15). LongRoPE: sqrt(1 + ln(s) / ln(L)) (section 3.4). Others: 1.
+    YaRN: 0.1 ln(s) + 1 (section 3.4). LongRoPE: sqrt(1 + ln(s) / ln(L)), as Phi-3 has it. Others: 1.
     """
     if spec.method not in ("yarn", "longrope"):
         return 1.0
@@ -197,15 +186,20 @@ def float32_rounding(spec: RopeSpec) -> Array:
     return unit * (4 + math.log(spec.theta) * exponent + 2 * turning * blend)
 
 
+def ntk_theta(spec: RopeSpec, stretch: float) -> float:
+    """θ·stretch^(d/(d-2)): the lowest frequency is divided by the stretch, the highest is kept."""
+    return float(spec.theta * stretch ** (spec.dim / (spec.dim - 2)))
+
+
 def _effective_theta(spec: RopeSpec, length_tokens: int) -> float:
     match spec.method:
         case "ntk":
-            stretch = spec.factor
+            return ntk_theta(spec, spec.factor)
         case "dynamic-ntk":
-            stretch = spec.factor * length_tokens / spec.original_context_tokens - (spec.factor - 1)
+            beyond = length_tokens / spec.original_context_tokens
+            return ntk_theta(spec, spec.factor * beyond - (spec.factor - 1))
         case _:
             return spec.theta
-    return float(spec.theta * stretch ** (spec.dim / (spec.dim - 2)))
 
 
 def _base_frequencies(theta: float, dim: int) -> Array:
@@ -216,22 +210,3 @@ def _index_of_turns(spec: RopeSpec, count: float) -> float:
     return (
         spec.dim * math.log(spec.original_context_tokens / (2 * math.pi * count)) / (2 * math.log(spec.theta))
     )
-
-
-def _require(holds: bool, name: str, value: object, wanted: str) -> None:
-    if not holds:
-        raise RopeError(f"{name}: {value!r} must be {wanted}")
-
-
-def _require_number(name: str, value: object) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    _require(number, name, value, "a finite number")
-
-
-def _require_divisors(name: str, values: tuple[float, ...], count: int) -> None:
-    _require(
-        len(values) == count, name, f"{len(values)} numbers", f"{count} numbers, one a pair of dimensions"
-    )
-    for index, value in enumerate(values):
-        _require_number(f"{name}[{index}]", value)
-        _require(value > 0, f"{name}[{index}]", value, "above 0")

@@ -130,8 +130,8 @@ def _float64(name: str, buffer: torch.Tensor, pairs: int) -> Array:
         raise ProofError(f"{name}: inv_freq has no data yet (meta device); load the weights first")
     if buffer.dtype != torch.float32:
         raise ProofError(
-            f"{name}: inv_freq is {str(buffer.dtype).removeprefix('torch.')}, not float32: a cast of the whole "
-            "model rounded it; load in that dtype instead of casting"
+            f"{name}: inv_freq is {buffer.dtype}, not float32: a cast of the whole model rounded it; "
+            "load in that dtype instead of casting"
         )
     if buffer.shape != (pairs,):
         raise ProofError(
@@ -150,8 +150,8 @@ def _compare(name: str, live: Array, reference: Array, spec: RopeSpec, rtol: flo
         index = int(wrong[0])
         raise ProofError(
             f"{name}: inv_freq[{index}] is {live[index]:.9g}, {spec.method} x{spec.factor:g} needs "
-            f"{reference[index]:.9g} ({wrong.size} of {live.size} pairs differ); the model was not built from "
-            "the patched config"
+            f"{reference[index]:.9g} ({wrong.size} of {live.size} pairs differ); the model was not built "
+            "from the patched config"
         )
     return float(difference.max())
 
