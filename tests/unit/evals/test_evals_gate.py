@@ -41,8 +41,13 @@ def test_the_demo_passes_every_condition(scorecard) -> None:
     verdict = decide(scorecard, BEFORE, AFTER)
     assert verdict.passed
     assert [check.name for check in verdict.checks] == [
-        "base uses its window", "recall at the target", "long gain", "long growth", "short loss", "short recall loss",
-    ]  # fmt: skip
+        "base uses its window",
+        "recall at the target",
+        "long gain",
+        "long growth",
+        "short loss",
+        "short recall loss",
+    ]
     assert [check.measured for check in verdict.checks] == pytest.approx(
         [0.95, 0.94, 271 / 6.8, 6.8 / 8.9, 9.2 / 9.3, 0.0]
     )
@@ -120,7 +125,10 @@ def test_each_condition_fails_with_its_figures(scorecard, threshold, before, aft
             {"max_short_recall_loss": 0.1}, without(BEFORE, "code", 256), AFTER,
             "recall of code pairs at 256 tokens of the base",
         ),
-        ({"max_short_recall_loss": 0.1}, BEFORE | {"code": {}}, AFTER | {"code": {}}, "recall up to 512 tokens"),
+        (
+            {"max_short_recall_loss": 0.1}, BEFORE | {"code": {}}, AFTER | {"code": {}},
+            "recall up to 512 tokens",
+        ),
     ],
 )  # fmt: skip
 def test_what_was_not_measured_fails(scorecard, threshold, before, after, what) -> None:
@@ -144,11 +152,11 @@ def test_a_value_that_is_no_number_fails(scorecard) -> None:
     broken = Scorecard.model_construct(
         tree=None, parents=(), model_digest="0" * 64, original_context_tokens=512,
         scores=(nan, *(score for score in after.scores if score.task != "recall/code")),
-    )  # fmt: skip
+    ).model_copy(update={"tree": TREE})  # fmt: skip
+    gate = Gate(**(NO_GATE | {"min_recall": 0.0}))
     verdict = judge(
-        Gate(**(NO_GATE | {"min_recall": 0.0})), scorecard(**BEFORE), broken.model_copy(update={"tree": TREE}),
-        original_context_tokens=512, target_context_tokens=2048,
-    )  # fmt: skip
+        gate, scorecard(**BEFORE), broken, original_context_tokens=512, target_context_tokens=2048
+    )
     assert (
         verdict.reasons == "recall at 2048 tokens was not measured, so recall at the target cannot be judged"
     )

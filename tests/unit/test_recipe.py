@@ -1,0 +1,124 @@
+"""The recipe: canonical digest, curriculum, and faults named in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from yarn_ops.errors import RecipeError
+from yarn_ops.recipe import Recipe, load_recipe, parse_recipe
+from yarn_ops.shipped import recipe_path, recipes
+
+MINIMAL = {"rope": {"factor": 4}}
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_the_digest_ignores_spelling(tmp_path: Path) -> None:
+    short = load_recipe(write(tmp_path, "[rope]\nfactor = 4\n"))
+    long = load_recipe(write(tmp_path, '[train]\nsteps = 50\nalpha = 32\n[rope]\nmethod = "yarn"\nfactor = 4.0\n'))
+    assert short.digest() == long.digest()
+    assert short.digest() != load_recipe(write(tmp_path, "[rope]\nfactor = 4.5\n")).digest()
+
+
+@given(st.permutations(["base", "rope", "data", "train", "evaluate", "gate", "publish"]))
+def test_the_digest_ignores_the_order_of_sections(order: list[str]) -> None:
+    values = parse_recipe(MINIMAL).model_dump(mode="json")
+    assert parse_recipe({name: values[name] for name in order}).digest() == parse_recipe(MINIMAL).digest()
+
+
+def test_every_shipped_recipe_is_valid() -> None:
+    assert {path.stem for path in recipes()} == {"demo", "8k-to-32k", "8k-16k-32k"}
+    for path in recipes():
+        assert path.read_text("utf-8").startswith("# ")
+        assert load_recipe(path).curriculum(512 if path.stem == "demo" else 8192)
+
+
+def test_a_recipe_survives_json() -> None:
+    recipe = load_recipe(recipe_path("8k-16k-32k"))
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[rope]\nfactr = 4\n", "rope.factr: unknown key; did you mean 'factor'?"),
+        ("[rope]\nfactor = 4\n[trian]\n", "trian: unknown key; did you mean 'train'?"),
+        ("[rope]\nfactor = 4\nrank = 8\n", "rope.rank: unknown key; it belongs in [train]"),
+        ("[rope]\nfactor = 0\n", "rope.factor: input should be greater than or equal to 1 (found 0)"),
+        ('[rope]\nfactor = "four"\n', "rope.factor: input should be a valid number"),
+        ("[rope]\nfactor = nan\n", "rope.factor: input should be a finite number (found nan)"),
+        ("[train]\nsteps = 5\n", "rope: missing"),
+        ("[rope]\n", "rope: method 'yarn' needs factor or target_context_tokens"),
+        ("[rope]\nfactor = 4\ntarget_context_tokens = 2048\n", "rope: give factor or target_context_tokens, not both"),
+        ("[rope]\nfactor = 4\nbeta_fast = 1\n", "rope: beta_fast (1) must be above beta_slow (1)"),
+        ("[rope]\nfactor = 4\n[train]\nsteps = 0\n", "train.steps: input should be greater than 0 (found 0)"),
+        ("[rope]\nfactor = 4\n[data]\nsources = []\n", "data.sources: tuple should have at least 1 item"),
+        ("[rope]\nfactor = 4\n[data]\nheld_out_fraction = 1\n", "data.held_out_fraction: input should be less than 1"),
+        ('[rope]\nfactor = 4\n[publish]\nname = "../x"\n', "publish.name: string should match pattern"),
+        ('[rope]\nfactor = 4\n[publish]\nalias = "v1"\n', "publish: alias 'v1' is reserved by MLflow; choose another"),
+        ("[[train.stages]]\nstep = 5\n[rope]\nfactor = 4\n", "train.stages.0.context_tokens: missing"),
+        ("[rope\n", "not valid TOML"),
+    ],
+)
+def test_a_fault_is_one_line_with_file_and_key(tmp_path: Path, text: str, line: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(RecipeError) as fault:
+        load_recipe(path)
+    assert str(fault.value).startswith(f"{path}: ")
+    assert line in str(fault.value)
+    assert "\n" not in str(fault.value)
+
+
+def test_a_missing_file_names_the_way_to_the_shipped_ones(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no such recipe; `yarn-ops recipe list`"):
+        load_recipe(tmp_path / "absent.toml")
+
+
+def test_overrides_change_one_value(tmp_path: Path) -> None:
+    path = write(tmp_path, "[rope]\nfactor = 4\n")
+    recipe = load_recipe(path, ["train.steps=20", "rope.method=linear", 'data.sources=["a.txt"]'])
+    assert (recipe.train.steps, recipe.rope.method, recipe.data.sources) == (20, "linear", ("a.txt",))
+    for wrong in ("steps=20", "train.steps", "train.=3", "=", "a.b.c=1"):
+        with pytest.raises(RecipeError, match="write section.key=value"):
+            load_recipe(path, [wrong])
+
+
+def test_relative_paths_are_meant_from_the_recipe(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        '[base]\nmodel = "models/mine"\n[rope]\nfactor = 2\n'
+        '[data]\nsources = ["books/*.txt", "/abs/x.txt", "s3://b/*.parquet", "stdlib:**/*.py"]\n',
+    )
+    recipe = load_recipe(path)
+    assert recipe.base.model == str(tmp_path / "models/mine")
+    assert recipe.data.sources == (str(tmp_path / "books/*.txt"), "/abs/x.txt", "s3://b/*.parquet", "stdlib:**/*.py")
+
+
+def test_one_leg_unless_stages_are_given() -> None:
+    (leg,) = parse_recipe({"rope": {"target_context_tokens": 2048}}).curriculum(512)
+    assert (leg.context_tokens, leg.factor, leg.steps, leg.learning_rate) == (2048, 4.0, 50, 5e-4)
+
+
+def test_legs_grow_to_the_target() -> None:
+    first, second = load_recipe(recipe_path("8k-16k-32k")).curriculum(8192)
+    assert (first.context_tokens, first.factor, first.steps, first.learning_rate) == (16384, 2.0, 30, 2e-4)
+    assert (second.context_tokens, second.factor, second.steps, second.learning_rate) == (32768, 4.0, 20, 1e-4)
+
+
+def test_a_curriculum_that_stops_short_is_refused() -> None:
+    recipe = parse_recipe({"rope": {"factor": 4}, "train": {"stages": [{"context_tokens": 1024, "steps": 5}]}})
+    with pytest.raises(RecipeError, match="the last leg's factor is 2 but rope asks for 4"):
+        recipe.curriculum(512)
+
+
+def test_a_target_below_the_original_is_refused() -> None:
+    with pytest.raises(RecipeError, match="256 is below the base's original context of 512"):
+        parse_recipe({"rope": {"target_context_tokens": 256}}).curriculum(512)

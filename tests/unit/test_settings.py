@@ -1,0 +1,48 @@
+"""Settings come from the environment only, and keep their secrets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from yarn_ops.errors import SettingsError
+from yarn_ops.settings import read_settings
+
+
+def test_embedded_defaults_lie_in_the_state_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("YARN_OPS_STATE_DIR", str(tmp_path))
+    settings = read_settings()
+    assert settings.database == f"sqlite:///{tmp_path}/registry.db"
+    assert settings.store == f"file://{tmp_path}/store"
+    assert settings.mlflow == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("STORE_URL", "http://somewhere", "neither file:///… nor s3://bucket/prefix"),
+        ("DATABASE_URL", "mysql://x", "only sqlite:/// and postgresql:// databases"),
+        ("DEVICE", "tpu", "YARN_OPS_DEVICE: input should be"),
+        ("LEASE_S", "0", "YARN_OPS_LEASE_S: input should be greater than 1"),
+    ],
+)
+def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, line: str) -> None:
+    monkeypatch.setenv(f"YARN_OPS_{name}", value)
+    with pytest.raises(SettingsError, match="YARN_OPS_") as fault:
+        read_settings()
+    assert line in str(fault.value)
+
+
+def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YARN_OPS_S3_SECRET_KEY", "hunter2")
+    settings = read_settings()
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" not in settings.model_dump_json()
+
+
+def test_a_state_directory_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("YARN_OPS_STATE_DIR", str(tmp_path / "file" / "state"))
+    with pytest.raises(SettingsError, match="set YARN_OPS_STATE_DIR to one that can"):
+        read_settings().make_home()
