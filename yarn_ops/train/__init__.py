@@ -1,1 +1,1 @@
-"""Training: a process of its own that turns a patched base and token shards into an adapter, and the merge."""
+"""Training: a process of its own from a patched base and shards to an adapter; and the merge."""

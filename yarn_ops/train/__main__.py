@@ -36,7 +36,7 @@ def train(job: Job, stop: threading.Event) -> int:
     from yarn_ops.train.loop import run_job
     from yarn_ops.train.snapshot import newest_snapshot
 
-    job.work.mkdir(parents=True, exist_ok=True)
+    job.work_dir.mkdir(parents=True, exist_ok=True)
     snapshot = newest_snapshot(job.snapshots, job.identity())
     events = EventLog(job.events, steps=job.leg.steps, through_step=snapshot.step if snapshot else 0)
     try:
@@ -47,7 +47,8 @@ def train(job: Job, stop: threading.Event) -> int:
         events.emit("failed", error=str(error))
         raise
     except OutOfMemoryError as error:
-        text = f"train: {job.leg.context_tokens} tokens x {job.train.batch_windows} do not fit the GPU; shorten either"
+        windows = f"{job.train.batch_windows} x {job.leg.context_tokens} tokens"
+        text = f"train: {windows} at once do not fit the GPU; lower train.batch_windows or the context"
         events.emit("failed", error=text)
         raise TrainError(text) from error
     return 0

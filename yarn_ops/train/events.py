@@ -1,6 +1,6 @@
 """The trainer's events: one JSON object a line, flushed as they happen, readable while they are written.
 
-{"event": "start" | "step" | "checkpoint" | "done" | "stopped" | "failed", "step": n, "steps": n, "time": s, ...}
+{"event": start | step | checkpoint | done | stopped | failed, "step": n, "steps": n, "time": s, ...}
 """
 
 from __future__ import annotations

@@ -9,44 +9,36 @@ from pydantic import Field, ValidationError
 
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import TrainError
-from yarn_ops.recipe import Section, Stage, Train
-
-
-class Sampling(Section):
-    """How windows are drawn from the training shards; the fields are those of the recipe's data section."""
-
-    seed: int = 0
-    prefer_long: float = 0.0
-    document_mask: bool = False
+from yarn_ops.recipe import Data, Section, Stage, Train
 
 
 class Job(Section):
     """One leg of training: where it reads and writes, and the recipe's words for how."""
 
-    weights: Path
-    """directory of the base model"""
-    patched: Path
-    """directory of this leg's patched config"""
-    shards: Path
-    previous: Path | None = None
-    """adapter directory of the leg before"""
-    output: Path
-    """becomes the adapter directory, whole or not at all"""
-    work: Path
-    """snapshots, events.jsonl, trainer.log; survives the process, a later one goes on from it"""
     train: Train
     leg: Stage
-    sampling: Sampling = Sampling()
-    device: Literal["cpu", "cuda"]
+    data: Data
+    """only how windows are sampled: seed, prefer_long, document_mask"""
+    base_dir: Path
+    patched_dir: Path
+    """holds this leg's patched config"""
+    shards_dir: Path
+    previous_dir: Path | None = None
+    """the adapter of the leg before"""
+    out_dir: Path
+    """becomes the adapter directory, whole or not at all"""
+    work_dir: Path
+    """snapshots, events.jsonl, trainer.log; survives the process, a later one goes on from it"""
+    device: Literal["auto", "cpu", "cuda"]
     threads: int = Field(gt=0)
 
     @property
     def events(self) -> Path:
-        return self.work / "events.jsonl"
+        return self.work_dir / "events.jsonl"
 
     @property
     def snapshots(self) -> Path:
-        return self.work / "snapshots"
+        return self.work_dir / "snapshots"
 
     @property
     def peak_learning_rate(self) -> float:
@@ -57,12 +49,12 @@ class Job(Section):
         return self.train.batch_windows * self.train.accumulate
 
     def identity(self) -> str:
-        """Digest of all that the losses depend on, but for the inputs' bytes: a snapshot of another is not ours."""
+        """Digest of what was asked for, as far as losses depend on it: a snapshot of another is not ours."""
         return digest_of(
             {
                 "train": self.train.model_dump(mode="json", exclude={"checkpoint_every"}),
                 "leg": self.leg.model_dump(mode="json"),
-                "sampling": self.sampling.model_dump(mode="json"),
+                "data": self.data.model_dump(mode="json", include={"seed", "prefer_long", "document_mask"}),
             }
         )
 

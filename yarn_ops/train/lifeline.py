@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
 import threading
 import time
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 WATCH_S = 0.5
 GRACE_S = 30.0
 
@@ -17,16 +14,13 @@ GRACE_S = 30.0
 def stop_request(parent: int | None) -> threading.Event:
     """An event that SIGTERM, SIGINT and the death of `parent` (a process id; None: nobody's) set.
 
-    Call it first, from the main thread. A process that has not ended `GRACE_S` after its parent did is ended.
+    Call it first, from the main thread. A process still there `GRACE_S` after its parent's end is ended. The
+    launcher asks the kernel for a death signal too, but that is Linux's alone and follows one thread.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     if parent is not None:
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        # The kernel's signal follows the thread that started us, and misses a parent that was gone before
-        # the call above: the watchdog covers both.
         threading.Thread(target=_watch, args=(parent, stop), daemon=True).start()
     return stop
 

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
 import resource
 import shutil
 import statistics
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from yarn_ops.checkpoints import read_config
 from yarn_ops.data.windows import ShardReader, WindowSampler
 from yarn_ops.errors import Stopped, TrainError
 from yarn_ops.recipe import Train
-from yarn_ops.rope.proof import load_proven, rope_spec_of
+from yarn_ops.rope.config import rope_spec_of
+from yarn_ops.rope.proof import load_proven
 from yarn_ops.train.events import EventLog
 from yarn_ops.train.job import Job
 from yarn_ops.train.lora import load_trained, make_trainable, save_adapter, trained_parameters
-from yarn_ops.train.precision import dtype_of
+from yarn_ops.train.precision import Dtype, resolve_device, resolve_dtype
 from yarn_ops.train.snapshot import Snapshot, save_snapshot
 from yarn_ops.train.step import Batch, CausalLoss, make_batch, recompute_when_short
 
@@ -44,9 +44,9 @@ def learning_rate(step: int, *, steps: int, peak: float, train: Train) -> float:
 
 
 def run_job(job: Job, events: EventLog, stop: threading.Event, resume_from: Snapshot | None) -> None:
-    """Train the leg and write the adapter directory. Raises Stopped, with a snapshot written, once `stop` is set."""
+    """Train the leg and write the adapter directory; Stopped, after a snapshot, once `stop` is set."""
     torch.set_num_threads(job.threads)
-    torch.use_deterministic_algorithms(job.device == "cpu")
+    torch.use_deterministic_algorithms(resolve_device(job.device) == "cpu")
     torch.manual_seed(job.train.seed)
     loop = Loop(job, events, stop)
     if resume_from is not None:
@@ -60,20 +60,21 @@ class Loop:
 
     def __init__(self, job: Job, events: EventLog, stop: threading.Event) -> None:
         self._job, self._events, self._stop = job, events, stop
-        self._dtype = dtype_of(job.train.precision, job.device)
+        self._device = resolve_device(job.device)
+        self._dtype = resolve_dtype(job.train.precision, self._device)
         self._sampler = WindowSampler(
-            ShardReader(job.shards, "train"),
+            ShardReader(job.shards_dir, "train"),
             window_tokens=job.leg.context_tokens,
-            seed=job.sampling.seed,
-            prefer_long=job.sampling.prefer_long,
+            seed=job.data.seed,
+            prefer_long=job.data.prefer_long,
         )
-        self._model = load_model(job, self._dtype)
+        self._model = load_model(job, self._device, self._dtype)
         self._parameters = trained_parameters(self._model)
         self._loss = CausalLoss(self._model)
-        self._optimizer = make_optimizer(self._parameters.values(), job.train.weight_decay)
+        self._optimizer = make_optimizer(list(self._parameters.values()), job.train.weight_decay)
         self._curve: list[dict[str, Any]] = []
         self._seconds = 0.0
-        self._random = random_state(job.device)
+        self._random = random_state(self._device)
 
     @property
     def _step(self) -> int:
@@ -89,22 +90,24 @@ class Loop:
                     **{key: snapshot.tensors[f"{key}/{name}"].to(parameter.device) for key in MOMENTS},
                 }
         torch.set_rng_state(snapshot.tensors["random/cpu"])
-        if self._job.device == "cuda":
+        if self._device == "cuda":
             torch.cuda.set_rng_state(snapshot.tensors["random/cuda"])
-        self._random = random_state(self._job.device)
+        self._random = random_state(self._device)
         self._curve, self._seconds = list(snapshot.curve), snapshot.seconds
 
     def run(self) -> None:
-        """Steps up to the leg's last; a snapshot every `checkpoint_every`, at the end and when asked to stop."""
+        """Steps up to the leg's last; a snapshot every `checkpoint_every`, at the end and on a stop."""
         steps, every = self._job.leg.steps, self._job.train.checkpoint_every
-        self._events.emit("start", step=self._step, device=self._job.device, precision=self._dtype)
+        self._events.emit("start", step=self._step, device=self._device, precision=self._dtype)
         self._model.train()
-        with torch.autocast(self._job.device, torch.bfloat16, enabled=self._dtype == "bf16"):
+        with torch.autocast(self._device, torch.bfloat16, enabled=self._dtype == "bf16"):
             self._loss.prove_head(next(self._batches()).inputs_BT)
         while self._step < steps:
             if not self._train_step():
                 self._save_snapshot()
-                raise Stopped(f"training: asked to stop after step {self._step} of {steps}; run it again to go on")
+                raise Stopped(
+                    f"training: asked to stop after step {self._step} of {steps}; run it again to go on"
+                )
             if self._step % every == 0 or self._step == steps:
                 self._save_snapshot()
 
@@ -120,11 +123,11 @@ class Loop:
             "first_loss": losses[0],
             "final_loss": statistics.fmean(losses[-FINAL_LOSS_STEPS:]),
         }
-        partial = job.output.with_name(f".{job.output.name}.partial")
+        partial = job.out_dir.with_name(f".{job.out_dir.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         save_adapter(self._model, partial, facts, self._curve)
-        shutil.rmtree(job.output, ignore_errors=True)
-        partial.rename(job.output)
+        shutil.rmtree(job.out_dir, ignore_errors=True)
+        partial.rename(job.out_dir)
         self._events.emit("done", step=self._step, seconds=self._seconds, **facts)
 
     def _train_step(self) -> bool:
@@ -139,18 +142,24 @@ class Loop:
                 return False
             loss += self._accumulate(batch, target_tokens)
         rate = learning_rate(self._step, steps=job.leg.steps, peak=job.peak_learning_rate, train=job.train)
-        gradient_norm = self._update(rate, batches)
+        norm = self._update(rate, batches)
         step_s = time.perf_counter() - began
         self._seconds += step_s
-        self._random = random_state(job.device)
-        self._curve.append({"step": self._step + 1, "loss": loss, "learning_rate": rate, "gradient_norm": gradient_norm})
+        self._random = random_state(self._device)
+        point: dict[str, Any] = {
+            "step": self._step + 1,
+            "loss": loss,
+            "learning_rate": rate,
+            "gradient_norm": norm,
+        }
+        self._curve.append(point)
         self._events.emit(
             "step",
-            **self._curve[-1],
+            **point,
             tokens_per_s=sum(batch.inputs_BT.numel() for batch in batches) / step_s,
             step_s=step_s,
             data_wait_s=data_wait_s,
-            peak_bytes=peak_bytes(job.device),
+            peak_bytes=peak_bytes(self._device),
         )
         return True
 
@@ -159,11 +168,11 @@ class Loop:
         first, train = self._step * self._job.windows_a_step, self._job.train
         for start in range(first, first + self._job.windows_a_step, train.batch_windows):
             windows = [self._sampler.window(index) for index in range(start, start + train.batch_windows)]
-            yield make_batch(windows, device=self._job.device, document_mask=self._job.sampling.document_mask)
+            yield make_batch(windows, device=self._device, document_mask=self._job.data.document_mask)
 
     def _accumulate(self, batch: Batch, target_tokens: int) -> float:
         """Add a micro-batch's gradients; its share of the step's mean loss (nats a token)."""
-        with torch.autocast(self._job.device, torch.bfloat16, enabled=self._dtype == "bf16"):
+        with torch.autocast(self._device, torch.bfloat16, enabled=self._dtype == "bf16"):
             loss = self._loss(batch) / target_tokens
         if not torch.isfinite(loss):
             raise TrainError(self._not_finite("loss", [batch]))
@@ -185,7 +194,7 @@ class Loop:
         documents = sorted({document for batch in batches for document in batch.document_ids})
         return (
             f"training: the {what} of step {self._step + 1} is not finite; its documents are "
-            f"{', '.join(map(str, documents))}: look at them, or lower train.learning_rate"
+            f"{', '.join(documents)}: look at them, or lower train.learning_rate"
         )
 
     def _save_snapshot(self) -> None:
@@ -200,37 +209,38 @@ class Loop:
         self._events.emit("checkpoint", step=self._step)
 
 
-def load_model(job: Job, dtype: str) -> PreTrainedModel:
+def load_model(job: Job, device: str, dtype: Dtype) -> PreTrainedModel:
     """The proven base with what the job trains set free, and what the leg before learnt."""
-    config = json.loads((job.patched / "config.json").read_bytes())
+    config = read_config(job.patched_dir)
     # Frozen weights can lie in bf16; what learns is kept in float32 (`make_trainable`).
     frozen_bf16 = dtype == "bf16" and job.train.method == "lora"
     model = load_proven(
-        job.weights,
+        job.base_dir,
         config,
         rope_spec_of(config),
         dtype=torch.bfloat16 if frozen_bf16 else torch.float32,
-        device=job.device,
+        device=device,
     )
     make_trainable(model, job.train)
-    if job.previous is not None:
-        load_trained(model, job.previous)
+    if job.previous_dir is not None:
+        load_trained(model, job.previous_dir)
     recompute_when_short(
         model,
         job.train.batch_windows * job.leg.context_tokens,
-        device=job.device,
+        device=device,
         element_bytes=2 if dtype == "bf16" else 4,
     )
     return model
 
 
-def make_optimizer(parameters: Iterator[nn.Parameter], weight_decay: float) -> torch.optim.AdamW:
+def make_optimizer(parameters: Collection[nn.Parameter], weight_decay: float) -> torch.optim.AdamW:
     """AdamW; matrices decay, norms and biases do not."""
-    parameters = list(parameters)
+    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
     return torch.optim.AdamW(
         [
-            {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay},
-            {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+            {"params": matrices, "weight_decay": weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
         ],
         betas=BETAS,
     )

@@ -14,7 +14,7 @@ parameter under its name in the base.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,16 @@ PEFT_NAME = ".default"  # PEFT's name of an unnamed adapter: in the model's name
 
 
 def make_trainable(model: PreTrainedModel, train: Train) -> None:
-    """Freeze the model, then free what the recipe trains; all that learns is float32. TrainError names a layer
-    that is not there."""
+    """Freeze the model, then free what the recipe trains; all that learns is float32.
+
+    TrainError when the recipe names a layer that is not there.
+    """
     model.requires_grad_(train.method == "full")
     if train.method == "lora":
-        whole = _whole_modules(model, train)
-        inject_adapter_in_model(LoraConfig(r=train.rank, lora_alpha=train.alpha, target_modules=_targets(model, train.targets)), model)
+        whole, targets = _whole_modules(model, train), _targets(model, train.targets)
+        inject_adapter_in_model(
+            LoraConfig(r=train.rank, lora_alpha=train.alpha, target_modules=targets), model
+        )
         for module in whole:
             module.requires_grad_(True)
     for parameter in trained_parameters(model).values():
@@ -55,18 +59,19 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def save_adapter(model: PreTrainedModel, directory: Path, facts: Mapping[str, Any], curve: Sequence[Any]) -> None:
+def save_adapter(
+    model: PreTrainedModel, directory: Path, facts: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]
+) -> None:
     """Write the adapter directory; its bytes depend on nothing but what was trained."""
     trained = trained_parameters(model)
-    lora = [name for name in trained if _is_lora(name)]
     directory.mkdir(parents=True)
-    if lora:
+    if facts["method"] == "lora":
+        whole = {name.split(".")[-2] for name in trained if not _is_lora(name)}
         config = model.peft_config["default"].to_dict()
-        config["modules_to_save"] = sorted({name.split(".")[-2] for name in trained if not _is_lora(name)}) or None
-        config["inference_mode"] = True
+        config |= {"modules_to_save": sorted(whole) or None, "inference_mode": True}
         _write_json(directory / "adapter_config.json", config)
-    prefix = PEFT_PREFIX if lora else ""
-    save_file({prefix + _kept_name(name): value.detach().cpu() for name, value in trained.items()}, directory / TENSORS)
+    places = _places(trained, facts["method"])
+    save_file({place: trained[name].detach().cpu() for place, name in places.items()}, directory / TENSORS)
     _write_json(directory / FACTS, {**facts, "tensors": len(trained)})
     (directory / CURVE).write_text("".join(json.dumps(point) + "\n" for point in curve), encoding="utf-8")
 
@@ -91,10 +96,14 @@ def load_trained(model: PreTrainedModel, directory: Path) -> list[str]:
         kept = load_file(directory / TENSORS)
     except (OSError, SafetensorError) as error:
         raise TrainError(f"{directory / TENSORS}: unreadable ({error}); train again") from error
-    prefix = PEFT_PREFIX if facts["method"] == "lora" else ""
-    places = {prefix + _kept_name(name): (name, parameter) for name, parameter in model.named_parameters()}
-    lost = {place for place, (name, _) in places.items() if _is_lora(name)} - kept.keys()
-    strange = [name for name, value in kept.items() if name not in places or places[name][1].shape != value.shape]
+    parameters = dict(model.named_parameters())
+    places = _places(parameters, facts["method"])
+    lost = {place for place in places if _is_lora(place)} - kept.keys()
+    strange = {
+        place
+        for place, value in kept.items()
+        if place not in places or parameters[places[place]].shape != value.shape
+    }
     if lost or strange or len(kept) != facts["tensors"]:
         raise TrainError(
             f"{directory / TENSORS}: {len(kept)} tensors of {facts['tensors']}, {len(lost)} missing, "
@@ -102,7 +111,8 @@ def load_trained(model: PreTrainedModel, directory: Path) -> list[str]:
         )
     unchanged = []
     for place, value in kept.items():
-        name, parameter = places[place]
+        name = places[place]
+        parameter = parameters[name]
         if torch.equal(parameter.detach().cpu().float(), value):
             unchanged.append(name)
         parameter.data.copy_(value)
@@ -110,12 +120,12 @@ def load_trained(model: PreTrainedModel, directory: Path) -> list[str]:
 
 
 def merge_lora(model: PreTrainedModel) -> None:
-    """Fold every LoRA layer into the linear layer that it stands for, in that layer's dtype, and take PEFT out."""
-    for name, layer in [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]:
+    """Fold every LoRA layer into the linear layer it stands for, in that layer's dtype; PEFT is gone then."""
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
+    for name, layer in layers:
         layer.merge(safe_merge=True)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.get_base_layer())
-    model.peft_config = {}
 
 
 def read_facts(directory: Path) -> dict[str, Any]:
@@ -123,35 +133,46 @@ def read_facts(directory: Path) -> dict[str, Any]:
     try:
         return json.loads((directory / FACTS).read_bytes())
     except (OSError, ValueError) as error:
-        raise TrainError(f"{directory / FACTS}: unreadable ({error}); this is not an adapter directory") from None
+        raise TrainError(
+            f"{directory / FACTS}: unreadable ({error}); this is not an adapter directory"
+        ) from None
 
 
 def _targets(model: PreTrainedModel, targets: Sequence[str]) -> str | list[str]:
     """PEFT's `target_modules`; PEFT itself only minds when none is found."""
     if tuple(targets) == (ALL_LINEAR,):
         return ALL_LINEAR
-    known = {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    layers = model.named_modules()
+    known = {name.rpartition(".")[2] for name, layer in layers if isinstance(layer, nn.Linear)}
     for target in targets:
         if target not in known:
-            raise TrainError(f"train.targets: no linear layer is named {target!r}; choose from {', '.join(sorted(known))}")
+            raise TrainError(
+                f"train.targets: no linear layer is named {target!r}; choose from {', '.join(sorted(known))}"
+            )
     return list(targets)
 
 
 def _whole_modules(model: PreTrainedModel, train: Train) -> list[nn.Module]:
     """Norms and embeddings that the recipe trains whole."""
-    norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()] if train.train_norms else []
-    if train.train_norms and not norms:
-        raise TrainError(f"train.train_norms: {type(model).__name__} has no norm layers; set it to false")
-    return norms + ([model.get_input_embeddings()] if train.train_embeddings else [])
+    whole: list[nn.Module] = []
+    if train.train_norms:
+        whole += [module for module in model.modules() if "norm" in type(module).__name__.lower()]
+        if not whole:
+            raise TrainError(f"train.train_norms: {type(model).__name__} has no norms; set it to false")
+    if train.train_embeddings:
+        whole.append(model.get_input_embeddings())
+    return whole
 
 
 def _is_lora(name: str) -> bool:
     return ".lora_" in name
 
 
-def _kept_name(name: str) -> str:
-    """A parameter's name in the file: PEFT leaves the adapter's name out."""
-    return name.replace(PEFT_NAME, "") if _is_lora(name) else name
+def _places(names: Iterable[str], method: str) -> dict[str, str]:
+    """{name in the file: name in the model}. PEFT's files carry its wrapper's name, not the adapter's."""
+    if method == "full":
+        return {name: name for name in names}
+    return {PEFT_PREFIX + (name.replace(PEFT_NAME, "") if _is_lora(name) else name): name for name in names}
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

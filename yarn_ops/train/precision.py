@@ -11,62 +11,62 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal
 
 from yarn_ops.errors import TrainError
+from yarn_ops.settings import child_environment
 
+Device = Literal["auto", "cpu", "cuda"]
+Asked = Literal["auto", "fp32", "bf16"]
 Dtype = Literal["fp32", "bf16"]
 
 BELOW_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 PROBE = """
-import torch
-a = torch.ones(256, 256, dtype=torch.bfloat16, requires_grad=True)
-(a @ a).sum().backward()
-assert a.grad.float().mean() == 512
+import sys, torch
+if sys.argv[1] == "cpu" or not torch.cuda.is_available():
+    a = torch.ones(256, 256, dtype=torch.bfloat16, requires_grad=True)
+    (a @ a).sum().backward()
+    assert a.grad.float().mean() == 512
 """
 
 
-@dataclass(frozen=True)
-class Precision:
-    """The dtype of matrix products, and the variables that the trainer's environment needs for it."""
+def resolve_device(device: Device) -> Literal["cpu", "cuda"]:
+    """auto: the GPU where there is one. TrainError when a GPU is asked for that is not there."""
+    from torch import cuda  # seconds; whoever asks is about to load a model
 
-    dtype: Dtype
-    environment: Mapping[str, str] = field(default_factory=dict)
+    if device == "cuda" and not cuda.is_available():
+        raise TrainError("device: torch finds no CUDA GPU here; set the device to auto or cpu")
+    return "cuda" if device != "cpu" and cuda.is_available() else "cpu"
 
 
-def dtype_of(asked: Literal["auto", "fp32", "bf16"], device: str) -> Dtype:
+def resolve_dtype(asked: Asked, device: Literal["cpu", "cuda"]) -> Dtype:
     """auto: bf16 on a GPU, fp32 on a CPU."""
     if asked != "auto":
         return asked
-    return "fp32" if device == "cpu" else "bf16"
+    return "bf16" if device == "cuda" else "fp32"
 
 
-def resolve_precision(asked: Literal["auto", "fp32", "bf16"], device: str) -> Precision:
-    """The precision to start a trainer with; TrainError when this CPU cannot multiply in bf16."""
-    dtype = dtype_of(asked, device)
-    if dtype == "fp32" or device != "cpu":
-        return Precision(dtype)
+def trainer_environment(asked: Asked, device: Device) -> Mapping[str, str]:
+    """The variables that a trainer needs for its arithmetic to run; TrainError when none help."""
+    if asked != "bf16" or device == "cuda":
+        return {}
+    status = 0
     for environment in ({}, BELOW_AMX):
-        code = _probe(environment)
-        if code == 0:
-            return Precision(dtype, environment)
-    reason = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        status = _probe(device, environment)
+        if status == 0:
+            return environment
+    reason = signal.Signals(-status).name if status < 0 else f"exit status {status}"
     raise TrainError(
         f"train.precision: a bf16 matrix product does not run on this CPU ({reason}); use fp32 or auto"
     )
 
 
-def _probe(environment: Mapping[str, str]) -> int:
+def _probe(device: Device, environment: Mapping[str, str]) -> int:
     """Exit status of a process that multiplies in bf16; minus the signal's number when one ended it."""
     return subprocess.run(
-        [*with_environment(environment), sys.executable, "-c", PROBE],
+        [sys.executable, "-c", PROBE, device],
+        env=child_environment(environment),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ).returncode
-
-
-def with_environment(environment: Mapping[str, str]) -> list[str]:
-    """The start of a command line that adds variables to the inherited environment; env(1) becomes the command."""
-    return ["env", *(f"{name}={value}" for name, value in environment.items())]

@@ -1,7 +1,7 @@
 """Snapshots: what a killed trainer goes on from. One directory a step, written whole, the last two kept.
 
-    snapshots/step-00000010/state.safetensors   trained tensors, optimizer moments, random state
-    snapshots/step-00000010/snapshot.json       step, identity of the job, digest of the tensors, loss curve
+snapshots/step-00000010/state.safetensors   trained tensors, optimizer moments, random state
+snapshots/step-00000010/snapshot.json       step, identity of the job, digest of the tensors, loss curve
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def save_snapshot(directory: Path, snapshot: Snapshot) -> Path:
         }
         (partial / FACTS).write_text(json.dumps(facts), encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        raise TrainError(f"{final}: the snapshot could not be written ({error}); free some disk space") from error
+        raise TrainError(f"{final}: the snapshot cannot be written ({error}); free disk space") from error
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     for old in sorted(directory.glob("step-*"))[:-KEPT]:

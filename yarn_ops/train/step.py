@@ -34,7 +34,7 @@ class Batch:
     """int64; `IGNORED` where nothing is to be predicted"""
     positions_BT: Tensor | None
     target_tokens: int
-    document_ids: tuple[int, ...]
+    document_ids: frozenset[str]
 
 
 def make_batch(windows: Sequence[Window], *, device: str, document_mask: bool) -> Batch:
@@ -49,7 +49,7 @@ def make_batch(windows: Sequence[Window], *, device: str, document_mask: bool) -
         targets_BT=targets.to(device),
         positions_BT=positions,
         target_tokens=int((targets != IGNORED).sum()),
-        document_ids=tuple(sorted({int(document) for window in windows for document in window.document_ids})),
+        document_ids=frozenset(document for window in windows for document in window.document_ids),
     )
 
 
@@ -67,7 +67,8 @@ class Head(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.projection = model.get_output_embeddings()
-        self.divisor = getattr(model.config, "logits_scaling", None) or 1.0  # Granite
+        self.vocabulary: int = self.projection.out_features
+        self.divisor: float = getattr(model.config, "logits_scaling", None) or 1.0  # Granite
         self.cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -97,16 +98,19 @@ class CausalLoss:
         theirs = self._model(input_ids=inputs_BT, use_cache=False).logits
         if not torch.allclose(ours, theirs.to(ours.dtype), rtol=1e-2, atol=1e-2):
             raise TrainError(
-                f"{type(self._model).__name__}: its logits are not its head's product of the last hidden state; "
+                f"{type(self._model).__name__}: its logits are not those of its output layer; "
                 "this architecture cannot be trained yet"
             )
 
     def _hidden(self, inputs_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
-        # With no mask given, transformers reads restarting positions as packed documents and keeps them apart.
-        return self._backbone(input_ids=inputs_BT, position_ids=positions_BT, use_cache=False).last_hidden_state
+        # Given no mask, transformers reads restarting positions as packed documents and keeps them apart.
+        output = self._backbone(input_ids=inputs_BT, position_ids=positions_BT, use_cache=False)
+        return output.last_hidden_state
 
 
-def summed_loss(hidden_ND: Tensor, targets_N: Tensor, head: nn.Module, logits_at_once: int = LOGITS_AT_ONCE) -> Tensor:
+def summed_loss(
+    hidden_ND: Tensor, targets_N: Tensor, head: Head, logits_at_once: int = LOGITS_AT_ONCE
+) -> Tensor:
     """Cross-entropy summed over targets, from `logits_at_once` elements of logits at a time."""
     weights = tuple(weight for weight in head.parameters() if weight.requires_grad)
     return _SummedLoss.apply(hidden_ND, targets_N, head, logits_at_once, *weights)  # type: ignore[no-untyped-call]
@@ -114,14 +118,15 @@ def summed_loss(hidden_ND: Tensor, targets_N: Tensor, head: nn.Module, logits_at
 
 class _SummedLoss(torch.autograd.Function):
     """The gradients are made in the forward, chunk by chunk, so that no logits outlive their chunk and none
-    are computed twice. `weights` are the head's trained parameters: tied embeddings that learn, usually none."""
+    are computed twice. `weights` are the head's trained parameters: usually none, or tied embeddings."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, targets_N: Tensor, head: nn.Module, logits_at_once: int, *weights: Tensor
+        ctx: Any, hidden_ND: Tensor, targets_N: Tensor, head: Head, logits_at_once: int, *weights: Tensor
     ) -> Tensor:
-        rows = max(1, logits_at_once // head.projection.out_features)
-        gradients = [torch.zeros_like(tensor) for tensor in (hidden_ND, *weights)] if any(ctx.needs_input_grad) else []
+        rows = max(1, logits_at_once // head.vocabulary)
+        learning = (hidden_ND, *weights) if any(ctx.needs_input_grad) else ()
+        gradients = [torch.zeros_like(tensor) for tensor in learning]
         total = hidden_ND.new_zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
         for start in range(0, len(hidden_ND), rows):
             chunk = slice(start, start + rows)
@@ -144,11 +149,12 @@ class _SummedLoss(torch.autograd.Function):
 
 
 def activation_bytes(model: PreTrainedModel, tokens: int, element_bytes: int) -> int:
-    """About what one forward keeps for its backward: 16 tensors of the hidden width and 4 of the MLP's a layer,
-    as Llama's layer does with scaled_dot_product_attention."""
+    """About what one forward keeps for its backward: a layer of Llama's shape keeps 16 tensors of the hidden
+    width and 4 of the MLP's."""
     config = model.config
-    width = 16 * config.hidden_size + 4 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-    return config.num_hidden_layers * tokens * width * element_bytes
+    mlp_width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    width = 16 * config.hidden_size + 4 * mlp_width
+    return int(config.num_hidden_layers * tokens * width * element_bytes)
 
 
 def recompute_when_short(model: PreTrainedModel, tokens: int, *, device: str, element_bytes: int) -> bool:

@@ -1,0 +1,110 @@
+"""Start a trainer, hear its events, and never leave one behind. Nothing here loads torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+
+from yarn_ops.errors import Stopped, TrainError
+from yarn_ops.processes import last_lines, start, stop
+from yarn_ops.records import Adapter
+from yarn_ops.settings import child_environment
+from yarn_ops.train.events import Event, EventTail
+from yarn_ops.train.job import Job
+from yarn_ops.train.precision import trainer_environment
+
+LOG = "trainer.log"
+PID = "trainer.pid"
+POLL_S = 0.2
+STOP_S = 30.0
+ADAPTER_FACTS = (
+    "method", "steps", "window_tokens", "tokens_seen",
+    "trainable_parameters", "first_loss", "final_loss", "seconds",
+)  # fmt: skip
+
+
+def run_trainer(job: Job, *, on_event: Callable[[Event], None], should_stop: Callable[[], bool]) -> Adapter:
+    """Train one leg in a process of its own; the adapter's record, its files in `job.out_dir`.
+
+    `on_event` hears every step of the leg, those before a resume again. TrainError: the trainer failed, with
+    its own words or the last lines of its log. Stopped: it was asked to stop; the job can go on from there.
+    Whatever is raised, here or in `on_event`, the process and its group are gone before it gets out.
+    """
+    environment = trainer_environment(job.train.precision, job.device)
+    job.work_dir.mkdir(parents=True, exist_ok=True)
+    end_orphan(job.work_dir / PID)
+    tail = EventTail(job.events)
+    trainer = _start(job, child_environment(environment))
+    try:
+        last = _follow(trainer, tail, on_event, should_stop)
+    finally:
+        stop(trainer, STOP_S)
+    return _outcome(last, trainer.returncode, job)
+
+
+def end_orphan(record: Path) -> None:
+    """End the trainer that an earlier, crashed parent left at work here, if it is still the same process."""
+    try:
+        written = json.loads(record.read_bytes())
+        orphan = psutil.Process(written["pid"])
+        if orphan.create_time() != written["started"]:
+            return
+        orphan.terminate()
+        try:
+            orphan.wait(STOP_S)
+        except psutil.TimeoutExpired:
+            orphan.kill()
+            orphan.wait(STOP_S)
+    except (FileNotFoundError, ValueError, KeyError, psutil.NoSuchProcess):
+        return
+
+
+def _start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    job_file = job.work_dir / "job.json"
+    job_file.write_text(job.model_dump_json(indent=2), encoding="utf-8")
+    command = [sys.executable, "-m", "yarn_ops.train", str(job_file), "--parent", str(os.getpid())]
+    process = start(command, log=job.work_dir / LOG, env=environment)
+    record = {"pid": process.pid, "started": psutil.Process(process.pid).create_time()}
+    (job.work_dir / PID).write_text(json.dumps(record), encoding="utf-8")
+    return process
+
+
+def _follow(
+    trainer: subprocess.Popen[bytes],
+    tail: EventTail,
+    on_event: Callable[[Event], None],
+    should_stop: Callable[[], bool],
+) -> Event | None:
+    """Forward events until the process has ended; the last one. Asked to stop, it stops the process first."""
+    last: Event | None = None
+    while True:
+        ended = trainer.poll() is not None  # before reading, so that nothing written before the end is missed
+        for last in tail.read():
+            on_event(last)
+        if ended:
+            return last
+        if should_stop():
+            stop(trainer, STOP_S)
+        else:
+            time.sleep(POLL_S)
+
+
+def _outcome(last: Event | None, status: int, job: Job) -> Adapter:
+    match last:
+        case {"event": "done", **facts}:
+            return Adapter(**{name: facts[name] for name in ADAPTER_FACTS})
+        case {"event": "stopped", "reason": reason}:
+            raise Stopped(reason)
+        case {"event": "failed", "error": error}:
+            raise TrainError(error)
+    log = job.work_dir / LOG
+    raise TrainError(
+        f"{log}: the trainer ended with status {status}: {last_lines(log)}; run it again to go on"
+    )
