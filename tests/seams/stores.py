@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from swift_cluster import SwiftCluster
@@ -44,3 +46,24 @@ def make_tree(root: Path, files: dict[str, bytes]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     return root
+
+
+class Counting:
+    """A store that counts the bytes fetched from it, by key; everything else passes through."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.fetched_bytes: dict[str, int] = {}
+
+    def get_file(self, key: str, path: Path, on_chunk: Callable[[bytes], object] | None = None) -> None:
+        self.fetched_bytes[key] = 0
+
+        def count(chunk: bytes) -> None:
+            self.fetched_bytes[key] += len(chunk)
+            if on_chunk is not None:
+                on_chunk(chunk)
+
+        self._store.get_file(key, path, count)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)

@@ -20,6 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from yarn_ops.data.files import Files
 from yarn_ops.errors import StoreError
 
 
@@ -29,6 +30,8 @@ class ObjectInfo:
     size_bytes: int
     modified: datetime
     """with its time zone"""
+    version: str
+    """changes when the object is replaced; not a hash of its contents"""
 
 
 class Store(Protocol):
@@ -91,3 +94,10 @@ def open_store(url: str, options: StoreOptions = StoreOptions()) -> Store:
 
         return S3Store(url, options)
     raise StoreError(f"{url}: not a store; write file:///directory or s3://bucket/prefix")
+
+
+def files_for(options: StoreOptions) -> Files:
+    """Where training documents come from: this machine and S3, told apart by the pattern's scheme."""
+    from yarn_ops.store.documents import FilesByScheme
+
+    return FilesByScheme(options)

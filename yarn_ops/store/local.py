@@ -103,7 +103,8 @@ class LocalStore:
                 facts = path.stat()
             except FileNotFoundError:  # deleted while we list
                 continue
-            yield ObjectInfo(key, facts.st_size, datetime.fromtimestamp(facts.st_mtime, UTC))
+            modified = datetime.fromtimestamp(facts.st_mtime, UTC)
+            yield ObjectInfo(key, facts.st_size, modified, version=f"{facts.st_ino}-{facts.st_mtime_ns}")
 
     def delete(self, key: str) -> None:
         with disk_errors(self.uri_of(key)):

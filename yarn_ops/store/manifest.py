@@ -1,4 +1,7 @@
-"""What a stored directory consists of: manifest.json {"files": {name: {sha256, size_bytes}}}, written last."""
+"""What a stored directory consists of: a manifest.json, written last:
+
+{"files": {name: {sha256, size_bytes}}}
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ MANIFEST = "manifest.json"
 class FileEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sha256: Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\Z")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     size_bytes: Annotated[int, Field(ge=0)]
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from yarn_ops.digests import CHUNK_BYTES, tree_files
@@ -38,7 +37,7 @@ def pull_files(
 ) -> None:
     """`pull_tree` for a manifest that was read already."""
     transfer = Transfer(manifest.size_bytes, report)
-    with disk_errors(to), arriving(to) as partial:
+    with arriving(to) as partial:
         if partial is None:
             _check_same(to, manifest)
             verify_files(to, manifest, transfer)
@@ -74,36 +73,60 @@ def arriving(to: Path) -> Iterator[Path | None]:
     """A hidden sibling of `to`, ours alone, that becomes `to` when the block ends well, and else is kept.
 
     None when `to` is there already (an empty directory is not): then there is nothing to fill.
+    An OSError within the block becomes a StoreError.
     """
     partial = to.parent / f".{to.name}.partial"
-    with _lock(partial):
-        if to.exists() and not (to.is_dir() and not any(to.iterdir())):
-            shutil.rmtree(partial)
+    with disk_errors(to):
+        if _filled(to):
             yield None
             return
-        yield partial
-        for folder in {path.parent for path in tree_files(partial).values()}:
-            sync_directory(folder)
-        partial.rename(to)
-        sync_directory(to.parent)
+        with _held(partial):
+            if _filled(to):  # by whoever held it before us
+                partial.rmdir()
+                yield None
+                return
+            yield partial
+            for folder in {path.parent for path in tree_files(partial).values()}:
+                sync_directory(folder)
+            partial.rename(to)
+            sync_directory(to.parent)
+
+
+def _filled(to: Path) -> bool:
+    return to.exists() and not (to.is_dir() and not any(to.iterdir()))
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold a directory against other processes; it is made when missing."""
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a directory against other threads and processes; made when missing, unmade when left empty."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir()
         try:
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:  # its last holder renamed it in this moment
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-            if folder.exists() and os.path.samestat(os.fstat(handle), folder.stat()):
+            if not _is_still(handle, folder):
+                continue
+            try:
                 yield
-                return
+            except BaseException:
+                with suppress(OSError):
+                    folder.rmdir()
+                raise
+            return
         finally:
             os.close(handle)
+
+
+def _is_still(handle: int, folder: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), folder.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _fetch(
@@ -113,24 +136,25 @@ def _fetch(
     name, entry = item
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    resumed = path.exists()
-    if resumed and path.stat().st_size > entry.size_bytes:
+    kept_bytes = path.stat().st_size if path.exists() else 0
+    if kept_bytes > entry.size_bytes:
         path.unlink()
+        kept_bytes = 0
     sha256 = hashlib.sha256()
-    if path.exists():
+    if kept_bytes:
         _hash_into(sha256, path, transfer)
 
     def take(chunk: bytes) -> None:
         sha256.update(chunk)
         transfer.advance(len(chunk))
 
-    if not path.exists() or path.stat().st_size < entry.size_bytes or not entry.size_bytes:
+    if not kept_bytes or kept_bytes < entry.size_bytes:
         store.get_file(join(prefix, name), path, take)
     if sha256.hexdigest() == entry.sha256:
         return None
     path.unlink()
-    # What lay here may have been of another version: only a file fetched whole tells of damage.
-    return _fetch(store, prefix, folder, item, transfer) if resumed else name
+    # What was kept may be of another version: only a file fetched whole tells of damage.
+    return _fetch(store, prefix, folder, item, transfer) if kept_bytes else name
 
 
 def _hash_into(sha256: hashlib._Hash, path: Path, transfer: Transfer) -> None:

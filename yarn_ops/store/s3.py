@@ -43,7 +43,7 @@ ATTEMPTS = 4
 BROKEN_OFF = (HTTPClientError, IncompleteReadError, NoConnection)
 
 REMEDIES = {
-    "SignatureDoesNotMatch": "the secret key is wrong; check YARN_OPS_S3_SECRET_KEY",
+    "SignatureDoesNotMatch": "access key or secret key wrong; check YARN_OPS_S3_ACCESS_KEY and YARN_OPS_S3_SECRET_KEY",
     "InvalidAccessKeyId": "the access key is unknown there; check YARN_OPS_S3_ACCESS_KEY",
     "AccessDenied": "access denied; check the keys and what they are allowed",
     "403": "access denied; check the keys and what they are allowed",
@@ -92,23 +92,29 @@ class S3Store:
             self._client.upload_file(str(path), **self._named(key), Config=UPLOAD, Callback=on_bytes)
 
     def get_file(self, key: str, path: Path, on_chunk: Callable[[bytes], object] | None = None) -> None:
-        with self._errors(self.uri_of(key)):
-            head = self._client.head_object(**self._named(key))
-        size, etag = head["ContentLength"], head["ETag"]
         with disk_errors(path), self._errors(self.uri_of(key)), path.open("ab") as file:
-            idle = 0
-            while (start := file.tell()) < size:
-                try:
-                    for chunk in self._chunks(key, start, etag):
-                        file.write(chunk)
-                        if on_chunk is not None:
-                            on_chunk(chunk)
-                except BROKEN_OFF:
-                    idle = 0 if file.tell() > start else idle + 1
-                    if idle == ATTEMPTS:
-                        raise
+            for chunk in self.stream(key, file.tell()):
+                file.write(chunk)
+                if on_chunk is not None:
+                    on_chunk(chunk)
             file.flush()
             os.fsync(file.fileno())
+
+    def stream(self, key: str, start: int = 0) -> Iterator[bytes]:
+        """An object's bytes from `start` on, in pieces; a connection that breaks is made again."""
+        with self._errors(self.uri_of(key)):
+            head = self._client.head_object(**self._named(key))
+            idle = 0
+            while start < head["ContentLength"]:
+                try:
+                    for chunk in self._chunks(key, start, head["ETag"]):
+                        start += len(chunk)
+                        idle = 0
+                        yield chunk
+                except BROKEN_OFF:
+                    idle += 1
+                    if idle == ATTEMPTS:
+                        raise
 
     def read(self, key: str) -> bytes:
         with self._errors(self.uri_of(key)):
@@ -140,7 +146,12 @@ class S3Store:
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=full)
             for page in pages:
                 for item in page.get("Contents", ()):
-                    yield ObjectInfo(item["Key"][skip:], item["Size"], item["LastModified"])
+                    yield ObjectInfo(
+                        item["Key"][skip:],
+                        item["Size"],
+                        item["LastModified"],
+                        version=item["ETag"].strip('"'),
+                    )
 
     def delete(self, key: str) -> None:
         with self._errors(self.uri_of(key)):

@@ -93,7 +93,7 @@ def fetch_tree(store: Store, tree: Tree, cache: Path, *, report: Report | None =
             f"{tree.uri}: holds another directory than the one recorded; remove it and run again"
         )
     if isinstance(store, LocalStore):
-        path = store.path_of(prefix)
+        path = store.root / prefix
         verify_files(path, manifest, Transfer(manifest.size_bytes, report))
         return path
     path = cache / tree.digest

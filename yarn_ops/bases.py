@@ -1,0 +1,158 @@
+"""Base models, from wherever a recipe names them, as a clean and checked local directory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+
+from yarn_ops import shipped
+from yarn_ops.checkpoints import (
+    CONFIG,
+    GENERATION_CONFIG,
+    INDEX,
+    TOKENIZER_FILES,
+    checkpoint_files,
+    inspect_checkpoint,
+)
+from yarn_ops.digests import digest_of, tree_files
+from yarn_ops.errors import BaseModelError
+from yarn_ops.recipe import Base
+from yarn_ops.records import BaseModel
+from yarn_ops.store import ObjectInfo, Store, StoreOptions, open_store
+from yarn_ops.store.manifest import MANIFEST, read_manifest
+from yarn_ops.store.pull import arriving
+from yarn_ops.store.transfer import Transfer
+from yarn_ops.store.trees import fetch_tree
+
+WANTED = ("*.safetensors", INDEX, CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES)
+UNWANTED = ("*/*", "consolidated*")  # other formats of the same weights
+HF_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def fetch_base(
+    base: Base, *, cache: Path, store_options: StoreOptions, find_release: Callable[[str], str] | None
+) -> tuple[BaseModel, Path]:
+    """The base's record (without tree) and a directory that holds the checkpoint's files and nothing else.
+
+    `find_release` maps a models:/ reference to the URI of its files. A directory that is already clean is
+    used where it is, read-only; anything else lies in `cache`. Raises BaseModelError for a base that cannot
+    be found or trusted, StoreError for one that cannot be fetched.
+    """
+    source, path = _locate(base.model, cache / "bases", store_options, find_release)
+    record = inspect_checkpoint(path, source=source, original_context_tokens=base.original_context_tokens)
+    return record, _clean_view(path, cache / "bases")
+
+
+def _locate(
+    model: str, cache: Path, options: StoreOptions, find_release: Callable[[str], str] | None
+) -> tuple[str, Path]:
+    """(what was taken, where it lies): the source names an exact revision where the recipe did not."""
+    if model.startswith("shipped:"):
+        return model, _shipped(model)
+    if model.startswith("hf:"):
+        return _from_hub(model)
+    if model.startswith("models:/"):
+        if find_release is None:
+            raise BaseModelError(f"{model}: no MLflow to look it up in; set YARN_OPS_MLFLOW_URI")
+        return model, _from_store(find_release(model), cache, options)
+    if model.startswith(("s3://", "file:///")):
+        return model, _from_store(model, cache, options)
+    if ":" in model.split("/")[0]:
+        raise BaseModelError(
+            f"{model}: unknown kind of base model; give a directory, hf:org/name@revision, "
+            "models:/name@alias, s3://bucket/prefix or shipped:base512"
+        )
+    return model, Path(model).expanduser().absolute()
+
+
+def _shipped(model: str) -> Path:
+    name = model.removeprefix("shipped:")
+    names = sorted(path.name for path in shipped.MODELS.glob("*") if path.is_dir())
+    if name not in names:
+        raise BaseModelError(
+            f"{model}: not shipped; there is {', '.join(names) or 'none outside a checkout'}"
+        )
+    return shipped.MODELS / name
+
+
+def _from_hub(model: str) -> tuple[str, Path]:
+    name, _, revision = model.removeprefix("hf:").partition("@")
+    if not HF_NAME.fullmatch(name) or ".." in name:
+        raise BaseModelError(f"{model}: not a model name; write hf:org/name@revision")
+    path = _snapshot(model, name, revision or None)
+    if not any(path.glob("*.safetensors")):
+        raise BaseModelError(_no_safetensors(model))
+    return f"hf:{name}@{path.name}", path
+
+
+def _snapshot(model: str, name: str, revision: str | None) -> Path:
+    """The snapshot's directory in Hugging Face's own cache, named by its commit."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=list(WANTED), ignore_patterns=list(UNWANTED)
+        )
+    except errors.GatedRepoError:
+        raise BaseModelError(f"{model}: gated; accept its terms on huggingface.co and set HF_TOKEN") from None
+    except errors.RepositoryNotFoundError:
+        raise BaseModelError(
+            f"{model}: no such model, or a private one; correct the name or set HF_TOKEN"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise BaseModelError(f"{model}: no such revision; give a branch, a tag or a commit") from None
+    except errors.LocalEntryNotFoundError:
+        raise BaseModelError(
+            f"{model}: huggingface.co cannot be reached and the local cache does not hold it; "
+            "go online, or give a directory"
+        ) from None
+    except Exception as error:  # HTTP, TLS, proxies, full disks: whatever the hub's client meets
+        raise BaseModelError(f"{model}: cannot be downloaded: {error}") from error
+    return Path(folder)
+
+
+def _from_store(uri: str, cache: Path, options: StoreOptions) -> Path:
+    store = open_store(uri, options)
+    infos = [info for info in store.list("") if "/" not in info.key]
+    if any(info.key == MANIFEST for info in infos):
+        return fetch_tree(store, read_manifest(store, "").tree_at(store.url), cache)
+    return _unlisted(store, infos, cache)
+
+
+def _unlisted(store: Store, infos: list[ObjectInfo], cache: Path) -> Path:
+    """Checkpoint files below a URI without a manifest of ours: only their sizes can be checked."""
+    wanted = [info for info in infos if _is_wanted(info.key)]
+    if not any(info.key.endswith(".safetensors") for info in wanted):
+        raise BaseModelError(_no_safetensors(store.url))
+    path = cache / digest_of([[info.key, info.size_bytes, info.version] for info in wanted])
+    transfer = Transfer(sum(info.size_bytes for info in wanted), None)
+    with arriving(path) as partial:
+        if partial is not None:
+            transfer.run(lambda info: store.get_file(info.key, partial / info.key), wanted)
+    return path
+
+
+def _is_wanted(name: str) -> bool:
+    return any(fnmatch(name, want) for want in WANTED) and not any(fnmatch(name, no) for no in UNWANTED)
+
+
+def _no_safetensors(source: str) -> str:
+    return f"{source}: no safetensors there; pickled weights are refused, convert them or choose another base"
+
+
+def _clean_view(path: Path, cache: Path) -> Path:
+    """`path` if it holds only the checkpoint's files, else a directory of links to those."""
+    names = checkpoint_files(path)
+    if names == list(tree_files(path)):
+        return path
+    originals = [(path / name).resolve() for name in names]
+    facts = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in originals]
+    view = cache / digest_of(facts)
+    with arriving(view) as partial:
+        if partial is not None:
+            for name, original in zip(names, originals, strict=True):
+                (partial / name).unlink(missing_ok=True)
+                (partial / name).symlink_to(original)
+    return view
