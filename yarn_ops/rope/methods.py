@@ -35,6 +35,7 @@ BETA_FAST = 32.0  # YaRN, section 3.2 (there β), found for the Llama family
 BETA_SLOW = 1.0  # YaRN, section 3.2 (there α)
 YARN_TEMPERATURE_SLOPE = 0.1  # YaRN, section 3.4: sqrt(1/t) = 0.1 ln(s) + 1
 RAMP_GUARD = 0.001  # width of a ramp whose ends coincide; the authors' and every other implementation
+FLOAT32_UNIT = 2.0**-24  # half the distance between neighbours at 1
 LENGTH_DEPENDENT = ("dynamic-ntk", "longrope")
 
 
@@ -172,18 +173,21 @@ def ramp_bounds(spec: RopeSpec) -> tuple[float, float]:
 def float32_rounding(spec: RopeSpec) -> Array:
     """Bound on the relative error of computing the frequencies in float32: float64[d/2].
 
-    The power θ^(2i/d) magnifies the exponent's rounding by ln θ; the blend magnifies the ramp's by up to
-    the factor, where little of f is left beside f/s.
+    The power θ^(2i/d) magnifies the exponent's rounding by ln θ. The blend magnifies the ramp's by up to
+    the factor, where little of f is left beside f/s, and the ramp's own grows as its ends come closer.
     """
-    unit = 2.0**-24
     exponent = np.arange(0, spec.dim, 2) / spec.dim
     share = ramp(spec)
-    blend = np.where((share > 0) & (share < 1), 1 - 1 / spec.factor, 0.0) / (1 - share + share / spec.factor)
-    turning = 1.0
+    blended = (share > 0) & (share < 1)
+    sensitivity = np.where(blended, 1 - 1 / spec.factor, 0.0) / (1 - share + share / spec.factor)
+    ramp_error = 2.0
     if spec.method == "llama3":
-        wide = spec.high_freq_factor / (spec.high_freq_factor - spec.low_freq_factor)
-        turning += wide * (3 + math.log(spec.theta))
-    return unit * (4 + math.log(spec.theta) * exponent + 2 * turning * blend)
+        span = spec.high_freq_factor - spec.low_freq_factor
+        ramp_error += 2 * (3 + math.log(spec.theta)) * spec.high_freq_factor / span
+    elif spec.method in ("by-parts", "yarn") and not spec.truncate:
+        low, high = ramp_bounds(spec)
+        ramp_error += 2 * high / max(high - low, RAMP_GUARD)
+    return FLOAT32_UNIT * (4 + math.log(spec.theta) * exponent + ramp_error * sensitivity)
 
 
 def ntk_theta(spec: RopeSpec, stretch: float) -> float:
