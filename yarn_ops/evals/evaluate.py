@@ -6,17 +6,17 @@ and the result are asked exactly the same, and cells can be run anywhere in any 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from yarn_ops.checkpoints import load_tokenizer
+from yarn_ops.checkpoints import load_tokenizer, read_config
 from yarn_ops.data.windows import ShardReader, spread
 from yarn_ops.errors import EvaluationError
 from yarn_ops.evals import perplexity, recall
@@ -27,6 +27,7 @@ from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.proof import load_proven
 
 SCORES_FILE = "scores.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SLIDING_TEXT = 1.5
 """length of a sliding document in longest contexts: the window has to move, and each stride is a forward"""
 
@@ -51,12 +52,12 @@ def evaluate(
     *,
     original_context_tokens: int,
     device: str,
-    dtype: str,
+    dtype: Literal["fp32", "bf16"],
     report: Progress,
 ) -> Scorecard:
     """Measure a model as its config has it and write `scores.json` into `out`.
 
-    The base is left unpatched: beyond its window it extrapolates. `dtype` is torch's name, e.g. "float32".
+    The base is left unpatched: beyond its window it extrapolates.
     EvaluationError when the held-out text or a length cannot serve, before the model is loaded.
     """
     tokenizer = load_tokenizer(model.path)
@@ -65,9 +66,9 @@ def evaluate(
         return tokenizer.encode(text, add_special_tokens=False)
 
     cells = plan(section, ShardReader(shards.path, "held_out"), encode, original_context_tokens)
-    config = json.loads((model.path / "config.json").read_text("utf-8"))
-    network = load_proven(model.path, None, rope_spec_of(config), dtype=getattr(torch, dtype), device=device)
-    scores = run(cells, network.eval(), report)
+    config = read_config(model.path)
+    network = load_proven(model.path, None, rope_spec_of(config), dtype=DTYPES[dtype], device=device)
+    scores = run(cells, network, report)
     scorecard = Scorecard(
         parents=(model.record.digest, shards.record.digest),
         model_digest=model.record.digest,
@@ -124,12 +125,11 @@ def _sliding_documents(reader: ShardReader, longest: int, section: Evaluate) -> 
     """The longest held-out documents, cut; none when no document leaves the window room for a stride."""
     if section.sliding_stride_tokens is None:
         return []
-    lengths = reader.document_tokens
-    count = max(1, section.windows // 4)
-    order = sorted(range(reader.documents), key=lambda index: (-lengths[index], index))[:count]
-    least = longest + section.sliding_stride_tokens
-    cut = max(round(SLIDING_TEXT * longest), least) + 1
-    return [reader.document(index)[:cut].astype(np.int64) for index in order if lengths[index] > least]
+    least = longest + section.sliding_stride_tokens + 1
+    cut = max(round(SLIDING_TEXT * longest) + 1, least)
+    by_length = np.argsort(-reader.lengths, kind="stable")[: max(1, section.windows // 4)]
+    long = [int(index) for index in by_length if reader.lengths[index] >= least]
+    return [reader.document(index)[:cut].astype(np.int64) for index in long]
 
 
 def _perplexity_cell(windows: Ids, length: int, seed: int) -> Cell:
@@ -159,6 +159,7 @@ def _recall_cell(texts: Ids, encode: recall.Encode, template: str, length: int, 
 
 
 def _write(scorecard: Scorecard, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     part.write_text(scorecard.model_dump_json(exclude={"tree", "parents"}, indent=1) + "\n", "utf-8")
     part.replace(path)
