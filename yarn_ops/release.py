@@ -1,0 +1,348 @@
+"""Releases: MLflow's experiments, runs and model versions, over explicit URIs and without its chatter.
+
+A model version is found by name and by tag, alias or number. Its tags say what it is: context_length,
+original_context_length, rope_method, factor, base, recipe, run, gate, git_commit.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from yarn_ops.errors import ReleaseError
+from yarn_ops.recipe import MODEL_NAME
+
+GATE_TAG = "gate"
+PASSED = "passed"
+
+END_STATUS = {"completed": "FINISHED", "rejected": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+"""MLflow's word for each end of a run. A rejected model was measured to the end; its gate tag tells."""
+
+BATCH_ENTITIES = 100
+"""MLflow's limit on parameters in one call."""
+
+# MLflow takes these from the environment alone; what the user has set stays.
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # its 7 mean four minutes for a server that is down
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A version of a registered model. `source` is the URI of its directory."""
+
+    name: str
+    version: int
+    source: str
+    mlflow_run_id: str
+    tags: dict[str, str]
+    aliases: tuple[str, ...]
+    description: str
+    created_at: datetime
+
+    @property
+    def passed(self) -> bool:
+        return self.tags.get(GATE_TAG) == PASSED
+
+
+class Tracking:
+    """An MLflow server (http://…) or database (sqlite:///file), with artifacts below `store_url`.
+
+    Every method raises ReleaseError, in one line, when MLflow cannot be reached or refuses.
+    """
+
+    def __init__(self, uri: str, store_url: str) -> None:
+        if not uri.startswith(("http://", "https://", "sqlite:///")):
+            raise ReleaseError(f"MLflow at {_without_password(uri)}: write http://… or sqlite:///file")
+        self.uri = uri
+        self._artifact_root = f"{store_url.rstrip('/')}/mlflow"
+
+    def __repr__(self) -> str:
+        return f"Tracking({_without_password(self.uri)!r})"
+
+    # Runs
+
+    def ensure_experiment(self, name: str) -> str:
+        """The experiment's id; made when missing, with its artifacts below the store.
+
+        ReleaseError when it was deleted, or keeps its artifacts outside the store.
+        """
+        with self._mlflow() as client:
+            experiment = client.get_experiment_by_name(name) or _create_experiment(
+                client, name, f"{self._artifact_root}/{name}"
+            )
+        if experiment.lifecycle_stage != "active":
+            raise ReleaseError(
+                f"experiment {name!r}: deleted in MLflow; restore it or choose another publish.experiment"
+            )
+        if not experiment.artifact_location.startswith(f"{self._artifact_root}/"):
+            raise ReleaseError(
+                f"experiment {name!r}: keeps its artifacts at {experiment.artifact_location}, outside "
+                f"{self._artifact_root}; choose another publish.experiment"
+            )
+        identity: str = experiment.experiment_id
+        return identity
+
+    def start_run(self, experiment: str, name: str, tags: Mapping[str, str]) -> str:
+        """A new run's id. `experiment` is a name."""
+        experiment_id = self.ensure_experiment(experiment)
+        with self._mlflow() as client:
+            run = client.create_run(experiment_id, run_name=name, tags=dict(tags))
+        run_id: str = run.info.run_id
+        return run_id
+
+    def log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
+        """What was asked for. The same again is fine; ReleaseError when a value differs from before."""
+        with self._mlflow() as client:
+            from mlflow.entities import Param
+
+            params = [Param(name, str(value)) for name, value in values.items()]
+            for start in range(0, len(params), BATCH_ENTITIES):
+                client.log_batch(run_id, params=params[start : start + BATCH_ENTITIES])
+
+    def log_metrics(self, run_id: str, step: int, values: Mapping[str, float]) -> None:
+        """Measurements at one step."""
+        now_ms = time.time_ns() // 1_000_000
+        with self._mlflow() as client:
+            from mlflow.entities import Metric
+
+            metrics = [Metric(name, value, now_ms, step) for name, value in values.items()]
+            client.log_batch(run_id, metrics=metrics)
+
+    def log_picture(self, run_id: str, path: Path) -> None:
+        """Show a picture with the run, as pictures/<file name>."""
+        with self._mlflow() as client:
+            client.log_artifact(run_id, str(path), "pictures")
+
+    def log_text(self, run_id: str, text: str, name: str) -> None:
+        """Show a text with the run, as a file of this name."""
+        with self._mlflow() as client:
+            client.log_text(run_id, text, name)
+
+    def finish(self, run_id: str, status: Literal["completed", "rejected", "failed", "stopped"]) -> None:
+        with self._mlflow() as client:
+            client.set_terminated(run_id, END_STATUS[status])
+
+    def artifact_uri(self, run_id: str) -> str:
+        """Where the run's artifacts lie; a model to `register` lies in `model` below it."""
+        with self._mlflow() as client:
+            uri: str = client.get_run(run_id).info.artifact_uri
+        return uri
+
+    # Model versions
+
+    def register(
+        self, name: str, source_uri: str, run_id: str, tags: Mapping[str, str], description: str = ""
+    ) -> int:
+        """The version of `name` with this source and run: one, whatever is repeated or interrupted.
+
+        MLflow has no unique constraint here, so of two that were made at once the older one stays.
+        """
+        with self._mlflow() as client:
+            _ensure_model(client, name)
+            version = _registered(client, name, source_uri, run_id)
+            if version is None:
+                made = client.create_model_version(
+                    name, source=source_uri, run_id=run_id, tags=dict(tags), description=description or None
+                )
+                version = _registered(client, name, source_uri, run_id) or made
+                if version.version != made.version:
+                    client.delete_model_version(name, str(made.version))
+            _complete(client, version, tags, description)
+        return int(version.version)
+
+    def move_alias(self, name: str, alias: str, version: int) -> None:
+        """Let the alias name this version; it names no other one from then on."""
+        with self._mlflow() as client:
+            client.set_registered_model_alias(name, alias, str(version))
+
+    def find(
+        self,
+        name: str,
+        *,
+        tags: Mapping[str, str] | None = None,
+        alias: str | None = None,
+        version: int | None = None,
+        include_rejected: bool = False,
+    ) -> ModelVersion:
+        """The newest version that matches all that is given; only with a passed gate unless asked otherwise.
+
+        ReleaseError names what there is instead.
+        """
+        every = self._versions(name)
+        if not every:
+            names = ", ".join(sorted({found.name for found in self.models()})) or "none"
+            raise ReleaseError(f"model {name!r}: not registered at {self._shown}; registered: {names}")
+        candidates = [
+            found
+            for found in every
+            if _matches(found, tags or {})
+            and (alias is None or alias in found.aliases)
+            and (version is None or version == found.version)
+        ]
+        chosen = [found for found in candidates if found.passed or include_rejected]
+        if chosen:
+            return chosen[0]
+        if candidates:
+            raise ReleaseError(
+                f"model {name!r}: version {candidates[0].version} matches but did not pass its gate; "
+                "add --include-rejected to use it"
+            )
+        raise ReleaseError(
+            f"model {name!r}: no version {_wanted(tags, alias, version)}; there is {_listed(every)}"
+        )
+
+    def models(self, tags: Mapping[str, str] | None = None) -> list[ModelVersion]:
+        """Every released version with these tags: by name, newest first; no other programs' models."""
+        with self._mlflow() as client:
+            names = [model.name for model in _pages(client.search_registered_models)]
+        found = [version for name in sorted(names) for version in self._versions(name)]
+        return [version for version in found if GATE_TAG in version.tags and _matches(version, tags or {})]
+
+    def _versions(self, name: str) -> list[ModelVersion]:
+        """Every usable version of a model, newest first; none when it is not registered."""
+        if not re.fullmatch(MODEL_NAME, name):
+            return []
+        with self._mlflow() as client:
+            try:
+                aliases = client.get_registered_model(name).aliases
+            except _mlflow_exception() as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return []
+                raise
+            found = _pages(client.search_model_versions, filter_string=f"name = '{name}'")
+        versions = [_model_version(version, aliases) for version in found if version.status == "READY"]
+        return sorted(versions, key=lambda version: version.version, reverse=True)
+
+    # The client
+
+    @contextmanager
+    def _mlflow(self) -> Iterator[Any]:
+        """The client; failures of MLflow, and of the database or disk below it, become ReleaseError."""
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield self._client
+        except (_mlflow_exception(), SQLAlchemyError, OSError) as error:
+            raise ReleaseError(f"MLflow at {self._shown}: {self._cause(error)}") from None
+
+    @cached_property
+    def _client(self) -> Any:
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient
+
+        for name in ("mlflow", "alembic"):  # what goes wrong arrives as an exception
+            logging.getLogger(name).setLevel(logging.ERROR)
+        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+    @property
+    def _shown(self) -> str:
+        return _without_password(self.uri)
+
+    def _cause(self, error: Exception) -> str:
+        text = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
+        if "Max retries exceeded" in text:
+            return "cannot be reached; is the server running there?"
+        return text.splitlines()[0].replace(self.uri, self._shown)
+
+
+def _mlflow_exception() -> Any:
+    from mlflow.exceptions import MlflowException
+
+    return MlflowException
+
+
+def _without_password(uri: str) -> str:
+    host = urlsplit(uri).netloc
+    return uri.replace(host, f"***@{host.rpartition('@')[2]}") if "@" in host else uri
+
+
+def _ensure_model(client: Any, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except _mlflow_exception() as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _registered(client: Any, name: str, source_uri: str, run_id: str) -> Any:
+    """MLflow's oldest version of a model with this source and run; None without one."""
+    found = _pages(client.search_model_versions, filter_string=f"name = '{name}' AND run_id = '{run_id}'")
+    same = [version for version in found if version.source == source_uri]
+    return min(same, key=lambda version: int(version.version), default=None)
+
+
+def _complete(client: Any, version: Any, tags: Mapping[str, str], description: str) -> None:
+    for tag, value in tags.items():
+        if version.tags.get(tag) != value:
+            client.set_model_version_tag(version.name, str(version.version), tag, value)
+    if (version.description or "") != description:
+        client.update_model_version(version.name, str(version.version), description)
+
+
+def _create_experiment(client: Any, name: str, location: str) -> Any:
+    try:
+        client.create_experiment(name, artifact_location=location)
+    except _mlflow_exception() as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return client.get_experiment_by_name(name)
+
+
+def _pages(search: Callable[..., Any], **arguments: Any) -> list[Any]:
+    """All results of one of MLflow's paged searches."""
+    page = search(**arguments)
+    found = list(page)
+    while page.token:
+        page = search(**arguments, page_token=page.token)
+        found += page
+    return found
+
+
+def _model_version(version: Any, aliases: Mapping[str, Any]) -> ModelVersion:
+    # Searching leaves a version's aliases out; the registered model has them all.
+    number = int(version.version)
+    return ModelVersion(
+        name=version.name,
+        version=number,
+        source=version.source,
+        mlflow_run_id=version.run_id or "",
+        tags=dict(version.tags),
+        aliases=tuple(sorted(alias for alias, target in aliases.items() if int(target) == number)),
+        description=version.description or "",
+        created_at=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
+    )
+
+
+def _matches(version: ModelVersion, tags: Mapping[str, str]) -> bool:
+    return all(version.tags.get(tag) == value for tag, value in tags.items())
+
+
+def _wanted(tags: Mapping[str, str] | None, alias: str | None, version: int | None) -> str:
+    parts = [f"tag {tag}={value}" for tag, value in (tags or {}).items()]
+    parts += [f"alias {alias}"] if alias is not None else []
+    parts += [f"number {version}"] if version is not None else []
+    return "with " + " and ".join(parts)
+
+
+def _listed(versions: list[ModelVersion], most: int = 3) -> str:
+    """The newest versions in words, e.g. `3 (champion; gate=passed, factor=4), 2 (…)`."""
+    words = []
+    for version in versions[:most]:
+        tags = ", ".join(f"{tag}={value}" for tag, value in sorted(version.tags.items()))
+        words.append(f"{version.version} ({'; '.join([*version.aliases, tags])})")
+    return ", ".join(words) + (f" and {len(versions) - most} older" if len(versions) > most else "")
