@@ -1,0 +1,51 @@
+"""Fixtures of the data path: the shipped base, and a corpus prepared in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from yarn_ops.data.corpus import survey
+from yarn_ops.data.files import LocalFiles
+from yarn_ops.data.shards import prepare
+from yarn_ops.recipe import Data
+from yarn_ops.records import BaseModel, Local, ShardSet
+
+BASE512 = Path(__file__).parents[3] / "infra/models/base512"
+
+Prepare = Callable[..., Local[ShardSet]]
+
+
+@pytest.fixture(scope="session")
+def base() -> Local[BaseModel]:
+    record = BaseModel(
+        source="shipped:base512",
+        architecture="LlamaForCausalLM",
+        model_type="llama",
+        parameters=5_000_000,
+        vocab_size=8192,
+        context_tokens=512,
+        head_dim=64,
+        rope_theta=10_000.0,
+    )
+    return Local(record, BASE512)
+
+
+@pytest.fixture
+def prepare_sources(tmp_path: Path, base: Local[BaseModel]) -> Prepare:
+    """prepare_sources(*patterns, workers=2, **data) surveys and prepares into a new directory."""
+    runs = iter(range(1000))
+
+    def run(*patterns: Path | str, workers: int = 2, **data: object) -> Local[ShardSet]:
+        recipe = Data.model_validate({"sources": tuple(map(str, patterns)), **data})
+        place = tmp_path / f"prepared-{next(runs)}"
+        corpus = Local(survey(recipe, LocalFiles(), place / "corpus"), place / "corpus")
+        out = place / "shards"
+        shards = prepare(
+            recipe, corpus, base, out, files=LocalFiles(), report=lambda *_: None, workers=workers
+        )
+        return Local(shards, out)
+
+    return run
