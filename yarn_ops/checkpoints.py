@@ -5,6 +5,7 @@ Nothing here loads a tensor, unpickles or runs a checkpoint's code.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -51,26 +52,25 @@ def inspect_checkpoint(path: Path, *, source: str, original_context_tokens: int 
     thetas = rope_thetas(config)
     if not thetas:
         raise BaseModelError(
-            f"{path / CONFIG}: no rope_theta; only models with rotary positions can be extended"
+            f"{path / CONFIG}: no rope_theta, and only models with rotary positions can be extended; "
+            "if it is one, write the base's there (10000.0 for Llama 1 and 2)"
         )
     context_tokens = _original_context(path, config, original_context_tokens)
 
-    shapes = tensor_shapes(path)
-    defaults = _defaults(path, config)
     vocab_size = _whole_number(path, config, "vocab_size")
+    built = _built_config(path, config)
+    shapes = tensor_shapes(path)
     _check_embedding(path, shapes, vocab_size)
-    tied = _check_head(
-        path, shapes, tied=bool(config.get("tie_word_embeddings", defaults.tie_word_embeddings))
-    )
+    repeated = _check_head(path, shapes, tied=bool(built.tie_word_embeddings))
     _check_tokenizer(path, vocab_size)
     return BaseModel(
         source=source,
         architecture=architecture,
         model_type=str(config.get("model_type")),
-        parameters=sum(math.prod(shape) for name, shape in shapes.items() if name not in tied),
+        parameters=sum(math.prod(shape) for name, shape in shapes.items() if name not in repeated),
         vocab_size=vocab_size,
         context_tokens=context_tokens,
-        head_dim=_head_dim(path, config, defaults),
+        head_dim=getattr(built, "head_dim", None) or built.hidden_size // built.num_attention_heads,
         rope_theta=next(iter(thetas.values())),
     )
 
@@ -222,23 +222,18 @@ def _original_context(path: Path, config: Mapping[str, Any], given: int | None) 
     return given or limit
 
 
-def _defaults(path: Path, config: Mapping[str, Any]) -> Any:
-    """The transformers config object, for what config.json leaves to its class."""
+def _built_config(path: Path, config: Mapping[str, Any]) -> Any:
+    """The transformers config object: checked by its class, which fills in what config.json leaves out."""
     from transformers import CONFIG_MAPPING
 
     model_type = config.get("model_type")
     if model_type not in CONFIG_MAPPING:
-        raise BaseModelError(
-            f"{path / CONFIG}: model_type {model_type!r} is unknown to transformers; choose another base"
-        )
-    return CONFIG_MAPPING[model_type]()
-
-
-def _head_dim(path: Path, config: Mapping[str, Any], defaults: Any) -> int:
-    stated = config.get("head_dim", getattr(type(defaults), "head_dim", None))
-    if stated is not None:
-        return int(stated)
-    return _whole_number(path, config, "hidden_size") // _whole_number(path, config, "num_attention_heads")
+        raise BaseModelError(f"{path / CONFIG}: model_type {model_type!r} is unknown to transformers")
+    try:
+        with quiet_transformers():
+            return CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(dict(config)))
+    except Exception as error:  # whatever the many config classes raise
+        raise BaseModelError(f"{path / CONFIG}: refused by transformers: {error}") from None
 
 
 def _whole_number(path: Path, config: Mapping[str, Any], key: str) -> int:

@@ -192,6 +192,7 @@ def _load(weights: Path, config: dict[str, Any], dtype: torch.dtype, attn_implem
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,
         )
     except torch.OutOfMemoryError:
@@ -199,7 +200,7 @@ def _load(weights: Path, config: dict[str, Any], dtype: torch.dtype, attn_implem
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise BaseModelError(f"{weights}: cannot be loaded: {error}") from None
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if tensors := sorted(str(key) for key in report[fault]):
+        if tensors := sorted(key if isinstance(key, str) else key[0] for key in report[fault]):
             raise BaseModelError(
                 f"{weights}: {fault.replace('_keys', '')} tensor {tensors[0]} ({len(tensors)} in all); "
                 "weights and config are not of one model"

@@ -22,8 +22,8 @@ ALL_HEADS = {key: value for key, value in SMALL.items() if key != "num_key_value
 CONFIGS = {
     "llama": {**SMALL, "architectures": ["LlamaForCausalLM"]},
     "qwen2": {**SMALL, "architectures": ["Qwen2ForCausalLM"], "sliding_window": 64},
-    "qwen2_moe": {**SMALL, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "num_experts": 2,
-                  "num_experts_per_tok": 1},
+    "qwen2_moe": {**SMALL, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
+                  "num_experts": 2, "num_experts_per_tok": 1},
     "qwen3": {**SMALL, "head_dim": 48},
     "qwen3_moe": {**SMALL, "moe_intermediate_size": 32, "num_experts": 2, "num_experts_per_tok": 1},
     "olmo": SMALL,

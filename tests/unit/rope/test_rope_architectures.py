@@ -65,7 +65,7 @@ def test_unknown_architectures_are_refused(model_type, config_of):
 def test_a_sliding_window_below_the_target_is_refused(model_type, window, config_of):
     config = {**config_of(model_type), "max_position_embeddings": 2048}
     config.pop("sliding_window", None)
-    with pytest.raises(RopeError, match="^sliding_window"):
+    with pytest.raises(RopeError, match=r"^sliding_window"):
         patched({**config, **window})
 
 

@@ -76,7 +76,12 @@ def test_head_dim_null_is_derived():
 
 
 def test_names_of_gpt_neox():
-    config = {**without(PLAIN, "rope_theta"), "model_type": "gpt_neox", "rotary_emb_base": 10000, "rotary_pct": 0.5}
+    config = {
+        **without(PLAIN, "rope_theta"),
+        "model_type": "gpt_neox",
+        "rotary_emb_base": 10000,
+        "rotary_pct": 0.5,
+    }
     spec = rope_spec_of(config)
     assert (spec.theta, spec.dim) == (10000.0, 32)
 
@@ -84,7 +89,7 @@ def test_names_of_gpt_neox():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({**PLAIN, "rope_scaling": without(YARN, "original_max_position_embeddings")}, "original_max_position"),
+        ({**PLAIN, "rope_scaling": without(YARN, "original_max_position_embeddings")}, "original_max_pos"),
         ({**V4, "original_max_position_embeddings": 8192}, "original_max_position_embeddings 8192"),
         # saved by 5, then by 4, which knows no rope_parameters and writes its own defaults beside them
         ({**V5, "rope_theta": 10000.0, "rope_scaling": None}, "rope_theta 10000"),
@@ -110,7 +115,8 @@ def test_names_of_gpt_neox():
         ({**PLAIN, "rope_scaling": "yarn"}, "expected an object"),
         ({**PLAIN, "rope_scaling": {**YARN, "beta_fast": 1.0}}, "beta_fast"),
         (
-            {**V4, "partial_rotary_factor": 0.5, "rope_parameters": {**V5["rope_parameters"], "partial_rotary_factor": 1.0}},
+            {**V5, "partial_rotary_factor": 0.5,
+             "rope_parameters": {**V5["rope_parameters"], "partial_rotary_factor": 1.0}},
             "partial_rotary_factor",
         ),
         (without(PLAIN, "hidden_size"), "hidden_size: missing"),

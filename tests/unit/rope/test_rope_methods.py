@@ -161,5 +161,5 @@ def test_impossible_specifications_name_their_field(values, name):
 
 
 def test_a_missing_field_is_named():
-    with pytest.raises(RopeError, match="^original_context_tokens"):
+    with pytest.raises(RopeError, match=r"^original_context_tokens"):
         RopeSpec(method="yarn", dim=64, theta=1e4)
