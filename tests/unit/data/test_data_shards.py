@@ -176,7 +176,7 @@ def test_nothing_but_binary_files_is_refused(tmp_path: Path, prepare_sources: Pr
     (tmp_path / "in").mkdir()
     for n in range(3):
         (tmp_path / f"in/{n}.bin").write_bytes(bytes([n, 0, 255]))
-    with pytest.raises(DataError, match="0 usable documents in 3 files .*3 files not UTF-8 text"):
+    with pytest.raises(DataError, match=r"0 usable documents in 3 files .*3 files not UTF-8 text"):
         prepare_sources(tmp_path / "in/*")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def test_pieces_have_the_tokens_of_the_whole(parts: list[tuple[str, str]]) -> No
 def test_a_text_without_a_good_place_is_cut_all_the_same(length: int) -> None:
     bounds = list(pieces("." * length))
     assert bounds[0][0] == 0 and bounds[-1][1] == length
-    assert all(before[1] == after[0] for before, after in zip(bounds, bounds[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in pairwise(bounds))
     assert max(stop - start for start, stop in bounds) <= module.PIECE_CHARS
 
 
