@@ -1,5 +1,4 @@
 from mlflow_server import mlflow_database, mlflow_server, tracking  # noqa: F401
 from postgres import postgres  # noqa: F401
 from registries import database_url, registry, run_id  # noqa: F401
-from stores import bucket, s3, store  # noqa: F401
-from swift_cluster import swift  # noqa: F401
+from stores import bucket, s3, store, swift  # noqa: F401

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,13 @@ import pytest
 from swift_cluster import SwiftCluster
 
 from yarn_ops.store import Store, StoreOptions, open_store
+
+
+@pytest.fixture(scope="session")
+def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwiftCluster]:
+    """A running Swift for the whole session; every test makes its own bucket."""
+    with SwiftCluster(tmp_path_factory.mktemp("swift")) as cluster:
+        yield cluster
 
 
 def swift_options(swift: SwiftCluster) -> StoreOptions:

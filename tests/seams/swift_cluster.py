@@ -21,11 +21,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 BIN = Path(sys.executable).parent
 STORAGE = ("account", "container", "object")
@@ -248,10 +245,3 @@ def _die_with_parent() -> None:
 def _signal_group(server: subprocess.Popen[bytes], number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.pid, number)
-
-
-@pytest.fixture(scope="session")
-def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwiftCluster]:
-    """A running Swift for the whole session; every test makes its own bucket."""
-    with SwiftCluster(tmp_path_factory.mktemp("swift")) as cluster:
-        yield cluster

@@ -20,8 +20,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from pydantic import SecretStr
+
 from yarn_ops.data.files import Files
 from yarn_ops.errors import StoreError
+from yarn_ops.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,20 @@ class StoreOptions:
     access_key: str | None = field(default=None, repr=False)
     secret_key: str | None = field(default=None, repr=False)
     region: str | None = None
+
+
+def store_options(settings: Settings) -> StoreOptions:
+    """How the settings say that S3 is reached."""
+    return StoreOptions(
+        endpoint_url=settings.s3_endpoint_url,
+        access_key=_plain(settings.s3_access_key),
+        secret_key=_plain(settings.s3_secret_key),
+        region=settings.s3_region,
+    )
+
+
+def _plain(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
 
 
 def open_store(url: str, options: StoreOptions = StoreOptions()) -> Store:

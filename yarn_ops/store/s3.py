@@ -43,7 +43,7 @@ ATTEMPTS = 4
 BROKEN_OFF = (HTTPClientError, IncompleteReadError, NoConnection)
 
 REMEDIES = {
-    "SignatureDoesNotMatch": "access key or secret key wrong; check YARN_OPS_S3_ACCESS_KEY and YARN_OPS_S3_SECRET_KEY",
+    "SignatureDoesNotMatch": "access key or secret key wrong; check YARN_OPS_S3_ACCESS_KEY and …_SECRET_KEY",
     "InvalidAccessKeyId": "the access key is unknown there; check YARN_OPS_S3_ACCESS_KEY",
     "AccessDenied": "access denied; check the keys and what they are allowed",
     "403": "access denied; check the keys and what they are allowed",

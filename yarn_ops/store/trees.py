@@ -87,11 +87,7 @@ def fetch_tree(store: Store, tree: Tree, cache: Path, *, report: Report | None =
     A local store's own directory, else `cache`/<digest>. A damaged object is a StoreError that names it.
     """
     prefix = store.key_of(tree.uri)
-    manifest = read_manifest(store, prefix)
-    if manifest.digest != tree.digest:
-        raise StoreError(
-            f"{tree.uri}: holds another directory than the one recorded; remove it and run again"
-        )
+    manifest = _manifest_of(store, tree)
     if isinstance(store, LocalStore):
         path = store.root / prefix
         verify_files(path, manifest, Transfer(manifest.size_bytes, report))
@@ -107,7 +103,7 @@ def compose_tree(store: Store, source: Tree, extra: Mapping[str, bytes], target_
     An extra file replaces the source's of the same name. Composing again changes nothing.
     """
     source_prefix, target_prefix = store.key_of(source.uri), store.key_of(target_uri)
-    source_files = read_manifest(store, source_prefix).files
+    source_files = _manifest_of(store, source).files
     extra_files = {
         check_file_name(name): FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
         for name, data in extra.items()
@@ -126,3 +122,10 @@ def compose_tree(store: Store, source: Tree, extra: Mapping[str, bytes], target_
         store.write(join(target_prefix, name), data)
     store.write(join(target_prefix, MANIFEST), manifest.to_bytes())
     return tree
+
+
+def _manifest_of(store: Store, tree: Tree) -> Manifest:
+    manifest = read_manifest(store, store.key_of(tree.uri))
+    if manifest.digest != tree.digest:
+        raise StoreError(f"{tree.uri}: not the directory that was recorded; remove it and run again")
+    return manifest
