@@ -138,6 +138,11 @@ def read_facts(directory: Path) -> dict[str, Any]:
         ) from None
 
 
+def read_losses(directory: Path) -> list[float]:
+    """The loss of every step, in nats a token."""
+    return [json.loads(line)["loss"] for line in (directory / CURVE).read_text("utf-8").splitlines()]
+
+
 def _targets(model: PreTrainedModel, targets: Sequence[str]) -> str | list[str]:
     """PEFT's `target_modules`; PEFT itself only minds when none is found."""
     if tuple(targets) == (ALL_LINEAR,):

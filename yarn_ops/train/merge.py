@@ -38,7 +38,7 @@ COMPARED_POSITIONS = 64
 """of each window, evenly spaced, the last one among them"""
 SEED = 0
 MERGE_TOLERANCE = 0.01
-"""log-probability, float32 against float32. base512: 5e-5; one norm of nine lost 0.08, a LoRA layer lost 0.9"""
+"""of a log-probability, all in float32. base512: 5e-5; with one of its nine norms lost 0.1"""
 ROUNDING_TOLERANCE = 3e-3
 """mean divergence in nats, bfloat16 weights against float32: 0.3 % of perplexity. base512: 4e-5"""
 
@@ -56,7 +56,7 @@ def merge(
     device: Device,
     report: Progress,
 ) -> Checkpoint:
-    """Write the merged checkpoint into `out`, whole or not at all: bfloat16 weights, patched config, tokenizer.
+    """Write the merged checkpoint into `out`, whole or not at all: bfloat16 and the patched config.
 
     MergeError: a trained tensor is missing or unchanged, or one of the three links does not hold.
     Memory: one float32 model at a time.
@@ -108,7 +108,7 @@ def held_out_windows(shards: Path, patched: PatchedModel) -> list[Tensor]:
 
 @torch.inference_mode()
 def log_probabilities(model: PreTrainedModel, window_1T: Tensor) -> Tensor:
-    """Of every next token at `COMPARED_POSITIONS` positions of a window (float32, positions × V, on the CPU)."""
+    """Of every next token at `COMPARED_POSITIONS` positions of a window (float32, positions × V, CPU)."""
     output = model.base_model(input_ids=window_1T.to(model.device), use_cache=False)
     hidden_TD = output.last_hidden_state[0]
     positions = torch.linspace(0, len(hidden_TD) - 1, min(COMPARED_POSITIONS, len(hidden_TD))).long()
@@ -167,8 +167,8 @@ def _check_written(written: Mapping[str, str], read: Mapping[str, str]) -> None:
     wrong = sorted(name for name in written.keys() | read.keys() if written.get(name) != read.get(name))
     if wrong:
         raise MergeError(
-            f"merge: {len(wrong)} of {len(written)} parameters read back are not those written, {wrong[0]} first; "
-            "nothing was kept: merge again"
+            f"merge: {len(wrong)} of {len(written)} parameters read back are not those written, "
+            f"{wrong[0]} first; nothing was kept: merge again"
         )
 
 

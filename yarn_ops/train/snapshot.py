@@ -39,12 +39,11 @@ class Snapshot:
 
 def save_snapshot(directory: Path, snapshot: Snapshot) -> Path:
     """Write it beside its final name, rename it, drop all but the newest `KEPT`."""
-    directory.mkdir(parents=True, exist_ok=True)
     final = directory / f"step-{snapshot.step:08d}"
     partial = directory / f".partial-{snapshot.step:08d}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir()
+        partial.mkdir(parents=True)
         save_file(snapshot.tensors, partial / TENSORS)
         facts = {
             "step": snapshot.step,

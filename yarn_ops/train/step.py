@@ -96,7 +96,7 @@ class CausalLoss:
         inputs_BT = inputs_BT[:, :PROOF_TOKENS]
         ours = self._head(self._hidden(inputs_BT, None))
         theirs = self._model(input_ids=inputs_BT, use_cache=False).logits
-        if not torch.allclose(ours, theirs.to(ours.dtype), rtol=1e-2, atol=1e-2):
+        if not torch.allclose(ours, theirs.to(ours.dtype), rtol=1e-2, atol=1e-2, equal_nan=True):
             raise TrainError(
                 f"{type(self._model).__name__}: its logits are not those of its output layer; "
                 "this architecture cannot be trained yet"

@@ -1,0 +1,105 @@
+"""A tiny random Llama with tied embeddings, its patched config, shards of random tokens, and jobs on them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from yarn_ops.data.layout import ShardWriter
+from yarn_ops.recipe import Rope
+from yarn_ops.rope.config import patch_config
+from yarn_ops.train.events import EventLog
+from yarn_ops.train.job import Job
+from yarn_ops.train.loop import run_job
+from yarn_ops.train.snapshot import newest_snapshot
+
+VOCABULARY = 96
+ORIGINAL_TOKENS, FACTOR = 32, 4.0
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with base/, patched/ and shards/."""
+    root = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=ORIGINAL_TOKENS,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(root / "base")
+    plain = json.loads((root / "base/config.json").read_bytes())
+    rope = Rope(method="yarn", factor=FACTOR)
+    patched, _ = patch_config(plain, rope, factor=FACTOR, original_context_tokens=ORIGINAL_TOKENS)
+    (root / "patched").mkdir()
+    (root / "patched/config.json").write_text(json.dumps(patched))
+    random = np.random.default_rng(0)
+    with ShardWriter(root / "shards", np.dtype("<u2")) as writer:
+        for number in range(24):
+            length = int(random.integers(40, 400))
+            writer.append(random.integers(0, VOCABULARY, length).astype(np.uint16))
+            split = "held_out" if number % 4 == 0 else "train"
+            writer.index(split, f"document-{number}", writer.end_document())
+        writer.finish({})
+    return root
+
+
+MakeJob = Callable[..., Job]
+
+
+@pytest.fixture
+def make_job(tiny: Path, tmp_path: Path) -> MakeJob:
+    """make_job(name, steps=…, data=…, base_dir=…, **train)"""
+
+    def make(
+        name: str = "run", *, steps: int = 6, data: dict[str, Any] | None = None, **changes: Any
+    ) -> Job:
+        paths = {key: changes.pop(key) for key in list(changes) if key.endswith("_dir")}
+        train = {"rank": 4, "warmup_steps": 2, "learning_rate": 1e-2, "checkpoint_every": 2} | changes
+        context_tokens = round(ORIGINAL_TOKENS * FACTOR)
+        return Job.model_validate(
+            {
+                "train": train,
+                "leg": {"context_tokens": context_tokens, "steps": steps, "factor": FACTOR},
+                "data": data or {},
+                "base_dir": tiny / "base",
+                "patched_dir": tiny / "patched",
+                "shards_dir": tiny / "shards",
+                "out_dir": tmp_path / name / "adapter",
+                "work_dir": tmp_path / name / "work",
+                "device": "cpu",
+                "threads": 1,
+            }
+            | paths
+        )
+
+    return make
+
+
+def train_here(job: Job) -> Job:
+    """Run a job in this process, from its newest snapshot when it has one."""
+    job.work_dir.mkdir(parents=True, exist_ok=True)
+    snapshot = newest_snapshot(job.snapshots, job.identity())
+    events = EventLog(job.events, steps=job.leg.steps, through_step=snapshot.step if snapshot else 0)
+    run_job(job, events, threading.Event(), snapshot)
+    return job
+
+
+@pytest.fixture
+def trained() -> Callable[[Job], Job]:
+    return train_here

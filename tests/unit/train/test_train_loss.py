@@ -1,0 +1,139 @@
+"""The chunked loss, and the document mask, against plain references."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from yarn_ops.data.windows import Window
+from yarn_ops.errors import TrainError
+from yarn_ops.train.step import IGNORED, CausalLoss, Head, make_batch, positions_within, summed_loss
+
+
+@pytest.fixture
+def model(tiny: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(tiny / "base", dtype=torch.float32)
+
+
+def full_loss(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
+    logits = model(input_ids=ids_BT[:, :-1], use_cache=False).logits
+    return F.cross_entropy(logits.flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="sum")
+
+
+def window(*documents: list[int]) -> Window:
+    ids = np.concatenate([np.array(document, np.int64) for document in documents])
+    segments = np.repeat(np.arange(len(documents), dtype=np.int32), [len(document) for document in documents])
+    return Window(ids=ids, segments=segments, document_ids=tuple(f"d{n}" for n in range(len(documents))))
+
+
+def random_window(*lengths: int, seed: int = 0) -> Window:
+    random = np.random.default_rng(seed)
+    return window(*(random.integers(0, 96, length).tolist() for length in lengths))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+@pytest.mark.parametrize("embeddings_learn", [False, True])
+def test_loss_and_gradients_equal_those_of_all_logits_at_once(
+    model: PreTrainedModel, rows: int, embeddings_learn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("yarn_ops.train.step.summed_loss.__defaults__", (rows * 96,))
+    model.get_input_embeddings().requires_grad_(embeddings_learn)  # tied: the head's weight too
+    batch = make_batch([random_window(33), random_window(33, seed=1)], device="cpu", document_mask=False)
+    ids_BT = torch.cat([batch.inputs_BT, batch.targets_BT[:, -1:]], dim=1)
+
+    def gradients(loss: Tensor) -> dict[str, Tensor]:
+        model.zero_grad()
+        loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    ours, theirs = CausalLoss(model)(batch) / 64, full_loss(model, ids_BT) / 64
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    ours_by_name, theirs_by_name = gradients(ours), gradients(theirs)
+    assert ours_by_name.keys() == theirs_by_name.keys()
+    assert ("model.embed_tokens.weight" in ours_by_name) == embeddings_learn
+    for name, gradient in theirs_by_name.items():
+        torch.testing.assert_close(ours_by_name[name], gradient, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_gradcheck_in_float64(cap: float | None) -> None:
+    config = LlamaConfig(
+        vocab_size=7, hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1
+    )
+    config.final_logit_softcapping, config.logits_scaling = cap, 2.0
+    head = Head(LlamaForCausalLM(config)).double()
+    targets_N = torch.tensor([3, IGNORED, 6, 0, 5])
+    hidden_ND = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+
+    def loss(hidden_ND: Tensor, _: Tensor) -> Tensor:
+        return summed_loss(hidden_ND, targets_N, head, 2 * 7)
+
+    assert torch.autograd.gradcheck(loss, (hidden_ND, head.projection.weight))
+
+
+def test_no_gradient_is_made_when_none_is_asked_for(model: PreTrainedModel) -> None:
+    batch = make_batch([random_window(20)], device="cpu", document_mask=False)
+    with torch.no_grad():
+        loss = CausalLoss(model)(batch)
+    assert not loss.requires_grad
+
+
+def test_positions_restart_with_each_document() -> None:
+    segments_BT = torch.tensor([[0, 0, 0, 1, 2, 2], [0, 0, 0, 0, 0, 0]])
+    assert positions_within(segments_BT).tolist() == [[0, 1, 2, 0, 0, 1], [0, 1, 2, 3, 4, 5]]
+
+
+def test_masked_documents_cost_what_they_cost_alone(model: PreTrainedModel) -> None:
+    lengths = (9, 1, 30, 2, 23)
+    packed = random_window(*lengths)
+    batch = make_batch([packed, random_window(*reversed(lengths), seed=1)], device="cpu", document_mask=True)
+    alone = [
+        full_loss(model, torch.as_tensor(document)[None])
+        for window in (packed, random_window(*reversed(lengths), seed=1))
+        for document in np.split(window.ids, np.flatnonzero(np.diff(window.segments)) + 1)
+        if len(document) > 1
+    ]
+    assert batch.target_tokens == 2 * sum(length - 1 for length in lengths)
+    torch.testing.assert_close(CausalLoss(model)(batch), torch.stack(alone).sum(), rtol=1e-6, atol=0)
+
+
+def test_without_the_mask_documents_see_each_other(model: PreTrainedModel) -> None:
+    masked, unmasked = (
+        make_batch([random_window(32, 33)], device="cpu", document_mask=mask) for mask in (True, False)
+    )
+    assert (masked.target_tokens, unmasked.target_tokens) == (63, 64)
+    assert unmasked.positions_BT is None
+
+
+def test_an_unknown_head_is_refused(model: PreTrainedModel) -> None:
+    batch = make_batch([random_window(20)], device="cpu", document_mask=False)
+    CausalLoss(model).prove_head(batch.inputs_BT)
+    original = model.forward
+
+    def scaled(**inputs: object) -> object:
+        output = original(**inputs)
+        output.logits = output.logits * 3
+        return output
+
+    model.forward = scaled
+    with pytest.raises(TrainError, match="cannot be trained yet"):
+        CausalLoss(model).prove_head(batch.inputs_BT)
+
+
+def test_recomputing_layers_changes_no_bit(model: PreTrainedModel) -> None:
+    batch = make_batch([random_window(65)], device="cpu", document_mask=False)
+    found = []
+    for recompute in (False, True):
+        if recompute:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train().zero_grad()
+        loss = CausalLoss(model)(batch)
+        loss.backward()
+        found.append([loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

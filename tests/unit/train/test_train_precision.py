@@ -1,0 +1,49 @@
+"""bf16 on a CPU is tried in a child process before a trainer is started with it."""
+
+from __future__ import annotations
+
+import pytest
+
+from yarn_ops.errors import TrainError
+from yarn_ops.train import precision
+from yarn_ops.train.precision import BELOW_AMX, resolve_dtype, trainer_environment
+
+DIES_OF_AMX = """
+import os, signal
+if os.environ.get("ONEDNN_MAX_CPU_ISA") != "AVX512_CORE_BF16":
+    os.kill(os.getpid(), signal.SIGILL)
+"""
+DIES = "import os, signal; os.kill(os.getpid(), signal.SIGILL)"
+
+
+def test_auto_follows_the_device() -> None:
+    assert [resolve_dtype("auto", "cpu"), resolve_dtype("auto", "cuda")] == ["fp32", "bf16"]
+    assert [resolve_dtype("bf16", "cpu"), resolve_dtype("fp32", "cuda")] == ["bf16", "fp32"]
+
+
+@pytest.mark.parametrize("asked, device", [("auto", "auto"), ("fp32", "cpu"), ("bf16", "cuda")])
+def test_nothing_is_tried_unless_a_cpu_shall_multiply_in_bf16(
+    asked: precision.Asked, device: precision.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "PROBE", DIES)
+    assert trainer_environment(asked, device) == {}
+
+
+def test_the_real_product_is_answered_one_way_or_the_other() -> None:
+    try:
+        environment = trainer_environment("bf16", "cpu")
+    except TrainError as error:
+        assert "use fp32 or auto" in str(error)
+    else:
+        assert environment in ({}, BELOW_AMX)
+
+
+def test_an_illegal_instruction_is_met_with_older_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "PROBE", DIES_OF_AMX)
+    assert trainer_environment("bf16", "cpu") == {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
+
+
+def test_a_cpu_that_cannot_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "PROBE", DIES)
+    with pytest.raises(TrainError, match=r"^train.precision: .*SIGILL.*; use fp32 or auto$"):
+        trainer_environment("bf16", "cpu")
