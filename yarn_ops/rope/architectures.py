@@ -35,7 +35,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2_moe": Architecture(sliding="if use_sliding_window", sliding_window=4096),
     "qwen3": Architecture(head_dim=128, sliding="if use_sliding_window", sliding_window=4096),
     "qwen3_moe": Architecture(sliding="if use_sliding_window", sliding_window=4096),
-    "olmo": Architecture(),
+    "olmo": Architecture(),  # both need transformers 5: 4 raises on any scaling of theirs
     "olmo2": Architecture(),
     "granite": Architecture(),
     "granitemoe": Architecture(),
@@ -50,7 +50,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt_neox": Architecture(rotary_fraction=0.25, theta_key="rotary_emb_base", fraction_key="rotary_pct"),
     "phi": Architecture(rotary_fraction=0.5),
     "stablelm": Architecture(rotary_fraction=0.25),
-    "nemotron": Architecture(rotary_fraction=0.5),
     "glm": Architecture(head_dim=128, rotary_fraction=0.5),
     "glm4": Architecture(head_dim=128, rotary_fraction=0.5),
 }
@@ -69,6 +68,7 @@ REFUSED: dict[str, str] = {
     "gemma3_text": _NESTED,
     "modernbert": _NESTED,
     "olmo3": _NESTED,
+    "nemotron": "transformers 4 drops its scaling without a word",  # seen in 4.51.3, 4.55.4 and 4.57.6
     "gemma4": _MIXED,
     "gemma4_text": _MIXED,
     "cohere2": _MIXED,

@@ -59,6 +59,7 @@ def patch_config(
 ) -> tuple[dict[str, Any], RopeSpec]:
     """A copy of a config that asks for `rope`, right in transformers from 4.51 to 5, and its specification.
 
+    Where a version cannot rotate so it raises; none loads the config as an unscaled model.
     `original_context_tokens` None: the config's max_position_embeddings, and a config that is already
     scaled is refused; given: scaling that is there is replaced, never stacked.
     Raises RopeError where the architecture, the config or the request does not allow it.

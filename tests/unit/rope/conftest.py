@@ -43,7 +43,6 @@ CONFIGS = {
                  "rotary_emb_base": 10000, "rotary_pct": 0.25},
     "phi": {**ALL_HEADS, "partial_rotary_factor": 0.5},
     "stablelm": {**SMALL, "partial_rotary_factor": 0.25},
-    "nemotron": {**SMALL, "partial_rotary_factor": 0.5},
     "glm": {**SMALL, "head_dim": 32, "partial_rotary_factor": 0.5},
     "glm4": {**SMALL, "head_dim": 32, "partial_rotary_factor": 0.5},
 }  # fmt: skip

@@ -41,7 +41,7 @@ def test_refused_with_a_reason(model_type, config_of):
 
 def test_the_refused_page():
     refused = {"phi3", "deepseek_v2", "deepseek_v3", "gpt_oss", "ministral3", "gemma3", "modernbert", "olmo3"}
-    assert refused | {"falcon", "gemma4", "cohere2", "exaone4", "llama4"} <= REFUSED.keys()
+    assert refused | {"falcon", "nemotron", "gemma4", "cohere2", "exaone4", "llama4"} <= REFUSED.keys()
     assert not REFUSED.keys() & ARCHITECTURES.keys()
 
 
