@@ -24,6 +24,14 @@ def disk_errors(where: object) -> Iterator[None]:
         raise StoreError(f"{where}: {_explain(error)}") from error
 
 
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file that survives a power cut."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a directory survive a power cut."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from yarn_ops.digests import CHUNK_BYTES
 from yarn_ops.errors import StoreError
@@ -148,17 +149,9 @@ class LocalStore:
 
 
 def _path_of(uri: str) -> Path:
-    if uri.startswith("/"):
-        return Path(uri)
-    parts = urlsplit(uri)
-    path = unquote(parts.path)
-    if (
-        parts.scheme != "file"
-        or parts.netloc not in ("", "localhost")
-        or not path.startswith("/")
-        or "\0" in path
-    ):
-        raise StoreError(f"{uri}: not a local directory; write file:///directory")
+    path = unquote(uri.removeprefix("file://")) if uri.startswith("file:///") else uri
+    if not path.startswith("/") or re.search("[\0\ud800-\udfff]", path):  # no file name holds these
+        raise StoreError(f"{uri!r}: not a local directory; write file:///directory")
     return Path(path)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from yarn_ops.digests import CHUNK_BYTES, tree_files
 from yarn_ops.errors import StoreError
 from yarn_ops.store import Store
-from yarn_ops.store.disk import disk_errors, sync_directory
+from yarn_ops.store.disk import disk_errors, sync_directory, write_durably
 from yarn_ops.store.keys import join
 from yarn_ops.store.manifest import MANIFEST, FileEntry, Manifest, parse_manifest, read_manifest
 from yarn_ops.store.transfer import Report, Transfer
@@ -48,7 +48,7 @@ def pull_files(
             lambda item: _fetch(store, prefix, partial, item, transfer), _by_size(manifest)
         )
         _refuse_damaged(store.uri_of(prefix) if prefix else store.url, damaged, "; upload it again")
-        (partial / MANIFEST).write_bytes(manifest.to_bytes())
+        write_durably(partial / MANIFEST, manifest.to_bytes())
 
 
 def verify_files(folder: Path, manifest: Manifest, transfer: Transfer) -> None:
@@ -82,7 +82,8 @@ def arriving(to: Path) -> Iterator[Path | None]:
             return
         with _held(partial):
             if _filled(to):  # by whoever held it before us
-                partial.rmdir()
+                with suppress(OSError):
+                    partial.rmdir()
                 yield None
                 return
             yield partial

@@ -73,8 +73,9 @@ def tree_present(store: Store, tree: Tree) -> bool:
     sizes = stored_sizes(store, prefix)
     if MANIFEST not in sizes:
         return False
+    data = store.read(join(prefix, MANIFEST))
     try:
-        manifest = parse_manifest(store.read(join(prefix, MANIFEST)), tree.uri)
+        manifest = parse_manifest(data, tree.uri)
     except StoreError:
         return False
     complete = all(sizes.get(name) == entry.size_bytes for name, entry in manifest.files.items())

@@ -55,6 +55,18 @@ def test_a_local_store_writes_below_its_root_or_not_at_all(key: str) -> None:
 
 
 @given(HOSTILE)
+def test_a_hostile_uri_is_below_the_store_or_refused(text: str) -> None:
+    root = Path("/some/root")
+    for uri in (text, f"/some/root/{text}", f"file:///some/root/{text}"):
+        try:
+            key = LocalStore(root).key_of(uri)
+        except StoreError as error:
+            assert "\n" not in str(error)
+        else:
+            assert key == "" or below(root, root / key)
+
+
+@given(HOSTILE)
 def test_a_name_in_a_manifest_lies_below_its_directory(name: str) -> None:
     entry = {"sha256": "0" * 64, "size_bytes": 1}
     try:

@@ -34,7 +34,9 @@ def test_a_path_names_an_object_too(tmp_path: Path) -> None:
     assert store.key_of(str(tmp_path / "mlflow" / "run")) == "mlflow/run"
 
 
-@pytest.mark.parametrize("uri", ["{root}/../other", "/etc", "file:///etc", "s3://bucket/a", "relative"])
+@pytest.mark.parametrize(
+    "uri", ["{root}/../other", "/etc", "file:///etc", "s3://bucket/a", "relative", "/a\0b", "file:///%00"]
+)
 def test_uris_elsewhere_are_refused(tmp_path: Path, uri: str) -> None:
     with pytest.raises(StoreError, match=r"not below the store|not a local directory"):
         LocalStore(tmp_path).key_of(uri.format(root=tmp_path))
