@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from yarn_ops.errors import ReleaseError
 from yarn_ops.recipe import MODEL_NAME
+from yarn_ops.settings import Settings
 
 GATE_TAG = "gate"
 PASSED = "passed"
@@ -56,6 +57,11 @@ class ModelVersion:
     @property
     def passed(self) -> bool:
         return self.tags.get(GATE_TAG) == PASSED
+
+
+def open_tracking(settings: Settings) -> Tracking:
+    """The MLflow that the settings name; contacted at its first use."""
+    return Tracking(settings.mlflow, settings.store)
 
 
 class Tracking:
@@ -121,6 +127,11 @@ class Tracking:
 
             metrics = [Metric(name, value, now_ms, step) for name, value in values.items()]
             client.log_batch(run_id, metrics=metrics)
+
+    def last_step(self, run_id: str, metric: str) -> int:
+        """The newest step at which the run logged the metric; 0 when it never did."""
+        with self._mlflow() as client:
+            return max((point.step for point in client.get_metric_history(run_id, metric)), default=0)
 
     def log_picture(self, run_id: str, path: Path) -> None:
         """Show a picture with the run, as pictures/<file name>."""
@@ -199,11 +210,21 @@ class Tracking:
         if candidates:
             raise ReleaseError(
                 f"model {name!r}: version {candidates[0].version} matches but did not pass its gate; "
-                "add --include-rejected to use it"
+                "add --any-gate to use it"
             )
         raise ReleaseError(
             f"model {name!r}: no version {_wanted(tags, alias, version)}; there is {_listed(every)}"
         )
+
+    def source_of(self, reference: str) -> str:
+        """The URI of the directory behind models:/name@alias or models:/name/version, of any gate."""
+        match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", reference)
+        if match is None:
+            raise ReleaseError(f"{reference}: write models:/name@alias or models:/name/version")
+        name, alias, version = match.groups()
+        return self.find(
+            name, alias=alias, version=int(version) if version else None, include_rejected=True
+        ).source
 
     def models(self, tags: Mapping[str, str] | None = None) -> list[ModelVersion]:
         """Every released version with these tags: by name, newest first; no other programs' models."""

@@ -60,7 +60,7 @@ class PostgresCluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.send_signal(signal.SIGINT)  # fast shutdown: open connections are cut
+        self._process.send_signal(signal.SIGQUIT)  # immediate shutdown: its files go anyway
         try:
             self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -77,6 +77,12 @@ class PostgresCluster:
         with psycopg.connect(self.url(), autocommit=True) as connection:
             connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[arg-type]
         return self.url(name)
+
+    def empty(self, database: str) -> None:
+        """Drop everything in a database: quicker than another one."""
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            connection.execute("DROP SCHEMA public CASCADE")
+            connection.execute("CREATE SCHEMA public")
 
     def _initialise(self) -> None:
         password_file = self._directory / "password"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from postgres import PostgresCluster
 
 from yarn_ops.registry import Registry, open_registry, upgrade
 
@@ -17,8 +18,9 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database of each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'registry.db'}"
-    url: str = request.getfixturevalue("postgres").create_database()
-    return url
+    postgres: PostgresCluster = request.getfixturevalue("postgres")
+    postgres.empty("postgres")
+    return postgres.url("postgres")
 
 
 @pytest.fixture

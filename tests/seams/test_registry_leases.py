@@ -153,9 +153,9 @@ def test_hold_renews_and_a_taken_lease_is_noticed(registry: Registry, run_id: st
     registry.complete(thief, CORPUS)
 
 
-def test_hold_outlives_its_lease_many_times(registry: Registry, run_id: str) -> None:
-    """Work of many lease lives: asked all the time, nobody else gets the stage."""
-    life_s = 1.0
+def test_a_held_stage_outlives_its_lease(registry: Registry, run_id: str) -> None:
+    """Work of more than a lease's life: asked all the time, nobody else gets the stage."""
+    life_s = 2.0
     with hold(registry, KEY, stage="collect", run_id=run_id, holder="a", lease_s=life_s) as held:
         for _ in range(30):
             assert claim(registry, run_id) is None

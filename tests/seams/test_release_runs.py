@@ -62,6 +62,7 @@ def test_a_run_keeps_what_was_logged(tracking: Tracking, tmp_path: Path) -> None
     assert run.data.params == {name: str(value) for name, value in params.items()}
     history = client(tracking).get_metric_history(run_id, "loss")
     assert [(metric.step, metric.value) for metric in history] == [(0, 2.0), (1, 1.0), (2, 2.0 / 3)]
+    assert (tracking.last_step(run_id, "loss"), tracking.last_step(run_id, "accuracy")) == (2, 0)
     artifacts = Path(urlsplit(tracking.artifact_uri(run_id)).path)
     assert (artifacts / "pictures" / "loss.png").read_bytes() == PNG
     assert (artifacts / "README.md").read_text() == "# A card"

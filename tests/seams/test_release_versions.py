@@ -76,9 +76,9 @@ def test_the_newest_version_that_matches_is_found(tracking: Tracking, name: str)
 
 
 def test_the_tenth_version_is_newer_than_the_ninth(tracking: Tracking, name: str) -> None:
-    run_ids = [model_of(tracking) for _ in range(10)]
-    for run_id, uri in run_ids:
-        tracking.register(name, uri, run_id, TAGS)
+    run_id, uri = model_of(tracking)
+    for number in range(10):
+        tracking.register(name, f"{uri}/{number}", run_id, TAGS)
     assert tracking.find(name).version == 10
 
 
@@ -93,6 +93,17 @@ def test_an_alias_moves(tracking: Tracking, name: str) -> None:
         (2, ()),
         (1, ("champion", "stable")),
     ]
+
+
+def test_a_reference_leads_to_the_directory(tracking: Tracking, name: str) -> None:
+    run_id, uri = model_of(tracking)
+    version = tracking.register(name, uri, run_id, {"gate": "failed"})
+    tracking.move_alias(name, "candidate", version)
+    assert tracking.source_of(f"models:/{name}@candidate") == uri
+    assert tracking.source_of(f"models:/{name}/1") == uri
+    for wrong in (f"models:/{name}", f"models:/{name}@a@b", f"models:/{name}/latest", "runs:/abc/model"):
+        with pytest.raises(ReleaseError, match="write models:/name@alias or models:/name/version"):
+            tracking.source_of(wrong)
 
 
 def test_models_are_listed_by_tag(tracking: Tracking, name: str) -> None:

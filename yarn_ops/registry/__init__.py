@@ -6,7 +6,7 @@ a time, under a lease with a fencing number (`hold`).
 
 from yarn_ops.registry.database import upgrade
 from yarn_ops.registry.hold import Held, hold
-from yarn_ops.registry.registry import Lease, Registry, Run, open_registry
+from yarn_ops.registry.registry import Lease, Registry, Run, RunEnd, open_registry
 from yarn_ops.registry.views import ReleaseView, RunSummary, RunView, ScoreView, StageView
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Registry",
     "ReleaseView",
     "Run",
+    "RunEnd",
     "RunSummary",
     "RunView",
     "ScoreView",

@@ -15,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from yarn_ops.digests import canonical_json
@@ -179,9 +179,9 @@ def _failures_of(name: str) -> Iterator[None]:
 
 def _cause(error: SQLAlchemyError) -> str:
     """The driver's own words, which name no password and no bound value, and the remedy where it is known."""
-    driver_error = getattr(error, "orig", None)
-    lines = str(driver_error or type(error).__name__).strip().splitlines()
-    text = lines[0] if lines else type(driver_error).__name__
+    text = str(getattr(error, "orig", None) or type(error).__name__)
+    if not isinstance(error, OperationalError):
+        text = text.partition("\n")[0]  # then PostgreSQL quotes the statement and its values
     for symptom, remedy in _REMEDIES.items():
         if symptom in text:
             return f"{text}; {remedy}"
@@ -196,7 +196,6 @@ _REMEDIES = {
     "readonly database": "is the file writable?",
     "password authentication failed": "check the user and password in YARN_OPS_DATABASE_URL",
     "does not exist": "create it first, or set YARN_OPS_DATABASE_URL",
-    "Connection refused": "is PostgreSQL running there?",
     "could not translate host name": "check the host in YARN_OPS_DATABASE_URL",
     "failed to resolve host": "check the host in YARN_OPS_DATABASE_URL",
 }

@@ -92,16 +92,18 @@ def hold(
         target=held._renew, args=(lease, claimed_at, on_lost), name=f"lease of {stage}", daemon=True
     )
     renewer.start()
+    failure: Exception | None = None
     try:
         yield held
+    except (Stopped, LeaseLost):
+        raise
     except Exception as error:
-        _stop(held, renewer)
-        if not isinstance(error, Stopped | LeaseLost):
-            _record_failure(registry, lease, error)
+        failure = error
         raise
     finally:
-        _stop(held, renewer)
-        _give_back(registry, lease)
+        held._ended.set()
+        renewer.join()
+        _give_back(registry, lease, failure)
 
 
 def _claim_or_join(
@@ -123,20 +125,11 @@ def _claim_or_join(
         time.sleep(min(LONGEST_POLL_S, lease_s / 3))
 
 
-def _stop(held: Held, renewer: threading.Thread) -> None:
-    held._ended.set()
-    renewer.join()
-
-
-def _record_failure(registry: Registry, lease: Lease, error: Exception) -> None:
+def _give_back(registry: Registry, lease: Lease, failure: Exception | None) -> None:
     try:
-        registry.fail(lease, f"{type(error).__name__}: {error}")
-    except RegistryError as refusal:  # the stage's own error matters more
-        log.warning("stage %s: its failure was not recorded: %s", lease.stage, refusal)
-
-
-def _give_back(registry: Registry, lease: Lease) -> None:
-    try:
-        registry.release(lease)
-    except RegistryError as refusal:  # it expires by itself
-        log.warning("stage %s: its lease was not given back: %s", lease.stage, refusal)
+        if failure is None:
+            registry.release(lease)
+        else:
+            registry.fail(lease, f"{type(failure).__name__}: {failure}")
+    except RegistryError as refusal:  # the body's own end matters more, and the lease expires by itself
+        log.warning("stage %s: its end was not recorded: %s", lease.stage, refusal)
