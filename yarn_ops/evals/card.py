@@ -14,6 +14,9 @@ from yarn_ops.records import Adapter, BaseModel, Checkpoint, PatchedModel, Score
 TRANSFORMERS_FLOOR = "4.51"
 """earlier ones ignore original_max_position_embeddings or take it from the field that the patch moves"""
 
+NOT_STATIC = ("none", "dynamic-ntk")
+"""methods that leave texts within the original context as they were"""
+
 NAMES = {
     LAST_QUARTER: "perplexity, last quarter of the window",
     SINGLE_PASS: "perplexity, single pass",
@@ -116,16 +119,16 @@ def _made(extension: Extension) -> Iterator[str]:
         f"{patched.inverse_frequency_error:.0e}."
     )
     yield (
-        f"- **Training:** {how}, {adapter.steps} steps, windows of up to {adapter.window_tokens:,} tokens, "
-        f"{adapter.tokens_seen:,} tokens seen, {adapter.trainable_parameters:,} trained parameters, "
-        f"learning rate {training.learning_rate:g}, loss {adapter.first_loss:.3f} to {adapter.final_loss:.3f}."
+        f"- **Training:** {how}, {adapter.trainable_parameters:,} trained parameters, {adapter.steps} steps "
+        f"at learning rate {training.learning_rate:g}, windows of up to {adapter.window_tokens:,} tokens, "
+        f"{adapter.tokens_seen:,} tokens seen, loss {adapter.first_loss:.3f} to {adapter.final_loss:.3f}."
     )
     yield (
-        f"- **Merge:** in float32, stored in bfloat16; log-probabilities, merged against unmerged, differ by "
+        "- **Merge:** in float32, stored in bfloat16; log-probabilities, merged against unmerged, differ by "
         f"at most {extension.checkpoint.merge_difference:.3g}."
     )
     yield (
-        f"- **Data:** {', '.join(_source_name(source) for source in extension.data.sources)}; "
+        f"- **Data:** {', '.join(f'`{_source_name(source)}`' for source in extension.data.sources)}; "
         f"{shards.train_documents:,} documents ({shards.train_tokens:,} tokens) to train on, "
         f"{shards.held_out_documents:,} ({shards.held_out_tokens:,} tokens) held out, split by document; "
         f"{shards.duplicate_documents:,} duplicates left out."
@@ -161,10 +164,12 @@ def _caveats(extension: Extension) -> Iterator[str]:
         "- **Seeing is not using.** Flat perplexity shows that a long window does no harm; recall shows that "
         "something far away changes the answer. Where the two disagree, believe recall."
     )
-    yield (
-        f"- **Short texts pay.** The scaling is static: it acts below {patched.original_context_tokens:,} tokens "
-        "too. Compare the short columns above; keep the base for short work if they are worse."
-    )
+    if patched.method not in NOT_STATIC:
+        yield (
+            "- **Short texts pay.** The scaling is static: it acts on texts of "
+            f"{patched.original_context_tokens:,} tokens and fewer too. Compare these columns above; "
+            "keep the base for short work if they are worse."
+        )
     yield (
         "- **Perplexity also falls by adapting to the training text.** A base that has seen such text before "
         "looks better on it than on yours; the planted values are fresh."

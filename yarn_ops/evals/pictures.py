@@ -105,10 +105,10 @@ def draw_training_loss(losses: Sequence[tuple[int, float]], path: Path) -> None:
 
 def _perplexity_axes(axes: Any, comparison: Comparison) -> None:
     curves = [_curve(card, LAST_QUARTER) for card in (comparison.before, comparison.after)]
-    values = [score.value for curve in curves for score in curve]
+    values = [bound for curve in curves for score in curve for bound in _interval(score)]
     axes.set_yscale("log")
     if values:
-        axes.set_ylim(min(values) / 1.35, max(values) * 1.5)
+        axes.set_ylim(min(values) / 1.2, max(values) * 1.2)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
@@ -139,8 +139,8 @@ def _two_curves(axes: Any, curves: Sequence[Sequence[Score]], text: str) -> None
         axes.plot(lengths, values, marker=marker, markersize=6, linewidth=2.2, color=colour, zorder=3)
         axes.fill_between(
             lengths,
-            [score.value if score.low is None else score.low for score in curve],
-            [score.value if score.high is None else score.high for score in curve],
+            [_interval(score)[0] for score in curve],
+            [_interval(score)[1] for score in curve],
             color=colour, alpha=0.14, linewidth=0,
         )  # fmt: skip
         ends.append((curve[-1], colour, name))
@@ -222,6 +222,11 @@ def _light_grid(axes: Any) -> None:
 def _curve(card: Scorecard, task: str) -> list[Score]:
     scores = [score for score in card.scores if score.task == task and score.depth is None]
     return sorted(scores, key=lambda score: score.context_tokens)
+
+
+def _interval(score: Score) -> tuple[float, float]:
+    """The score's own value twice when it has no interval."""
+    return score.value if score.low is None else score.low, score.value if score.high is None else score.high
 
 
 def _by_depth(card: Scorecard, template: str) -> dict[tuple[int, float], float]:

@@ -1,0 +1,103 @@
+"""The card equals its golden copy; the pictures have a useful size and are the same every time."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from yarn_ops.evals.card import Extension, model_card
+from yarn_ops.evals.gate import judge
+from yarn_ops.evals.report import report
+from yarn_ops.recipe import Data, Gate, Train
+from yarn_ops.records import Adapter, BaseModel, Checkpoint, LengthShare, PatchedModel, ShardSet
+
+GOLDEN = Path(__file__).with_name("golden_card.md")
+"""made by model_card(extension) below and read by a person; delete it and run this test to make it again"""
+
+
+@pytest.fixture
+def extension(scorecard) -> Extension:
+    before = scorecard(
+        perplexity={256: 9.3, 512: 9.1, 1024: 117.0, 2048: 271.0},
+        code={256: 0.98, 512: 0.95, 1024: 0.0, 2048: 0.0},
+        depths={512: (0.9, 1.0), 2048: (0.0, 0.0)},
+    )
+    after = scorecard(
+        perplexity={256: 9.2, 512: 8.9, 1024: 7.3, 2048: 6.8},
+        code={256: 0.98, 512: 0.97, 1024: 0.98, 2048: 0.85},
+        depths={512: (0.94, 1.0), 2048: (0.8, 0.9)},
+    )
+    return Extension(
+        name="demo-long",
+        data=Data(sources=("stdlib:**/*.py", "/srv/private/texts/*.txt")),
+        training=Train(),
+        base=BaseModel(
+            source="hf:org/base@main", architecture="LlamaForCausalLM", model_type="llama",
+            parameters=5_047_552, vocab_size=8192, context_tokens=512, head_dim=64, rope_theta=10_000.0,
+        ),
+        shards=ShardSet(
+            tokenizer_digest="1" * 64, vocab_size=8192, train_documents=1537, train_tokens=8_689_483,
+            held_out_documents=202, held_out_tokens=1_035_239, longest_document_tokens=193_629,
+            duplicate_documents=19,
+            lengths=(
+                LengthShare(longer_than_tokens=512, documents=1323, token_share=0.99),
+                LengthShare(longer_than_tokens=2048, documents=877, token_share=0.94),
+            ),
+        ),
+        patched=PatchedModel(
+            method="yarn", factor=4.0, original_context_tokens=512, target_context_tokens=2048,
+            attention_factor=1.1386294361119891, inverse_frequency_error=5e-8,
+        ),
+        adapter=Adapter(
+            method="lora", steps=50, window_tokens=2048, tokens_seen=102_400, trainable_parameters=231_680,
+            first_loss=2.31, final_loss=2.04, seconds=41.0,
+        ),
+        checkpoint=Checkpoint(
+            method="yarn", factor=4.0, original_context_tokens=512, context_tokens=2048, parameters=5_047_552,
+            merge_difference=0.031,
+        ),
+        before=before,
+        after=after,
+        verdict=judge(Gate(), before, after, original_context_tokens=512, target_context_tokens=2048),
+    )  # fmt: skip
+
+
+def test_card_equals_golden(extension: Extension) -> None:
+    card = model_card(extension)
+    if not GOLDEN.exists():
+        GOLDEN.write_text(card, "utf-8")
+        pytest.fail(f"{GOLDEN.name} was missing and has been written; read it and run again")
+    assert card == GOLDEN.read_text("utf-8")
+
+
+def test_card_names_no_directory_of_this_machine(extension: Extension) -> None:
+    assert "/srv/private" not in model_card(extension)
+
+
+def test_a_base_of_ones_own_is_not_named_as_a_hub_model(extension: Extension) -> None:
+    own = extension.base.model_copy(update={"source": "/srv/private/models/base"})
+    card = model_card(Extension(**{**vars(extension), "base": own}))
+    assert "base_model:" not in card
+    assert "`models/base`" in card
+
+
+def test_report_writes_card_and_pictures(extension: Extension, tmp_path: Path) -> None:
+    losses = [(step, 2.3 - 0.005 * step) for step in range(1, 51)]
+    record = report(extension, losses, tmp_path / "a")
+    report(extension, losses, tmp_path / "b")
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"README.md", *record.pictures}
+    card = (tmp_path / "a" / "README.md").read_text("utf-8")
+    for picture in record.pictures:
+        png = (tmp_path / "a" / picture).read_bytes()
+        width, height = struct.unpack(">II", png[16:24])
+        assert 900 <= width <= 2400 and 500 <= height <= 1400, picture
+        assert png == (tmp_path / "b" / picture).read_bytes()
+        assert picture in ("perplexity.png",) or f"]({picture})" in card
+
+
+def test_pictures_stand_without_recall_or_losses(extension: Extension, scorecard, tmp_path: Path) -> None:
+    bare = scorecard(perplexity={512: 8.9})
+    record = report(Extension(**{**vars(extension), "before": bare, "after": bare}), [], tmp_path)
+    assert all((tmp_path / picture).stat().st_size > 1000 for picture in record.pictures)
