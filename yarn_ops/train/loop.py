@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -105,9 +106,7 @@ class Loop:
         while self._step < steps:
             if not self._train_step():
                 self._save_snapshot()
-                raise Stopped(
-                    f"training: asked to stop after step {self._step} of {steps}; run it again to go on"
-                )
+                raise Stopped(f"training: stopped after step {self._step} of {steps}; run again to go on")
             if self._step % every == 0 or self._step == steps:
                 self._save_snapshot()
 
@@ -124,10 +123,15 @@ class Loop:
             "final_loss": statistics.fmean(losses[-FINAL_LOSS_STEPS:]),
         }
         partial = job.out_dir.with_name(f".{job.out_dir.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        save_adapter(self._model, partial, facts, self._curve)
-        shutil.rmtree(job.out_dir, ignore_errors=True)
-        partial.rename(job.out_dir)
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            save_adapter(self._model, partial, facts, self._curve)
+            shutil.rmtree(job.out_dir, ignore_errors=True)
+            partial.rename(job.out_dir)
+        except (OSError, SafetensorError) as error:
+            raise TrainError(
+                f"{job.out_dir}: the adapter cannot be written ({error}); make room there and run again"
+            ) from error
         self._events.emit("done", step=self._step, seconds=self._seconds, **facts)
 
     def _train_step(self) -> bool:

@@ -2,8 +2,8 @@
 
 The model stays the plain transformers model; PEFT's layers are injected into it. Norms and embeddings are
 trained in place and kept whole. The directory of method `lora` is PEFT's own format, norms and embeddings
-as `modules_to_save`, so `PeftModel.from_pretrained` on the patched base reads it. Method `full` keeps every
-parameter under its name in the base.
+as `modules_to_save`, so `PeftModel.from_pretrained` on the patched base reads it; where tied embeddings were
+trained PEFT refuses it rather than untie them. Method `full` keeps every parameter under its name in the base.
 
     adapter.json                 method, steps, first and final loss, ... (ours)
     adapter_config.json          lora only
@@ -68,7 +68,11 @@ def save_adapter(
     if facts["method"] == "lora":
         whole = {name.split(".")[-2] for name in trained if not _is_lora(name)}
         config = model.peft_config["default"].to_dict()
-        config |= {"modules_to_save": sorted(whole) or None, "inference_mode": True}
+        config |= {
+            "modules_to_save": sorted(whole) or None,
+            "ensure_weight_tying": bool(model.config.tie_word_embeddings and "embed_tokens" in whole),
+            "inference_mode": True,
+        }
         _write_json(directory / "adapter_config.json", config)
     places = _places(trained, facts["method"])
     save_file({place: trained[name].detach().cpu() for place, name in places.items()}, directory / TENSORS)
@@ -80,7 +84,7 @@ def attach_adapter(model: PreTrainedModel, directory: Path) -> list[str]:
     """Put a kept adapter on a bare model, as `load_trained` does."""
     if read_facts(directory)["method"] == "lora":
         config = LoraConfig.from_pretrained(directory)
-        config.modules_to_save = None
+        config.modules_to_save, config.ensure_weight_tying = None, False  # whole parameters are ours to place
         config.inference_mode = False
         inject_adapter_in_model(config, model)
     return load_trained(model, directory)

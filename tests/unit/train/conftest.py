@@ -66,9 +66,7 @@ MakeJob = Callable[..., Job]
 def make_job(tiny: Path, tmp_path: Path) -> MakeJob:
     """make_job(name, steps=…, data=…, base_dir=…, **train)"""
 
-    def make(
-        name: str = "run", *, steps: int = 6, data: dict[str, Any] | None = None, **changes: Any
-    ) -> Job:
+    def make(name: str = "run", *, steps: int = 6, data: dict[str, Any] | None = None, **changes: Any) -> Job:
         paths = {key: changes.pop(key) for key in list(changes) if key.endswith("_dir")}
         train = {"rank": 4, "warmup_steps": 2, "learning_rate": 1e-2, "checkpoint_every": 2} | changes
         context_tokens = round(ORIGINAL_TOKENS * FACTOR)

@@ -1,0 +1,185 @@
+"""The trainer as a process: killed, stopped, orphaned, failed; and gone on with, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from yarn_ops.digests import digest_tree
+from yarn_ops.errors import Stopped, TrainError
+from yarn_ops.train.events import read_events
+from yarn_ops.train.job import Job
+from yarn_ops.train.launch import PID, end_orphan, run_trainer
+
+MakeJob = Callable[..., Job]
+Trained = Callable[[Job], Job]
+WAIT_S = 60
+
+
+def losses(job: Job) -> list[tuple[int, float]]:
+    return [(event["step"], event["loss"]) for event in read_events(job.events) if event["event"] == "step"]
+
+
+def quiet(_: dict[str, Any]) -> None: ...
+
+
+def never() -> bool:
+    return False
+
+
+def trainer_of(job: Job) -> psutil.Process:
+    return psutil.Process(json.loads((job.work_dir / PID).read_bytes())["pid"])
+
+
+def at_step(step: int, act: Callable[[], None]) -> Callable[[dict[str, Any]], None]:
+    def on_event(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event["step"] == step:
+            act()
+
+    return on_event
+
+
+def test_a_killed_run_goes_on_bit_for_bit(make_job: MakeJob, trained: Trained) -> None:
+    changes: dict[str, Any] = {"steps": 30, "accumulate": 2, "checkpoint_every": 3}
+    reference = trained(make_job("reference", **changes))
+    job = make_job("killed", **changes)
+    for step in sorted(random.Random(1).sample(range(2, 29), 2)):
+        with pytest.raises(TrainError, match="ended with status -9"):
+            run_trainer(job, on_event=at_step(step, lambda: trainer_of(job).kill()), should_stop=never)
+    heard: list[dict[str, Any]] = []
+    adapter = run_trainer(job, on_event=heard.append, should_stop=never)
+    assert losses(job) == losses(reference)
+    assert [event["step"] for event in heard if event["event"] == "step"] == list(range(1, 31))
+    assert digest_tree(job.out_dir) == digest_tree(reference.out_dir)
+    assert adapter.final_loss == json.loads((reference.out_dir / "adapter.json").read_bytes())["final_loss"]
+
+
+def test_a_damaged_newest_snapshot_costs_only_its_steps(make_job: MakeJob, trained: Trained) -> None:
+    reference, job = trained(make_job("reference")), trained(make_job("damaged"))
+    newest = sorted(job.snapshots.glob("step-*"))[-1]
+    (newest / "state.safetensors").write_bytes(b"")
+    trained(job)
+    assert losses(job) == losses(reference)
+    assert digest_tree(job.out_dir) == digest_tree(reference.out_dir)
+
+
+def test_asked_to_stop_it_leaves_a_snapshot_and_goes_on(make_job: MakeJob, trained: Trained) -> None:
+    reference = trained(make_job("reference", steps=200, checkpoint_every=150))
+    job = make_job("stopped", steps=200, checkpoint_every=150)
+    asked: list[bool] = []
+    with pytest.raises(Stopped, match=r"stopped after step \d+ of 200"):
+        run_trainer(job, on_event=at_step(2, lambda: asked.append(True)), should_stop=lambda: bool(asked))
+    *_, checkpoint, stopped = read_events(job.events)
+    assert (checkpoint["event"], stopped["event"]) == ("checkpoint", "stopped")
+    assert 2 <= stopped["step"] < 200
+    trained(job)
+    assert losses(job) == losses(reference)
+
+
+def test_an_error_in_the_listener_ends_the_trainer(make_job: MakeJob) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    job = make_job(steps=100_000)
+    with pytest.raises(KeyboardInterrupt):
+        run_trainer(job, on_event=at_step(1, interrupt), should_stop=never)
+    assert not psutil.pid_exists(json.loads((job.work_dir / PID).read_bytes())["pid"])
+    assert read_events(job.events)[-1]["event"] == "stopped"
+
+
+LAUNCH = """
+import sys
+from pathlib import Path
+from yarn_ops.train.job import read_job
+from yarn_ops.train.launch import run_trainer
+run_trainer(
+    read_job(Path(sys.argv[1])),
+    on_event=lambda event: print(event["event"], flush=True),
+    should_stop=lambda: False,
+)
+"""
+
+
+def test_a_killed_parent_leaves_no_trainer(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job(steps=100_000)
+    (tmp_path / "job.json").write_text(job.model_dump_json())
+    parent = subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, str(tmp_path / "job.json")], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    for line in parent.stdout:
+        if line == "step\n":
+            break
+    trainer = trainer_of(job)
+    parent.kill()
+    parent.wait()
+    trainer.wait(WAIT_S)
+    assert [event["event"] for event in read_events(job.events)[-2:]] == ["checkpoint", "stopped"]
+
+
+def test_the_watchdog_alone_notices_a_parent_that_is_gone() -> None:
+    nobody = 1 if os.getppid() != 1 else 2
+    waits = f"from yarn_ops.train.lifeline import stop_request; stop_request({nobody}).wait()"
+    assert subprocess.run([sys.executable, "-c", waits], timeout=WAIT_S).returncode == 0
+
+
+def test_an_orphan_is_ended_and_another_process_of_its_number_is_not(tmp_path: Path) -> None:
+    sleeper = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(1000)"], start_new_session=True
+    )
+    started = psutil.Process(sleeper.pid).create_time()
+    (tmp_path / PID).write_text(json.dumps({"pid": sleeper.pid, "started": started - 1}))
+    end_orphan(tmp_path / PID)
+    assert psutil.Process(sleeper.pid).is_running()
+    (tmp_path / PID).write_text(json.dumps({"pid": sleeper.pid, "started": started}))
+    end_orphan(tmp_path / PID)
+    assert not psutil.pid_exists(sleeper.pid)
+    end_orphan(tmp_path / PID)
+
+
+def test_a_user_s_error_is_one_line_without_a_traceback(make_job: MakeJob) -> None:
+    job = make_job(targets=["nothing"])
+    with pytest.raises(TrainError, match=r"^train.targets: no linear layer is named 'nothing'"):
+        run_trainer(job, on_event=quiet, should_stop=never)
+    assert read_events(job.events)[-1]["event"] == "failed"
+    assert "Traceback" not in (job.work_dir / "trainer.log").read_text()
+
+
+def test_a_fault_of_ours_keeps_its_traceback_in_the_log(make_job: MakeJob) -> None:
+    job = make_job()
+    job.events.mkdir(parents=True)
+    with pytest.raises(
+        TrainError, match=r"trainer.log: the trainer ended with status 1: .*IsADirectoryError"
+    ):
+        run_trainer(job, on_event=quiet, should_stop=never)
+    assert "Traceback" in (job.work_dir / "trainer.log").read_text()
+
+
+def test_an_unwritable_output_is_one_line(make_job: MakeJob, trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainError, match="the adapter cannot be written"):
+        trained(make_job(steps=1, out_dir=tmp_path / "file" / "adapter"))
+
+
+def test_a_loss_that_is_not_finite_names_step_and_documents(
+    tiny: Path, make_job: MakeJob, trained: Trained, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_bytes((tiny / "base/config.json").read_bytes())
+    tensors = load_file(tiny / "base/model.safetensors")
+    tensors["model.norm.weight"][3] = torch.nan
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainError, match=r"loss of step 1 is not finite; its documents are document-\d+"):
+        trained(make_job(base_dir=base))
