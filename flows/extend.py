@@ -49,7 +49,7 @@ def extend(recipe: Recipe) -> None:
         checkpoint = merge(base, patched, adapters[-1], shards)
         after = evaluate(recipe.evaluate, checkpoint, shards, base.context_tokens)
         verdict = judge(recipe.gate, before, after, checkpoint.context_tokens)
-        report = draw(recipe, base, shards, adapters, checkpoint, before, after, verdict)
+        report = draw(recipe, base, shards, patched, adapters, checkpoint, before, after, verdict)
         release = publish(recipe.publish, base, checkpoint, before, after, verdict, report)
         show_report(release, report)
         if not verdict.passed:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-from typing import Any
 
-from flows.reporting import show_report
 from flows.tasks import Bench, observation, stage
 from flows.workshop import git_commit
 from yarn_ops import bases
-from yarn_ops.data import files as data_files
-from yarn_ops.data import shards as data_shards
-from yarn_ops.evals import evaluate as evals
+from yarn_ops.data import corpus as corpora
+from yarn_ops.data import shards as tokenised
+from yarn_ops.evals import evaluate as evaluation
 from yarn_ops.evals import gate as gates
 from yarn_ops.evals import report as reports
-from yarn_ops.recipe import Base, Data, Evaluate, Gate, Publish, Rope, Stage, Train
+from yarn_ops.evals.card import Extension
+from yarn_ops.recipe import Base, Data, Evaluate, Gate, Publish, Recipe, Rope, Stage, Train
 from yarn_ops.records import (
     Adapter,
     BaseModel,
@@ -29,11 +27,14 @@ from yarn_ops.records import (
     ShardSet,
     Verdict,
 )
-from yarn_ops.rope import patch as rope_patch
+from yarn_ops.rope import patch as patching
 from yarn_ops.store.trees import compose_tree
 from yarn_ops.train import launch
 from yarn_ops.train import merge as merging
+from yarn_ops.train.events import Event
 from yarn_ops.train.job import Job
+from yarn_ops.train.lora import read_losses
+from yarn_ops.train.precision import resolve_dtype
 
 
 @observation("base")
@@ -42,8 +43,8 @@ def fetch_base(bench: Bench, base: Base) -> BaseModel:
     record, bench.out = bases.fetch_base(
         base,
         cache=bench.shop.settings.home / "cache",
-        store_options=bench.shop.settings.store_options,
-        find_release=bench.shop.tracking_source,
+        store_options=bench.shop.store_options,
+        find_release=bench.shop.tracking.source_of,
     )
     return record
 
@@ -51,13 +52,13 @@ def fetch_base(bench: Bench, base: Base) -> BaseModel:
 @observation("documents")
 def survey(bench: Bench, data: Data) -> Corpus:
     """Which source files there are, fingerprinted."""
-    return data_files.survey(data, bench.shop.files, bench.out)
+    return corpora.survey(data, bench.shop.files, bench.out)
 
 
 @stage("shards", version=1)
 def prepare(bench: Bench, data: Data, corpus: Local[Corpus], base: Local[BaseModel]) -> ShardSet:
     """Tokenised documents, split into train and held-out."""
-    return data_shards.prepare(
+    return tokenised.prepare(
         data, corpus, base, bench.out, files=bench.shop.files, report=bench.report, workers=os.cpu_count() or 1
     )
 
@@ -65,7 +66,7 @@ def prepare(bench: Bench, data: Data, corpus: Local[Corpus], base: Local[BaseMod
 @stage("patch", version=1)
 def patch(bench: Bench, rope: Rope, leg: Stage, base: Local[BaseModel]) -> PatchedModel:
     """Config and tokenizer rewritten for this leg's factor, and proven."""
-    return rope_patch.patch(rope, base, bench.out, factor=leg.factor or 1.0)
+    return patching.patch(rope, base, bench.out, factor=leg.factor or 1.0)
 
 
 @stage("train", version=1)
@@ -77,7 +78,7 @@ def train(
     base: Local[BaseModel],
     patched: Local[PatchedModel],
     shards: Local[ShardSet],
-    previous: Local[Adapter] | None,
+    previous: tuple[Local[Adapter], ...],
 ) -> Adapter:
     """LoRA (or all parameters) in a process of its own; its losses go to MLflow while it runs."""
     shop = bench.shop
@@ -88,17 +89,17 @@ def train(
         base_dir=base.path,
         patched_dir=patched.path,
         shards_dir=shards.path,
-        previous_dir=previous.path if previous else None,
+        previous_dir=previous[0].path if previous else None,
         out_dir=bench.out,
         work_dir=bench.work,
         device=shop.settings.device,
         threads=os.cpu_count() or 1,
     )
-    log_step = shop.step_logger(f"{leg.context_tokens}")
+    earlier_steps = sum(leg.record.steps for leg in previous)
 
-    def on_event(event: dict[str, Any]) -> None:
+    def on_event(event: Event) -> None:
         if event["event"] == "step":
-            log_step(event)
+            shop.log_training_step(event, earlier_steps)
             bench.report(event["step"], event["steps"], f"loss {event['loss']:.3f}")
 
     return launch.run_trainer(job, on_event=on_event, should_stop=bench.lost)
@@ -114,7 +115,7 @@ def merge(
 ) -> Checkpoint:
     """Base and adapter merged once, in bfloat16, and compared with the unmerged."""
     return merging.merge(
-        base, patched, adapter, shards, bench.out, device=bench.shop.settings.device, report=bench.report
+        base, patched, adapter, shards, bench.out, device=bench.shop.device, report=bench.report
     )
 
 
@@ -127,27 +128,109 @@ def evaluate(
     original_context_tokens: int,
 ) -> Scorecard:
     """Perplexity and recall at every length."""
-    card = evals.evaluate(
+    return evaluation.evaluate(
         section,
         model,
         shards,
         bench.out,
         original_context_tokens=original_context_tokens,
-        device=bench.shop.settings.device,
+        device=bench.shop.device,
+        dtype=resolve_dtype("auto", bench.shop.device),
         report=bench.report,
     )
-    return card
 
 
 @stage("gate", version=1)
 def judge(
-    bench: Bench, gate: Gate, before: Local[Scorecard], after: Local[Scorecard], target_context_tokens: int
+    bench: Bench, gate: Gate, before: Scorecard, after: Scorecard, target_context_tokens: int
 ) -> Verdict:
     """Whether the result may be promoted, and why."""
     return gates.judge(
         gate,
-        before.record,
-        after.record,
-        original_context_tokens=before.record.original_context_tokens,
+        before,
+        after,
+        original_context_tokens=before.original_context_tokens,
         target_context_tokens=target_context_tokens,
     )
+
+
+@stage("report", version=1)
+def draw(
+    bench: Bench,
+    recipe: Recipe,
+    base: BaseModel,
+    shards: ShardSet,
+    patched: PatchedModel,
+    adapters: tuple[Local[Adapter], ...],
+    checkpoint: Checkpoint,
+    before: Scorecard,
+    after: Scorecard,
+    verdict: Verdict,
+) -> Report:
+    """Pictures and the model card."""
+    extension = Extension(
+        name=recipe.publish.name,
+        data=recipe.data,
+        training=recipe.train,
+        base=base,
+        shards=shards,
+        patched=patched,
+        adapter=adapters[-1].record,
+        checkpoint=checkpoint,
+        before=before,
+        after=after,
+        verdict=verdict,
+    )
+    losses = [loss for adapter in adapters for loss in read_losses(adapter.path)]
+    return reports.report(extension, list(enumerate(losses, start=1)), bench.out)
+
+
+@stage("publish", version=1)
+def publish(
+    bench: Bench,
+    section: Publish,
+    base: BaseModel,
+    checkpoint: Checkpoint,
+    before: Scorecard,
+    after: Scorecard,
+    verdict: Verdict,
+    report: Local[Report],
+) -> Release:
+    """One model version in MLflow; the alias moves only when the gate passed."""
+    shop, tracking, run_id = bench.shop, bench.shop.tracking, bench.shop.mlflow_run_id
+    card = (report.path / reports.CARD).read_bytes()
+    target = f"{tracking.artifact_uri(run_id)}/model"
+    assert checkpoint.tree is not None
+    compose_tree(shop.store, checkpoint.tree, {reports.CARD: card}, target)
+    tracking.log_metrics(run_id, 0, score_metrics(before, "before") | score_metrics(after, "after"))
+    for picture in report.record.pictures:
+        tracking.log_picture(run_id, report.path / picture)
+    gate = "passed" if verdict.passed else "failed"
+    tags = {
+        **section.tags,
+        "context_length": str(checkpoint.context_tokens),
+        "original_context_length": str(checkpoint.original_context_tokens),
+        "rope_method": checkpoint.method,
+        "factor": f"{checkpoint.factor:g}",
+        "base": base.source,
+        "recipe": shop.recipe.digest(),
+        "run": shop.run.id,
+        "gate": gate,
+        "git_commit": git_commit() or "unknown",
+    }
+    version = tracking.register(section.name, target, run_id, tags, verdict.reasons)
+    if verdict.passed:
+        tracking.move_alias(section.name, section.alias, version)
+    return Release(
+        name=section.name,
+        version=version,
+        mlflow_run_id=run_id,
+        gate=gate,
+        alias=section.alias if verdict.passed else None,
+        tags=tags,
+    )
+
+
+def score_metrics(card: Scorecard, when: str) -> dict[str, float]:
+    """{task/tokens/when: value} of a scorecard's scores over all depths, as MLflow metrics."""
+    return {f"{score.task}/{score.context_tokens}/{when}": score.value for score in card.scores if score.depth is None}

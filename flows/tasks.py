@@ -7,7 +7,6 @@ becomes the record's tree.
 
 from __future__ import annotations
 
-import functools
 import shutil
 import tempfile
 import time
@@ -50,21 +49,12 @@ class Bench:
 def stage(name: str, version: int) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Make a Prefect task of a stage. Raise `version` when the same inputs give another result."""
 
-    def decorate(fn: Callable[..., R]) -> Callable[..., R]:
-        @task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
-        @functools.wraps(fn)
-        def run(*inputs: Any) -> R:
-            shop = workshop()
-            key = stage_key(name, version, inputs)
-            started = time.monotonic()
-            record, reused = _obtain(shop, name, key, fn, inputs)
-            seconds = time.monotonic() - started
-            _note(shop, name, key, reused, seconds)
-            return record
+    def obtain(shop: Workshop, fn: Callable[..., R], inputs: tuple[Any, ...]) -> tuple[R, str, bool]:
+        key = stage_key(name, version, inputs)
+        record, reused = _obtain(shop, name, key, fn, inputs)
+        return record, key, reused
 
-        return run
-
-    return decorate
+    return lambda fn: _as_task(name, fn, obtain)
 
 
 def observation(name: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
@@ -73,20 +63,30 @@ def observation(name: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
     It runs every time; what it found is kept once, and a run that finds the same counts as reuse.
     """
 
-    def decorate(fn: Callable[..., R]) -> Callable[..., R]:
-        @task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)
-        @functools.wraps(fn)
-        def run(*inputs: Any) -> R:
-            shop = workshop()
-            started = time.monotonic()
-            record, key, reused = _observe(shop, name, fn, inputs)
-            seconds = time.monotonic() - started
-            _note(shop, name, key, reused, seconds)
-            return record
+    def observe(shop: Workshop, fn: Callable[..., R], inputs: tuple[Any, ...]) -> tuple[R, str, bool]:
+        return _observe(shop, name, fn, inputs)
 
-        return run
+    return lambda fn: _as_task(name, fn, observe)
 
-    return decorate
+
+def _as_task(
+    name: str,
+    fn: Callable[..., R],
+    obtain: Callable[[Workshop, Callable[..., R], tuple[Any, ...]], tuple[R, str, bool]],
+) -> Callable[..., R]:
+    @task(name=name, task_run_name=name, description=fn.__doc__, cache_policy=NO_CACHE, persist_result=False)
+    def run(*inputs: Any) -> R:
+        shop = workshop()
+        started = time.monotonic()
+        record, key, reused = obtain(shop, fn, inputs)
+        seconds = time.monotonic() - started
+        shop.registry.note_use(shop.run.id, key, reused=reused, seconds=seconds)
+        how = "reused" if reused else "done"
+        get_run_logger().info("run %s: %s %s in %.1f s (key %s)", shop.run.id, name, how, seconds, key[:12])
+        shop.progress.finished(name, how, seconds)
+        return record
+
+    return run
 
 
 def stage_key(name: str, version: int, inputs: tuple[Any, ...]) -> str:
@@ -104,13 +104,6 @@ def _identity(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     raise TypeError(f"a stage takes records, recipe sections and plain values, not {type(value).__name__}")
-
-
-def _note(shop: Workshop, name: str, key: str, reused: bool, seconds: float) -> None:
-    shop.registry.note_use(shop.run.id, key, reused=reused, seconds=seconds)
-    how = "reused" if reused else "done"
-    get_run_logger().info("run %s: %s %s in %.1f s (key %s)", shop.run.id, name, how, seconds, key[:12])
-    shop.progress.finished(name, how, seconds)
 
 
 def _obtain(shop: Workshop, name: str, key: str, fn: Callable[..., R], inputs: tuple[Any, ...]) -> tuple[R, bool]:

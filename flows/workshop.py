@@ -6,11 +6,12 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 from prefect.context import get_run_context
 from prefect.exceptions import MissingContextError
@@ -20,11 +21,14 @@ from yarn_ops.data.files import Files
 from yarn_ops.errors import GateFailed, Stopped, YarnOpsError
 from yarn_ops.recipe import Recipe
 from yarn_ops.records import AnyRecord, Local, Tree
-from yarn_ops.registry import Registry, Run, open_registry
-from yarn_ops.release import Tracking
+from yarn_ops.registry import Registry, Run, RunEnd, open_registry
+from yarn_ops.release import Tracking, open_tracking
 from yarn_ops.settings import Settings
-from yarn_ops.store import Store, files_for, open_store
+from yarn_ops.store import Store, StoreOptions, files_for, open_store, store_options
 from yarn_ops.store.trees import fetch_tree
+from yarn_ops.train.precision import resolve_device
+
+STEP_FIGURES = ("loss", "learning_rate", "gradient_norm", "tokens_per_s", "step_s", "data_wait_s", "peak_bytes")
 
 _CURRENT: ContextVar[Workshop] = ContextVar("workshop")
 
@@ -42,18 +46,27 @@ class Workshop:
         self.run = run
         self.progress = Progress()
         self._verified: dict[str, Path] = {}
+        self._logged_step: int | None = None
+
+    @cached_property
+    def store_options(self) -> StoreOptions:
+        return store_options(self.settings)
 
     @cached_property
     def store(self) -> Store:
-        return open_store(self.settings.store, self.settings.store_options)
+        return open_store(self.settings.store, self.store_options)
 
     @cached_property
     def files(self) -> Files:
-        return files_for(self.settings.store_options)
+        return files_for(self.store_options)
 
     @cached_property
     def tracking(self) -> Tracking:
-        return Tracking(self.settings.mlflow, artifact_root=f"{self.settings.store}/mlflow")
+        return open_tracking(self.settings)
+
+    @cached_property
+    def device(self) -> Literal["cpu", "cuda"]:
+        return resolve_device(self.settings.device)
 
     @cached_property
     def mlflow_run_id(self) -> str:
@@ -63,11 +76,34 @@ class Workshop:
         run_id = self.tracking.start_run(
             self.recipe.publish.experiment,
             self.run.id,
-            {"run": self.run.id, "recipe": self.run.recipe_digest, "git_commit": git_commit() or "unknown"},
+            {"run": self.run.id, "recipe": self.recipe.digest(), "git_commit": git_commit() or "unknown"},
         )
-        self.registry.set_mlflow_run(self.run.id, run_id)
+        run_id = self.registry.set_mlflow_run(self.run.id, run_id)
         self.tracking.log_params(run_id, flat_params(self.recipe))
         return run_id
+
+    def log_training_step(self, event: Mapping[str, Any], earlier_steps: int) -> None:
+        """One step's figures to MLflow, `earlier_steps` after those of the legs before; each step once.
+
+        A trainer that resumes reports the steps before its checkpoint again.
+        """
+        step = earlier_steps + event["step"]
+        if step <= self._last_logged:
+            return
+        self._logged_step = step
+        figures = {f"train/{name}": event[name] for name in STEP_FIGURES if event.get(name) is not None}
+        self.tracking.log_metrics(self.mlflow_run_id, step, figures)
+
+    @property
+    def _last_logged(self) -> int:
+        if self._logged_step is None:
+            self._logged_step = self.tracking.last_step(self.mlflow_run_id, "train/loss")
+        return self._logged_step
+
+    @property
+    def logged(self) -> bool:
+        """Whether this attempt has opened the MLflow run."""
+        return "mlflow_run_id" in self.__dict__
 
     @property
     def holder(self) -> str:
@@ -112,21 +148,26 @@ def open_workshop(settings: Settings, recipe: Recipe) -> Iterator[Workshop]:
     try:
         yield shop
     except BaseException as error:
-        status = {GateFailed: "rejected", Stopped: "stopped"}.get(type(error), "failed")
-        if not isinstance(error, Exception):
-            status = "stopped"
-        reason = str(error) if isinstance(error, YarnOpsError) else repr(error)
-        registry.finish_run(run.id, status, reason)
-        if "mlflow_run_id" in shop.__dict__:
-            shop.tracking.finish(shop.mlflow_run_id, "FINISHED" if status == "rejected" else "FAILED")
+        _end(shop, _status_of(error), str(error) if isinstance(error, YarnOpsError) else repr(error))
         raise
     else:
-        registry.finish_run(run.id, "completed", "")
-        if "mlflow_run_id" in shop.__dict__:
-            shop.tracking.finish(shop.mlflow_run_id, "FINISHED")
+        _end(shop, "completed", None)
     finally:
         shop.progress.close()
         _CURRENT.reset(token)
+
+
+def _end(shop: Workshop, status: RunEnd, reason: str | None) -> None:
+    shop.registry.finish_run(shop.run.id, status, reason)
+    if shop.logged:
+        shop.tracking.finish(shop.mlflow_run_id, status)
+
+
+def _status_of(error: BaseException) -> RunEnd:
+    if isinstance(error, GateFailed):
+        return "rejected"
+    asked_to_stop = isinstance(error, Stopped) or not isinstance(error, Exception)
+    return "stopped" if asked_to_stop else "failed"
 
 
 def flat_params(recipe: Recipe) -> dict[str, str]:

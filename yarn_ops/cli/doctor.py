@@ -89,9 +89,9 @@ def _registry(settings: Settings) -> str:
 
 
 def _store(settings: Settings) -> str:
-    from yarn_ops.store import open_store
+    from yarn_ops.store import open_store, store_options
 
-    store = open_store(settings.store, settings.store_options)
+    store = open_store(settings.store, store_options(settings))
     store.write("probe/doctor", b"probe")
     if store.read("probe/doctor") != b"probe":
         raise YarnOpsError(f"{settings.store}: read other bytes than were written; check the store")

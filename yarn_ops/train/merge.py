@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from yarn_ops.checkpoints import CONFIG, GENERATION_CONFIG, quiet_transformers, read_config
+from yarn_ops.checkpoints import TOKENIZER_FILES, CONFIG, GENERATION_CONFIG, quiet_transformers, read_config
 from yarn_ops.data.windows import ShardReader, spread
 from yarn_ops.errors import MergeError, TrainError
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, Local, PatchedModel, ShardSet
@@ -142,10 +142,9 @@ def _write(
     model.to(torch.bfloat16)  # rounds the rotary frequencies too: this model is written, never run again
     with quiet_transformers():
         model.save_pretrained(out, max_shard_size=SHARD_SIZE)
-    if (base / GENERATION_CONFIG).is_file():
-        shutil.copyfile(base / GENERATION_CONFIG, out / GENERATION_CONFIG)
-    for file in patched.iterdir():
-        shutil.copyfile(file, out / file.name)
+    for folder, name in ((base, GENERATION_CONFIG), *((patched, name) for name in TOKENIZER_FILES)):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
     # both names of one key: transformers before 4.56 knows only the second
     merged_config = {**config, "dtype": "bfloat16", "torch_dtype": "bfloat16"}
     (out / CONFIG).write_text(
