@@ -49,5 +49,6 @@ def _make_pool() -> None:
 def _form_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
     """The form's first values, without what is empty: an empty field of the form stays empty."""
     return {
-        name: {key: value for key, value in section.items() if value is not None} for name, section in recipe.items()
+        name: {key: value for key, value in section.items() if value is not None}
+        for name, section in recipe.items()
     }

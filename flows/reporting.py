@@ -24,7 +24,9 @@ def show_report(release: Release, report: Report) -> None:
     )
     if links:
         create_link_artifact(
-            version_url(shop.settings.mlflow, release), key="model-version", link_text=f"{release.name} version {release.version} in MLflow"
+            version_url(shop.settings.mlflow, release),
+            key="model-version",
+            link_text=f"{release.name} version {release.version} in MLflow",
         )
 
 

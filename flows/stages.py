@@ -59,7 +59,13 @@ def survey(bench: Bench, data: Data) -> Corpus:
 def prepare(bench: Bench, data: Data, corpus: Local[Corpus], base: Local[BaseModel]) -> ShardSet:
     """Tokenised documents, split into train and held-out."""
     return tokenised.prepare(
-        data, corpus, base, bench.out, files=bench.shop.files, report=bench.report, workers=os.cpu_count() or 1
+        data,
+        corpus,
+        base,
+        bench.out,
+        files=bench.shop.files,
+        report=bench.report,
+        workers=os.cpu_count() or 1,
     )
 
 
@@ -233,4 +239,8 @@ def publish(
 
 def score_metrics(card: Scorecard, when: str) -> dict[str, float]:
     """{task/tokens/when: value} of a scorecard's scores over all depths, as MLflow metrics."""
-    return {f"{score.task}/{score.context_tokens}/{when}": score.value for score in card.scores if score.depth is None}
+    return {
+        f"{score.task}/{score.context_tokens}/{when}": score.value
+        for score in card.scores
+        if score.depth is None
+    }

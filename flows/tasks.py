@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.progress import Report
 from flows.workshop import Workshop, workshop
+from yarn_ops.bars import Report
 from yarn_ops.digests import digest_of
 from yarn_ops.recipe import Section
 from yarn_ops.records import Local, Record
@@ -106,7 +106,9 @@ def _identity(value: Any) -> Any:
     raise TypeError(f"a stage takes records, recipe sections and plain values, not {type(value).__name__}")
 
 
-def _obtain(shop: Workshop, name: str, key: str, fn: Callable[..., R], inputs: tuple[Any, ...]) -> tuple[R, bool]:
+def _obtain(
+    shop: Workshop, name: str, key: str, fn: Callable[..., R], inputs: tuple[Any, ...]
+) -> tuple[R, bool]:
     made = _record_type(fn)
     finished = shop.registry.finished(key)
     if finished is not None:
@@ -127,7 +129,10 @@ def _lease(shop: Workshop, name: str, key: str) -> AbstractContextManager[Held]:
 
 
 def _observe(shop: Workshop, name: str, fn: Callable[..., R], inputs: tuple[Any, ...]) -> tuple[R, str, bool]:
-    with tempfile.TemporaryDirectory(dir=shop.work_dir("observations")) as folder, shop.progress.of(name) as report:
+    with (
+        tempfile.TemporaryDirectory(dir=shop.work_dir("observations")) as folder,
+        shop.progress.of(name) as report,
+    ):
         work = Path(folder)
         (work / "out").mkdir()
         bench = Bench(shop, "", work, work / "out", report, lambda: False)
@@ -141,7 +146,9 @@ def _observe(shop: Workshop, name: str, fn: Callable[..., R], inputs: tuple[Any,
     return record, key, False
 
 
-def _make(shop: Workshop, name: str, key: str, fn: Callable[..., R], inputs: tuple[Any, ...], held: Held) -> R:
+def _make(
+    shop: Workshop, name: str, key: str, fn: Callable[..., R], inputs: tuple[Any, ...], held: Held
+) -> R:
     work = shop.work_dir(key)
     out = work / "out"
     shutil.rmtree(out, ignore_errors=True)
@@ -159,7 +166,10 @@ def _make(shop: Workshop, name: str, key: str, fn: Callable[..., R], inputs: tup
 def _fetched(shop: Workshop, fn: Callable[..., R], inputs: tuple[Any, ...]) -> list[Any]:
     """The inputs as `fn` declares them: records of `Local[...]` parameters with their trees on this machine."""
     declared = list(typing.get_type_hints(fn).values())[1:]  # after `bench`, in order
-    return [_local(shop, value) if _is_local(kind) else value for kind, value in zip(declared, inputs, strict=False)]
+    return [
+        _local(shop, value) if _is_local(kind) else value
+        for kind, value in zip(declared, inputs, strict=False)
+    ]
 
 
 def _is_local(kind: Any) -> bool:

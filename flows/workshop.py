@@ -17,6 +17,7 @@ from prefect.context import get_run_context
 from prefect.exceptions import MissingContextError
 
 from flows.progress import Progress
+from yarn_ops.bars import Bars
 from yarn_ops.data.files import Files
 from yarn_ops.errors import GateFailed, Stopped, YarnOpsError
 from yarn_ops.recipe import Recipe
@@ -28,7 +29,15 @@ from yarn_ops.store import Store, StoreOptions, files_for, open_store, store_opt
 from yarn_ops.store.trees import fetch_tree
 from yarn_ops.train.precision import resolve_device
 
-STEP_FIGURES = ("loss", "learning_rate", "gradient_norm", "tokens_per_s", "step_s", "data_wait_s", "peak_bytes")
+STEP_FIGURES = (
+    "loss",
+    "learning_rate",
+    "gradient_norm",
+    "tokens_per_s",
+    "step_s",
+    "data_wait_s",
+    "peak_bytes",
+)
 
 _CURRENT: ContextVar[Workshop] = ContextVar("workshop")
 
@@ -39,12 +48,12 @@ class Workshop:
     The MLflow run is opened when the first stage has something to log: a run that only reuses leaves none.
     """
 
-    def __init__(self, settings: Settings, recipe: Recipe, registry: Registry, run: Run) -> None:
+    def __init__(self, settings: Settings, recipe: Recipe, registry: Registry, run: Run, bars: Bars) -> None:
         self.settings = settings
         self.recipe = recipe
         self.registry = registry
         self.run = run
-        self.progress = Progress()
+        self.progress = Progress(bars)
         self._verified: dict[str, Path] = {}
         self._logged_step: int | None = None
 
@@ -143,17 +152,18 @@ def open_workshop(settings: Settings, recipe: Recipe) -> Iterator[Workshop]:
     run = registry.begin_run(
         recipe.model_dump(mode="json"), recipe.digest(), git_commit=git_commit(), flow_run_id=_flow_run_id()
     )
-    shop = Workshop(settings, recipe, registry, run)
+    bars = Bars()
+    shop = Workshop(settings, recipe, registry, run, bars)
     token = _CURRENT.set(shop)
     try:
-        yield shop
+        with bars:
+            yield shop
     except BaseException as error:
         _end(shop, _status_of(error), str(error) if isinstance(error, YarnOpsError) else repr(error))
         raise
     else:
         _end(shop, "completed", None)
     finally:
-        shop.progress.close()
         _CURRENT.reset(token)
 
 
@@ -173,7 +183,11 @@ def _status_of(error: BaseException) -> RunEnd:
 def flat_params(recipe: Recipe) -> dict[str, str]:
     """{section.key: value} as MLflow shows parameters; MLflow keeps at most 6,000 characters of a value."""
     sections = recipe.model_dump(mode="json")
-    return {f"{name}.{key}": str(value)[:6000] for name, values in sections.items() for key, value in values.items()}
+    return {
+        f"{name}.{key}": str(value)[:6000]
+        for name, values in sections.items()
+        for key, value in values.items()
+    }
 
 
 def git_commit() -> str | None:
@@ -181,7 +195,11 @@ def git_commit() -> str | None:
     folder = Path(__file__).parent
     try:
         answer = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+            ["git", "-C", str(folder), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

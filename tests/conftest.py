@@ -1,12 +1,18 @@
-"""What every test shares: the checkout's paths and a quiet, closed environment."""
+"""What every test shares: the checkout's paths, a closed environment, and the product as a person runs it."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from yarn_ops import processes, servers
+from yarn_ops.settings import Settings
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -17,8 +23,83 @@ for name in [name for name in os.environ if name.startswith(("YARN_OPS_", "PREFE
     del os.environ[name]  # no test may reach what the person at this machine uses
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+SMALL = """\
+[base]
+model = "shipped:base512"
+[rope]
+factor = 2
+[data]
+sources = ["stdlib:json/*.py", "stdlib:email/*.py", "stdlib:asyncio/*.py"]
+[train]
+steps = 4
+checkpoint_every = 2
+context_tokens = 256
+[evaluate]
+lengths = [1, 2]
+windows = 2
+sliding_stride_tokens = 1024
+recall_windows = 2
+templates = ["code"]
+[gate]
+min_recall = 0
+max_short_loss = 2
+max_long_growth = 3
+max_short_recall_loss = 1
+[publish]
+name = "small"
+"""
+"""A whole extension in seconds: base512 ×2, four steps on a few modules, two windows a cell."""
+
 
 @pytest.fixture(scope="session")
 def base512() -> Path:
     """The demo's base: a real Llama of 5 M parameters, 512 tokens."""
     return CHECKOUT / "infra" / "models" / "base512"
+
+
+@pytest.fixture
+def small_recipe(tmp_path: Path) -> Path:
+    """The path of a recipe that runs whole in seconds."""
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL, "utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Prefect server for the session; each test run has its own state directory beside it."""
+    settings = Settings(state_dir=tmp_path_factory.mktemp("prefect"))
+    server = servers.start_prefect(settings, servers.free_port(), services=False)
+    server.wait()
+    yield server.url
+    processes.stop(server.process)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A fresh state directory."""
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def environment(state: Path, prefect_api: str) -> dict[str, str]:
+    """The environment of one person's commands."""
+    return {**os.environ, "YARN_OPS_STATE_DIR": str(state), "YARN_OPS_PREFECT_API_URL": prefect_api}
+
+
+@pytest.fixture
+def cli(environment: dict[str, str]) -> Cli:
+    """Run `yarn-ops …` in a process of its own: cli("extend", recipe, YARN_OPS_DEVICE="cpu")."""
+
+    def run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "yarn_ops.cli", *map(str, arguments)],
+            env={**environment, **variables},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return run

@@ -61,19 +61,31 @@ class Rope(Section):
         None, title="Target context (tokens)", description="Instead of a factor, e.g. 32768."
     )
     beta_fast: float = Field(
-        32.0, gt=0, title="beta_fast", description="Turns in the original context above which a dimension is kept."
+        32.0,
+        gt=0,
+        title="beta_fast",
+        description="Turns in the original context above which a dimension is kept.",
     )
     beta_slow: float = Field(
         1.0, gt=0, title="beta_slow", description="Turns below which a dimension is fully interpolated."
     )
     attention_factor: float | None = Field(
-        None, gt=0, title="Attention factor", description="Empty: 0.1 ln(factor) + 1 for yarn. Not portable to all servers."
+        None,
+        gt=0,
+        title="Attention factor",
+        description="Empty: 0.1 ln(factor) + 1 for yarn. Not portable to all servers.",
     )
-    theta: float | None = Field(None, gt=1, title="theta", description="abf only: the replaced base frequency.")
+    theta: float | None = Field(
+        None, gt=1, title="theta", description="abf only: the replaced base frequency."
+    )
     low_freq_factor: float = Field(1.0, gt=0, title="low_freq_factor", description="llama3 only.")
     high_freq_factor: float = Field(4.0, gt=0, title="high_freq_factor", description="llama3 only.")
-    short_factors: tuple[float, ...] = Field((), title="Short factors", description="longrope only, head_dim/2 numbers.")
-    long_factors: tuple[float, ...] = Field((), title="Long factors", description="longrope only, head_dim/2 numbers.")
+    short_factors: tuple[float, ...] = Field(
+        (), title="Short factors", description="longrope only, head_dim/2 numbers."
+    )
+    long_factors: tuple[float, ...] = Field(
+        (), title="Long factors", description="longrope only, head_dim/2 numbers."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Rope:
@@ -113,16 +125,22 @@ class Data(Section):
         description="Files or globs: text, .jsonl(.gz/.zst), .parquet; local or s3://; stdlib:**/*.py is the "
         "running Python's own source.",
     )
-    text_field: str = Field("text", title="Text field", description="Of .jsonl and .parquet rows.", min_length=1)
+    text_field: str = Field(
+        "text", title="Text field", description="Of .jsonl and .parquet rows.", min_length=1
+    )
     held_out_fraction: Fraction = Field(
-        0.125, title="Held-out fraction", description="Share of documents kept for measuring, chosen by document."
+        0.125,
+        title="Held-out fraction",
+        description="Share of documents kept for measuring, chosen by document.",
     )
     prefer_long: float = Field(
         1.0, ge=0, le=4, title="Prefer long documents",
         description="0: windows uniform over tokens; above: a document longer than a window weighs more.",
     )  # fmt: skip
     document_mask: bool = Field(
-        False, title="Mask between documents", description="Attention stays within a document of a packed window."
+        False,
+        title="Mask between documents",
+        description="Attention stays within a document of a packed window.",
     )
     seed: int = Field(0, ge=0, title="Seed", description="Of the split and of the sampling of windows.")
 
@@ -141,14 +159,18 @@ class Stage(Section):
 class Train(Section):
     """How the model learns to use the longer context."""
 
-    method: Literal["lora", "full"] = Field("lora", title="Method", description="LoRA adapters, or all parameters.")
+    method: Literal["lora", "full"] = Field(
+        "lora", title="Method", description="LoRA adapters, or all parameters."
+    )
     rank: int = Field(16, ge=1, le=1024, title="LoRA rank")
     alpha: float = Field(32.0, gt=0, title="LoRA alpha")
     targets: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1, title="LoRA targets",
         description="Names of linear layers; all-linear for every one but the head.",
     )  # fmt: skip
-    train_norms: bool = Field(True, title="Train norms", description="LongLoRA's finding: cheap and it helps.")
+    train_norms: bool = Field(
+        True, title="Train norms", description="LongLoRA's finding: cheap and it helps."
+    )
     train_embeddings: bool = Field(False, title="Train embeddings")
     steps: Positive = Field(50, title="Steps", description="Optimizer steps. Ignored when stages are given.")
     context_tokens: Positive | None = Field(
@@ -177,14 +199,21 @@ class Evaluate(Section):
     """What to measure, on the base and on the result."""
 
     lengths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (0.5, 1.0, 2.0, 4.0), min_length=1, title="Lengths", description="In multiples of the original context."
+        (0.5, 1.0, 2.0, 4.0),
+        min_length=1,
+        title="Lengths",
+        description="In multiples of the original context.",
     )
     windows: Positive = Field(16, title="Windows", description="Held-out windows for each perplexity.")
     sliding_stride_tokens: Positive | None = Field(
         256, title="Stride (tokens)", description="Of sliding-window perplexity; empty: single forward only."
     )
-    recall_windows: Positive = Field(24, title="Recall windows", description="Windows with planted pairs at each length.")
-    recall_pairs: Positive = Field(4, title="Pairs a window", description="One in each equal part of the window.")
+    recall_windows: Positive = Field(
+        24, title="Recall windows", description="Windows with planted pairs at each length."
+    )
+    recall_pairs: Positive = Field(
+        4, title="Pairs a window", description="One in each equal part of the window."
+    )
     templates: tuple[Literal["code", "prose"], ...] = Field(
         ("code", "prose"), title="Templates", description="Shapes of the planted key-value pairs."
     )
@@ -195,31 +224,52 @@ class Gate(Section):
     """What a release must pass. An empty threshold is not checked."""
 
     min_recall: float | None = Field(
-        0.9, ge=0, le=1, title="Least recall at the target", description="Of the best template, at the target context."
+        0.9,
+        ge=0,
+        le=1,
+        title="Least recall at the target",
+        description="Of the best template, at the target context.",
     )
     min_long_gain: float | None = Field(
-        1.5, gt=0, title="Least long gain", description="Perplexity of the base / of the result at the target context."
+        1.5,
+        gt=0,
+        title="Least long gain",
+        description="Perplexity of the base / of the result at the target context.",
     )
     max_long_growth: float | None = Field(
-        1.1, gt=0, title="Most growth", description="Result's perplexity at the target / at the original context."
+        1.1,
+        gt=0,
+        title="Most growth",
+        description="Result's perplexity at the target / at the original context.",
     )
     max_short_loss: float | None = Field(
-        1.05, gt=0, title="Most short loss", description="Result's perplexity / base's, at every length up to the original."
+        1.05,
+        gt=0,
+        title="Most short loss",
+        description="Result's perplexity / base's, at every length up to the original.",
     )
     max_short_recall_loss: float | None = Field(
-        0.1, ge=0, le=1, title="Most recall lost", description="Base's recall less the result's, up to the original context."
+        0.1,
+        ge=0,
+        le=1,
+        title="Most recall lost",
+        description="Base's recall less the result's, up to the original context.",
     )
 
 
 class Publish(Section):
     """How the result is registered in MLflow."""
 
-    name: str = Field("demo-long", title="Model name", description="Registered model in MLflow.", pattern=MODEL_NAME)
+    name: str = Field(
+        "demo-long", title="Model name", description="Registered model in MLflow.", pattern=MODEL_NAME
+    )
     alias: str = Field(
         "champion", title="Alias", description="Moved to the new version when the gate passes.", pattern=ALIAS
     )
     experiment: str = Field("yarn-ops", title="Experiment", description="In MLflow.", pattern=MODEL_NAME)
-    tags: dict[str, str] = Field(default_factory=dict, title="More tags", description="Put on the model version.")
+    tags: dict[str, str] = Field(
+        default_factory=dict, title="More tags", description="Put on the model version."
+    )
 
     @model_validator(mode="after")
     def _not_reserved(self) -> Publish:
@@ -351,7 +401,9 @@ def _nearest(location: tuple[int | str, ...]) -> str:
         if field is None:
             continue
         candidates = [field.annotation, *_inner_types(field.annotation)]
-        model = next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
+        model = next(
+            (kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), model
+        )
     wrong = str(location[-1])
     close = difflib.get_close_matches(wrong, model.model_fields, n=1, cutoff=0.5)
     if close:

@@ -105,7 +105,9 @@ def start_prefect(settings: Settings, port: int, *, services: bool) -> Server:
     process = processes.start(
         command if services else [*command, "--no-services"],
         log=log,
-        env=child_environment({**client_environment(settings, url), "PREFECT_API_DATABASE_CONNECTION_URL": database}),
+        env=child_environment(
+            {**client_environment(settings, url), "PREFECT_API_DATABASE_CONNECTION_URL": database}
+        ),
     )
     return Server("the Prefect server", process, log, url)
 
@@ -128,7 +130,10 @@ def start_worker(settings: Settings, service: Service) -> Server:
         sys.executable, "-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process",
         "--install-policy", "never",
     ]  # fmt: skip
-    environment = {**client_environment(settings, service.prefect_api_url), "YARN_OPS_MLFLOW_URI": service.mlflow_uri}
+    environment = {
+        **client_environment(settings, service.prefect_api_url),
+        "YARN_OPS_MLFLOW_URI": service.mlflow_uri,
+    }
     return Server("the worker", processes.start(command, log=log, env=child_environment(environment)), log)
 
 
@@ -170,4 +175,3 @@ def forget_service(settings: Settings) -> None:
 
 def _service_file(settings: Settings) -> Path:
     return settings.home / "service.json"
-

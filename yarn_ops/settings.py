@@ -22,9 +22,12 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="YARN_OPS_", frozen=True, extra="ignore")
 
-    state_dir: Path = Field(Path("~/.yarn-ops"), description="databases, local store, working directories, logs")
+    state_dir: Path = Field(
+        Path("~/.yarn-ops"), description="databases, local store, working directories, logs"
+    )
     database_url: str | None = Field(
-        None, description="run registry: sqlite:///file or postgresql://…; default SQLite in the state directory"
+        None,
+        description="run registry: sqlite:///file or postgresql://…; default SQLite in the state directory",
     )
     store_url: str | None = Field(
         None, description="artifacts: file:///directory or s3://bucket/prefix; default a local directory"
@@ -82,9 +85,13 @@ def read_settings() -> Settings:
         name = "YARN_OPS_" + "_".join(str(part) for part in first["loc"]).upper()
         raise SettingsError(f"{name}: {first['msg'].lower()}") from None
     if settings.store_url and not settings.store_url.startswith(("file:///", "s3://")):
-        raise SettingsError(f"YARN_OPS_STORE_URL: {settings.store_url!r} is neither file:///… nor s3://bucket/prefix")
+        raise SettingsError(
+            f"YARN_OPS_STORE_URL: {settings.store_url!r} is neither file:///… nor s3://bucket/prefix"
+        )
     if settings.database_url and not settings.database_url.startswith(("sqlite:///", "postgresql")):
-        raise SettingsError("YARN_OPS_DATABASE_URL: only sqlite:/// and postgresql:// databases are supported")
+        raise SettingsError(
+            "YARN_OPS_DATABASE_URL: only sqlite:/// and postgresql:// databases are supported"
+        )
     return settings
 
 

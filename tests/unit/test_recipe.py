@@ -23,7 +23,9 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_the_digest_ignores_spelling(tmp_path: Path) -> None:
     short = load_recipe(write(tmp_path, "[rope]\nfactor = 4\n"))
-    long = load_recipe(write(tmp_path, '[train]\nsteps = 50\nalpha = 32\n[rope]\nmethod = "yarn"\nfactor = 4.0\n'))
+    long = load_recipe(
+        write(tmp_path, '[train]\nsteps = 50\nalpha = 32\n[rope]\nmethod = "yarn"\nfactor = 4.0\n')
+    )
     assert short.digest() == long.digest()
     assert short.digest() != load_recipe(write(tmp_path, "[rope]\nfactor = 4.5\n")).digest()
 
@@ -57,13 +59,22 @@ def test_a_recipe_survives_json() -> None:
         ("[rope]\nfactor = nan\n", "rope.factor: input should be a finite number (found nan)"),
         ("[train]\nsteps = 5\n", "rope: missing"),
         ("[rope]\n", "rope: method 'yarn' needs factor or target_context_tokens"),
-        ("[rope]\nfactor = 4\ntarget_context_tokens = 2048\n", "rope: give factor or target_context_tokens, not both"),
+        (
+            "[rope]\nfactor = 4\ntarget_context_tokens = 2048\n",
+            "rope: give factor or target_context_tokens, not both",
+        ),
         ("[rope]\nfactor = 4\nbeta_fast = 1\n", "rope: beta_fast (1) must be above beta_slow (1)"),
         ("[rope]\nfactor = 4\n[train]\nsteps = 0\n", "train.steps: input should be greater than 0 (found 0)"),
         ("[rope]\nfactor = 4\n[data]\nsources = []\n", "data.sources: tuple should have at least 1 item"),
-        ("[rope]\nfactor = 4\n[data]\nheld_out_fraction = 1\n", "data.held_out_fraction: input should be less than 1"),
+        (
+            "[rope]\nfactor = 4\n[data]\nheld_out_fraction = 1\n",
+            "data.held_out_fraction: input should be less than 1",
+        ),
         ('[rope]\nfactor = 4\n[publish]\nname = "../x"\n', "publish.name: string should match pattern"),
-        ('[rope]\nfactor = 4\n[publish]\nalias = "v1"\n', "publish: alias 'v1' is reserved by MLflow; choose another"),
+        (
+            '[rope]\nfactor = 4\n[publish]\nalias = "v1"\n',
+            "publish: alias 'v1' is reserved by MLflow; choose another",
+        ),
         ("[[train.stages]]\nstep = 5\n[rope]\nfactor = 4\n", "train.stages.0.context_tokens: missing"),
         ("[rope\n", "not valid TOML"),
     ],
@@ -99,7 +110,12 @@ def test_relative_paths_are_meant_from_the_recipe(tmp_path: Path) -> None:
     )
     recipe = load_recipe(path)
     assert recipe.base.model == str(tmp_path / "models/mine")
-    assert recipe.data.sources == (str(tmp_path / "books/*.txt"), "/abs/x.txt", "s3://b/*.parquet", "stdlib:**/*.py")
+    assert recipe.data.sources == (
+        str(tmp_path / "books/*.txt"),
+        "/abs/x.txt",
+        "s3://b/*.parquet",
+        "stdlib:**/*.py",
+    )
 
 
 def test_one_leg_unless_stages_are_given() -> None:
@@ -110,11 +126,18 @@ def test_one_leg_unless_stages_are_given() -> None:
 def test_legs_grow_to_the_target() -> None:
     first, second = load_recipe(recipe_path("8k-16k-32k")).curriculum(8192)
     assert (first.context_tokens, first.factor, first.steps, first.learning_rate) == (16384, 2.0, 30, 2e-4)
-    assert (second.context_tokens, second.factor, second.steps, second.learning_rate) == (32768, 4.0, 20, 1e-4)
+    assert (second.context_tokens, second.factor, second.steps, second.learning_rate) == (
+        32768,
+        4.0,
+        20,
+        1e-4,
+    )
 
 
 def test_a_curriculum_that_stops_short_is_refused() -> None:
-    recipe = parse_recipe({"rope": {"factor": 4}, "train": {"stages": [{"context_tokens": 1024, "steps": 5}]}})
+    recipe = parse_recipe(
+        {"rope": {"factor": 4}, "train": {"stages": [{"context_tokens": 1024, "steps": 5}]}}
+    )
     with pytest.raises(RecipeError, match="the last leg's factor is 2 but rope asks for 4"):
         recipe.curriculum(512)
 

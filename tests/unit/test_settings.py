@@ -10,7 +10,9 @@ from yarn_ops.errors import SettingsError
 from yarn_ops.settings import read_settings
 
 
-def test_embedded_defaults_lie_in_the_state_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_embedded_defaults_lie_in_the_state_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("YARN_OPS_STATE_DIR", str(tmp_path))
     settings = read_settings()
     assert settings.database == f"sqlite:///{tmp_path}/registry.db"

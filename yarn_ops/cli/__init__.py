@@ -27,9 +27,15 @@ app.add_typer(recipe_app, name="recipe")
 app.add_typer(runs_app, name="runs")
 app.add_typer(db_app, name="db")
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file, or the name of a shipped recipe.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value.")]
-TagOption = Annotated[list[str] | None, typer.Option("--tag", metavar="K=V", help="Only versions with this tag.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A TOML file, or the name of a shipped recipe.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value.")
+]
+TagOption = Annotated[
+    list[str] | None, typer.Option("--tag", metavar="K=V", help="Only versions with this tag.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -48,7 +54,7 @@ def main() -> None:
 def extend(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """Run a recipe here: extend, measure, judge and register one model."""
     from yarn_ops import servers
-    from yarn_ops.cli import display
+    import yarn_ops.cli.display as display
     from yarn_ops.settings import adopt_environment, read_settings
 
     asked = _load(recipe, set_)
@@ -64,7 +70,7 @@ def extend(recipe: RecipeArgument, set_: SetOption = None) -> None:
 @recipe_app.command("show")
 def recipe_show(recipe: RecipeArgument, set_: SetOption = None, json: JsonOption = False) -> None:
     """Print a recipe resolved, every default written out, with its digest."""
-    from yarn_ops.cli import display
+    import yarn_ops.cli.display as display
 
     display.show_recipe(_load(recipe, set_), as_json=json)
 
@@ -86,7 +92,7 @@ def runs(
 ) -> None:
     """List runs, newest first."""
     if context.invoked_subcommand is None:
-        from yarn_ops.cli import display
+        import yarn_ops.cli.display as display
 
         display.show_runs(_registry().runs(limit), as_json=json)
 
@@ -98,7 +104,7 @@ def runs_show(
     json: JsonOption = False,
 ) -> None:
     """Show one run: stages, scores, verdict, release."""
-    from yarn_ops.cli import display
+    import yarn_ops.cli.display as display
 
     if last == (run_id is not None):
         raise typer.BadParameter("give a run's id, or --last")
@@ -108,7 +114,7 @@ def runs_show(
 @app.command()
 def models(tag: TagOption = None, json: JsonOption = False) -> None:
     """List registered model versions, newest first."""
-    from yarn_ops.cli import display
+    import yarn_ops.cli.display as display
 
     display.show_models(_tracking().models(_pairs(tag)), as_json=json)
 
@@ -120,7 +126,9 @@ def pull(
     tag: TagOption = None,
     alias: Annotated[str | None, typer.Option(help="E.g. champion.")] = None,
     version: Annotated[int | None, typer.Option(min=1)] = None,
-    any_gate: Annotated[bool, typer.Option("--any-gate", help="Versions that failed their gate too.")] = False,
+    any_gate: Annotated[
+        bool, typer.Option("--any-gate", help="Versions that failed their gate too.")
+    ] = False,
 ) -> None:
     """Download the newest version that matches, every file verified, and prove its RoPE."""
     from yarn_ops.cli.pull import pull_release
@@ -149,8 +157,8 @@ def up(
     mlflow_port: Annotated[int, typer.Option(help="Wanted port of the MLflow server.")] = 5000,
 ) -> None:
     """Start the service on loopback: Prefect and MLflow servers, a worker, the deployments. Ctrl-C stops it."""
-    from yarn_ops.settings import read_settings
     from yarn_ops.cli.up import run_service
+    from yarn_ops.settings import read_settings
 
     run_service(read_settings(), prefect_port=prefect_port, mlflow_port=mlflow_port)
 
@@ -158,7 +166,7 @@ def up(
 @app.command()
 def doctor(json: JsonOption = False) -> None:
     """Check every dependency: reachable, of the right version; the remedy where one is not."""
-    from yarn_ops.cli import display
+    import yarn_ops.cli.display as display
     from yarn_ops.cli.doctor import examine
     from yarn_ops.settings import read_settings
 

@@ -28,7 +28,9 @@ def show_recipe(recipe: Recipe, *, as_json: bool) -> None:
     for name, section in values.items():
         CONSOLE.print(f"\\[{name}]", style="bold")
         for key, value in section.items():
-            CONSOLE.print(f"{key} = {json.dumps(value)}" if value is not None else f"# {key} is not set", markup=False)
+            CONSOLE.print(
+                f"{key} = {json.dumps(value)}" if value is not None else f"# {key} is not set", markup=False
+            )
         CONSOLE.print()
     CONSOLE.print(f"# digest {recipe.digest()}")
 
@@ -43,7 +45,9 @@ def show_runs(runs: Sequence[RunSummary], *, as_json: bool) -> None:
         return
     table = _table("run", "status", "started (UTC)", "took", "base", "method", "release")
     for run in runs:
-        took = "" if run.finished_at is None else _duration((run.finished_at - run.started_at).total_seconds())
+        took = (
+            "" if run.finished_at is None else _duration((run.finished_at - run.started_at).total_seconds())
+        )
         release = "" if run.release is None else f"{run.release.name} {run.release.version}"
         table.add_row(
             run.id, run.status, f"{run.started_at:%Y-%m-%d %H:%M}", took, run.recipe["base"]["model"],
@@ -58,7 +62,9 @@ def show_run(run: RunView, *, as_json: bool = False) -> None:
         _print_json(run.model_dump(mode="json"))
         return
     attempts = f", attempt {run.attempts}" if run.attempts > 1 else ""
-    CONSOLE.print(f"run {run.id}: {run.status}{attempts}" + (f" ({run.reason})" if run.reason else ""), style="bold")
+    CONSOLE.print(
+        f"run {run.id}: {run.status}{attempts}" + (f" ({run.reason})" if run.reason else ""), style="bold"
+    )
     CONSOLE.print(_stage_table(run))
     if run.scores:
         CONSOLE.print(score_table(run))
@@ -83,9 +89,18 @@ def _stage_table(run: RunView) -> Table:
 def score_table(run: RunView) -> Table:
     """Before and after at every length: perplexity, recall in each template."""
     cards = [stage.record for stage in run.stages if stage.stage == "evaluate" and stage.record]
-    table = _table("tokens", *(f"{_title(task)} {when}" for task in _tasks(cards) for when in ("before", "after")))
+    table = _table(
+        "tokens", *(f"{_title(task)} {when}" for task in _tasks(cards) for when in ("before", "after"))
+    )
     original = cards[0]["original_context_tokens"] if cards else 0
-    lengths = sorted({score["context_tokens"] for card in cards for score in card["scores"] if score["task"] in SHOWN_TASKS})
+    lengths = sorted(
+        {
+            score["context_tokens"]
+            for card in cards
+            for score in card["scores"]
+            if score["task"] in SHOWN_TASKS
+        }
+    )
     for length in lengths:
         cells = [_cell(card, task, length) for task in _tasks(cards) for card in cards]
         table.add_row(f"{length:,} ({length / original:g}×)", *cells)
@@ -111,7 +126,10 @@ def _title(task: str) -> str:
 def _show_outcome(run: RunView) -> None:
     verdicts = [stage.record for stage in run.stages if stage.stage == "gate" and stage.record]
     for verdict in verdicts:
-        CONSOLE.print(f"gate: {'passed' if verdict['passed'] else 'failed'}", style="green" if verdict["passed"] else "red")
+        CONSOLE.print(
+            f"gate: {'passed' if verdict['passed'] else 'failed'}",
+            style="green" if verdict["passed"] else "red",
+        )
         for check in verdict["checks"]:
             CONSOLE.print(f"  {'✓' if check['passed'] else '✗'} {check['reason']}", markup=False)
     for stage in run.stages:

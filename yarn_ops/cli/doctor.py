@@ -68,7 +68,9 @@ def _packages(settings: Settings) -> str:
         if not need.specifier.contains(re.sub(r"\+.*", "", version), prereleases=True):
             wrong.append(f"{need.name} {version} is not {need.specifier}")
     if wrong:
-        raise YarnOpsError(f"{', '.join(wrong)}; run `pip install -c infra/constraints.txt -e .` in the checkout")
+        raise YarnOpsError(
+            f"{', '.join(wrong)}; run `pip install -c infra/constraints.txt -e .` in the checkout"
+        )
     shown = ("torch", "transformers", "peft", "prefect", "mlflow")
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in shown)
 
@@ -77,7 +79,9 @@ def _state(settings: Settings) -> str:
     settings.make_home()
     free = shutil.disk_usage(settings.home).free
     if free < FREE_BYTES:
-        raise YarnOpsError(f"{settings.home}: {free / 2**30:.1f} GiB free; make room, a run wants 5 GiB at least")
+        raise YarnOpsError(
+            f"{settings.home}: {free / 2**30:.1f} GiB free; make room, a run wants 5 GiB at least"
+        )
     return f"{settings.home}, {free / 2**30:.0f} GiB free"
 
 
@@ -123,7 +127,9 @@ def _device(settings: Settings) -> str:
     import torch
 
     if settings.device == "cuda" and not torch.cuda.is_available():
-        raise YarnOpsError("YARN_OPS_DEVICE=cuda but torch sees no CUDA device; install a CUDA build or unset it")
+        raise YarnOpsError(
+            "YARN_OPS_DEVICE=cuda but torch sees no CUDA device; install a CUDA build or unset it"
+        )
     if settings.device != "cpu" and torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from yarn_ops.progress import terminal_progress
+from yarn_ops.bars import Bars
+from yarn_ops.checkpoints import read_config
 from yarn_ops.release import ModelVersion, open_tracking
+from yarn_ops.rope.config import rope_spec_of
+from yarn_ops.rope.patch import prove_directory
 from yarn_ops.settings import read_settings
-from yarn_ops.store import open_store
+from yarn_ops.store import open_store, store_options
 from yarn_ops.store.pull import pull_tree
 
 
@@ -30,8 +32,8 @@ def pull_release(
     release = open_tracking(settings).find(
         name, tags=tags, alias=alias, version=version, include_rejected=include_rejected
     )
-    store = open_store(settings.store, settings.store_options)
-    with terminal_progress(f"pull {name} {release.version}") as report:
-        pull_tree(store, release.source, to, report=report)
-    _prove(to, release)
+    store = open_store(settings.store, store_options(settings))
+    with Bars() as bars:
+        pull_tree(store, release.source, to, report=bars.of(f"{name} {release.version}"))
+    prove_directory(to, rope_spec_of(read_config(to)))
     return release

@@ -23,7 +23,9 @@ def run_service(settings: Settings, *, prefect_port: int, mlflow_port: int) -> N
     console = Console(highlight=False)
     running = servers.running_service(settings)
     if running is not None:
-        raise SettingsError(f"{settings.home}: a service already runs there at {running.prefect_ui_url}; stop it first")
+        raise SettingsError(
+            f"{settings.home}: a service already runs there at {running.prefect_ui_url}; stop it first"
+        )
     previous = signal.signal(signal.SIGTERM, _interrupt)
     started: list[Server] = []
     try:

@@ -36,7 +36,7 @@ def patch(rope: recipe.Rope, base: Local[BaseModel], out: Path, *, factor: float
     partial.mkdir(parents=True)
     try:
         _write_files(base.path, partial, config, patched, spec.target_context_tokens)
-        error = _prove_written(partial, spec)
+        error = prove_directory(partial, spec)
         partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -68,8 +68,11 @@ def _write_files(
     _write(out / CONFIG, patched)
 
 
-def _prove_written(path: Path, spec: RopeSpec) -> float:
-    """Proof of the rotary modules alone: the model is laid out without data, the rotary classes anew."""
+def prove_directory(path: Path, spec: RopeSpec) -> float:
+    """Prove what transformers builds from a directory's config, without its weights; as `proof.prove`.
+
+    The model is laid out without data; only its rotary modules are built.
+    """
     with quiet_transformers():
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from yarn_ops.checkpoints import TOKENIZER_FILES, CONFIG, GENERATION_CONFIG, quiet_transformers, read_config
+from yarn_ops.checkpoints import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, quiet_transformers, read_config
 from yarn_ops.data.windows import ShardReader, spread
 from yarn_ops.errors import MergeError, TrainError
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, Local, PatchedModel, ShardSet
@@ -75,7 +75,7 @@ def merge(
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        written = _write(model, config, base.path, patched.path, partial)
+        written = _write(model, config, patched.path, partial)
         del model
         gc.collect()
         report(3, 4, "reading back")
@@ -135,16 +135,14 @@ def _attach(model: PreTrainedModel, adapter: Path) -> None:
         )
 
 
-def _write(
-    model: PreTrainedModel, config: Mapping[str, Any], base: Path, patched: Path, out: Path
-) -> dict[str, str]:
+def _write(model: PreTrainedModel, config: Mapping[str, Any], patched: Path, out: Path) -> dict[str, str]:
     """Round to bfloat16 and write a directory that transformers reads; the digests of what was written."""
     model.to(torch.bfloat16)  # rounds the rotary frequencies too: this model is written, never run again
     with quiet_transformers():
         model.save_pretrained(out, max_shard_size=SHARD_SIZE)
-    for folder, name in ((base, GENERATION_CONFIG), *((patched, name) for name in TOKENIZER_FILES)):
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, out / name)
+    for name in (GENERATION_CONFIG, *TOKENIZER_FILES):
+        if (patched / name).is_file():
+            shutil.copyfile(patched / name, out / name)
     # both names of one key: transformers before 4.56 knows only the second
     merged_config = {**config, "dtype": "bfloat16", "torch_dtype": "bfloat16"}
     (out / CONFIG).write_text(

@@ -1,0 +1,44 @@
+"""Progress in a terminal: one bar a stage, and nothing where nobody watches."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+Report = Callable[[int, int, str], None]
+"""(done, total, note): how far a stage is, in its own units"""
+
+
+class Bars:
+    """Bars on standard error while the block runs."""
+
+    def __init__(self) -> None:
+        self.shown = sys.stderr.isatty()
+        self._progress = Progress(
+            TextColumn("{task.fields[name]:<10}"),
+            BarColumn(bar_width=32),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=Console(stderr=True),
+            disable=not self.shown,
+        )
+
+    def __enter__(self) -> Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def of(self, name: str) -> Report:
+        """A new bar; what is reported moves it."""
+        bar = self._progress.add_task("", name=name, note="", total=None)
+
+        def report(done: int, total: int, note: str) -> None:
+            self._progress.update(bar, completed=done, total=total or None, note=note)
+
+        return report

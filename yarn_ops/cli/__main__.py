@@ -1,0 +1,5 @@
+"""`python -m yarn_ops.cli`."""
+
+from yarn_ops.cli import main
+
+main()
