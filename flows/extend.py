@@ -1,4 +1,4 @@
-"""The main flow: a base model and long documents go in, a registered, measured long-context model comes out."""
+"""The main flow: base model and long documents in, a registered, measured long-context model out."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from flows.workshop import open_workshop
 from yarn_ops import registry
 from yarn_ops.errors import GateFailed
 from yarn_ops.recipe import Recipe
+from yarn_ops.records import Adapter
 from yarn_ops.registry import RunView
 from yarn_ops.settings import Settings, read_settings
 
@@ -41,7 +42,7 @@ def extend(recipe: Recipe) -> None:
         shards = prepare(recipe.data, corpus, base)
         before = evaluate(recipe.evaluate, base, shards, base.context_tokens)
 
-        adapters = []
+        adapters: list[Adapter] = []
         for leg in recipe.curriculum(base.context_tokens):
             patched = patch(recipe.rope, leg, base)
             adapters.append(train(recipe.train, leg, recipe.data, base, patched, shards, adapters[-1:]))

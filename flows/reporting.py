@@ -12,7 +12,7 @@ from yarn_ops.records import Release, Report
 
 
 def show_report(release: Release, report: Report) -> None:
-    """The model card with its pictures as a markdown artifact; a link to the model version where there is a UI."""
+    """The model card with its pictures as an artifact; a link to the model version where MLflow has a UI."""
     shop = workshop()
     folder = shop.fetch(report).path
     card = _without_front_matter((folder / "README.md").read_text("utf-8"))

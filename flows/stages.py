@@ -1,4 +1,4 @@
-"""The stages of an extension, bound to the wrapper: which plain function does the work, with what it needs."""
+"""The stages of an extension: which plain function does the work of each, and what it is given."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The one wrapper around every stage: key → lookup → lease → fetch → stage → put → record.
 
-A stage is a function `fn(bench, *inputs) -> Record`. Its inputs are recipe sections, plain values and records;
-a record that it declares as `Local[...]` reaches it fetched and verified. What it writes into `bench.out`
-becomes the record's tree.
+A stage is a function `fn(bench, *inputs) -> Record`. Its inputs are recipe sections, plain values and
+records; a record that it declares as `Local[...]` reaches it fetched and verified. What it writes into
+`bench.out` becomes the record's tree.
 """
 
 from __future__ import annotations

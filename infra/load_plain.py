@@ -1,4 +1,4 @@
-"""Load a model directory with plain transformers, nothing of ours, and score a document beyond its old window."""
+"""Load a model directory with plain transformers, nothing of ours, and score a long document."""
 
 import inspect
 import os

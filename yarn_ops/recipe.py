@@ -299,7 +299,13 @@ class Recipe(Section):
         target = round(factor * original_context_tokens)
         if not self.train.stages:
             window = self.train.context_tokens or target
-            return (Stage(context_tokens=window, steps=self.train.steps, factor=factor, learning_rate=self.train.learning_rate),)  # fmt: skip
+            leg = Stage(
+                context_tokens=window,
+                steps=self.train.steps,
+                factor=factor,
+                learning_rate=self.train.learning_rate,
+            )
+            return (leg,)
         legs = tuple(
             leg.model_copy(
                 update={

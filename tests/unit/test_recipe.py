@@ -89,7 +89,7 @@ def test_a_fault_is_one_line_with_file_and_key(tmp_path: Path, text: str, line: 
 
 
 def test_a_missing_file_names_the_way_to_the_shipped_ones(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no such recipe; `yarn-ops recipe list`"):
+    with pytest.raises(RecipeError, match=r"no such recipe; `yarn-ops recipe list`"):
         load_recipe(tmp_path / "absent.toml")
 
 
@@ -98,7 +98,7 @@ def test_overrides_change_one_value(tmp_path: Path) -> None:
     recipe = load_recipe(path, ["train.steps=20", "rope.method=linear", 'data.sources=["a.txt"]'])
     assert (recipe.train.steps, recipe.rope.method, recipe.data.sources) == (20, "linear", ("a.txt",))
     for wrong in ("steps=20", "train.steps", "train.=3", "=", "a.b.c=1"):
-        with pytest.raises(RecipeError, match="write section.key=value"):
+        with pytest.raises(RecipeError, match=r"write section.key=value"):
             load_recipe(path, [wrong])
 
 
@@ -143,5 +143,5 @@ def test_a_curriculum_that_stops_short_is_refused() -> None:
 
 
 def test_a_target_below_the_original_is_refused() -> None:
-    with pytest.raises(RecipeError, match="256 is below the base's original context of 512"):
+    with pytest.raises(RecipeError, match=r"256 is below the base's original context of 512"):
         parse_recipe({"rope": {"target_context_tokens": 256}}).curriculum(512)

@@ -53,8 +53,8 @@ def main() -> None:
 @app.command()
 def extend(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """Run a recipe here: extend, measure, judge and register one model."""
-    from yarn_ops import servers
     import yarn_ops.cli.display as display
+    from yarn_ops import servers
     from yarn_ops.settings import adopt_environment, read_settings
 
     asked = _load(recipe, set_)

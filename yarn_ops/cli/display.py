@@ -146,7 +146,7 @@ def _show_outcome(run: RunView) -> None:
 def show_models(versions: Sequence[ModelVersion], *, as_json: bool) -> None:
     """One line a model version."""
     if as_json:
-        _print_json([version.model_dump(mode="json") for version in versions])
+        _print_json([{**vars(version), "created_at": version.created_at.isoformat()} for version in versions])
         return
     if not versions:
         CONSOLE.print("no model version matches")

@@ -16,7 +16,7 @@ from yarn_ops.settings import Settings, adopt_environment
 
 
 def run_service(settings: Settings, *, prefect_port: int, mlflow_port: int) -> None:
-    """Start the servers in dependency order, register the deployments, and keep watch until SIGINT or SIGTERM.
+    """Start the servers in dependency order, register the deployments, watch until SIGINT or SIGTERM.
 
     Raises SettingsError when a service already runs on this state directory, or a part of it ends.
     """

@@ -3,7 +3,8 @@
 The model stays the plain transformers model; PEFT's layers are injected into it. Norms and embeddings are
 trained in place and kept whole. The directory of method `lora` is PEFT's own format, norms and embeddings
 as `modules_to_save`, so `PeftModel.from_pretrained` on the patched base reads it; where tied embeddings
-were trained PEFT refuses it rather than untie them. Method `full` keeps every parameter under its name in the base.
+were trained PEFT refuses it rather than untie them. Method `full` keeps all parameters under their names
+in the base.
 
     adapter.json                 method, steps, first and final loss, ... (ours)
     adapter_config.json          lora only

@@ -16,7 +16,8 @@ from yarn_ops.digests import digest_tree
 from yarn_ops.errors import TrainError
 from yarn_ops.recipe import Train
 from yarn_ops.train.job import Job
-from yarn_ops.train.lora import attach_adapter, load_trained, make_trainable, trained_parameters
+from yarn_ops.train.lora import attach_adapter, load_trained, make_trainable, read_losses, trained_parameters
+from yarn_ops.train.precision import trainer_environment
 
 MakeJob = Callable[..., Job]
 Trained = Callable[[Job], Job]
@@ -90,6 +91,20 @@ def test_peft_refuses_trained_tied_embeddings_rather_than_untie_them(
     job = trained(make_job(steps=1, train_embeddings=True))
     with pytest.raises(KeyError, match="lm_head"):
         PeftModel.from_pretrained(load(tiny), job.out_dir)
+
+
+def test_bf16_learns_what_float32_does(make_job: MakeJob, trained: Trained) -> None:
+    try:
+        if trainer_environment("bf16", "cpu"):
+            pytest.skip("bf16 needs another environment here")
+    except TrainError as error:
+        pytest.skip(str(error))
+    jobs = [trained(make_job(precision, precision=precision)) for precision in ("fp32", "bf16")]
+    fp32, bf16 = (torch.tensor(read_losses(job.out_dir)) for job in jobs)
+    assert not torch.equal(fp32, bf16)
+    torch.testing.assert_close(bf16, fp32, rtol=1e-2, atol=0)
+    kept = load_file(jobs[1].out_dir / "adapter_model.safetensors")
+    assert {value.dtype for value in kept.values()} == {torch.float32}
 
 
 def test_the_same_training_makes_the_same_bytes(make_job: MakeJob, trained: Trained) -> None:
