@@ -164,7 +164,7 @@ def _make(
 
 
 def _fetched(shop: Workshop, fn: Callable[..., R], inputs: tuple[Any, ...]) -> list[Any]:
-    """The inputs as `fn` declares them: records of `Local[...]` parameters with their trees on this machine."""
+    """The inputs as `fn` declares them: records of `Local[...]` parameters with their trees here."""
     declared = list(typing.get_type_hints(fn).values())[1:]  # after `bench`, in order
     return [
         _local(shop, value) if _is_local(kind) else value

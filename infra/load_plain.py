@@ -18,6 +18,5 @@ ids = tokenizer(inspect.getsource(os), return_tensors="pt").input_ids[:, :contex
 with torch.inference_mode():
     loss = model(input_ids=ids, labels=ids).loss.item()
 rope = {key: value for key, value in model.config.rope_parameters.items() if key in ("rope_type", "factor")}
-print(
-    f"transformers {transformers.__version__}: {context_tokens} tokens, {rope}, os.py scored at {loss:.2f} nats a token"
-)
+print(f"transformers {transformers.__version__}: {context_tokens} tokens, {rope}")
+print(f"os.py, {ids.shape[1]} tokens of it, scored at {loss:.2f} nats a token")

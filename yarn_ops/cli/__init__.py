@@ -156,7 +156,7 @@ def up(
     prefect_port: Annotated[int, typer.Option(help="Wanted port of the Prefect server and UI.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="Wanted port of the MLflow server.")] = 5000,
 ) -> None:
-    """Start the service on loopback: Prefect and MLflow servers, a worker, the deployments. Ctrl-C stops it."""
+    """Start the service on loopback: Prefect, MLflow, a worker, the deployments. Ctrl-C stops it."""
     from yarn_ops.cli.up import run_service
     from yarn_ops.settings import read_settings
 
