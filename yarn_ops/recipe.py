@@ -205,8 +205,8 @@ class Evaluate(Section):
         description="In multiples of the original context.",
     )
     windows: Positive = Field(16, title="Windows", description="Held-out windows for each perplexity.")
-    sliding_stride_tokens: Positive | None = Field(
-        256, title="Stride (tokens)", description="Of sliding-window perplexity; empty: single forward only."
+    sliding_stride_tokens: int = Field(
+        256, ge=0, title="Stride (tokens)", description="Of sliding-window perplexity; 0: it is left out."
     )
     recall_windows: Positive = Field(
         24, title="Recall windows", description="Windows with planted pairs at each length."

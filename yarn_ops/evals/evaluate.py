@@ -95,7 +95,7 @@ def plan(
     cells: list[Cell] = []
     for length in lengths:
         cells.append(_perplexity_cell(windows, length, section.seed))
-        if documents and section.sliding_stride_tokens:
+        if documents:
             cells.append(_sliding_cell(documents, length, section.sliding_stride_tokens, section.seed))
         texts = _texts(reader, length, section.recall_windows, section.seed)
         cells += [_recall_cell(texts, encode, template, length, section) for template in section.templates]
@@ -123,7 +123,7 @@ def _texts(reader: ShardReader, window_tokens: int, count: int, seed: int) -> Id
 
 def _sliding_documents(reader: ShardReader, longest: int, section: Evaluate) -> list[Ids]:
     """The longest held-out documents, cut; none when no document leaves the window room for a stride."""
-    if section.sliding_stride_tokens is None:
+    if not section.sliding_stride_tokens:
         return []
     least = longest + section.sliding_stride_tokens + 1
     cut = max(round(SLIDING_TEXT * longest) + 1, least)
