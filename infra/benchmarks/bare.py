@@ -1,0 +1,118 @@
+"""The stages of an extension called directly, without Prefect, SQL, object storage or MLflow.
+
+For machines that have a GPU and nothing else: the same functions as the flow's, one directory a stage.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from yarn_ops.checkpoints import inspect_checkpoint
+from yarn_ops.data.corpus import survey
+from yarn_ops.data.files import LocalFiles
+from yarn_ops.data.shards import prepare
+from yarn_ops.evals.evaluate import evaluate
+from yarn_ops.recipe import Recipe, Rope, Stage
+from yarn_ops.records import BaseModel, Checkpoint, Local, PatchedModel, Scorecard, ShardSet
+from yarn_ops.rope.patch import patch
+from yarn_ops.train.job import Job
+from yarn_ops.train.launch import run_trainer
+from yarn_ops.train.merge import merge
+from yarn_ops.train.precision import resolve_device, resolve_dtype
+
+
+def quiet(done: int, total: int, note: str) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass
+class Bare:
+    """A base, its shards, and a directory to work in."""
+
+    recipe: Recipe
+    folder: Path
+    base: Local[BaseModel]
+    shards: Local[ShardSet]
+
+    @classmethod
+    def prepare(cls, recipe: Recipe, folder: Path) -> Bare:
+        """Check the base, read and tokenise the documents."""
+        base_dir = Path(recipe.base.model)
+        base = Local(inspect_checkpoint(base_dir, source=base_dir.name), base_dir)
+        corpus_dir, shards_dir = folder / "corpus", folder / "shards"
+        corpus = Local(survey(recipe.data, LocalFiles(), corpus_dir), corpus_dir)
+        workers = os.cpu_count() or 1
+        shards = prepare(
+            recipe.data, corpus, base, shards_dir, files=LocalFiles(), report=quiet, workers=workers
+        )
+        return cls(recipe, folder, base, Local(shards, shards_dir))
+
+    def patch(self, rope: Rope, factor: float, name: str) -> Local[PatchedModel]:
+        out = self.folder / f"patched-{name}"
+        return Local(patch(rope, self.base, out, factor=factor), out)
+
+    def train(
+        self, rope: Rope, legs: Sequence[Stage], name: str, *, seed: int = 0
+    ) -> tuple[Local[Checkpoint], list[float]]:
+        """All legs and the merge; the checkpoint and the seconds of each leg's steps."""
+        previous: Path | None = None
+        seconds: list[float] = []
+        for number, leg in enumerate(legs, start=1):
+            patched = self.patch(rope, leg.factor or 1.0, f"{name}-{number}")
+            work, out = self.folder / f"work-{name}-{number}", self.folder / f"adapter-{name}-{number}"
+            out.mkdir()
+            job = Job(
+                train=self.recipe.train.model_copy(update={"seed": seed}),
+                leg=leg,
+                data=self.recipe.data.model_copy(update={"seed": seed}),
+                base_dir=self.base.path,
+                patched_dir=patched.path,
+                shards_dir=self.shards.path,
+                previous_dir=previous,
+                out_dir=out,
+                work_dir=work,
+                device="auto",
+                threads=os.cpu_count() or 1,
+            )
+            adapter = Local(run_trainer(job, on_event=lambda event: None, should_stop=lambda: False), out)
+            previous = out
+            seconds.append(adapter.record.seconds)
+        merged = self.folder / f"merged-{name}"
+        merged.mkdir()
+        checkpoint = merge(self.base, patched, adapter, self.shards, merged, device="auto", report=quiet)
+        return Local(checkpoint, merged), seconds
+
+    def score(
+        self,
+        model: Local[BaseModel] | Local[Checkpoint],
+        name: str,
+        patched: Local[PatchedModel] | None = None,
+    ) -> Scorecard:
+        out = self.folder / f"scores-{name}"
+        out.mkdir()
+        device = resolve_device("auto")
+        return evaluate(
+            self.recipe.evaluate,
+            model,
+            self.shards,
+            out,
+            original_context_tokens=self.base.record.context_tokens,
+            device=device,
+            dtype=resolve_dtype("auto", device),
+            report=quiet,
+            patched=patched,
+        )
+
+
+class Clock:
+    """Seconds since it was made, for tables."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __str__(self) -> str:
+        return f"{time.perf_counter() - self._start:.0f} s"
