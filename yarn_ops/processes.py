@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOP_S = 30.0  # Prefect grants a cancelled flow as long
+POLL_S = 0.05
 
 
 def start(command: Sequence[str], *, log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start `command` in a new session, its output appended to `log`; SIGTERM reaches it when we die (Linux).
 
+    "We" is the calling thread, as Linux counts it: call this from one that lives as long as the child may.
     Output goes to a file, never a pipe: a child that holds its parent's pipe hides the parent's death.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -33,15 +39,20 @@ def start(command: Sequence[str], *, log: Path, env: Mapping[str, str]) -> subpr
 
 
 def stop(process: subprocess.Popen[bytes], timeout_s: float = STOP_S) -> int:
-    """SIGTERM to the process's whole group, SIGKILL after `timeout_s`; its exit status."""
+    """SIGTERM to the process's group; the exit status when it and all that it started are gone.
+
+    What it started in sessions of their own is its own to end; SIGKILL to whatever is left after `timeout_s`.
+    """
+    deadline = time.monotonic() + timeout_s
+    offspring = _offspring(process.pid)
     _signal_group(process.pid, signal.SIGTERM)
-    try:
-        status = process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        status = -signal.SIGKILL
-    _signal_group(process.pid, signal.SIGKILL)  # whatever it left behind in its group
-    process.wait()
-    return status
+    while (process.poll() is None or any(map(_alive, offspring))) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    _signal_group(process.pid, signal.SIGKILL)
+    for child in offspring:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    return process.wait()
 
 
 def last_lines(log: Path, count: int = 3) -> str:
@@ -54,15 +65,35 @@ def last_lines(log: Path, count: int = 3) -> str:
     return " | ".join(filled[-count:])
 
 
-def _signal_group(pid: int, number: signal.Signals) -> None:
+def _offspring(pid: int) -> list[psutil.Process]:
     try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _alive(process: psutil.Process) -> bool:
+    """Whether it runs; an orphan that nobody reaps does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def _death_signal() -> Callable[[], None] | None:
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None, use_errno=True)  # before the fork: nothing is loaded in the child
-    return lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    parent = os.getpid()
+
+    def ask() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:  # it died before we asked
+            os._exit(1)
+
+    return ask

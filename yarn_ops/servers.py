@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -20,7 +20,8 @@ from yarn_ops.errors import SettingsError
 from yarn_ops.settings import Settings, child_environment
 
 LOOPBACK = "127.0.0.1"
-START_S = 120.0  # a first start creates its database: 11 s seen on 2 cores
+START_S = 180.0  # a first start creates its database: 11 s seen on 2 cores, a minute when others use them
+POLL_S = 0.1
 WORK_POOL = "yarn-ops"
 
 
@@ -28,7 +29,6 @@ WORK_POOL = "yarn-ops"
 class Service:
     """Addresses of a running service, as `yarn-ops up` leaves them in the state directory."""
 
-    pid: int
     prefect_api_url: str
     mlflow_uri: str
 
@@ -47,16 +47,22 @@ class Server:
     url: str = ""
 
     def wait(self) -> None:
-        """Until its health page answers; SettingsError in one line with the end of its log when it does not."""
+        """Until its health page answers; SettingsError in one line when it does not."""
         deadline = time.monotonic() + START_S
         while not answers(f"{self.url}/health"):
-            if self.process.poll() is not None:
-                raise SettingsError(
-                    f"{self.name} ended at its start: {processes.last_lines(self.log)} (whole log: {self.log})"
-                )
+            self.check()
             if time.monotonic() > deadline:
-                raise SettingsError(f"{self.name} does not answer at {self.url}; see {self.log}")
-            time.sleep(0.1)
+                raise SettingsError(f"the {self.name} does not answer at {self.url}; see {self.log}")
+            time.sleep(POLL_S)
+
+    def check(self) -> None:
+        """SettingsError in one line with the end of its log when the process has ended."""
+        if self.process.poll() is not None:
+            raise SettingsError(f"the {self.name} ended by itself; {self.last_words}")
+
+    @property
+    def last_words(self) -> str:
+        return f"the end of {self.log}: {processes.last_lines(self.log)}"
 
 
 def answers(url: str) -> bool:
@@ -68,73 +74,85 @@ def answers(url: str) -> bool:
         return False
 
 
+# The service of a state directory: it lives exactly as long as somebody holds the lock.
+
+
+@contextmanager
+def only_service(settings: Settings) -> Iterator[None]:
+    """Be the one service of this state directory; SettingsError when another process is."""
+    with _lock_file(settings).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            service = running_service(settings)
+            where = f"runs at {service.prefect_ui_url}" if service else "is starting or stopping"
+            raise SettingsError(f"{settings.home}: a service already {where}; stop it first") from None
+        try:
+            yield
+        finally:
+            _service_file(settings).unlink(missing_ok=True)
+
+
+def announce(settings: Settings, service: Service) -> None:
+    """Tell other commands on this state directory where the service is."""
+    draft = _service_file(settings).with_suffix(".new")
+    draft.write_text(json.dumps(vars(service)), "utf-8")
+    draft.replace(_service_file(settings))
+
+
 def running_service(settings: Settings) -> Service | None:
-    """The service that `yarn-ops up` runs on this state directory, when it is alive."""
+    """The service that `yarn-ops up` runs on this state directory, when it is up."""
+    try:
+        with _lock_file(settings).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None  # nobody holds it: what is announced was left by a service that was killed
+    except BlockingIOError:
+        pass
+    except OSError:
+        return None
     try:
         service = Service(**json.loads(_service_file(settings).read_text("utf-8")))
-        os.kill(service.pid, 0)
     except (OSError, ValueError, TypeError):
         return None
     return service if answers(f"{service.prefect_api_url}/health") else None
 
 
+def _lock_file(settings: Settings) -> Path:
+    return settings.home / "service.lock"
+
+
+def _service_file(settings: Settings) -> Path:
+    return settings.home / "service.json"
+
+
+# What runs need around them
+
+
 @contextmanager
-def prefect_api(settings: Settings) -> Iterator[str]:
-    """Address of a Prefect API for one run: the one in the settings, the running service's, or our own."""
+def run_environment(settings: Settings) -> Iterator[dict[str, str]]:
+    """The environment of a run in this process. Its Prefect API is the one in the settings, the running
+    service's (then with the service's MLflow, to whose pages a report can link), or our own while it lasts.
+    """
+    settings.make_home()
+    quiet = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}  # a terminal shows our own progress
     if settings.prefect_api_url is not None:
-        yield settings.prefect_api_url
+        yield client_environment(settings, settings.prefect_api_url) | quiet
         return
     service = running_service(settings)
     if service is not None:
-        yield service.prefect_api_url
+        yield service_environment(settings, service) | quiet
         return
     server = start_prefect(settings, free_port(), services=False)
     try:
         server.wait()
-        yield server.url
+        yield client_environment(settings, server.url) | quiet
     finally:
         processes.stop(server.process)
 
 
-def start_prefect(settings: Settings, port: int, *, services: bool) -> Server:
-    """A Prefect server on loopback; `services`: scheduler and automations too."""
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)]
-    url = f"http://{LOOPBACK}:{port}/api"
-    log = settings.home / "logs" / "prefect-server.log"
-    database = f"sqlite+aiosqlite:///{settings.home / 'prefect' / 'prefect.db'}"
-    process = processes.start(
-        command if services else [*command, "--no-services"],
-        log=log,
-        env=child_environment(
-            {**client_environment(settings, url), "PREFECT_API_DATABASE_CONNECTION_URL": database}
-        ),
-    )
-    return Server("the Prefect server", process, log, url)
-
-
-def start_mlflow(settings: Settings, port: int) -> Server:
-    """An MLflow server on loopback over the same database and artifacts as the command line uses."""
-    log = settings.home / "logs" / "mlflow-server.log"
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port), "--workers", "1",
-        "--backend-store-uri", settings.mlflow, "--default-artifact-root", f"{settings.store}/mlflow",
-    ]  # fmt: skip
-    process = processes.start(command, log=log, env=child_environment({"MLFLOW_DISABLE_TELEMETRY": "true"}))
-    return Server("the MLflow server", process, log, f"http://{LOOPBACK}:{port}")
-
-
-def start_worker(settings: Settings, service: Service) -> Server:
-    """A process worker of our work pool; the runs it starts report to the service's MLflow."""
-    log = settings.home / "logs" / "worker.log"
-    command = [
-        sys.executable, "-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process",
-        "--install-policy", "never",
-    ]  # fmt: skip
-    environment = {
-        **client_environment(settings, service.prefect_api_url),
-        "YARN_OPS_MLFLOW_URI": service.mlflow_uri,
-    }
-    return Server("the worker", processes.start(command, log=log, env=child_environment(environment)), log)
+def service_environment(settings: Settings, service: Service) -> dict[str, str]:
+    """What a process needs in its environment to run flows as part of the service."""
+    return client_environment(settings, service.prefect_api_url) | {"YARN_OPS_MLFLOW_URI": service.mlflow_uri}
 
 
 def client_environment(settings: Settings, api_url: str) -> dict[str, str]:
@@ -146,9 +164,71 @@ def client_environment(settings: Settings, api_url: str) -> dict[str, str]:
         "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
         "PREFECT_API_URL": api_url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # our own progress is what a terminal shows
+        "DO_NOT_TRACK": "1",  # Prefect's client
         "YARN_OPS_STATE_DIR": str(settings.home),
     }
+
+
+# The processes
+
+
+def start_prefect(settings: Settings, port: int, *, services: bool) -> Server:
+    """A Prefect server on loopback; `services`: scheduler and automations too."""
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)]
+    url = f"http://{LOOPBACK}:{port}/api"
+    environment = client_environment(settings, url) | {
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{settings.home / 'prefect/prefect.db'}",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    }
+    return _start(
+        settings, "prefect-server", command if services else [*command, "--no-services"], environment, url
+    )
+
+
+def start_mlflow(settings: Settings, port: int) -> Server:
+    """An MLflow server on loopback over the same database and artifacts as the command line uses."""
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port)),
+        *("--workers", "1"),
+    ]
+    environment = {
+        "MLFLOW_BACKEND_STORE_URI": settings.mlflow,  # not an argument: it may hold a password
+        "MLFLOW_DEFAULT_ARTIFACT_ROOT": f"{settings.store}/mlflow",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes for what we do not use
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    return _start(settings, "mlflow-server", command, environment, f"http://{LOOPBACK}:{port}")
+
+
+def register_deployments(settings: Settings, service: Service) -> None:
+    """Register the deployments and take up the runs that an earlier service left unfinished.
+
+    In a process of its own, so that what flows import does not stay in ours.
+    """
+    command = [sys.executable, "-m", "flows.deploy"]
+    registration = _start(settings, "deployments", command, service_environment(settings, service))
+    try:
+        status = registration.process.wait()
+    finally:
+        processes.stop(registration.process)
+    if status != 0:
+        raise SettingsError(f"the deployments were not registered; {registration.last_words}")
+
+
+def start_worker(settings: Settings, service: Service) -> Server:
+    """A process worker of our work pool; the runs it starts report to the service's MLflow."""
+    command = [
+        *(sys.executable, "-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process"),
+        *("--install-policy", "never"),
+    ]
+    return _start(settings, "worker", command, service_environment(settings, service))
+
+
+def _start(
+    settings: Settings, name: str, command: list[str], environment: dict[str, str], url: str = ""
+) -> Server:
+    log = settings.home / "logs" / f"{name}.log"
+    return Server(name, processes.start(command, log=log, env=child_environment(environment)), log, url)
 
 
 def free_port(wanted: int = 0) -> int:
@@ -162,16 +242,3 @@ def free_port(wanted: int = 0) -> int:
                 continue
             return int(probe.getsockname()[1])
     raise SettingsError("no free port on the loopback interface; close something that listens")
-
-
-def write_service(settings: Settings, service: Service) -> None:
-    """Tell other commands on this state directory where the service is."""
-    _service_file(settings).write_text(json.dumps(vars(service)), "utf-8")
-
-
-def forget_service(settings: Settings) -> None:
-    _service_file(settings).unlink(missing_ok=True)
-
-
-def _service_file(settings: Settings) -> Path:
-    return settings.home / "service.json"

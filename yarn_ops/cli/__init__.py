@@ -59,8 +59,8 @@ def extend(recipe: RecipeArgument, set_: SetOption = None) -> None:
 
     asked = _load(recipe, set_)
     settings = read_settings()
-    with servers.prefect_api(settings) as api_url:
-        adopt_environment(servers.client_environment(settings, api_url))
+    with servers.run_environment(settings) as environment:
+        adopt_environment(environment)
         from flows.extend import run_here
 
         view = run_here(asked)

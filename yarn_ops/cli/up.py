@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from types import FrameType
@@ -10,80 +9,73 @@ from types import FrameType
 from rich.console import Console
 
 from yarn_ops import processes, servers
-from yarn_ops.errors import SettingsError
 from yarn_ops.servers import Server, Service
-from yarn_ops.settings import Settings, adopt_environment
+from yarn_ops.settings import Settings
+
+WATCH_S = 0.5
 
 
 def run_service(settings: Settings, *, prefect_port: int, mlflow_port: int) -> None:
-    """Start the servers in dependency order, register the deployments, watch until SIGINT or SIGTERM.
+    """Start the servers in dependency order, register the deployments, watch until asked to stop.
 
-    Raises SettingsError when a service already runs on this state directory, or a part of it ends.
+    SIGINT, SIGTERM and SIGHUP stop everything. Raises SettingsError when a service already runs on this
+    state directory, or a part of it ends. Servers that the settings name elsewhere are used, not started.
     """
     console = Console(highlight=False)
-    running = servers.running_service(settings)
-    if running is not None:
-        raise SettingsError(
-            f"{settings.home}: a service already runs there at {running.prefect_ui_url}; stop it first"
-        )
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    started: list[Server] = []
-    try:
-        console.print("starting: registry, Prefect server, MLflow server, worker …")
-        _prepare(settings)
-        service = _start(settings, started, prefect_port, mlflow_port)
-        console.print(f"Prefect UI   {service.prefect_ui_url}/deployments")
-        console.print(f"MLflow UI    {service.mlflow_uri}")
-        console.print(f"state, logs  {settings.home}")
-        console.print("Ctrl-C stops everything.")
-        _watch(started)
-    except KeyboardInterrupt:
-        console.print("stopping …")
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        for server in reversed(started):
-            processes.stop(server.process)
-        servers.forget_service(settings)
-        signal.signal(signal.SIGTERM, previous)
+    settings.make_home()
+    with servers.only_service(settings):
+        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGHUP, _interrupt)
+        started: list[Server] = []
+        try:
+            console.print("starting: registry, Prefect server, MLflow server, worker …")
+            _upgrade_registry(settings)
+            service = _start(settings, started, prefect_port, mlflow_port)
+            console.print(f"Prefect UI   {service.prefect_ui_url}/deployments", soft_wrap=True)
+            console.print(f"MLflow UI    {service.mlflow_uri}", soft_wrap=True)
+            console.print(f"state, logs  {settings.home}", soft_wrap=True)
+            console.print("Ctrl-C stops everything.")
+            _watch(started)
+        except KeyboardInterrupt:
+            console.print("stopping …")
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            for server in reversed(started):
+                processes.stop(server.process)
     console.print("stopped.")
 
 
-def _prepare(settings: Settings) -> None:
+def _upgrade_registry(settings: Settings) -> None:
     from yarn_ops import registry
 
-    settings.make_home()
     if settings.database_url is None:
         registry.upgrade(settings.database)
 
 
 def _start(settings: Settings, started: list[Server], prefect_port: int, mlflow_port: int) -> Service:
     """All parts, each healthy before what needs it starts; the two servers come up side by side."""
-    prefect = servers.start_prefect(settings, servers.free_port(prefect_port), services=True)
-    started.append(prefect)
-    mlflow = servers.start_mlflow(settings, servers.free_port(mlflow_port))
-    started.append(mlflow)
-    prefect.wait()
-    mlflow.wait()
-    service = Service(os.getpid(), prefect.url, mlflow.url)
-
-    environment = servers.client_environment(settings, service.prefect_api_url)
-    adopt_environment(environment)
-    from flows.deploy import register_deployments
-
-    register_deployments()
+    prefect_url, mlflow_uri = settings.prefect_api_url, settings.mlflow
+    if prefect_url is None:
+        started.append(servers.start_prefect(settings, servers.free_port(prefect_port), services=True))
+        prefect_url = started[-1].url
+    if not mlflow_uri.startswith("http"):
+        started.append(servers.start_mlflow(settings, servers.free_port(mlflow_port)))
+        mlflow_uri = started[-1].url
+    for server in started:
+        server.wait()
+    service = Service(prefect_url, mlflow_uri)
+    servers.register_deployments(settings, service)
     started.append(servers.start_worker(settings, service))
-    servers.write_service(settings, service)
+    servers.announce(settings, service)
     return service
 
 
 def _watch(started: list[Server]) -> None:
     while True:
         for server in started:
-            if server.process.poll() is not None:
-                raise SettingsError(
-                    f"{server.name} ended: {processes.last_lines(server.log)} (whole log: {server.log})"
-                )
-        time.sleep(0.5)
+            server.check()
+        time.sleep(WATCH_S)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
