@@ -26,6 +26,7 @@ from yarn_ops.digests import digest_of
 from yarn_ops.recipe import Section
 from yarn_ops.records import Local, Record
 from yarn_ops.registry import Held, hold
+from yarn_ops.store.disk import room_in
 from yarn_ops.store.trees import put_tree, tree_present
 
 R = TypeVar("R", bound=Record)
@@ -129,10 +130,8 @@ def _lease(shop: Workshop, name: str, key: str) -> AbstractContextManager[Held]:
 
 
 def _observe(shop: Workshop, name: str, fn: Callable[..., R], inputs: tuple[Any, ...]) -> tuple[R, str, bool]:
-    with (
-        tempfile.TemporaryDirectory(dir=shop.work_dir("observations")) as folder,
-        shop.progress.of(name) as report,
-    ):
+    place = shop.work_dir("observations")
+    with room_in(place), tempfile.TemporaryDirectory(dir=place) as folder, shop.progress.of(name) as report:
         work = Path(folder)
         (work / "out").mkdir()
         bench = Bench(shop, "", work, work / "out", report, lambda: False)
@@ -153,7 +152,7 @@ def _make(
     out = work / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    with shop.progress.of(name) as report:
+    with room_in(work), shop.progress.of(name) as report:
         bench = Bench(shop, key, work, out, report, held.lost.is_set)
         record = fn(bench, *_fetched(shop, fn, inputs))
         tree = put_tree(shop.store, bench.out, report=report) if any(bench.out.iterdir()) else None

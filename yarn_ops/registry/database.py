@@ -189,6 +189,9 @@ def _cause(error: SQLAlchemyError) -> str:
 
 
 _REMEDIES = {
+    "disk I/O error": "is the disk full?",
+    "disk is full": "free some space and run again",
+    "Connection refused": "start the server, or check YARN_OPS_DATABASE_URL",
     "database is locked": "another process writes for long; try again when it has finished",
     "malformed": "the file is damaged; restore a backup, or move it away and run `yarn-ops db upgrade`",
     "not a database": "the file is something else; set YARN_OPS_DATABASE_URL",

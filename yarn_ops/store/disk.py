@@ -24,6 +24,17 @@ def disk_errors(where: object) -> Iterator[None]:
         raise StoreError(f"{where}: {_explain(error)}") from error
 
 
+@contextmanager
+def room_in(where: object) -> Iterator[None]:
+    """Turns only a full disk, met within the block, into a StoreError that names `where`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise StoreError(f"{where}: {_explain(error)}") from error
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Write a file that survives a power cut."""
     with path.open("wb") as file:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -75,7 +76,12 @@ def merge(
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        written = _write(model, config, patched.path, partial)
+        try:
+            written = _write(model, config, patched.path, partial)
+        except (OSError, SafetensorError) as error:
+            raise MergeError(
+                f"{out}: the merged model cannot be written ({error}); make room there and run again"
+            ) from error
         del model
         gc.collect()
         report(3, 4, "reading back")
