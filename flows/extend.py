@@ -14,6 +14,7 @@ from flows.stages import (
     patch,
     prepare,
     publish,
+    rehearse,
     survey,
     train,
 )
@@ -23,7 +24,7 @@ from yarn_ops.errors import GateFailed
 from yarn_ops.recipe import Recipe
 from yarn_ops.records import Adapter
 from yarn_ops.registry import RunView
-from yarn_ops.settings import Settings, read_settings
+from yarn_ops.settings import read_settings
 
 
 @flow(name="extend-context", flow_run_name="{recipe.publish.name}", persist_result=False)
@@ -38,13 +39,15 @@ def extend(recipe: Recipe) -> None:
     """
     with open_workshop(read_settings(), recipe):
         base = fetch_base(recipe.base)
+        legs = recipe.curriculum(base.context_tokens)
+        configs = [patch(recipe.rope, leg, base) for leg in legs]
         corpus = survey(recipe.data)
         shards = prepare(recipe.data, corpus, base)
+        rehearse(recipe.train, legs, configs[-1], shards)
         before = evaluate(recipe.evaluate, base, shards, base.context_tokens)
 
         adapters: list[Adapter] = []
-        for leg in recipe.curriculum(base.context_tokens):
-            patched = patch(recipe.rope, leg, base)
+        for leg, patched in zip(legs, configs, strict=True):
             adapters.append(train(recipe.train, leg, recipe.data, base, patched, shards, adapters[-1:]))
 
         checkpoint = merge(base, patched, adapters[-1], shards)
@@ -59,14 +62,5 @@ def extend(recipe: Recipe) -> None:
 
 def run_here(recipe: Recipe) -> RunView:
     """Run the flow in this process; the run as the registry has it afterwards."""
-    settings = read_settings()
-    prepare_state(settings)
     extend(recipe)
-    return registry.open_registry(settings.database).run_view("last")
-
-
-def prepare_state(settings: Settings) -> None:
-    """Make the state directory; bring the embedded database up to date (a shared one is upgraded by hand)."""
-    settings.make_home()
-    if settings.database_url is None:
-        registry.upgrade(settings.database)
+    return registry.open_registry(read_settings().database).run_view("last")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from flows.tasks import Bench, observation, stage
-from flows.workshop import git_commit
+from flows.workshop import git_commit, workshop
 from yarn_ops import bases
 from yarn_ops.data import corpus as corpora
 from yarn_ops.data import shards as tokenised
@@ -31,6 +32,7 @@ from yarn_ops.rope import patch as patching
 from yarn_ops.store.trees import compose_tree
 from yarn_ops.train import launch
 from yarn_ops.train import merge as merging
+from yarn_ops.train import rehearsal
 from yarn_ops.train.events import Event
 from yarn_ops.train.job import Job
 from yarn_ops.train.lora import read_losses
@@ -73,6 +75,12 @@ def prepare(bench: Bench, data: Data, corpus: Local[Corpus], base: Local[BaseMod
 def patch(bench: Bench, rope: Rope, leg: Stage, base: Local[BaseModel]) -> PatchedModel:
     """Config and tokenizer rewritten for this leg's factor, and proven."""
     return patching.patch(rope, base, bench.out, factor=leg.factor or 1.0)
+
+
+def rehearse(section: Train, legs: Sequence[Stage], patched: PatchedModel, shards: ShardSet) -> None:
+    """What is wrong with training and merging as asked, told before the base is measured."""
+    shop = workshop()
+    rehearsal.rehearse(section, legs, shop.fetch(patched), shards, device=shop.device)
 
 
 @stage("train", version=1)

@@ -24,6 +24,7 @@ from yarn_ops.recipe import Recipe
 from yarn_ops.records import AnyRecord, Local, Tree
 from yarn_ops.registry import Registry, Run, RunEnd, open_registry
 from yarn_ops.release import Tracking, open_tracking
+from yarn_ops.services import require_services
 from yarn_ops.settings import Settings
 from yarn_ops.store import Store, StoreOptions, files_for, open_store, store_options
 from yarn_ops.store.trees import fetch_tree
@@ -148,6 +149,7 @@ def workshop() -> Workshop:
 @contextmanager
 def open_workshop(settings: Settings, recipe: Recipe) -> Iterator[Workshop]:
     """Begin a run, or go on with an unfinished one of the same recipe; write down how it ended."""
+    require_services(settings, recipe.publish.experiment)
     registry = open_registry(settings.database)
     run = registry.begin_run(
         recipe.model_dump(mode="json"), recipe.digest(), git_commit=git_commit(), flow_run_id=_flow_run_id()

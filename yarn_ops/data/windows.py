@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from yarn_ops.data.layout import ShardReader, Split
 from yarn_ops.errors import DataError
 
-__all__ = ["ShardReader", "Split", "Window", "WindowSampler", "spread"]
+__all__ = ["ShardReader", "Split", "Window", "WindowSampler", "needed_tokens", "spread"]
 
 # The golden ratio's fraction × 2^64: multiples of it, modulo 2^64, fill the range more evenly than any
 # other step would (Knuth, The Art of Computer Programming 3, section 6.4).
@@ -55,7 +55,7 @@ class WindowSampler:
     def __init__(self, reader: ShardReader, *, window_tokens: int, seed: int, prefer_long: float) -> None:
         """DataError when the split is shorter than one window."""
         self._reader = reader
-        self._needed = _needed_tokens(reader, window_tokens)
+        self._needed = needed_tokens(reader.split, reader.tokens, window_tokens)
         lengths = reader.lengths.astype(np.float64)
         self._ends = np.cumsum(lengths * (lengths / self._needed) ** prefer_long)
         self._offset = int.from_bytes(hashlib.sha256(b"windows:%d" % seed).digest()[:8], "big")
@@ -83,7 +83,7 @@ def spread(reader: ShardReader, window_tokens: int, count: int, seed: int) -> li
     packed. Up to there no token is in two windows; beyond, windows of WindowSampler follow, which overlap.
     DataError when the split is shorter than one window.
     """
-    needed = _needed_tokens(reader, window_tokens)
+    needed = needed_tokens(reader.split, reader.tokens, window_tokens)
     plans = [*_take(_within_documents(reader, needed, seed), count)]
     plans += _take(
         _pack(reader, map(int, np.flatnonzero(reader.lengths < needed)), needed), count - len(plans)
@@ -94,12 +94,13 @@ def spread(reader: ShardReader, window_tokens: int, count: int, seed: int) -> li
     ]
 
 
-def _needed_tokens(reader: ShardReader, window_tokens: int) -> int:
+def needed_tokens(split: Split, tokens: int, window_tokens: int) -> int:
+    """What a window takes of a split that holds `tokens`; DataError when that is too few for one."""
     needed = window_tokens + 1
-    if reader.tokens < needed:
+    if tokens < needed:
         raise DataError(
-            f"{reader.split}: corpus too short for one window of {window_tokens} tokens: it holds "
-            f"{reader.tokens}; add documents or ask for a shorter context"
+            f"{split}: corpus too short for one window of {window_tokens} tokens: it holds "
+            f"{tokens}; add documents or ask for a shorter context"
         )
     return needed
 

@@ -71,16 +71,21 @@ def _write_files(
 def prove_directory(path: Path, spec: RopeSpec) -> float:
     """Prove what transformers builds from a directory's config, without its weights; as `proof.prove`.
 
-    The model is laid out without data; only its rotary modules are built.
+    Only the rotary modules are built.
     """
+    layout = lay_out(path)
     with quiet_transformers():
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            layout = AutoModelForCausalLM.from_config(config)
         rotary = {
             name.replace(".", "_"): type(module)(module.config) for name, module in rotary_modules(layout)
         }
     return prove(torch.nn.ModuleDict(rotary), spec)
+
+
+def lay_out(path: Path) -> Any:
+    """The transformers model that a directory's config asks for, without data (on the meta device)."""
+    with quiet_transformers(), torch.device("meta"):
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config)
 
 
 def _read(path: Path) -> dict[str, Any]:

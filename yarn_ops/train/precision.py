@@ -35,7 +35,7 @@ def resolve_device(device: Device) -> Literal["cpu", "cuda"]:
     from torch import cuda  # seconds; whoever asks is about to load a model
 
     if device == "cuda" and not cuda.is_available():
-        raise TrainError("device: torch finds no CUDA GPU here; set the device to auto or cpu")
+        raise TrainError("device: torch finds no CUDA GPU here; set YARN_OPS_DEVICE to auto or cpu")
     return "cuda" if device != "cpu" and cuda.is_available() else "cpu"
 
 

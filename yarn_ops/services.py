@@ -1,0 +1,94 @@
+"""The services around a run, tried before anything costs time: each is there and does its part."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+import uuid
+from http.client import HTTPException
+from urllib.parse import urlsplit
+
+from yarn_ops import registry
+from yarn_ops.errors import ReleaseError, SettingsError, StoreError
+from yarn_ops.registry import Registry
+from yarn_ops.release import open_tracking
+from yarn_ops.settings import Settings
+from yarn_ops.store import open_store, store_options
+
+PROBE = b"probe"
+ANSWER_S = 5.0
+
+
+def require_services(settings: Settings, experiment: str) -> None:
+    """Raise the fault of the settings that a run, logging to this MLflow experiment, would meet later.
+
+    SettingsError, RegistryError, StoreError, ReleaseError or TrainError, in one line.
+    """
+    open_run_registry(settings).close()
+    try_store(settings)
+    try_prefect(settings)
+    if settings.mlflow_uri is not None:  # the embedded one is a file of ours, made when first needed
+        try_mlflow(settings, experiment)
+    try_device(settings)
+
+
+def open_run_registry(settings: Settings) -> Registry:
+    """The run registry of these settings; the embedded one is made, or brought up to date, first.
+
+    A shared database is upgraded by hand: other machines may still run an older program on it.
+    """
+    settings.make_home()
+    if settings.database_url is None:
+        registry.upgrade(settings.database)
+    return registry.open_registry(settings.database)
+
+
+def try_store(settings: Settings) -> None:
+    """Write, read and delete a small object. StoreError when one of these fails."""
+    store = open_store(settings.store, store_options(settings))
+    key = f"probe-{uuid.uuid4().hex}"
+    store.write(key, PROBE)
+    read = store.read(key)
+    store.delete(key)
+    if read != PROBE:
+        raise StoreError(f"{settings.store}: returned other bytes than were written; check the storage")
+
+
+def try_prefect(settings: Settings) -> None:
+    """SettingsError when nothing answers at the address that the settings name."""
+    url = settings.prefect_api_url
+    if url is not None and not _reachable(f"{url}/health"):
+        raise SettingsError(
+            f"YARN_OPS_PREFECT_API_URL: nothing answers at {url}; start it, or unset the variable"
+        )
+
+
+def try_mlflow(settings: Settings, experiment: str) -> None:
+    """Find or make the experiment. ReleaseError, soon, when MLflow does not answer or refuses."""
+    address = urlsplit(settings.mlflow)
+    host = address.netloc.rpartition("@")[2]
+    if host and not _reachable(address._replace(netloc=host).geturl()):
+        # MLflow's own client would try for a quarter of a minute.
+        raise ReleaseError(
+            f"MLflow at {address.scheme}://{host}: nothing answers; start it, or correct YARN_OPS_MLFLOW_URI"
+        )
+    open_tracking(settings).ensure_experiment(experiment)
+
+
+def try_device(settings: Settings) -> None:
+    """TrainError when a GPU is asked for that torch does not see."""
+    if settings.device == "cuda":
+        from yarn_ops.train.precision import resolve_device  # torch: seconds
+
+        resolve_device(settings.device)
+
+
+def _reachable(url: str) -> bool:
+    """Whether anything answers HTTP there, if only to refuse."""
+    try:
+        urllib.request.urlopen(url, timeout=ANSWER_S).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError, HTTPException):
+        return False
+    return True
