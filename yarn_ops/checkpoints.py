@@ -45,7 +45,7 @@ def inspect_checkpoint(path: Path, *, source: str, original_context_tokens: int 
     required where its config is already scaled. Raises BaseModelError in one line.
     """
     if not path.is_dir():
-        raise BaseModelError(f"{source}: no such directory: {path}")
+        raise BaseModelError(f"{path}: no such directory; correct base.model")
     config = read_config(path)
     _refuse_code(path, config)
     architecture = _architecture(path, config)
@@ -172,9 +172,9 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise BaseModelError(f"{path}: missing; {path.parent} is not a checkpoint directory") from None
+        raise BaseModelError(f"{path}: missing; name a checkpoint directory, or download it again") from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise BaseModelError(f"{path}: cannot be read as JSON: {error}") from None
+        raise BaseModelError(f"{path}: cannot be read as JSON ({error}); download it again") from None
     if not isinstance(value, dict):
         raise BaseModelError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
@@ -199,7 +199,8 @@ def _architecture(path: Path, config: Mapping[str, Any]) -> str:
     name = str(names[0]) if isinstance(names, list) and names else "nothing"
     if not name.endswith("ForCausalLM"):
         raise BaseModelError(
-            f"{path / CONFIG}: architectures names {name}; only causal language models can be extended"
+            f"{path / CONFIG}: architectures names {name}; only …ForCausalLM models with rotary positions can be "
+            "extended; choose another base"
         )
     if "quantization_config" in config:
         raise BaseModelError(f"{path / CONFIG}: the weights are quantised; extend the unquantised model")
@@ -228,7 +229,9 @@ def _built_config(path: Path, config: Mapping[str, Any]) -> Any:
 
     model_type = config.get("model_type")
     if model_type not in CONFIG_MAPPING:
-        raise BaseModelError(f"{path / CONFIG}: model_type {model_type!r} is unknown to transformers")
+        raise BaseModelError(
+            f"{path / CONFIG}: model_type {model_type!r} is unknown to transformers; correct it"
+        )
     try:
         with quiet_transformers():
             return CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(dict(config)))
@@ -286,7 +289,7 @@ def _check_embedding(path: Path, shapes: Mapping[str, tuple[int, ...]], vocab_si
         if len(shapes[name]) != 2 or shapes[name][0] != vocab_size:
             raise BaseModelError(
                 f"{path}: {name} has shape {list(shapes[name])} but config.json says vocab_size "
-                f"{vocab_size}; weights and config are not of one model"
+                f"{vocab_size}; weights and config are not of one model, download both again"
             )
 
 
@@ -297,7 +300,7 @@ def _check_head(path: Path, shapes: Mapping[str, tuple[int, ...]], *, tied: bool
         if not heads:
             raise BaseModelError(
                 f"{path}: tie_word_embeddings is false but the weights hold no output head; "
-                "weights and config are not of one model"
+                "weights and config are not of one model, download both again"
             )
         return set()
     embedding = next(name for name in shapes if name.endswith(INPUT_EMBEDDINGS))
@@ -305,7 +308,7 @@ def _check_head(path: Path, shapes: Mapping[str, tuple[int, ...]], *, tied: bool
         if shapes[head] != shapes[embedding] or not _equal(path, head, embedding):
             raise BaseModelError(
                 f"{path}: tie_word_embeddings is true but {head} is not {embedding}; "
-                "weights and config are not of one model"
+                "weights and config are not of one model, download both again"
             )
     return set(heads)
 

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -212,9 +212,8 @@ class Tracking:
                 f"model {name!r}: version {candidates[0].version} matches but did not pass its gate; "
                 "add --any-gate to use it"
             )
-        raise ReleaseError(
-            f"model {name!r}: no version {_wanted(tags, alias, version)}; there is {_listed(every)}"
-        )
+        there = _listed(every, tags or (GATE_TAG,))
+        raise ReleaseError(f"model {name!r}: no version {_wanted(tags, alias, version)}; there is {there}")
 
     def source_of(self, reference: str) -> str:
         """The URI of the directory behind models:/name@alias or models:/name/version, of any gate."""
@@ -267,7 +266,7 @@ class Tracking:
         from mlflow import MlflowClient
 
         for name in ("mlflow", "alembic"):  # what goes wrong arrives as an exception
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     @property
@@ -360,10 +359,10 @@ def _wanted(tags: Mapping[str, str] | None, alias: str | None, version: int | No
     return "with " + " and ".join(parts)
 
 
-def _listed(versions: list[ModelVersion], most: int = 3) -> str:
-    """The newest versions in words, e.g. `3 (champion; gate=passed, factor=4), 2 (…)`."""
+def _listed(versions: list[ModelVersion], shown: Iterable[str], most: int = 3) -> str:
+    """The newest versions with their aliases and some tags, e.g. `3 (champion, factor=4), 2 (no factor)`."""
     words = []
     for version in versions[:most]:
-        tags = ", ".join(f"{tag}={value}" for tag, value in sorted(version.tags.items()))
-        words.append(f"{version.version} ({'; '.join([*version.aliases, tags])})")
+        tags = [f"{tag}={version.tags[tag]}" if tag in version.tags else f"no {tag}" for tag in shown]
+        words.append(f"{version.version} ({', '.join([*version.aliases, *tags])})")
     return ", ".join(words) + (f" and {len(versions) - most} older" if len(versions) > most else "")

@@ -121,7 +121,7 @@ def test_models_are_listed_by_tag(tracking: Tracking, name: str) -> None:
         ({"alias": "champion"}, "no version with alias champion; there is 2 "),
         (
             {"tags": {"factor": "16"}},
-            r"no version with tag factor=16; there is 2 \(.*factor=4.*\), 1 \(base=x",
+            r"no version with tag factor=16; there is 2 \(factor=4\), 1 \(factor=4\)",
         ),
         ({"tags": {"factor": "' OR 1=1 --"}}, "no version with tag factor=' OR 1=1 --;"),
         ({"version": 2}, "version 2 matches but did not pass its gate"),

@@ -203,6 +203,6 @@ def _load(weights: Path, config: dict[str, Any], dtype: torch.dtype, attn_implem
         if tensors := sorted(key if isinstance(key, str) else key[0] for key in report[fault]):
             raise BaseModelError(
                 f"{weights}: {fault.replace('_keys', '')} tensor {tensors[0]} ({len(tensors)} in all); "
-                "weights and config are not of one model"
+                "weights and config are not of one model, download both again"
             )
     return model

@@ -110,7 +110,7 @@ def test_config_that_is_no_text(checkpoint):
     ("changes", "message"),
     [
         ({"architectures": ...}, "architectures names nothing"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "only causal language models"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "only …ForCausalLM models"),
         ({"rope_parameters": ...}, "no rope_theta"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "no rope_theta"),
         ({"max_position_embeddings": ...}, "max_position_embeddings is None"),
