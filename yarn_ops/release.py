@@ -277,6 +277,8 @@ class Tracking:
         text = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
         if "Max retries exceeded" in text:
             return "cannot be reached; is the server running there?"
+        if "file is not a database" in text:
+            return "the file is something else; correct YARN_OPS_MLFLOW_URI"
         return text.splitlines()[0].replace(self.uri, self._shown)
 
 

@@ -65,6 +65,7 @@ def try_prefect(settings: Settings) -> None:
 
 def try_mlflow(settings: Settings, experiment: str) -> None:
     """Find or make the experiment. ReleaseError, soon, when MLflow does not answer or refuses."""
+    tracking = open_tracking(settings)
     address = urlsplit(settings.mlflow)
     host = address.netloc.rpartition("@")[2]
     if host and not _reachable(address._replace(netloc=host).geturl()):
@@ -72,7 +73,7 @@ def try_mlflow(settings: Settings, experiment: str) -> None:
         raise ReleaseError(
             f"MLflow at {address.scheme}://{host}: nothing answers; start it, or correct YARN_OPS_MLFLOW_URI"
         )
-    open_tracking(settings).ensure_experiment(experiment)
+    tracking.ensure_experiment(experiment)
 
 
 def try_device(settings: Settings) -> None:

@@ -180,12 +180,12 @@ def _failures_of(name: str) -> Iterator[None]:
 def _cause(error: SQLAlchemyError) -> str:
     """The driver's own words, which name no password and no bound value, and the remedy where it is known."""
     text = str(getattr(error, "orig", None) or type(error).__name__)
-    if not isinstance(error, OperationalError):
-        text = text.partition("\n")[0]  # then PostgreSQL quotes the statement and its values
+    first_line = text.partition("\n")[0]
     for symptom, remedy in _REMEDIES.items():
         if symptom in text:
-            return f"{text}; {remedy}"
-    return text
+            return f"{first_line}; {remedy}"
+    # The lines after a failed statement's first quote it and its values.
+    return text if isinstance(error, OperationalError) else first_line
 
 
 _REMEDIES = {

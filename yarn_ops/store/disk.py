@@ -60,5 +60,5 @@ def _explain(error: OSError) -> str:
     if error.errno == errno.ENOENT:
         return "no such file"
     if error.errno in NOT_A_PLACE:
-        return "a file stands where a directory is needed, or the reverse"
+        return "a file stands where a directory is needed, or the reverse; choose another place"
     return error.strerror or str(error)

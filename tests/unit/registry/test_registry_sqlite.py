@@ -81,7 +81,7 @@ def test_a_locked_database_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("sqlite://", "not supported"),
         ("sqlite:///:memory:", "not supported"),
         ("mysql://me:hunter2@host/db", "mysql://me:***@host/db: not supported"),
-        ("postgresql://me:hunter2@127.0.0.1:1/db", "Connection refused Is the server running on that host"),
+        ("postgresql://me:hunter2@127.0.0.1:1/db", "Connection refused; start the server"),
         ("postgresql://me:hunter2@localhost:1/db", "Connection refused"),
         ("postgresql://me:hunter2@127.0.0.1:port/db", "cannot be read"),
     ],

@@ -35,7 +35,7 @@ def test_a_server_that_is_down_is_told(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_database_that_is_none_is_told(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("not a database at all, but long enough to look like a file" * 20)
-    assert "file is not a database" in failure(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path)
+    assert "the file is something else" in failure(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path)
 
 
 def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
