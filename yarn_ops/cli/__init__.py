@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from yarn_ops.errors import YarnOpsError
 
@@ -42,12 +43,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def main() -> None:
     """Entry point: a user's fault is one line on standard error and exit code 2."""
     try:
-        app()
+        sys.exit(app(prog_name="yarn-ops", standalone_mode=False))
     except YarnOpsError as error:
-        sys.stderr.write(f"yarn-ops: {error}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        complaint = f"yarn-ops: {error}"
+    except TyperException as error:
+        complaint = _usage(error)
+    sys.stderr.write(f"{complaint}\n")
+    sys.exit(2)
 
 
 @app.command()
@@ -55,10 +57,12 @@ def extend(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """Run a recipe here: extend, measure, judge and register one model."""
     import yarn_ops.cli.display as display
     from yarn_ops import servers
+    from yarn_ops.services import require_services
     from yarn_ops.settings import adopt_environment, read_settings
 
     asked = _load(recipe, set_)
     settings = read_settings()
+    require_services(settings, asked.publish.experiment)  # before a server is started for nothing
     with servers.run_environment(settings) as environment:
         adopt_environment(environment)
         from flows.extend import run_here
@@ -176,6 +180,16 @@ def doctor(json: JsonOption = False) -> None:
         raise typer.Exit(2)
 
 
+def _usage(error: TyperException) -> str:
+    """What is wrong with the command as typed, in one line; the whole help where a group was typed alone."""
+    message = error.format_message().rstrip(".")
+    if "\n" in message:
+        return message
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "yarn-ops"
+    return f"yarn-ops: {message[:1].lower()}{message[1:]}; see `{command} --help`"
+
+
 def _load(recipe: str, overrides: list[str] | None) -> Recipe:
     from yarn_ops.recipe import load_recipe
     from yarn_ops.shipped import recipe_path
@@ -184,10 +198,10 @@ def _load(recipe: str, overrides: list[str] | None) -> Recipe:
 
 
 def _registry():  # type: ignore[no-untyped-def]
-    from yarn_ops.registry import open_registry
+    from yarn_ops.services import open_run_registry
     from yarn_ops.settings import read_settings
 
-    return open_registry(read_settings().database)
+    return open_run_registry(read_settings())
 
 
 def _tracking():  # type: ignore[no-untyped-def]

@@ -8,7 +8,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from yarn_ops import processes, servers
+from yarn_ops import processes, servers, services
 from yarn_ops.servers import Server, Service
 from yarn_ops.settings import Settings
 
@@ -29,7 +29,9 @@ def run_service(settings: Settings, *, prefect_port: int, mlflow_port: int) -> N
         started: list[Server] = []
         try:
             console.print("starting: registry, Prefect server, MLflow server, worker …")
-            _upgrade_registry(settings)
+            services.open_run_registry(settings).close()
+            services.try_store(settings)
+            services.try_prefect(settings)
             service = _start(settings, started, prefect_port, mlflow_port)
             console.print(f"Prefect UI   {service.prefect_ui_url}/deployments", soft_wrap=True)
             console.print(f"MLflow UI    {service.mlflow_uri}", soft_wrap=True)
@@ -44,13 +46,6 @@ def run_service(settings: Settings, *, prefect_port: int, mlflow_port: int) -> N
             for server in reversed(started):
                 processes.stop(server.process)
     console.print("stopped.")
-
-
-def _upgrade_registry(settings: Settings) -> None:
-    from yarn_ops import registry
-
-    if settings.database_url is None:
-        registry.upgrade(settings.database)
 
 
 def _start(settings: Settings, started: list[Server], prefect_port: int, mlflow_port: int) -> Service:
