@@ -53,12 +53,16 @@ class Base(Section):
 class Rope(Section):
     """How positions beyond the original context are made readable. Give a factor or a target context."""
 
+    model_config = ConfigDict(title="RoPE")
+
     method: RopeMethod = Field("yarn", title="Method", description="yarn unless you compare methods.")
     factor: float | None = Field(
         None, ge=1, le=1024, title="Factor", description="Target context / original context, e.g. 4."
     )
     target_context_tokens: Positive | None = Field(
-        None, title="Target context (tokens)", description="Instead of a factor, e.g. 32768."
+        None,
+        title="Target context (tokens)",
+        description="Instead of a factor (leave that empty), e.g. 32768.",
     )
     beta_fast: float = Field(
         32.0,

@@ -85,8 +85,8 @@ def only_service(settings: Settings) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             service = running_service(settings)
-            where = f"runs at {service.prefect_ui_url}" if service else "is starting or stopping"
-            raise SettingsError(f"{settings.home}: a service already {where}; stop it first") from None
+            found = f"already runs at {service.prefect_ui_url}" if service else "is starting or stopping"
+            raise SettingsError(f"{settings.home}: a service {found} there; stop it first") from None
         try:
             yield
         finally:
@@ -152,7 +152,10 @@ def run_environment(settings: Settings) -> Iterator[dict[str, str]]:
 
 def service_environment(settings: Settings, service: Service) -> dict[str, str]:
     """What a process needs in its environment to run flows as part of the service."""
-    return client_environment(settings, service.prefect_api_url) | {"YARN_OPS_MLFLOW_URI": service.mlflow_uri}
+    return client_environment(settings, service.prefect_api_url) | {
+        "YARN_OPS_MLFLOW_URI": service.mlflow_uri,
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the run's report links there
+    }
 
 
 def client_environment(settings: Settings, api_url: str) -> dict[str, str]:

@@ -1,0 +1,99 @@
+"""Child processes that are stopped whole, and that end when their starter does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from yarn_ops import processes
+
+PATIENCE_S = 20.0
+
+SAYS_READY = "import os, time; print('ready', os.getpid(), flush=True); time.sleep(600)"
+IGNORES_SIGTERM = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SAYS_READY}"
+HAS_A_CHILD = f"""
+import subprocess, sys
+subprocess.Popen([sys.executable, "-c", {SAYS_READY!r}], start_new_session=True)
+import time; time.sleep(600)
+"""
+"""its child leads a session of its own, so that no signal to the group reaches it"""
+STARTS_A_CHILD = f"""
+import os, sys, time
+from pathlib import Path
+from yarn_ops import processes
+processes.start([sys.executable, "-c", {SAYS_READY!r}], log=Path(sys.argv[1]), env=os.environ)
+time.sleep(600)
+"""
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def ready_process(log: Path) -> psutil.Process:
+    """The process that has written its id to the log."""
+    wait_until(lambda: log.exists() and "ready" in log.read_text())
+    return psutil.Process(int(log.read_text().split()[1]))
+
+
+def start(code: str, log: Path) -> subprocess.Popen[bytes]:
+    return processes.start([sys.executable, "-c", code], log=log, env=os.environ)
+
+
+def test_a_process_is_ended_by_sigterm(tmp_path: Path) -> None:
+    process = start(SAYS_READY, tmp_path / "log")
+    ready_process(tmp_path / "log")
+    assert processes.stop(process) == -signal.SIGTERM
+
+
+def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    process = start(IGNORES_SIGTERM, tmp_path / "log")
+    ready_process(tmp_path / "log")
+    assert processes.stop(process, timeout_s=0.2) == -signal.SIGKILL
+
+
+def test_what_a_process_left_behind_is_killed(tmp_path: Path) -> None:
+    process = start(HAS_A_CHILD, tmp_path / "log")
+    child = ready_process(tmp_path / "log")
+    assert processes.stop(process, timeout_s=0.2) == -signal.SIGTERM
+    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_an_ended_process_keeps_its_status(tmp_path: Path) -> None:
+    process = start("raise SystemExit(7)", tmp_path / "log")
+    process.wait()
+    assert processes.stop(process) == 7
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the death signal is Linux's")
+def test_a_child_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
+    starter = subprocess.Popen([sys.executable, "-c", STARTS_A_CHILD, str(tmp_path / "log")])
+    child = ready_process(tmp_path / "log")
+    starter.kill()
+    starter.wait()
+    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_output_is_appended_to_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "log"
+    for word in ("one", "two"):
+        start(f"import sys; print({word!r}); print('error', file=sys.stderr)", log).wait()
+    assert sorted(log.read_text().split()) == ["error", "error", "one", "two"]
+
+
+def test_the_last_lines_of_a_log_are_told_in_one(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("first\n\n  second\nthird\n\n", "utf-8")
+    assert processes.last_lines(log, count=2) == "second | third"
+    assert processes.last_lines(tmp_path / "missing") == ""
