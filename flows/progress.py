@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -40,7 +39,11 @@ class Progress:
     def finished(self, stage: str, how: str, seconds: float) -> None:
         """One line a stage where no bars are drawn: in logs, under cron."""
         if not self._bars.shown:
-            sys.stderr.write(f"{stage:<10} {how:<6} {seconds:6.1f} s\n")
+            self._bars.say(f"{stage:<10} {how:<6} {seconds:6.1f} s")
+
+    def waiting(self, stage: str, holder: str) -> None:
+        """Why nothing moves: somebody else computes the stage."""
+        self._bars.say(f"{stage:<10} waits for process {holder}, which is at it")
 
 
 class _Artifact:

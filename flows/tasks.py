@@ -25,7 +25,7 @@ from yarn_ops.bars import Report
 from yarn_ops.digests import digest_of
 from yarn_ops.recipe import Section
 from yarn_ops.records import Local, Record
-from yarn_ops.registry import Held, hold
+from yarn_ops.registry import Held, hold, this_process
 from yarn_ops.store.disk import room_in
 from yarn_ops.store.trees import put_tree, tree_present
 
@@ -125,7 +125,13 @@ def _obtain(
 
 def _lease(shop: Workshop, name: str, key: str) -> AbstractContextManager[Held]:
     return hold(
-        shop.registry, key, stage=name, run_id=shop.run.id, holder=shop.holder, lease_s=shop.settings.lease_s
+        shop.registry,
+        key,
+        stage=name,
+        run_id=shop.run.id,
+        holder=this_process(),
+        lease_s=shop.settings.lease_s,
+        on_wait=lambda holder: shop.progress.waiting(name, holder),
     )
 
 
@@ -148,9 +154,11 @@ def _observe(shop: Workshop, name: str, fn: Callable[..., R], inputs: tuple[Any,
 def _make(
     shop: Workshop, name: str, key: str, fn: Callable[..., R], inputs: tuple[Any, ...], held: Held
 ) -> R:
+    assert held.lease is not None
     work = shop.work_dir(key)
-    out = work / "out"
-    shutil.rmtree(out, ignore_errors=True)
+    for left in work.glob("out-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    out = work / f"out-{held.lease.fence}"  # a holder that lost its lease unnoticed writes to its own
     out.mkdir()
     with room_in(work), shop.progress.of(name) as report:
         bench = Bench(shop, key, work, out, report, held.lost.is_set)

@@ -34,6 +34,10 @@ class Bars:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
+    def say(self, line: str) -> None:
+        """One line above the bars, or in the log that stands for them."""
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def of(self, name: str) -> Report:
         """A new bar; what is reported moves it."""
         bar = self._progress.add_task("", name=name, note="", total=None)

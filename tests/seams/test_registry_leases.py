@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +12,8 @@ import pytest
 
 from yarn_ops.errors import LeaseLost, Stopped
 from yarn_ops.records import Corpus, Tree
-from yarn_ops.registry import Lease, Registry, hold
+from yarn_ops.registry import Lease, Registry, hold, this_process
+from yarn_ops.registry.holder import has_ended
 
 KEY = "k" * 64
 LONG_S = 60.0
@@ -161,6 +165,71 @@ def test_a_held_stage_outlives_its_lease(registry: Registry, run_id: str) -> Non
             assert claim(registry, run_id) is None
             assert not held.lost.wait(0.1)
         held.complete(CORPUS)
+    assert registry.finished(KEY) is not None
+
+
+def test_hold_says_once_for_whom_it_waits(registry: Registry, run_id: str) -> None:
+    heard: list[str] = []
+    lease = claimed(registry, run_id)
+
+    def finish(holder: str) -> None:
+        heard.append(holder)
+        registry.complete(lease, CORPUS)
+
+    with hold(
+        registry, KEY, stage="collect", run_id=run_id, holder="b", lease_s=LONG_S, on_wait=finish
+    ) as held:
+        assert held.record == CORPUS.model_dump(mode="json")
+    assert heard == ["a process"]
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_a_holder_of_this_machine_that_has_ended_is_not_waited_for(
+    registry: Registry, database_url: str, run_id: str, reaped: bool
+) -> None:
+    claims = (
+        "import sys; from yarn_ops.registry import open_registry, this_process\n"
+        "open_registry(sys.argv[1]).claim(sys.argv[2], stage='collect', run_id=sys.argv[3], "
+        "holder=this_process(), lease_s=60) or sys.exit(1)\n"
+        "print(this_process(), flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", claims, database_url, KEY, run_id],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None and process.stdout is not None
+    holder = process.stdout.readline().strip()
+    assert registry.holder(KEY) == holder
+    assert not has_ended(holder)
+    process.kill()
+    if reaped:
+        process.wait()
+    else:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert has_ended(holder)
+    with hold(registry, KEY, stage="collect", run_id=run_id, holder="b", lease_s=LONG_S) as held:
+        assert held.lease is not None and held.lease.fence == 2
+        held.complete(CORPUS)
+    assert registry.holder(KEY) is None
+    process.communicate()
+
+
+def test_nothing_is_known_of_other_machines_processes() -> None:
+    assert not has_ended("a process")
+    assert not has_ended("999999999@node-3/5c0f1d6e/4026531836")
+    assert not has_ended(this_process())
+    assert has_ended(this_process().replace(str(os.getpid()), "999999999", 1))
+
+
+def test_a_stage_is_taken_only_from_the_named_holder(registry: Registry, run_id: str) -> None:
+    lease = claimed(registry, run_id)
+    registry.take_from(KEY, "another process")
+    registry.renew(lease)
+    registry.take_from(KEY, "a process")
+    with pytest.raises(LeaseLost):
+        registry.renew(lease)
+    registry.complete(claimed(registry, run_id), CORPUS)
+    registry.take_from(KEY, "a process")
     assert registry.finished(KEY) is not None
 
 

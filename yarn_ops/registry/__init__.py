@@ -6,6 +6,7 @@ a time, under a lease with a fencing number (`hold`).
 
 from yarn_ops.registry.database import upgrade
 from yarn_ops.registry.hold import Held, hold
+from yarn_ops.registry.holder import this_process
 from yarn_ops.registry.registry import Lease, Registry, Run, RunEnd, open_registry
 from yarn_ops.registry.views import ReleaseView, RunSummary, RunView, ScoreView, StageView
 
@@ -22,5 +23,6 @@ __all__ = [
     "StageView",
     "hold",
     "open_registry",
+    "this_process",
     "upgrade",
 ]

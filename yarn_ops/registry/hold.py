@@ -12,6 +12,7 @@ from typing import Any
 
 from yarn_ops.errors import LeaseLost, RegistryError, Stopped
 from yarn_ops.records import Record
+from yarn_ops.registry.holder import has_ended
 from yarn_ops.registry.registry import Lease, Registry
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ def hold(
     run_id: str,
     holder: str,
     lease_s: float,
+    on_wait: Callable[[str], None] | None = None,
     on_lost: Callable[[], None] | None = None,
 ) -> Iterator[Held]:
     """Claim a stage, waiting while somebody else computes it, and renew the lease until the end.
@@ -79,10 +81,11 @@ def hold(
     Yields a `Held` with a `record` when the stage is, or in the meantime was, finished. Otherwise the body
     computes and calls `complete`. An exception of the body is recorded as the stage's failure and goes on
     up; a request to stop (Stopped, KeyboardInterrupt, …) or an end without `complete` gives the stage back.
-    `on_lost` is called from the renewing thread, once, after `lost` is set.
+    A holder that is a process of this machine and has ended is not waited for. `on_wait` hears, once, for
+    whom we wait. `on_lost` is called from the renewing thread, once, after `lost` is set.
     """
     held, claimed_at = _claim_or_join(
-        registry, key, stage=stage, run_id=run_id, holder=holder, lease_s=lease_s
+        registry, key, stage=stage, run_id=run_id, holder=holder, lease_s=lease_s, on_wait=on_wait
     )
     lease = held.lease
     if lease is None:
@@ -107,10 +110,16 @@ def hold(
 
 
 def _claim_or_join(
-    registry: Registry, key: str, *, stage: str, run_id: str, holder: str, lease_s: float
+    registry: Registry,
+    key: str,
+    *,
+    stage: str,
+    run_id: str,
+    holder: str,
+    lease_s: float,
+    on_wait: Callable[[str], None] | None,
 ) -> tuple[Held, float]:
     """(what we hold, when we asked for it by `time.monotonic`): a lease lives from before the answer."""
-    told = False
     while True:
         asked_at = time.monotonic()
         record = registry.finished(key)
@@ -119,9 +128,16 @@ def _claim_or_join(
         lease = registry.claim(key, stage=stage, run_id=run_id, holder=holder, lease_s=lease_s)
         if lease is not None:
             return Held(registry, None, lease), asked_at
-        if not told:
-            log.info("stage %s (%s): somebody else computes it; waiting for the result", stage, key[:12])
-            told = True
+        other = registry.holder(key)
+        if other is None:
+            continue
+        if has_ended(other):
+            log.warning("stage %s: its holder %s has ended without giving it back", stage, other)
+            registry.take_from(key, other)
+            continue
+        if on_wait is not None:
+            on_wait(other)
+            on_wait = None
         time.sleep(min(LONGEST_POLL_S, lease_s / 3))
 
 

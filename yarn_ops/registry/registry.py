@@ -177,6 +177,26 @@ class Registry:
             fence = session.execute(statement).scalar()
         return None if fence is None else Lease(key, stage, fence, lease_s)
 
+    def holder(self, key: str) -> str | None:
+        """Who holds the stage's lease; None when anybody may claim it, or nobody needs to."""
+        with self._database.begin() as session:
+            return session.scalar(
+                select(StageRunRow.holder).where(
+                    StageRunRow.key == key,
+                    StageRunRow.status == "running",
+                    StageRunRow.lease_expires >= database_now(),
+                )
+            )
+
+    def take_from(self, key: str, holder: str) -> None:
+        """Let anybody claim the stage of a holder that is known to have ended; nothing if it has another."""
+        with self._database.begin() as session:
+            session.execute(
+                update(StageRunRow)
+                .where(StageRunRow.key == key, StageRunRow.holder == holder, StageRunRow.status == "running")
+                .values(status="stopped", **_ended())
+            )
+
     def renew(self, lease: Lease) -> None:
         """Let the lease live for `life_s` from now. LeaseLost when another process has claimed the stage."""
         with self._database.begin() as session:
