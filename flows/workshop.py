@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import platform
+import logging
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -39,6 +38,8 @@ STEP_FIGURES = (
     "data_wait_s",
     "peak_bytes",
 )
+
+log = logging.getLogger(__name__)
 
 _CURRENT: ContextVar[Workshop] = ContextVar("workshop")
 
@@ -110,15 +111,10 @@ class Workshop:
             self._logged_step = self.tracking.last_step(self.mlflow_run_id, "train/loss")
         return self._logged_step
 
-    @property
-    def logged(self) -> bool:
-        """Whether this attempt has opened the MLflow run."""
-        return "mlflow_run_id" in self.__dict__
-
-    @property
-    def holder(self) -> str:
-        """Who holds a lease: machine and process."""
-        return f"{platform.node()}:{os.getpid()}"
+    def close_mlflow_run(self, status: RunEnd) -> None:
+        """Tell MLflow how the run ended, if this attempt or an earlier one has opened a run there."""
+        if self.run.mlflow_run_id is not None or "mlflow_run_id" in self.__dict__:
+            self.tracking.finish(self.mlflow_run_id, status)
 
     def work_dir(self, key: str) -> Path:
         """The working directory of a stage; it outlives a crash, so that the next attempt goes on in it."""
@@ -160,26 +156,29 @@ def open_workshop(settings: Settings, recipe: Recipe) -> Iterator[Workshop]:
     try:
         with bars:
             yield shop
+        shop.close_mlflow_run("completed")
+        registry.finish_run(run.id, "completed")
     except BaseException as error:
-        _end(shop, _status_of(error), str(error) if isinstance(error, YarnOpsError) else repr(error))
+        status, reason = _end_by(error)
+        registry.finish_run(run.id, status, reason)
+        try:
+            shop.close_mlflow_run(status)
+        except Exception as also:  # what ended the run matters more, and may have ended MLflow's import
+            log.warning("run %s: its end was not told to MLflow: %r", run.id, also)
         raise
-    else:
-        _end(shop, "completed", None)
     finally:
         _CURRENT.reset(token)
 
 
-def _end(shop: Workshop, status: RunEnd, reason: str | None) -> None:
-    shop.registry.finish_run(shop.run.id, status, reason)
-    if shop.logged:
-        shop.tracking.finish(shop.mlflow_run_id, status)
-
-
-def _status_of(error: BaseException) -> RunEnd:
+def _end_by(error: BaseException) -> tuple[RunEnd, str]:
+    """How a run ends that is left with `error`, and the reason in one line."""
     if isinstance(error, GateFailed):
-        return "rejected"
-    asked_to_stop = isinstance(error, Stopped) or not isinstance(error, Exception)
-    return "stopped" if asked_to_stop else "failed"
+        return "rejected", str(error)
+    if isinstance(error, Stopped):
+        return "stopped", str(error)
+    if not isinstance(error, Exception):
+        return "stopped", "interrupted; run the same recipe again to go on"
+    return "failed", str(error) if isinstance(error, YarnOpsError) else repr(error)
 
 
 def flat_params(recipe: Recipe) -> dict[str, str]:

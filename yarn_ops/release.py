@@ -103,10 +103,11 @@ class Tracking:
         return identity
 
     def start_run(self, experiment: str, name: str, tags: Mapping[str, str]) -> str:
-        """A new run's id. `experiment` is a name."""
+        """The id of the experiment's run of this name, begun with these tags unless there is one."""
         experiment_id = self.ensure_experiment(experiment)
         with self._mlflow() as client:
-            run = client.create_run(experiment_id, run_name=name, tags=dict(tags))
+            found = client.search_runs([experiment_id], f"run_name = '{name}'", max_results=1)
+            run = found[0] if found else client.create_run(experiment_id, run_name=name, tags=dict(tags))
         run_id: str = run.info.run_id
         return run_id
 

@@ -44,6 +44,14 @@ def test_a_deleted_experiment_is_told(tracking: Tracking) -> None:
         tracking.start_run(name, "a run", {})
 
 
+def test_a_run_of_the_same_name_is_found_again(tracking: Tracking) -> None:
+    name = uuid.uuid4().hex
+    run_id = tracking.start_run("runs", name, {"recipe": "abc"})
+    assert tracking.start_run("runs", name, {"recipe": "abc"}) == run_id
+    assert tracking.start_run("runs", uuid.uuid4().hex, {}) != run_id
+    assert tracking.start_run("other-runs", name, {}) != run_id
+
+
 def test_a_run_keeps_what_was_logged(tracking: Tracking, tmp_path: Path) -> None:
     picture = tmp_path / "loss.png"
     picture.write_bytes(PNG)
