@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prefect import flow
+from prefect.logging.handlers import APILogHandler
 
 from flows.reporting import show_report
 from flows.stages import (
@@ -28,7 +29,7 @@ from yarn_ops.settings import read_settings
 
 
 @flow(name="extend-context", flow_run_name="{recipe.publish.name}", persist_result=False)
-def extend(recipe: Recipe) -> None:
+def extend(recipe: Recipe) -> str:
     """Extend a model's context, measure it at both ends, and register it in MLflow.
 
     Finished stages of an earlier run with the same inputs are reused. A model that fails its gate is
@@ -36,8 +37,11 @@ def extend(recipe: Recipe) -> None:
 
     Args:
         recipe: What to do.
+
+    Returns:
+        The run's id in the registry.
     """
-    with open_workshop(read_settings(), recipe):
+    with open_workshop(read_settings(), recipe) as shop:
         base = fetch_base(recipe.base)
         legs = recipe.curriculum(base.context_tokens)
         configs = [patch(recipe.rope, leg, base) for leg in legs]
@@ -58,9 +62,13 @@ def extend(recipe: Recipe) -> None:
         show_report(release, report)
         if not verdict.passed:
             raise GateFailed(f"{release.name} version {release.version} was rejected: {verdict.reasons}")
+        return shop.run.id
 
 
 def run_here(recipe: Recipe) -> RunView:
     """Run the flow in this process; the run as the registry has it afterwards."""
-    extend(recipe)
-    return registry.open_registry(read_settings().database).run_view("last")
+    try:
+        run_id = extend(recipe)
+    finally:
+        APILogHandler().flush()  # a Prefect server of our own ends before this process does
+    return registry.open_registry(read_settings().database).run_view(run_id)

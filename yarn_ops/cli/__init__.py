@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,6 +43,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def main() -> None:
     """Entry point: a user's fault is one line on standard error and exit code 2."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a command started, it also ends
     try:
         sys.exit(app(prog_name="yarn-ops", standalone_mode=False))
     except YarnOpsError as error:
@@ -63,11 +65,15 @@ def extend(recipe: RecipeArgument, set_: SetOption = None) -> None:
     asked = _load(recipe, set_)
     settings = read_settings()
     require_services(settings, asked.publish.experiment)  # before a server is started for nothing
-    with servers.run_environment(settings) as environment:
-        adopt_environment(environment)
-        from flows.extend import run_here
+    try:
+        with servers.run_environment(settings) as environment:
+            adopt_environment(environment)
+            from flows.extend import run_here
 
-        view = run_here(asked)
+            view = run_here(asked)
+    except KeyboardInterrupt:
+        sys.stderr.write("yarn-ops: stopped; the same command goes on from here\n")
+        raise
     display.show_run(view)
 
 
