@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from yarn_ops import registry
 from yarn_ops.errors import ReleaseError, SettingsError, StoreError
 from yarn_ops.registry import Registry
-from yarn_ops.release import open_tracking
+from yarn_ops.release import Tracking, open_tracking
 from yarn_ops.settings import Settings
 from yarn_ops.store import open_store, store_options
 
@@ -28,7 +28,7 @@ def require_services(settings: Settings, experiment: str) -> None:
     try_store(settings)
     try_prefect(settings)
     if settings.mlflow_uri is not None:  # the embedded one is a file of ours, made when first needed
-        try_mlflow(settings, experiment)
+        try_mlflow(settings).ensure_experiment(experiment)
     try_device(settings)
 
 
@@ -63,8 +63,8 @@ def try_prefect(settings: Settings) -> None:
         )
 
 
-def try_mlflow(settings: Settings, experiment: str) -> None:
-    """Find or make the experiment. ReleaseError, soon, when MLflow does not answer or refuses."""
+def try_mlflow(settings: Settings) -> Tracking:
+    """The MLflow of these settings; ReleaseError, soon, when it is a server and nothing answers there."""
     tracking = open_tracking(settings)
     address = urlsplit(settings.mlflow)
     host = address.netloc.rpartition("@")[2]
@@ -73,7 +73,7 @@ def try_mlflow(settings: Settings, experiment: str) -> None:
         raise ReleaseError(
             f"MLflow at {address.scheme}://{host}: nothing answers; start it, or correct YARN_OPS_MLFLOW_URI"
         )
-    tracking.ensure_experiment(experiment)
+    return tracking
 
 
 def try_device(settings: Settings) -> None:

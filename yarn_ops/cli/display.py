@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from yarn_ops.release import ModelVersion
 
 CONSOLE = Console(highlight=False, soft_wrap=True)
+ARROW = " → "
 SHOWN_TASKS = ("perplexity/last-quarter", "recall/code", "recall/prose")
 
 
@@ -43,17 +44,16 @@ def show_runs(runs: Sequence[RunSummary], *, as_json: bool) -> None:
     if not runs:
         CONSOLE.print("no runs yet; `yarn-ops extend RECIPE` makes one")
         return
-    table = _table("run", "status", "started (UTC)", "took", "base", "method", "release")
+    table = _table("run", "status", "took", "base", "method", "release", shortened="base")
     for run in runs:
         took = (
             "" if run.finished_at is None else _duration((run.finished_at - run.started_at).total_seconds())
         )
         release = "" if run.release is None else f"{run.release.name} {run.release.version}"
         table.add_row(
-            run.id, run.status, f"{run.started_at:%Y-%m-%d %H:%M}", took, run.recipe["base"]["model"],
-            run.recipe["rope"]["method"], release,
+            run.id, run.status, took, run.recipe["base"]["model"], run.recipe["rope"]["method"], release
         )  # fmt: skip
-    CONSOLE.print(table)
+    CONSOLE.print(table, soft_wrap=False)
 
 
 def show_run(run: RunView, *, as_json: bool = False) -> None:
@@ -65,9 +65,9 @@ def show_run(run: RunView, *, as_json: bool = False) -> None:
     CONSOLE.print(
         f"run {run.id}: {run.status}{attempts}" + (f" ({run.reason})" if run.reason else ""), style="bold"
     )
-    CONSOLE.print(_stage_table(run))
+    CONSOLE.print(_stage_table(run), soft_wrap=False)
     if run.scores:
-        CONSOLE.print(score_table(run))
+        CONSOLE.print(score_table(run), soft_wrap=False)
     _show_outcome(run)
 
 
@@ -89,30 +89,24 @@ def _stage_table(run: RunView) -> Table:
 def score_table(run: RunView) -> Table:
     """Before and after at every length: perplexity, recall in each template."""
     cards = [stage.record for stage in run.stages if stage.stage == "evaluate" and stage.record]
-    table = _table(
-        "tokens", *(f"{_title(task)} {when}" for task in _tasks(cards) for when in ("before", "after"))
-    )
-    original = cards[0]["original_context_tokens"] if cards else 0
-    lengths = sorted(
-        {
-            score["context_tokens"]
-            for card in cards
-            for score in card["scores"]
-            if score["task"] in SHOWN_TASKS
-        }
-    )
-    for length in lengths:
-        cells = [_cell(card, task, length) for task in _tasks(cards) for card in cards]
-        table.add_row(f"{length:,} ({length / original:g}×)", *cells)
+    shown = [score for card in cards for score in card["scores"] if score["task"] in SHOWN_TASKS]
+    tasks = [task for task in SHOWN_TASKS if any(score["task"] == task for score in shown)]
+    lengths = sorted({score["context_tokens"] for score in shown})
+    moments = ARROW.join(("before", "after")[: len(cards)])
+    table = _table("\ntokens", *(f"{_title(task)}\n{moments}" for task in tasks))
+    for length, *cells in zip(lengths, *(_comparison(cards, task, lengths) for task in tasks), strict=True):
+        table.add_row(f"{length:,} ({length / cards[0]['original_context_tokens']:g}×)", *cells)
     return table
 
 
-def _tasks(cards: Iterable[dict[str, Any]]) -> list[str]:
-    measured = {score["task"] for card in cards for score in card["scores"]}
-    return [task for task in SHOWN_TASKS if task in measured]
+def _comparison(cards: Sequence[dict[str, Any]], task: str, lengths: Sequence[int]) -> list[str]:
+    """A task's values before and after, one cell a length, aligned."""
+    rows = [[_value(card, task, length) for card in cards] for length in lengths]
+    width = max(len(value) for row in rows for value in row)
+    return [ARROW.join(value.rjust(width) for value in row) for row in rows]
 
 
-def _cell(card: dict[str, Any], task: str, length: int) -> str:
+def _value(card: dict[str, Any], task: str, length: int) -> str:
     for score in card["scores"]:
         if (score["task"], score["context_tokens"], score["depth"]) == (task, length, None):
             return f"{score['value']:.2f}"
@@ -151,14 +145,15 @@ def show_models(versions: Sequence[ModelVersion], *, as_json: bool) -> None:
     if not versions:
         CONSOLE.print("no model version matches")
         return
-    table = _table("model", "version", "aliases", "gate", "context", "method", "factor", "base")
+    table = _table(
+        "model", "version", "aliases", "gate", "context", "method", "factor", "base", shortened="base"
+    )
     for version in versions:
-        tag = version.tags.get
-        table.add_row(
-            version.name, str(version.version), " ".join(version.aliases), tag("gate", ""), tag("context_length", ""),
-            tag("rope_method", ""), tag("factor", ""), tag("base", ""),
-        )  # fmt: skip
-    CONSOLE.print(table)
+        tags = [
+            version.tags.get(tag, "") for tag in ("gate", "context_length", "rope_method", "factor", "base")
+        ]
+        table.add_row(version.name, str(version.version), " ".join(version.aliases), *tags)
+    CONSOLE.print(table, soft_wrap=False)
 
 
 def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
@@ -174,10 +169,12 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
             CONSOLE.print(f"    → {finding.remedy}", markup=False)
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, shortened: str = "") -> Table:
+    """A table of which one column, at most, gives way where the terminal is narrow."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in columns:
-        table.add_column(column)
+        gives_way = column == shortened
+        table.add_column(column, no_wrap=not gives_way, min_width=8 if gives_way else None, overflow="fold")
     return table
 
 
@@ -190,4 +187,6 @@ def _duration(seconds: float) -> str:
 
 
 def _size(count: int) -> str:
+    if count < 2**20:
+        return f"{count / 2**10:.1f} KiB"
     return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"

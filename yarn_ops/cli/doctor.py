@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from packaging.requirements import Requirement
 
+from yarn_ops import servers, services
 from yarn_ops.errors import YarnOpsError
 from yarn_ops.settings import Settings
 
@@ -86,38 +87,23 @@ def _state(settings: Settings) -> str:
 
 
 def _registry(settings: Settings) -> str:
-    from yarn_ops import registry
-
-    runs = registry.open_registry(settings.database).runs(1)
+    runs = services.open_run_registry(settings).runs(1)
     return f"{_safe(settings.database)}, " + (f"last run {runs[0].id}" if runs else "no runs yet")
 
 
 def _store(settings: Settings) -> str:
-    from yarn_ops.store import open_store, store_options
-
-    store = open_store(settings.store, store_options(settings))
-    store.write("probe/doctor", b"probe")
-    if store.read("probe/doctor") != b"probe":
-        raise YarnOpsError(f"{settings.store}: read other bytes than were written; check the store")
-    store.delete("probe/doctor")
+    services.try_store(settings)
     return settings.store
 
 
 def _mlflow(settings: Settings) -> str:
-    from yarn_ops.release import open_tracking
-
-    open_tracking(settings).models({})
+    services.try_mlflow(settings).models()
     return _safe(settings.mlflow)
 
 
 def _prefect(settings: Settings) -> str:
-    from yarn_ops import servers
-
+    services.try_prefect(settings)
     if settings.prefect_api_url is not None:
-        if not servers.answers(f"{settings.prefect_api_url}/health"):
-            raise YarnOpsError(
-                f"YARN_OPS_PREFECT_API_URL: nothing answers at {settings.prefect_api_url}; start it or unset the variable"
-            )
         return settings.prefect_api_url
     service = servers.running_service(settings)
     return service.prefect_api_url if service else "our own, started when needed"
@@ -126,10 +112,7 @@ def _prefect(settings: Settings) -> str:
 def _device(settings: Settings) -> str:
     import torch
 
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise YarnOpsError(
-            "YARN_OPS_DEVICE=cuda but torch sees no CUDA device; install a CUDA build or unset it"
-        )
+    services.try_device(settings)
     if settings.device != "cpu" and torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
