@@ -1,19 +1,17 @@
-"""The stages of an extension: which plain function does the work of each, and what it is given."""
+"""The stages of an extension: which plain function does the work of each, and what it is given.
+
+What needs torch is imported by the stages that compute with it: a run that only reuses starts without.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 from flows.tasks import Bench, observation, stage
-from flows.workshop import git_commit, workshop
+from flows.workshop import git_commit
 from yarn_ops import bases
 from yarn_ops.data import corpus as corpora
 from yarn_ops.data import shards as tokenised
-from yarn_ops.evals import evaluate as evaluation
-from yarn_ops.evals import gate as gates
-from yarn_ops.evals import report as reports
-from yarn_ops.evals.card import Extension
 from yarn_ops.recipe import Base, Data, Evaluate, Gate, Publish, Recipe, Rope, Stage, Train
 from yarn_ops.records import (
     Adapter,
@@ -22,20 +20,17 @@ from yarn_ops.records import (
     Corpus,
     Local,
     PatchedModel,
+    Rehearsal,
     Release,
     Report,
     Scorecard,
     ShardSet,
     Verdict,
 )
-from yarn_ops.rope import patch as patching
 from yarn_ops.store.trees import compose_tree
 from yarn_ops.train import launch
-from yarn_ops.train import merge as merging
-from yarn_ops.train import rehearsal
 from yarn_ops.train.events import Event
 from yarn_ops.train.job import Job
-from yarn_ops.train.lora import read_losses
 from yarn_ops.train.precision import resolve_dtype
 
 
@@ -74,13 +69,19 @@ def prepare(bench: Bench, data: Data, corpus: Local[Corpus], base: Local[BaseMod
 @stage("patch", version=1)
 def patch(bench: Bench, rope: Rope, leg: Stage, base: Local[BaseModel]) -> PatchedModel:
     """Config and tokenizer rewritten for this leg's factor, and proven."""
+    from yarn_ops.rope import patch as patching
+
     return patching.patch(rope, base, bench.out, factor=leg.factor or 1.0)
 
 
-def rehearse(section: Train, legs: Sequence[Stage], patched: PatchedModel, shards: ShardSet) -> None:
+@stage("rehearse", version=1)
+def rehearse(
+    bench: Bench, section: Train, legs: tuple[Stage, ...], patched: Local[PatchedModel], shards: ShardSet
+) -> Rehearsal:
     """What is wrong with training and merging as asked, told before the base is measured."""
-    shop = workshop()
-    rehearsal.rehearse(section, legs, shop.fetch(patched), shards, device=shop.device)
+    from yarn_ops.train import rehearsal
+
+    return rehearsal.rehearse(section, legs, patched, shards, device=bench.shop.device)
 
 
 @stage("train", version=1)
@@ -128,6 +129,8 @@ def merge(
     shards: Local[ShardSet],
 ) -> Checkpoint:
     """Base and adapter merged once, in bfloat16, and compared with the unmerged."""
+    from yarn_ops.train import merge as merging
+
     return merging.merge(
         base, patched, adapter, shards, bench.out, device=bench.shop.device, report=bench.report
     )
@@ -142,6 +145,8 @@ def evaluate(
     original_context_tokens: int,
 ) -> Scorecard:
     """Perplexity and recall at every length."""
+    from yarn_ops.evals import evaluate as evaluation
+
     return evaluation.evaluate(
         section,
         model,
@@ -159,6 +164,8 @@ def judge(
     bench: Bench, gate: Gate, before: Scorecard, after: Scorecard, target_context_tokens: int
 ) -> Verdict:
     """Whether the result may be promoted, and why."""
+    from yarn_ops.evals import gate as gates
+
     return gates.judge(
         gate,
         before,
@@ -182,6 +189,10 @@ def draw(
     verdict: Verdict,
 ) -> Report:
     """Pictures and the model card."""
+    from yarn_ops.evals import report as reports
+    from yarn_ops.evals.card import Extension
+    from yarn_ops.train.lora import read_losses
+
     extension = Extension(
         name=recipe.publish.name,
         data=recipe.data,
@@ -211,6 +222,8 @@ def publish(
     report: Local[Report],
 ) -> Release:
     """One model version in MLflow; the alias moves only when the gate passed."""
+    from yarn_ops.evals import report as reports
+
     shop, tracking, run_id = bench.shop, bench.shop.tracking, bench.shop.mlflow_run_id
     card = (report.path / reports.CARD).read_bytes()
     target = f"{tracking.artifact_uri(run_id)}/model"

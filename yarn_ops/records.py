@@ -104,6 +104,12 @@ class PatchedModel(Record):
     """largest relative difference, model against float64 reference"""
 
 
+class Rehearsal(Record):
+    """Training as asked can begin: windows, layers and arithmetic are there."""
+
+    trainable_parameters: int
+
+
 class Adapter(Record):
     """What training made: PEFT's adapter directory, or all parameters (`method` full)."""
 
