@@ -18,11 +18,12 @@ from transformers import PreTrainedModel
 
 from yarn_ops.checkpoints import load_tokenizer, read_config
 from yarn_ops.data.windows import ShardReader, spread
+from yarn_ops.digests import digest_of
 from yarn_ops.errors import EvaluationError
 from yarn_ops.evals import perplexity, recall
 from yarn_ops.evals.forward import Ids, require_known_head
 from yarn_ops.recipe import Evaluate
-from yarn_ops.records import BaseModel, Checkpoint, Local, Score, Scorecard, ShardSet
+from yarn_ops.records import BaseModel, Checkpoint, Local, PatchedModel, Score, Scorecard, ShardSet
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.proof import load_proven
 
@@ -54,10 +55,12 @@ def evaluate(
     device: str,
     dtype: Literal["fp32", "bf16"],
     report: Progress,
+    patched: Local[PatchedModel] | None = None,
 ) -> Scorecard:
     """Measure a model as its config has it and write `scores.json` into `out`.
 
-    The base is left unpatched: beyond its window it extrapolates.
+    A base is left as it is: beyond its window it extrapolates; with `patched` its weights are read by that
+    config instead (zero-shot).
     EvaluationError when the held-out text or a length cannot serve, before the model is loaded.
     """
     tokenizer = load_tokenizer(model.path)
@@ -66,12 +69,14 @@ def evaluate(
         return tokenizer.encode(text, add_special_tokens=False)
 
     cells = plan(section, ShardReader(shards.path, "held_out"), encode, original_context_tokens)
-    config = read_config(model.path)
-    network = load_proven(model.path, None, rope_spec_of(config), dtype=DTYPES[dtype], device=device)
+    config = read_config(patched.path if patched else model.path)
+    network = load_proven(model.path, config, rope_spec_of(config), dtype=DTYPES[dtype], device=device)
     scores = run(cells, network, report)
     scorecard = Scorecard(
         parents=(model.record.digest, shards.record.digest),
-        model_digest=model.record.digest,
+        model_digest=digest_of([model.record.digest, patched.record.digest])
+        if patched
+        else model.record.digest,
         original_context_tokens=original_context_tokens,
         scores=scores,
     )
