@@ -5,41 +5,48 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact
 
 from flows.workshop import workshop
-from yarn_ops.records import Release, Report
+from yarn_ops.records import Comparison, Release, Report
 
 
 def show_report(release: Release, report: Report) -> None:
-    """The model card with its pictures as an artifact; a link to the model version where MLflow has a UI."""
+    """The model card with its pictures as an artifact, below links into MLflow where it has a UI."""
     shop = workshop()
     folder = shop.fetch(report).path
     card = _without_front_matter((folder / "README.md").read_text("utf-8"))
-    links = _links(shop.settings.mlflow, release)
     create_markdown_artifact(
-        links + _inline_pictures(card, folder),
+        _links(shop.settings.mlflow, release) + _inline_pictures(card, folder),
         key="report",
         description=f"{release.name} version {release.version}, gate {release.gate}",
     )
-    if links:
-        create_link_artifact(
-            version_url(shop.settings.mlflow, release),
-            key="model-version",
-            link_text=f"{release.name} version {release.version} in MLflow",
-        )
 
 
-def version_url(mlflow_uri: str, release: Release) -> str:
-    """The model version's page in MLflow's UI."""
-    return f"{mlflow_uri}/#/models/{release.name}/versions/{release.version}"
+def show_comparison(comparison: Comparison) -> None:
+    """The table and the picture of a comparison as an artifact, and in its MLflow run."""
+    from yarn_ops.evals.comparison import TABLE
+
+    shop = workshop()
+    folder = shop.fetch(comparison).path
+    table = (folder / TABLE).read_text("utf-8")
+    for picture in comparison.pictures:
+        shop.tracking.log_picture(shop.mlflow_run_id, folder / picture)
+        table += f"\n![]({picture})\n"
+    create_markdown_artifact(
+        _inline_pictures(table, folder),
+        key="comparison",
+        description=f"winner: {comparison.winner or 'none'}",
+    )
 
 
 def _links(mlflow_uri: str, release: Release) -> str:
+    """Markdown links to the pages of the model version and its run; nothing where MLflow is a file."""
     if not mlflow_uri.startswith("http"):
         return ""
+    version = f"{mlflow_uri}/#/models/{release.name}/versions/{release.version}"
     run = f"{mlflow_uri}/#/runs/{release.mlflow_run_id}"
-    return f"[Model version]({version_url(mlflow_uri, release)}) · [MLflow run]({run})\n\n"
+    return f"[Model version]({version}) · [MLflow run]({run})\n\n"
 
 
 def _without_front_matter(card: str) -> str:

@@ -17,6 +17,7 @@ from yarn_ops.records import (
     Adapter,
     BaseModel,
     Checkpoint,
+    Comparison,
     Corpus,
     Local,
     PatchedModel,
@@ -143,6 +144,7 @@ def evaluate(
     model: Local[BaseModel] | Local[Checkpoint],
     shards: Local[ShardSet],
     original_context_tokens: int,
+    patched: tuple[Local[PatchedModel], ...] = (),
 ) -> Scorecard:
     """Perplexity and recall at every length."""
     from yarn_ops.evals import evaluate as evaluation
@@ -156,6 +158,7 @@ def evaluate(
         device=bench.shop.device,
         dtype=resolve_dtype("auto", bench.shop.device),
         report=bench.report,
+        patched=patched[0] if patched else None,
     )
 
 
@@ -173,6 +176,18 @@ def judge(
         original_context_tokens=before.original_context_tokens,
         target_context_tokens=target_context_tokens,
     )
+
+
+@stage("compare", version=1)
+def rank(
+    bench: Bench, gate: Gate, before: Scorecard, names: list[str], scores: list[Scorecard]
+) -> Comparison:
+    """Every arm judged, in one table and one picture."""
+    from yarn_ops.evals import comparison as comparisons
+
+    arms = [tuple(name.split(" ")) for name in names]
+    rows = [(method, arm, card) for (method, arm), card in zip(arms, scores, strict=True)]
+    return comparisons.compare(gate, before, rows, bench.out)
 
 
 @stage("report", version=1)

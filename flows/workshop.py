@@ -18,6 +18,7 @@ from prefect.exceptions import MissingContextError
 from flows.progress import Progress
 from yarn_ops.bars import Bars
 from yarn_ops.data.files import Files
+from yarn_ops.digests import digest_of
 from yarn_ops.errors import GateFailed, Stopped, YarnOpsError
 from yarn_ops.recipe import Recipe
 from yarn_ops.records import AnyRecord, Local, Tree
@@ -58,6 +59,8 @@ class Workshop:
         self.progress = Progress(bars)
         self._verified: dict[str, Path] = {}
         self._logged_step: int | None = None
+        self.part = ""
+        """of a run with several arms: which one is at work; "" in a run of one"""
 
     @cached_property
     def store_options(self) -> StoreOptions:
@@ -98,18 +101,24 @@ class Workshop:
 
         A trainer that resumes reports the steps before its checkpoint again.
         """
+        prefix = f"train/{self.part}".rstrip("/")
         step = earlier_steps + event["step"]
-        if step <= self._last_logged:
+        if self._logged_step is None:
+            self._logged_step = self.tracking.last_step(self.mlflow_run_id, f"{prefix}/loss")
+        if step <= self._logged_step:
             return
         self._logged_step = step
-        figures = {f"train/{name}": event[name] for name in STEP_FIGURES if event.get(name) is not None}
+        figures = {f"{prefix}/{name}": event[name] for name in STEP_FIGURES if event.get(name) is not None}
         self.tracking.log_metrics(self.mlflow_run_id, step, figures)
 
-    @property
-    def _last_logged(self) -> int:
-        if self._logged_step is None:
-            self._logged_step = self.tracking.last_step(self.mlflow_run_id, "train/loss")
-        return self._logged_step
+    @contextmanager
+    def named(self, part: str) -> Iterator[None]:
+        """Within the block, figures and progress are those of one part of the run."""
+        self.part, self._logged_step = part, None
+        try:
+            yield
+        finally:
+            self.part, self._logged_step = "", None
 
     def close_mlflow_run(self, status: RunEnd) -> None:
         """Tell MLflow how the run ended, if this attempt or an earlier one has opened a run there."""
@@ -143,13 +152,17 @@ def workshop() -> Workshop:
 
 
 @contextmanager
-def open_workshop(settings: Settings, recipe: Recipe) -> Iterator[Workshop]:
+def open_workshop(
+    settings: Settings, recipe: Recipe, compared: Mapping[str, Any] | None = None
+) -> Iterator[Workshop]:
     """Begin a run, or go on with an unfinished one of the same recipe; write down how it ended."""
     require_services(settings, recipe.publish.experiment)
     registry = open_registry(settings.database)
-    run = registry.begin_run(
-        recipe.model_dump(mode="json"), recipe.digest(), git_commit=git_commit(), flow_run_id=_flow_run_id()
-    )
+    asked, identity = recipe.model_dump(mode="json"), recipe.digest()
+    if compared is not None:
+        asked |= {"compare": dict(compared)}
+        identity = digest_of(asked)
+    run = registry.begin_run(asked, identity, git_commit=git_commit(), flow_run_id=_flow_run_id())
     bars = Bars()
     shop = Workshop(settings, recipe, registry, run, bars)
     token = _CURRENT.set(shop)

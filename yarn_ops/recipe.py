@@ -11,7 +11,7 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -19,6 +19,8 @@ from yarn_ops.digests import digest_of
 from yarn_ops.errors import RecipeError
 
 RopeMethod = Literal["none", "linear", "ntk", "dynamic-ntk", "by-parts", "yarn", "llama3", "longrope", "abf"]
+Arm = Literal["zero-shot", "lora", "full"]
+"""of a comparison: patched and not trained, trained adapters, all parameters trained"""
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -52,8 +54,6 @@ class Base(Section):
 
 class Rope(Section):
     """How positions beyond the original context are made readable. Give a factor or a target context."""
-
-    model_config = ConfigDict(title="RoPE")
 
     method: RopeMethod = Field("yarn", title="Method", description="yarn unless you compare methods.")
     factor: float | None = Field(
@@ -286,7 +286,7 @@ class Recipe(Section):
     """Everything one run is asked to do."""
 
     base: Base = Base()
-    rope: Rope
+    rope: Rope = Field(title="RoPE")
     data: Data = Data()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
@@ -325,6 +325,23 @@ class Recipe(Section):
                 "let the last leg reach the target context"
             )
         return legs
+
+
+def parse_methods(names: Sequence[str]) -> list[RopeMethod]:
+    """The RoPE methods of these names; RecipeError for an unknown one."""
+    return _known(names, RopeMethod, "method")
+
+
+def parse_arms(names: Sequence[str]) -> list[Arm]:
+    """The arms of these names; RecipeError for an unknown one."""
+    return _known(names, Arm, "arm")
+
+
+def _known(names: Sequence[str], kind: Any, what: str) -> Any:
+    for name in names:
+        if name not in get_args(kind):
+            raise RecipeError(f"{what} {name!r} is unknown; known are {', '.join(get_args(kind))}")
+    return list(names)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -185,6 +185,30 @@ class Verdict(Record):
         return "; ".join(check.reason for check in self.checks if check.passed == self.passed)
 
 
+class Contender(_Frozen):
+    """One arm of a comparison: a method, zero-shot or trained."""
+
+    method: str
+    arm: str
+    scores: Scorecard
+    verdict: Verdict
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}, {self.arm}"
+
+
+class Comparison(Record):
+    """Methods side by side; the tree holds table, picture and rows."""
+
+    original_context_tokens: int
+    target_context_tokens: int
+    contenders: tuple[Contender, ...]
+    winner: str | None
+    """name of the contender; None when none passed the gate"""
+    pictures: tuple[str, ...]
+
+
 class Report(Record):
     """Pictures (PNG) and the model card (README.md)."""
 

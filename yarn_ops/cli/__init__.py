@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,23 +60,32 @@ def main() -> None:
 def extend(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """Run a recipe here: extend, measure, judge and register one model."""
     import yarn_ops.cli.display as display
-    from yarn_ops import servers
-    from yarn_ops.services import require_services
-    from yarn_ops.settings import adopt_environment, read_settings
 
     asked = _load(recipe, set_)
-    settings = read_settings()
-    require_services(settings, asked.publish.experiment)  # before a server is started for nothing
-    try:
-        with servers.run_environment(settings) as environment:
-            adopt_environment(environment)
-            from flows.extend import run_here
+    with _services_of(asked):
+        from flows.extend import run_here
 
-            view = run_here(asked)
-    except KeyboardInterrupt:
-        sys.stderr.write("yarn-ops: stopped; the same command goes on from here\n")
-        raise
+        view = run_here(asked)
     display.show_run(view)
+
+
+@app.command()
+def compare(
+    recipe: RecipeArgument,
+    methods: Annotated[str, typer.Option(help="Separated by commas.")] = "none,linear,ntk,by-parts,yarn",
+    arms: Annotated[str, typer.Option(help="Of zero-shot, lora, full.")] = "zero-shot,lora",
+    set_: SetOption = None,
+) -> None:
+    """Compare RoPE methods on a recipe's base and data, zero-shot and trained; the gate names the winner."""
+    import yarn_ops.cli.display as display
+    from yarn_ops.recipe import parse_arms, parse_methods
+
+    asked, chosen, ways = _load(recipe, set_), parse_methods(methods.split(",")), parse_arms(arms.split(","))
+    with _services_of(asked):
+        from flows.compare import compare_here
+
+        view = compare_here(asked, chosen, ways)
+    display.show_comparison(view)
 
 
 @recipe_app.command("show")
@@ -194,6 +205,24 @@ def _usage(error: TyperException) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "yarn-ops"
     return f"yarn-ops: {message[:1].lower()}{message[1:]}; see `{command} --help`"
+
+
+@contextmanager
+def _services_of(recipe: Recipe) -> Iterator[None]:
+    """Within the block, a run of the recipe finds every service it needs, Prefect's server among them."""
+    from yarn_ops import servers
+    from yarn_ops.services import require_services
+    from yarn_ops.settings import adopt_environment, read_settings
+
+    settings = read_settings()
+    require_services(settings, recipe.publish.experiment)  # before a server is started for nothing
+    try:
+        with servers.run_environment(settings) as environment:
+            adopt_environment(environment)
+            yield
+    except KeyboardInterrupt:
+        sys.stderr.write("yarn-ops: stopped; the same command goes on from here\n")
+        raise
 
 
 def _load(recipe: str, overrides: list[str] | None) -> Recipe:

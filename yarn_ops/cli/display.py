@@ -137,6 +137,35 @@ def _show_outcome(run: RunView) -> None:
         CONSOLE.print(f"release: {run.release.name} version {run.release.version}{alias}", style="bold")
 
 
+def show_comparison(run: RunView) -> None:
+    """The table of a comparison's run, its winner, its picture."""
+    record = next(stage.record for stage in run.stages if stage.stage == "compare" and stage.record)
+    table = _table("method", "arm", "perplexity", "recall code", "recall prose", "gate")
+    for contender in record["contenders"]:
+        scores = contender["scores"]["scores"]
+        table.add_row(
+            contender["method"],
+            contender["arm"],
+            *(_curve(scores, task) for task in SHOWN_TASKS),
+            "passed" if contender["verdict"]["passed"] else "failed",
+        )
+    CONSOLE.print(table)
+    CONSOLE.print(f"winner by the gate: {record['winner'] or 'none'}", style="bold")
+    folder = record["tree"]["uri"].removeprefix("file://")
+    for picture in record["pictures"]:
+        CONSOLE.print(f"picture: {folder}/{picture}", markup=False)
+
+
+def _curve(scores: Sequence[dict[str, Any]], task: str) -> str:
+    """A task's values over all depths, shortest length first."""
+    found = sorted(
+        (score["context_tokens"], score["value"])
+        for score in scores
+        if score["task"] == task and score["depth"] is None
+    )
+    return " / ".join(f"{value:.2f}" if value < 10 else f"{value:.1f}" for _, value in found)
+
+
 def show_models(versions: Sequence[ModelVersion], *, as_json: bool) -> None:
     """One line a model version."""
     if as_json:

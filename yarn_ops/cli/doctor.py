@@ -29,7 +29,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Examine everything that a run with these settings needs; nothing is changed but probes."""
+    """Examine everything that a run with these settings needs; embedded databases are made."""
     checks: list[tuple[str, Callable[[Settings], str]]] = [
         ("python", _python),
         ("packages", _packages),

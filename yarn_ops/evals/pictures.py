@@ -54,14 +54,14 @@ def draw_overview(comparison: Comparison, path: Path) -> None:
         left, right = figure.subplots(1, 2)
         _perplexity_axes(left, comparison)
         _recall_axes(right, comparison)
-        _save(figure, path)
+        save(figure, path)
 
 
 def draw_perplexity(comparison: Comparison, path: Path) -> None:
     with rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.6), layout="constrained")
         _perplexity_axes(figure.subplots(), comparison)
-        _save(figure, path)
+        save(figure, path)
 
 
 def draw_recall(comparison: Comparison, path: Path) -> None:
@@ -81,7 +81,7 @@ def draw_recall(comparison: Comparison, path: Path) -> None:
                 image, ax=grid, shrink=0.6, aspect=30, pad=0.02, ticks=[0, 0.5, 1], format="{x:.0%}"
             )
             bar.outline.set_visible(False)
-        _save(figure, path)
+        save(figure, path)
 
 
 def draw_training_loss(losses: Sequence[tuple[int, float]], path: Path) -> None:
@@ -100,7 +100,7 @@ def draw_training_loss(losses: Sequence[tuple[int, float]], path: Path) -> None:
             )  # fmt: skip
         axes.set(title="Training loss", xlabel=f"step (line: mean of {SMOOTH_STEPS})", ylabel="nats a token")
         _light_grid(axes)
-        _save(figure, path)
+        save(figure, path)
 
 
 def _perplexity_axes(axes: Any, comparison: Comparison) -> None:
@@ -241,5 +241,5 @@ def _tokens(count: int) -> str:
     return f"{count // 1024}k" if count >= 4096 and count % 1024 == 0 else f"{count:,}"
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure).print_figure(path, dpi=DPI, metadata={"Software": None})

@@ -1,0 +1,79 @@
+"""Methods side by side on the user's own model: the same base, data, budget and seeds for each."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.logging.handlers import APILogHandler
+
+from flows.reporting import show_comparison
+from flows.stages import evaluate, fetch_base, merge, patch, prepare, rank, survey, train
+from flows.workshop import open_workshop
+from yarn_ops import registry
+from yarn_ops.recipe import Arm, Recipe, RopeMethod
+from yarn_ops.records import Adapter, BaseModel, Scorecard, ShardSet
+from yarn_ops.registry import RunView
+from yarn_ops.settings import read_settings
+
+METHODS: list[RopeMethod] = ["none", "linear", "ntk", "by-parts", "yarn"]
+ARMS: list[Arm] = ["zero-shot", "lora"]
+
+
+@flow(name="compare-methods", flow_run_name="{recipe.publish.name}", persist_result=False)
+def compare(recipe: Recipe, methods: list[RopeMethod] = METHODS, arms: list[Arm] = ARMS) -> str:
+    """Compare RoPE methods on one base: perplexity, recall and short-context change, by the recipe's gate.
+
+    Stages that arms share are computed once; those that an extension has computed are reused. Nothing is
+    registered: extend with the winner.
+
+    Args:
+        recipe: What to do; its method is replaced by each of the methods.
+        methods: The RoPE methods to compare.
+        arms: zero-shot (patched, not trained), lora, full (all parameters).
+
+    Returns:
+        The run's id in the registry.
+    """
+    with open_workshop(read_settings(), recipe, compared={"methods": methods, "arms": arms}) as shop:
+        base = fetch_base(recipe.base)
+        corpus = survey(recipe.data)
+        shards = prepare(recipe.data, corpus, base)
+        before = evaluate(recipe.evaluate, base, shards, base.context_tokens)
+
+        scores: list[Scorecard] = []
+        names = [(method, arm) for method in methods for arm in arms]
+        for method, arm in names:
+            with shop.named(f"{method} {arm}"):
+                scores.append(contend(of_arm(recipe, method, arm), arm, base, shards))
+        comparison = rank(recipe.gate, before, [" ".join(name) for name in names], scores)
+        show_comparison(comparison)
+        return shop.run.id
+
+
+def contend(recipe: Recipe, arm: Arm, base: BaseModel, shards: ShardSet) -> Scorecard:
+    """One arm: patch and measure, or patch, train, merge and measure."""
+    adapters: list[Adapter] = []
+    for leg in recipe.curriculum(base.context_tokens):
+        patched = patch(recipe.rope, leg, base)
+        if arm != "zero-shot":
+            adapters.append(train(recipe.train, leg, recipe.data, base, patched, shards, adapters[-1:]))
+    if arm == "zero-shot":
+        return evaluate(recipe.evaluate, base, shards, base.context_tokens, [patched])
+    checkpoint = merge(base, patched, adapters[-1], shards)
+    return evaluate(recipe.evaluate, checkpoint, shards, base.context_tokens)
+
+
+def of_arm(recipe: Recipe, method: RopeMethod, arm: Arm) -> Recipe:
+    """The recipe with one arm's method and way of training; validated anew."""
+    values = recipe.model_dump()
+    values["rope"]["method"] = method
+    values["train"]["method"] = "full" if arm == "full" else "lora"
+    return Recipe.model_validate(values)
+
+
+def compare_here(recipe: Recipe, methods: list[RopeMethod], arms: list[Arm]) -> RunView:
+    """Run the flow in this process; the run as the registry has it afterwards."""
+    try:
+        run_id = compare(recipe, methods, arms)
+    finally:
+        APILogHandler().flush()
+    return registry.open_registry(read_settings().database).run_view(run_id)
