@@ -1,0 +1,62 @@
+"""A comparison: judged by the gate, ranked by recall at the target, told in one table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from yarn_ops.evals.comparison import PICTURE, ROWS, TABLE, compare
+from yarn_ops.recipe import Gate
+from yarn_ops.records import Score, Scorecard
+
+LENGTHS = (512, 1024, 2048)
+GATE = Gate(min_recall=0.9, min_long_gain=1.5, max_long_growth=1.1, max_short_loss=1.05)
+
+
+def card(perplexities: tuple[float, ...], recalls: tuple[float, ...]) -> Scorecard:
+    scores = []
+    for length, perplexity, recall in zip(LENGTHS, perplexities, recalls, strict=True):
+        facts = {"context_tokens": length, "seed": 0, "samples": 96}
+        scores.append(Score(task="perplexity/last-quarter", value=perplexity, **facts))
+        scores.append(
+            Score(task="recall/code", value=recall, low=recall - 0.02, high=min(1, recall + 0.02), **facts)
+        )
+        scores.append(Score(task="recall/code", depth=0.125, value=0.5, **facts))
+    return Scorecard(model_digest="0" * 64, original_context_tokens=512, scores=tuple(scores))
+
+
+BASE = card((10.0, 120.0, 280.0), (0.98, 0.0, 0.0))
+BROKEN = card((12.0, 12.0, 90.0), (0.97, 0.9, 0.0))
+GOOD = card((10.2, 10.0, 9.8), (0.98, 0.97, 0.93))
+BETTER = card((10.3, 10.1, 9.9), (0.98, 0.97, 0.95))
+
+
+def test_the_winner_recalls_most_of_those_that_pass(tmp_path: Path) -> None:
+    arms = [("ntk", "lora", BROKEN), ("by-parts", "lora", GOOD), ("yarn", "lora", BETTER)]
+    comparison = compare(GATE, BASE, arms, tmp_path)
+    assert [contender.verdict.passed for contender in comparison.contenders] == [False, True, True]
+    assert comparison.winner == "yarn, lora"
+    assert (comparison.original_context_tokens, comparison.target_context_tokens) == (512, 2048)
+
+
+def test_equal_recall_is_decided_by_perplexity(tmp_path: Path) -> None:
+    other = card((10.3, 10.1, 9.7), (0.98, 0.97, 0.95))
+    assert compare(GATE, BASE, [("a", "lora", BETTER), ("b", "lora", other)], tmp_path).winner == "b, lora"
+
+
+def test_no_winner_when_none_passes(tmp_path: Path) -> None:
+    assert compare(GATE, BASE, [("ntk", "lora", BROKEN)], tmp_path).winner is None
+
+
+def test_what_is_written(tmp_path: Path) -> None:
+    compare(GATE, BASE, [("ntk", "lora", BROKEN), ("yarn", "lora", BETTER)], tmp_path)
+    assert (tmp_path / TABLE).read_text("utf-8") == (
+        "| method | arm | perplexity at 512 / 1,024 / 2,048 | code recall | short change | gate |\n"
+        "| --- | --- | --- | --- | --- | --- |\n"
+        "| base | as it is | 10 / 120 / 280 | 0.98 / 0.00 / 0.00 [-0.02, 0.02] | +0.0 % |  |\n"
+        "| ntk | lora | 12 / 12 / 90 | 0.97 / 0.90 / 0.00 [-0.02, 0.02] | +20.0 % | failed |\n"
+        "| yarn | lora | 10.3 / 10.1 / 9.9 | 0.98 / 0.97 / 0.95 [0.93, 0.97] | +3.0 % | passed, **winner** |\n"
+    )
+    rows = json.loads((tmp_path / ROWS).read_text("utf-8"))
+    assert [(row["method"], row["verdict"]["passed"]) for row in rows] == [("ntk", False), ("yarn", True)]
+    assert (tmp_path / PICTURE).read_bytes().startswith(b"\x89PNG")
