@@ -1,0 +1,145 @@
+"""`yarn-ops up` in a process of its own, and its Prefect API as anybody uses it: over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from yarn_ops import servers
+from yarn_ops.servers import Service
+
+READY = "Ctrl-C stops everything."
+DEPLOYMENT = "extend-context/extend-context"
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+class Up:
+    """A service on `state`, started and healthy."""
+
+    def __init__(self, state: Path) -> None:
+        self.environment = {**os.environ, "YARN_OPS_STATE_DIR": str(state)}
+        self._log = state.with_name(f"{state.name}-up.log")
+        self._log.unlink(missing_ok=True)
+        command = [
+            *(sys.executable, "-m", "yarn_ops.cli", "up"),
+            *("--prefect-port", str(servers.free_port()), "--mlflow-port", str(servers.free_port())),
+        ]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+        wait_until(lambda: READY in self.printed or self._process.poll() is not None, timeout_s=200)
+        assert self._process.poll() is None, self.printed
+        self.service = Service(**json.loads((state / "service.json").read_text()))
+        self._api = httpx.Client(base_url=self.service.prefect_api_url, timeout=30)
+        self._runs: dict[str, str] = {}
+
+    @property
+    def printed(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def deployment(self) -> dict[str, Any]:
+        return self._get(f"/deployments/name/{DEPLOYMENT}")
+
+    def processes(self) -> list[psutil.Process]:
+        """The service and all that it has started."""
+        root = psutil.Process(self._process.pid)
+        return [root, *root.children(recursive=True)]
+
+    def trains(self) -> bool:
+        """Whether a trainer is at work."""
+        return any("yarn_ops.train" in command for command in map(_command_line, self.processes()))
+
+    def command(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """`yarn-ops …` in another shell."""
+        return subprocess.run(
+            [sys.executable, "-m", "yarn_ops.cli", *map(str, arguments)],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    def end(self, number: signal.Signals) -> list[psutil.Process]:
+        """Send the signal; what is still alive half a minute later."""
+        started = self.processes()
+        self._process.send_signal(number)
+        self._process.wait(timeout=60)
+        deadline = time.monotonic() + 30
+        while (left := [process for process in started if _alive(process)]) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return left
+
+    # Over the API
+
+    def submit(self, recipe: dict[str, Any]) -> httpx.Response:
+        """Ask for a run of the deployment."""
+        return self._api.post(
+            f"/deployments/{self.deployment['id']}/create_flow_run", json={"parameters": {"recipe": recipe}}
+        )
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        return self._get(f"/flow_runs/{run_id}")
+
+    def run_of(self, recipe: dict[str, Any]) -> dict[str, Any]:
+        """The finished run of this recipe; asked for once, whoever asks."""
+        key = json.dumps(recipe)
+        if key not in self._runs:
+            self._runs[key] = self.submit(recipe).raise_for_status().json()["id"]
+        return self.finished(self._runs[key])
+
+    def finished(self, run_id: str) -> dict[str, Any]:
+        """The run, once it has ended."""
+        wait_until(lambda: self.run(run_id)["state_type"] in FINAL, timeout_s=150)
+        return self.run(run_id)
+
+    def find(self, kind: str, run_id: str) -> list[dict[str, Any]]:
+        """The `task_runs`, `artifacts` or `logs` of a run."""
+        answer = self._api.post(f"/{kind}/filter", json={"flow_runs": {"id": {"any_": [run_id]}}})
+        return answer.raise_for_status().json()
+
+    def runs(self) -> list[dict[str, Any]]:
+        """All runs, newest first."""
+        answer = self._api.post("/flow_runs/filter", json={"sort": "EXPECTED_START_TIME_DESC"})
+        return answer.raise_for_status().json()
+
+    def change_deployment(self, **values: Any) -> None:
+        """What a person changes of it in the UI."""
+        self._api.patch(f"/deployments/{self.deployment['id']}", json=values).raise_for_status()
+
+    def switch_on(self, schedule: dict[str, Any]) -> None:
+        path = f"/deployments/{self.deployment['id']}/schedules/{schedule['id']}"
+        self._api.patch(path, json={"active": True}).raise_for_status()
+
+    def _get(self, path: str) -> Any:
+        return self._api.get(path).raise_for_status().json()
+
+
+def wait_until(holds: Callable[[], bool], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has just ended
+        return []
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

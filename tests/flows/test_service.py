@@ -1,0 +1,187 @@
+"""The service as people use it: over the API, from another shell, in a browser."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from service_up import Up
+
+Recipe = dict[str, Any]
+
+STAGES = {
+    *("base", "documents", "shards", "evaluate", "patch", "train"),
+    *("merge", "gate", "report", "publish"),
+}
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """One service for all; it has to end without leaving a process."""
+    service = Up(tmp_path_factory.mktemp("service") / "state")
+    yield service
+    assert service.end(signal.SIGTERM) == []
+    assert service.printed.endswith("stopping …\nstopped.\n")
+
+
+@pytest.fixture
+def recipe(small_recipe: Path) -> Recipe:
+    return tomllib.loads(small_recipe.read_text("utf-8"))
+
+
+@pytest.fixture
+def run(up: Up, recipe: Recipe) -> dict[str, Any]:
+    """A run of the small recipe, asked for over the API and done by the worker."""
+    return up.run_of(recipe)
+
+
+def test_the_addresses_are_printed(up: Up) -> None:
+    assert f"Prefect UI   {up.service.prefect_ui_url}/deployments\n" in up.printed
+    assert f"MLflow UI    {up.service.mlflow_uri}\n" in up.printed
+
+
+def test_a_second_service_on_the_state_directory_is_refused(up: Up) -> None:
+    second = up.command("up")
+    assert second.returncode == 2
+    assert second.stderr.count("\n") == 1
+    assert f"already runs at {up.service.prefect_ui_url} there; stop it first" in second.stderr
+
+
+def test_every_field_of_the_form_has_a_title_and_a_first_value_or_is_empty(up: Up) -> None:
+    schema = up.deployment["parameter_openapi_schema"]
+    sections = schema["definitions"]["Recipe"]["properties"]
+    values = up.deployment["parameters"]["recipe"]
+    assert set(values) == set(sections)
+    for section, reference in sections.items():
+        fields = schema["definitions"][reference["$ref"].rpartition("/")[2]]["properties"]
+        assert all(field["title"] for field in fields.values())
+        for name, field in fields.items():
+            assert name in values[section] or field["default"] is None
+
+
+def test_the_form_offers_choices_and_states_bounds(up: Up) -> None:
+    definitions = up.deployment["parameter_openapi_schema"]["definitions"]
+    assert "yarn" in definitions["Rope"]["properties"]["method"]["enum"]
+    assert definitions["Train"]["properties"]["rank"]["minimum"] == 1
+
+
+def test_a_value_out_of_bounds_is_refused_at_once(up: Up, recipe: Recipe) -> None:
+    recipe["train"]["rank"] = -3
+    answer = up.submit(recipe)
+    assert answer.status_code == 409
+    assert "'recipe.train.rank'. Failure reason: -3 is less than the minimum" in answer.json()["detail"]
+
+
+def test_an_unknown_key_is_refused_at_once(up: Up, recipe: Recipe) -> None:
+    recipe["train"]["stpes"] = 3
+    answer = up.submit(recipe)
+    assert answer.status_code == 409
+    assert "'stpes' was unexpected" in answer.json()["detail"]
+
+
+def test_nightly_exists_and_is_paused(up: Up) -> None:
+    (schedule,) = up.deployment["schedules"]
+    assert schedule["slug"] == "nightly"
+    assert schedule["schedule"]["cron"] == "0 2 * * *"
+    assert schedule["active"] is False
+
+
+def test_a_run_completes_with_a_task_for_every_stage(up: Up, run: dict[str, Any]) -> None:
+    assert run["state_type"] == "COMPLETED", run["state"]
+    tasks = up.find("task_runs", run["id"])
+    assert {task["name"] for task in tasks} >= STAGES
+    assert {task["state_type"] for task in tasks} == {"COMPLETED"}
+
+
+def test_a_run_shows_its_progress_and_its_report(up: Up, run: dict[str, Any]) -> None:
+    artifacts = {artifact["key"]: artifact for artifact in up.find("artifacts", run["id"])}
+    assert artifacts["progress-train"]["type"] == "progress"
+    assert artifacts["progress-train"]["data"] == 100
+    report = artifacts["report"]
+    assert report["description"] == "small version 1, gate passed"
+    assert report["data"].count("](data:image/png;base64,") == 3
+    assert f"{up.service.mlflow_uri}/#/models/small/versions/1" in report["data"]
+
+
+def test_the_version_is_downloaded_by_plain_mlflow(up: Up, run: dict[str, Any], tmp_path: Path) -> None:
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "artifacts",
+            "download",
+            "-u",
+            "models:/small@champion",
+            "-d",
+            tmp_path,
+        ],
+        env={**up.environment, "MLFLOW_TRACKING_URI": up.service.mlflow_uri},
+        check=True,
+        timeout=120,
+    )
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["max_position_embeddings"] == 1024
+    assert (tmp_path / "model.safetensors").stat().st_size > 9_000_000
+
+
+def test_the_version_is_pulled(up: Up, run: dict[str, Any], tmp_path: Path) -> None:
+    pulled = up.command("pull", "small", "--tag", "context_length=1024", "--to", tmp_path / "model")
+    assert pulled.returncode == 0, pulled.stderr
+    assert (tmp_path / "model" / "config.json").is_file()
+
+
+def test_another_shell_uses_the_service(up: Up, run: dict[str, Any], small_recipe: Path) -> None:
+    extended = up.command("extend", small_recipe, "--set", "publish.name=shell")
+    assert extended.returncode == 0, extended.stderr
+    newest = up.runs()[0]
+    assert (newest["name"], newest["state_type"]) == ("shell", "COMPLETED")
+    assert newest["deployment_id"] is None
+    (report,) = [found for found in up.find("artifacts", newest["id"]) if found["key"] == "report"]
+    assert f"{up.service.mlflow_uri}/#/models/shell/versions/1" in report["data"]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
+def test_a_person_runs_the_form_in_a_browser(up: Up, run: dict[str, Any], recipe: Recipe) -> None:
+    """Change a value, submit, see the run complete, read the report, find the version in MLflow."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here")
+    up.change_deployment(parameters={"recipe": recipe})  # or the form asks for the whole demo
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=shutil.which("chromium"),
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"],
+        )
+        page = browser.new_page(viewport={"width": 1300, "height": 1000})
+        page.set_default_timeout(120_000)
+        elsewhere: list[str] = []
+        page.on("request", lambda request: elsewhere.append(request.url))
+
+        page.goto(f"{up.service.prefect_ui_url}/deployments/deployment/{up.deployment['id']}/run")
+        label = page.get_by_text("Model name (Optional)", exact=True)
+        page.locator(".schema-form-property").filter(has=label).last.locator("textarea").fill("from-the-form")
+        page.get_by_role("button", name="Submit").click()
+        page.get_by_role("link", name="from-the-form", exact=True).first.click()
+        page.get_by_text("Completed", exact=True).first.wait_for()
+
+        page.get_by_text("Artifacts", exact=True).click()
+        page.get_by_text("from-the-form version 1, gate passed").click()
+        pictures = page.locator("img[src^='data:image/png']")
+        pictures.nth(2).wait_for()
+        assert all(picture.evaluate("image => image.naturalWidth > 0") for picture in pictures.all())
+
+        page.goto(page.get_by_role("link", name="Model version").get_attribute("href"))
+        page.get_by_text("from-the-form").first.wait_for()
+        page.get_by_text("context_length", exact=True).wait_for()
+        browser.close()
+    ours = (up.service.prefect_ui_url, up.service.mlflow_uri, "data:", "blob:")
+    assert [url for url in elsewhere if not url.startswith(ours)] == []
