@@ -1,0 +1,33 @@
+"""Methods side by side through the real flow: shared stages once, every arm in the table."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_arms_share_what_they_can(cli: Any, small_recipe: Path) -> None:
+    done = cli(
+        "compare", small_recipe, "--methods", "ntk,yarn", "--arms", "zero-shot,lora", "--set", "train.steps=2"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "winner by the gate: yarn" in done.stdout
+    run = json.loads(cli("runs", "show", "--last", "--json").stdout)
+    used = Counter(stage["stage"] for stage in run["stages"])
+    assert used == {
+        **{"base": 1, "documents": 1, "shards": 1, "patch": 2, "train": 2},
+        **{"merge": 2, "evaluate": 5, "compare": 1},
+    }
+    assert run["release"] is None
+
+
+def test_an_unknown_method_is_named(cli: Any, small_recipe: Path) -> None:
+    done = cli("compare", small_recipe, "--methods", "yarn,rope")
+    assert done.returncode == 2
+    assert done.stderr.startswith("yarn-ops: method 'rope' is unknown; known are none, linear, ntk")
