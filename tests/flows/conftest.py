@@ -1,0 +1,1 @@
+from person import person  # noqa: F401
