@@ -11,6 +11,7 @@
     │   └── Stopped         asked to stop; a checkpoint was written and a later run goes on from it
     ├── MergeError          the merged model is not the trained one
     ├── EvaluationError     a measurement cannot be made
+    ├── ExportError         a model or adapter cannot be written in the form that an engine reads
     ├── StoreError          object storage is unreachable, refuses, or returned other bytes
     ├── RegistryError       the run registry is unreachable or not migrated
     │   └── LeaseLost       another process holds the lease of this stage now
@@ -56,6 +57,9 @@ class MergeError(YarnOpsError): ...
 
 
 class EvaluationError(YarnOpsError): ...
+
+
+class ExportError(YarnOpsError): ...
 
 
 class StoreError(YarnOpsError): ...

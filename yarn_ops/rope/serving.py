@@ -1,0 +1,227 @@
+"""The same rotary embedding in an engine: the settings that make it so, or a refusal that says why.
+
+Plain YaRN (betas 32 and 1, rounded ramp, attention factor of its own) is read alike by all engines.
+Whatever else an engine reads differently is translated where that is exact, and refused where it is not:
+
+                     transformers, vLLM ≥ 0.30   vLLM ≤ 0.29            SGLang      llama.cpp
+    attention_factor as written                  becomes attn_factor    refused     becomes attn_factor
+    mscale pair      their ratio                 becomes attn_factor    as written  becomes attn_factor
+    betas            as written                  as written             as written  frequency factors
+    truncate=false   as written                  as written, ≥ 0.13     as written  frequency factors
+    llama3           as written                  as written             as written  frequency factors
+
+`attn_factor` multiplies YaRN's own 0.1 ln(s) + 1 where attention_factor replaces it. Frequency factors
+divide the base's frequencies one by one; llama.cpp has them for its llama class alone (llama, mistral).
+
+Read from transformers 5.23, vLLM 0.10 to 0.33, SGLang 0.5.23, llama.cpp of llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from yarn_ops.errors import RopeError
+from yarn_ops.rope.architectures import require_full_attention
+from yarn_ops.rope.config import rope_spec_of
+from yarn_ops.rope.fields import RopeFields, optional_number, read_fields
+from yarn_ops.rope.methods import (
+    BETA_FAST,
+    BETA_SLOW,
+    LENGTH_DEPENDENT,
+    Array,
+    RopeSpec,
+    attention_factor,
+    inverse_frequencies,
+    yarn_scale,
+)
+
+Engine = Literal["transformers", "vllm", "vllm-0.29", "sglang", "llama.cpp"]
+"""vllm-0.29: vLLM up to 0.29"""
+
+REQUIRES: dict[Engine, str] = {
+    "transformers": "transformers>=5",
+    "vllm": "vllm>=0.30",
+    "vllm-0.29": "vllm>=0.10,<0.30",
+    "sglang": "sglang>=0.5.23",
+    "llama.cpp": "llama-cpp-python>=0.3.36",
+}
+VLLM_WITH_TRUNCATE = "vllm>=0.13,<0.30"
+GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+"""model_type -> llama.cpp's name; these a GGUF can be written of"""
+WITHOUT_YARN_IN_GGUF = ("gemma", "gemma2")
+FREQUENCY_FACTORS_IN_GGUF = ("llama",)
+EXACT = 1e-6
+"""relative; what a loaded model may differ from the reference (`proof.RTOL`)"""
+
+
+@dataclass(frozen=True)
+class GgufRope:
+    """The rotary embedding in llama.cpp's terms."""
+
+    architecture: str
+    scaling: Literal["none", "linear", "yarn"]
+    theta: float
+    factor: float
+    original_context_tokens: int
+    attn_factor: float
+    """multiplies cos and sin, on top of YaRN's own factor where `scaling` is yarn"""
+    frequency_factors: Array | None
+    """float64[d/2], divisors of the base's frequencies"""
+
+
+@dataclass(frozen=True)
+class ServingSettings:
+    """How an engine is started so that it rotates as the config asks."""
+
+    engine: Engine
+    requires: str
+    """the versions this holds for"""
+    context_tokens: int
+    config: dict[str, Any] | None = None
+    """the config.json that this engine needs instead of the model's own; None: the model's own"""
+    gguf: GgufRope | None = None
+
+    def command(self, model: str, *, adapter: str | None = None, rank: int | None = None) -> str:
+        """The command line, quoted for a shell. `adapter`: a LoRA directory (vLLM, SGLang) of that rank."""
+        tokens, lora = str(self.context_tokens), []
+        match self.engine:
+            case "transformers":
+                words = ["transformers", "serve", model]
+            case "vllm" | "vllm-0.29":
+                words = ["vllm", "serve", model, "--max-model-len", tokens]
+                lora = ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"adapter={adapter}"]
+            case "sglang":
+                words = ["python", "-m", "sglang.launch_server", "--model-path", model]
+                words += ["--context-length", tokens]
+                lora = ["--enable-lora", "--max-lora-rank", str(rank), "--lora-paths", f"adapter={adapter}"]
+            case "llama.cpp":  # one slot: more would share the context out
+                words = ["llama-server", "--model", model, "--ctx-size", tokens, "--parallel", "1"]
+        return shlex.join(words if adapter is None else words + lora)
+
+
+def serving_settings(config: Mapping[str, Any], engine: Engine) -> ServingSettings:
+    """Settings under which `engine` rotates as `config` (a config.json) asks. RopeError: it cannot."""
+    fields, spec = read_fields(config), rope_spec_of(config)
+    require_full_attention(config, fields.context_tokens)
+    if spec.method in LENGTH_DEPENDENT:
+        raise RopeError(
+            f"rope_type: {fields.kind} cannot be served by {engine}: its frequencies change with the length, "
+            "but the cache holds keys turned by the earlier ones; extend with yarn to serve"
+        )
+    requires, served, gguf = REQUIRES[engine], None, None
+    match engine:
+        case "vllm-0.29":
+            if not spec.truncate:
+                requires = VLLM_WITH_TRUNCATE  # earlier ones do not know the key
+            served = _config_of_old_vllm(config, fields, spec)
+        case "sglang":
+            _require_attention_of_sglang(fields, spec)
+        case "llama.cpp":
+            gguf = _gguf_rope(config, fields, spec)
+    return ServingSettings(engine, requires, fields.context_tokens, served, gguf)
+
+
+def _config_of_old_vllm(
+    config: Mapping[str, Any], fields: RopeFields, spec: RopeSpec
+) -> dict[str, Any] | None:
+    """With `attn_factor` in place of what vLLM up to 0.29 ignores; None where it would ignore nothing."""
+    if spec.method != "yarn" or _is_own(spec):
+        return None
+    served = copy.deepcopy(dict(config))
+    for name in ("rope_scaling", "rope_parameters"):
+        if served.get(name):
+            for ignored in ("attention_factor", "mscale", "mscale_all_dim"):
+                served[name].pop(ignored, None)
+            served[name]["attn_factor"] = attention_factor(spec) / yarn_scale(spec.factor)
+    return served
+
+
+def _require_attention_of_sglang(fields: RopeFields, spec: RopeSpec) -> None:
+    if spec.method != "yarn":
+        return
+    above, below = (optional_number(fields.scaling, key) for key in ("mscale", "mscale_all_dim"))
+    applied = yarn_scale(spec.factor)
+    if above and below:
+        applied = yarn_scale(spec.factor, above) / yarn_scale(spec.factor, below)
+    wanted = attention_factor(spec)
+    if not math.isclose(applied, wanted, rel_tol=EXACT):
+        raise RopeError(
+            f"attention_factor: {wanted:g} is ignored by sglang, which would take {applied:.6g}; "
+            "serve with vllm, or extend without it"
+        )
+
+
+def _gguf_rope(config: Mapping[str, Any], fields: RopeFields, spec: RopeSpec) -> GgufRope:
+    architecture = _gguf_architecture(config, fields)
+    factors = None
+    scaling: Literal["none", "linear", "yarn"] = "none"
+    attn_factor = 1.0
+    match spec.method:
+        case "linear":
+            scaling = "linear"
+        case "yarn" if _has_plain_ramp(spec):
+            scaling = "yarn"
+            attn_factor = attention_factor(spec) / yarn_scale(spec.factor)
+        case "yarn" | "llama3":
+            factors = _frequency_factors(architecture, spec)
+            attn_factor = attention_factor(spec)
+    if math.isclose(attn_factor, 1.0, rel_tol=EXACT):
+        attn_factor = 1.0
+    return GgufRope(
+        architecture=architecture,
+        scaling=scaling,
+        theta=spec.theta,
+        factor=spec.factor,
+        original_context_tokens=spec.original_context_tokens,
+        attn_factor=attn_factor,
+        frequency_factors=factors,
+    )
+
+
+def _gguf_architecture(config: Mapping[str, Any], fields: RopeFields) -> str:
+    model_type = str(config.get("model_type"))
+    elsewhere = "serve with vllm or sglang"
+    if fields.rotary_fraction != 1:
+        raise RopeError(
+            f"partial_rotary_factor: {fields.rotary_fraction:g}: a GGUF of {model_type} cannot carry scaling "
+            f"of heads that are rotated in part; {elsewhere}"
+        )
+    if model_type in WITHOUT_YARN_IN_GGUF:
+        raise RopeError(f"model_type: {model_type}: llama.cpp drops the scaling of this class; {elsewhere}")
+    if model_type not in GGUF_ARCHITECTURES:
+        raise RopeError(
+            f"model_type: {model_type}: a GGUF is written of {', '.join(GGUF_ARCHITECTURES)} only; {elsewhere}"
+        )
+    return GGUF_ARCHITECTURES[model_type]
+
+
+def _frequency_factors(architecture: str, spec: RopeSpec) -> Array:
+    if architecture not in FREQUENCY_FACTORS_IN_GGUF:
+        asked = "llama3" if spec.method == "llama3" else "truncate false"
+        if spec.method == "yarn" and spec.truncate:
+            asked = f"beta_fast {spec.beta_fast:g} and beta_slow {spec.beta_slow:g}"
+        raise RopeError(
+            f"{asked}: llama.cpp reads neither this nor frequency factors for {architecture}, and would turn "
+            "its heads by other frequencies; serve with vllm or sglang, or extend with the default betas"
+        )
+    base = RopeSpec(
+        method="none",
+        dim=spec.dim,
+        theta=spec.theta,
+        original_context_tokens=spec.original_context_tokens,
+    )
+    return inverse_frequencies(base) / inverse_frequencies(spec)
+
+
+def _is_own(spec: RopeSpec) -> bool:
+    """Whether the attention factor is YaRN's own."""
+    return math.isclose(attention_factor(spec), yarn_scale(spec.factor), rel_tol=EXACT)
+
+
+def _has_plain_ramp(spec: RopeSpec) -> bool:
+    return (spec.beta_fast, spec.beta_slow, spec.truncate) == (BETA_FAST, BETA_SLOW, True)
