@@ -152,11 +152,10 @@ def pull(
     ] = False,
 ) -> None:
     """Download the newest version that matches, every file verified, and prove its RoPE."""
+    tags = _pairs(tag)
     from yarn_ops.cli.pull import pull_release
 
-    release = pull_release(
-        name, to, tags=_pairs(tag), alias=alias, version=version, include_rejected=any_gate
-    )
+    release = pull_release(name, to, tags=tags, alias=alias, version=version, include_rejected=any_gate)
     typer.echo(f"{release.name} version {release.version} -> {to}")
 
 
@@ -240,10 +239,10 @@ def _registry():  # type: ignore[no-untyped-def]
 
 
 def _tracking():  # type: ignore[no-untyped-def]
-    from yarn_ops.release import open_tracking
+    from yarn_ops.services import try_mlflow
     from yarn_ops.settings import read_settings
 
-    return open_tracking(read_settings())
+    return try_mlflow(read_settings())
 
 
 def _pairs(tags: list[str] | None) -> dict[str, str]:

@@ -15,23 +15,21 @@ if TYPE_CHECKING:
     from yarn_ops.registry import RunSummary, RunView
     from yarn_ops.release import ModelVersion
 
-CONSOLE = Console(highlight=False, soft_wrap=True)
+CONSOLE = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # what users name is not markup
 ARROW = " → "
 SHOWN_TASKS = ("perplexity/last-quarter", "recall/code", "recall/prose")
 
 
 def show_recipe(recipe: Recipe, *, as_json: bool) -> None:
-    """A recipe with every default written out, and its digest."""
+    """A recipe with every default written out, as TOML that is the same recipe, and its digest."""
     values = recipe.model_dump(mode="json")
     if as_json:
         _print_json({"digest": recipe.digest(), **values})
         return
     for name, section in values.items():
-        CONSOLE.print(f"\\[{name}]", style="bold")
+        CONSOLE.print(f"[{name}]", style="bold")
         for key, value in section.items():
-            CONSOLE.print(
-                f"{key} = {json.dumps(value)}" if value is not None else f"# {key} is not set", markup=False
-            )
+            CONSOLE.print(f"# {key} is not set" if value is None else f"{key} = {_toml(value)}")
         CONSOLE.print()
     CONSOLE.print(f"# digest {recipe.digest()}")
 
@@ -66,7 +64,9 @@ def show_run(run: RunView, *, as_json: bool = False) -> None:
         f"run {run.id}: {run.status}{attempts}" + (f" ({run.reason})" if run.reason else ""), style="bold"
     )
     CONSOLE.print(_stage_table(run), soft_wrap=False)
-    if run.scores:
+    if any(stage.stage == "compare" and stage.record for stage in run.stages):
+        show_comparison(run)
+    elif run.scores:
         CONSOLE.print(score_table(run), soft_wrap=False)
     _show_outcome(run)
 
@@ -125,13 +125,13 @@ def _show_outcome(run: RunView) -> None:
             style="green" if verdict["passed"] else "red",
         )
         for check in verdict["checks"]:
-            CONSOLE.print(f"  {'✓' if check['passed'] else '✗'} {check['reason']}", markup=False)
+            CONSOLE.print(f"  {'✓' if check['passed'] else '✗'} {check['reason']}")
     for stage in run.stages:
         record = stage.record or {}
         if stage.stage == "report" and record.get("tree"):
             folder = record["tree"]["uri"].removeprefix("file://")
             for picture in record["pictures"]:
-                CONSOLE.print(f"picture: {folder}/{picture}", markup=False)
+                CONSOLE.print(f"picture: {folder}/{picture}")
     if run.release is not None:
         alias = f", alias {run.release.alias}" if run.release.alias else ""
         CONSOLE.print(f"release: {run.release.name} version {run.release.version}{alias}", style="bold")
@@ -153,7 +153,7 @@ def show_comparison(run: RunView) -> None:
     CONSOLE.print(f"winner by the gate: {record['winner'] or 'none'}", style="bold")
     folder = record["tree"]["uri"].removeprefix("file://")
     for picture in record["pictures"]:
-        CONSOLE.print(f"picture: {folder}/{picture}", markup=False)
+        CONSOLE.print(f"picture: {folder}/{picture}")
 
 
 def _curve(scores: Sequence[dict[str, Any]], task: str) -> str:
@@ -191,11 +191,11 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
         _print_json([vars(finding) for finding in findings])
         return
     for finding in findings:
-        mark = "[green]✓[/green]" if finding.healthy else "[red]✗[/red]"
-        CONSOLE.print(f"{mark} {finding.name:<16}", end=" ")
-        CONSOLE.print(finding.found, markup=False)
+        mark, colour = ("✓", "green") if finding.healthy else ("✗", "red")
+        CONSOLE.print(mark, style=colour, end=" ")
+        CONSOLE.print(f"{finding.name:<16} {finding.found}")
         if finding.remedy:
-            CONSOLE.print(f"    → {finding.remedy}", markup=False)
+            CONSOLE.print(f"    → {finding.remedy}")
 
 
 def _table(*columns: str, shortened: str = "") -> Table:
@@ -205,6 +205,20 @@ def _table(*columns: str, shortened: str = "") -> Table:
         gives_way = column == shortened
         table.add_column(column, no_wrap=not gives_way, min_width=8 if gives_way else None, overflow="fold")
     return table
+
+
+def _toml(value: Any) -> str:
+    """A JSON value as TOML has it; what is None is left out."""
+    if isinstance(value, dict):
+        pairs = [f"{_toml_key(key)} = {_toml(item)}" for key, item in value.items() if item is not None]
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _toml_key(key: str) -> str:
+    return key if key.isascii() and key.isidentifier() else json.dumps(key)
 
 
 def _print_json(value: Any) -> None:

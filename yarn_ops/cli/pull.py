@@ -6,9 +6,9 @@ from pathlib import Path
 
 from yarn_ops.bars import Bars
 from yarn_ops.checkpoints import read_config
-from yarn_ops.release import ModelVersion, open_tracking
+from yarn_ops.release import ModelVersion
 from yarn_ops.rope.config import rope_spec_of
-from yarn_ops.rope.patch import prove_directory
+from yarn_ops.services import try_mlflow
 from yarn_ops.settings import read_settings
 from yarn_ops.store import open_store, store_options
 from yarn_ops.store.pull import pull_tree
@@ -29,11 +29,13 @@ def pull_release(
     at all. Raises ReleaseError (nothing matches), StoreError (bytes), ProofError (frequencies).
     """
     settings = read_settings()
-    release = open_tracking(settings).find(
+    release = try_mlflow(settings).find(
         name, tags=tags, alias=alias, version=version, include_rejected=include_rejected
     )
     store = open_store(settings.store, store_options(settings))
     with Bars() as bars:
         pull_tree(store, release.source, to, report=bars.of(f"{name} {release.version}"))
+    from yarn_ops.rope.patch import prove_directory  # torch: seconds that a pull of nothing need not wait
+
     prove_directory(to, rope_spec_of(read_config(to)))
     return release

@@ -1,0 +1,70 @@
+"""Every command and every option says what it does; what is typed wrong is told in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from yarn_ops.cli import app
+
+README = Path(__file__).parents[3] / "README.md"
+
+
+def commands(group: Any, path: str = "yarn-ops") -> Iterator[tuple[str, Any]]:
+    """(how it is typed, command) of everything below a group that does something."""
+    for name, command in group.commands.items():
+        typed = f"{path} {name}"
+        if not hasattr(command, "commands") or command.invoke_without_command:
+            yield typed, command
+        if hasattr(command, "commands"):
+            yield from commands(command, typed)
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("typed", COMMANDS)
+def test_a_command_is_explained(typed: str) -> None:
+    command = COMMANDS[typed]
+    assert command.help
+    assert command.get_short_help_str(200).endswith(".")
+
+
+@pytest.mark.parametrize("typed", COMMANDS)
+def test_options_that_are_not_their_own_explanation_are_explained(typed: str) -> None:
+    silent = [p.name for p in COMMANDS[typed].params if not getattr(p, "help", None) and p.name != "help"]
+    assert set(silent) <= {"version", "run_id"}  # a version is a version, an ID is an ID
+
+
+@pytest.mark.parametrize("typed", COMMANDS)
+def test_a_command_is_in_the_readme(typed: str) -> None:
+    assert typed in README.read_text("utf-8")
+
+
+@pytest.mark.parametrize("group", ["", "recipe", "db"])
+def test_a_group_typed_alone_shows_its_help(yarn_ops: Any, group: str) -> None:
+    answer = yarn_ops(*group.split())
+    assert answer.status == 2
+    assert answer.err.startswith("Usage: yarn-ops")
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        ("extnd", "yarn-ops: no such command 'extnd'. Did you mean 'extend'?; see `yarn-ops --help`"),
+        ("extend", "yarn-ops: missing argument 'RECIPE'; see `yarn-ops extend --help`"),
+        ("pull small", "yarn-ops: missing option '--to'; see `yarn-ops pull --help`"),
+        (
+            "pull a --to b --tag c",
+            "yarn-ops: invalid value: write --tag key=value; see `yarn-ops pull --help`",
+        ),
+        ("runs show", "yarn-ops: invalid value: give a run's id, or --last; see `yarn-ops runs show --help`"),
+    ],
+)
+def test_a_mistyped_command(yarn_ops: Any, typed: str, line: str) -> None:
+    answer = yarn_ops(*typed.split())
+    assert (answer.status, answer.out, answer.err) == (2, "", line + "\n")

@@ -1,0 +1,137 @@
+"""What a person reads at 80 columns: whole run ids, before and after side by side, nothing cut off."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from yarn_ops.cli import display
+from yarn_ops.registry import ReleaseView, RunSummary, RunView, ScoreView, StageView
+
+STARTED = datetime(2026, 11, 23, 18, 34, tzinfo=UTC)
+ID = "20261123-183436-664890"
+BASE = "/models/of/[somebody]/with/a/long/path/llama-8k"
+
+BEFORE = {512: (10.69, 0.98), 2048: (285.17, 0.0)}
+AFTER = {512: (10.88, 0.98), 2048: (9.99, 0.979)}
+
+SCORE = ScoreView(
+    stage="evaluate",
+    checkpoint_digest="c",
+    task="loss-by-position",
+    context_tokens=512,
+    depth=None,
+    seed=0,
+    value=2.0,
+    low=None,
+    high=None,
+    samples=1,
+)
+
+
+def scorecard(values: dict[int, tuple[float, float]]) -> dict[str, Any]:
+    scores = [
+        {"task": task, "context_tokens": tokens, "depth": None, "value": value}
+        for tokens, pair in values.items()
+        for task, value in zip(("perplexity/last-quarter", "recall/code"), pair, strict=True)
+    ]
+    return {"original_context_tokens": 512, "scores": scores}
+
+
+def stage(name: str, status: str = "completed", **record: Any) -> StageView:
+    done = status == "completed"
+    return StageView(
+        stage=name,
+        key="k",
+        status=status,
+        reused=False if done else None,
+        seconds=61.5 if done else None,
+        attempts=1,
+        holder=None,
+        started_at=STARTED,
+        finished_at=STARTED,
+        record=record if done else None,
+        error=None if done else "because",
+    )
+
+
+def run(*stages: StageView, status: str = "completed", reason: str | None = None) -> RunView:
+    release = ReleaseView(
+        name="llama-32k",
+        version=12,
+        mlflow_run_id="m",
+        gate="passed",
+        alias="champion",
+        tags={},
+        released_at=STARTED,
+    )
+    return RunView(
+        id=ID,
+        recipe={"base": {"model": BASE}, "rope": {"method": "by-parts"}},
+        recipe_digest="d",
+        status=status,
+        reason=reason,
+        attempts=1,
+        git_commit=None,
+        flow_run_id=None,
+        mlflow_run_id=None,
+        started_at=STARTED,
+        finished_at=STARTED + timedelta(minutes=17.3),
+        release=release if status == "completed" else None,
+        stages=stages,
+        scores=(SCORE,),
+    )
+
+
+@pytest.fixture(autouse=True, params=[80, 120])
+def columns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setenv("COLUMNS", str(request.param))
+    return int(request.param)
+
+
+def test_before_and_after_stand_side_by_side(capsys: pytest.CaptureFixture[str], columns: int) -> None:
+    display.show_run(run(stage("evaluate", **scorecard(BEFORE)), stage("evaluate", **scorecard(AFTER))))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines)) <= columns
+    start = next(number for number, line in enumerate(lines) if line.startswith("tokens"))
+    assert lines[start - 1 : start + 3] == [
+        "            perplexity       recall code",
+        "tokens      before → after   before → after",
+        "512 (1×)     10.69 →  10.88  0.98 → 0.98",
+        "2,048 (4×)  285.17 →   9.99  0.00 → 0.98",
+    ]
+
+
+def test_a_run_that_measured_the_base_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "train.targets: no layer is named ['q'], :smile:"
+    failed = run(
+        stage("evaluate", **scorecard(BEFORE)), stage("train", "failed"), status="failed", reason=reason
+    )
+    display.show_run(failed)
+    out = capsys.readouterr().out
+    assert f"run {ID}: failed ({reason})\n" in out
+    assert "tokens      before      before" in out
+    assert "after" not in out
+    assert [line.split()[:2] for line in out.splitlines() if line.startswith("train")] == [
+        ["train", "failed"]
+    ]
+
+
+def test_a_list_of_runs_keeps_every_id_whole(capsys: pytest.CaptureFixture[str], columns: int) -> None:
+    whole = run()
+    display.show_runs([RunSummary(**whole.model_dump(exclude={"stages", "scores"}))], as_json=False)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines)) <= columns
+    assert lines[1].startswith(f"{ID}  completed  17.3 min  /models/")
+    assert lines[1].endswith("by-parts  llama-32k 12")
+    assert "[somebody]" in "".join("".join(line.split()) for line in lines)  # no markup
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(900, "0.9 KiB"), (528 << 10, "528.0 KiB"), (10 << 20, "10.0 MiB"), (5 << 30, "5.00 GiB")],
+)
+def test_sizes(count: int, shown: str) -> None:
+    assert display._size(count) == shown

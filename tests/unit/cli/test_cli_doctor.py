@@ -1,0 +1,120 @@
+"""Doctor tells of every dependency whether it is there and right, and what to do where it is not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from yarn_ops.cli.doctor import Finding, examine
+from yarn_ops.settings import read_settings
+
+NOBODY = "http://127.0.0.1:9"
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("machine") / "state"
+
+
+@pytest.fixture
+def state(machine: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One for all tests here: MLflow takes seconds to make its database."""
+    monkeypatch.setenv("YARN_OPS_STATE_DIR", str(machine))
+    return machine
+
+
+def finding(name: str) -> Finding:
+    return next(found for found in examine(read_settings()) if found.name == name)
+
+
+def test_a_fresh_machine_is_healthy(yarn_ops: Any, state: Path) -> None:
+    answer = yarn_ops("doctor", "--json", YARN_OPS_DEVICE="cpu")
+    found = {each["name"]: each for each in json.loads(answer.out)}
+    assert answer.status == 0
+    assert list(found) == [
+        "python", "packages", "state directory", "registry", "store", "mlflow", "prefect", "device",
+    ]  # fmt: skip
+    assert all(each["healthy"] and not each["remedy"] for each in found.values())
+    assert found["registry"]["found"] == f"sqlite:///{state}/registry.db, no runs yet"
+    assert found["prefect"]["found"] == "our own, started when needed"
+    assert list((state / "store").iterdir()) == [state / "store" / ".incoming"]  # the probe is gone
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "found", "remedy"),
+    [
+        ("state directory", {"STATE_DIR": "/dev/null/x"}, "/dev/null/x: the state", "set YARN_OPS_STATE_DIR"),
+        (
+            "registry",
+            {"DATABASE_URL": f"postgresql://me:hunter2@{NOBODY[7:]}/r"},
+            "://me:***@",
+            "check YARN_OPS_DATA",
+        ),
+        (
+            "registry",
+            {"DATABASE_URL": "sqlite:////nowhere/r.db"},
+            "no such database",
+            "run `yarn-ops db upgrade`",
+        ),
+        ("store", {"STORE_URL": "file:///dev/null/x"}, "a file stands where", "choose another place"),
+        (
+            "store",
+            {"STORE_URL": "s3://b/p", "S3_ENDPOINT_URL": NOBODY, "S3_ACCESS_KEY": "a", "S3_SECRET_KEY": "b"},
+            f"{NOBODY} does not answer",
+            "is it running, is YARN_OPS_S3_ENDPOINT_URL right?",
+        ),
+        ("mlflow", {"MLFLOW_URI": NOBODY}, "nothing answers", "start it, or correct YARN_OPS_MLFLOW_URI"),
+        (
+            "prefect",
+            {"PREFECT_API_URL": f"{NOBODY}/api"},
+            "nothing answers at",
+            "start it, or unset the variable",
+        ),
+        ("device", {"DEVICE": "cuda"}, "no CUDA GPU", "set YARN_OPS_DEVICE to auto or cpu"),
+    ],
+)
+def test_what_is_wrong_has_a_remedy(
+    name: str,
+    settings: dict[str, str],
+    found: str,
+    remedy: str,
+    state: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for variable, value in settings.items():
+        monkeypatch.setenv(f"YARN_OPS_{variable}", value)
+    bad = finding(name)
+    assert not bad.healthy
+    assert found in bad.found
+    assert remedy in bad.remedy
+    assert "hunter2" not in bad.found + bad.remedy
+
+
+def test_a_missing_and_an_old_package(monkeypatch: pytest.MonkeyPatch, state: Path) -> None:
+    needs = ["pytest>=9999", "no-such-package>=1", "ruff; extra == 'test'"]
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: needs)
+    bad = finding("packages")
+    assert not bad.healthy
+    assert "is not >=9999" in bad.found
+    assert "no-such-package is missing" in bad.found
+    assert bad.remedy == "run `pip install -c infra/constraints.txt -e .` in the checkout"
+
+
+def test_one_wrong_thing_does_not_hide_the_others(yarn_ops: Any, state: Path) -> None:
+    answer = yarn_ops("doctor", YARN_OPS_MLFLOW_URI=NOBODY, YARN_OPS_DEVICE="cpu", COLUMNS="80")
+    assert answer.status == 2
+    lines = answer.out.splitlines()
+    assert [line[0] for line in lines if line[0] in "✓✗"] == list("✓✓✓✓✓✗✓✓")
+    assert "    → start it, or correct YARN_OPS_MLFLOW_URI" in lines
+
+
+def test_a_full_disk_is_told_before_a_run_meets_it(monkeypatch: pytest.MonkeyPatch, state: Path) -> None:
+    monkeypatch.setattr(sys.modules["yarn_ops.cli.doctor"], "FREE_BYTES", 1 << 60)
+    bad = finding("state directory")
+    assert bad.found.endswith("GiB free")
+    assert bad.remedy == "make room, a run wants 5 GiB at least"
