@@ -29,6 +29,14 @@ PASSED = "passed"
 END_STATUS = {"completed": "FINISHED", "rejected": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 """MLflow's word for each end of a run. A rejected model was measured to the end; its gate tag tells."""
 
+FAILURES = {
+    "Max retries exceeded": "cannot be reached; is the server running there?",
+    "file is not a database": "the file is something else; correct YARN_OPS_MLFLOW_URI",
+    "disk is full": "the disk is full; free some and run again",
+    "disk I/O error": "the disk is full or fails; free some and run again",
+}
+"""What MLflow's words mean to a person."""
+
 BATCH_ENTITIES = 100
 """MLflow's limit on parameters in one call."""
 
@@ -276,10 +284,9 @@ class Tracking:
 
     def _cause(self, error: Exception) -> str:
         text = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
-        if "Max retries exceeded" in text:
-            return "cannot be reached; is the server running there?"
-        if "file is not a database" in text:
-            return "the file is something else; correct YARN_OPS_MLFLOW_URI"
+        for symptom, told in FAILURES.items():
+            if symptom in text:
+                return told
         return text.splitlines()[0].replace(self.uri, self._shown)
 
 
