@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import RecipeError
 
-RopeMethod = Literal["none", "linear", "ntk", "dynamic-ntk", "by-parts", "yarn", "llama3", "longrope", "abf"]
+RopeMethod = Literal[
+    "none", "linear", "ntk", "dynamic-ntk", "by-parts", "yarn", "dynamic-yarn", "llama3", "longrope", "abf"
+]
 Arm = Literal["zero-shot", "lora", "full"]
 """of a comparison: patched and not trained, trained adapters, all parameters trained"""
 Positive = Annotated[int, Field(gt=0)]

@@ -12,6 +12,7 @@ method's ramp r: 0 keeps a dimension as trained (it extrapolates), 1 interpolate
     dynamic-ntk  r = 0, θ·(s·n/L - (s-1))^(d/(d-2))               emozilla 2023; n = length, at least L
     by-parts     r rises between beta_fast and beta_slow turns    Peng et al. 2023, arXiv:2309.00071, 3.2
     yarn         as by-parts, cos and sin times an attention factor                  the same, 3.4
+    dynamic-yarn as yarn with s = max(1, n/L), n = length                            the same, 3.5
     llama3       r falls with L/wavelength between low_ and high_freq_factor      Llama 3.1, Meta 2024
     longrope     f_i / λ_i, λ from a short or a long list         Ding et al. 2024, arXiv:2402.13753
     abf          r = 0, θ replaced                                Xiong et al. 2023, arXiv:2309.16039
@@ -36,7 +37,8 @@ BETA_SLOW = 1.0  # YaRN, section 3.2 (there α)
 YARN_TEMPERATURE_SLOPE = 0.1  # YaRN, section 3.4: sqrt(1/t) = 0.1 ln(s) + 1
 RAMP_GUARD = 0.001  # width of a ramp whose ends coincide; the authors' and every other implementation
 FLOAT32_UNIT = 2.0**-24  # half the distance between neighbours at 1
-LENGTH_DEPENDENT = ("dynamic-ntk", "longrope")
+LENGTH_DEPENDENT = ("dynamic-ntk", "dynamic-yarn", "longrope")
+RAMPED = ("by-parts", "yarn", "dynamic-yarn")
 
 
 class RopeSpec(BaseModel):
@@ -86,7 +88,9 @@ class RopeSpec(BaseModel):
                     raise ValueError(
                         f"{name}: {count} numbers, expected {self.dim // 2}, one a pair of dimensions"
                     )
-        if self.method in ("by-parts", "yarn") and (bounds := ramp_bounds(self))[0] > bounds[1]:
+        if self.method == "dynamic-yarn" and self.attention_factor is not None:
+            raise ValueError("attention_factor: dynamic-yarn's grows with the length and cannot be given")
+        if self.method in RAMPED and (bounds := ramp_bounds(self))[0] > bounds[1]:
             raise ValueError(
                 f"original_context_tokens: with {self.original_context_tokens} and theta {self.theta:g} no "
                 "pair of dimensions lies between beta_fast and beta_slow turns; check both"
@@ -102,9 +106,11 @@ class RopeSpec(BaseModel):
 def inverse_frequencies(spec: RopeSpec, length_tokens: int | None = None) -> Array:
     """Angle a position turns each pair of dimensions by, in radians: float64[d/2], highest first.
 
-    Only dynamic-ntk and longrope look at `length_tokens`, the length of the sequence being read;
+    Only the methods of LENGTH_DEPENDENT look at `length_tokens`, the length of the sequence being read;
     None means one within the original context.
     """
+    if spec.method == "dynamic-yarn":
+        return inverse_frequencies(yarn_at(spec, length_tokens))
     length_tokens = max(length_tokens or 0, spec.original_context_tokens)
     frequencies = _base_frequencies(_effective_theta(spec, length_tokens), spec.dim)
     if spec.method == "longrope":
@@ -114,11 +120,14 @@ def inverse_frequencies(spec: RopeSpec, length_tokens: int | None = None) -> Arr
     return frequencies * (1 - share) + frequencies / spec.factor * share
 
 
-def attention_factor(spec: RopeSpec) -> float:
+def attention_factor(spec: RopeSpec, length_tokens: int | None = None) -> float:
     """What cos and sin are multiplied by, for queries and keys alike: logits grow by its square.
 
     YaRN: 0.1 ln(s) + 1 (section 3.4). LongRoPE: sqrt(1 + ln(s) / ln(L)), as Phi-3 has it. Others: 1.
+    Only dynamic-yarn looks at `length_tokens`, as `inverse_frequencies` does.
     """
+    if spec.method == "dynamic-yarn":
+        return attention_factor(yarn_at(spec, length_tokens))
     if spec.method not in ("yarn", "longrope"):
         return 1.0
     if spec.attention_factor is not None:
@@ -126,6 +135,12 @@ def attention_factor(spec: RopeSpec) -> float:
     if spec.method == "yarn":
         return yarn_scale(spec.factor)
     return math.sqrt(1 + math.log(spec.factor) / math.log(spec.original_context_tokens))
+
+
+def yarn_at(spec: RopeSpec, length_tokens: int | None) -> RopeSpec:
+    """The static YaRN that a dynamic one is while `length_tokens` are read: s = max(1, n/L)."""
+    beyond = max(length_tokens or 0, spec.original_context_tokens) / spec.original_context_tokens
+    return spec.model_copy(update={"method": "yarn", "factor": beyond})
 
 
 def yarn_scale(factor: float, slope: float = 1.0) -> float:
@@ -146,7 +161,7 @@ def ramp(spec: RopeSpec) -> Array:
     match spec.method:
         case "linear":
             return np.ones(spec.dim // 2)
-        case "by-parts" | "yarn":
+        case "by-parts" | "yarn" | "dynamic-yarn":
             low, high = ramp_bounds(spec)
             width = high - low if high > low else RAMP_GUARD
             return np.clip((np.arange(spec.dim // 2) - low) / width, 0.0, 1.0)
@@ -184,7 +199,7 @@ def float32_rounding(spec: RopeSpec) -> Array:
     if spec.method == "llama3":
         span = spec.high_freq_factor - spec.low_freq_factor
         ramp_error += 2 * (3 + math.log(spec.theta)) * spec.high_freq_factor / span
-    elif spec.method in ("by-parts", "yarn") and not spec.truncate:
+    elif spec.method in RAMPED and not spec.truncate:
         low, high = ramp_bounds(spec)
         ramp_error += 2 * high / max(high - low, RAMP_GUARD)
     return FLOAT32_UNIT * (4 + math.log(spec.theta) * exponent + ramp_error * sensitivity)
