@@ -55,7 +55,7 @@ def stop(process: subprocess.Popen[bytes], timeout_s: float = STOP_S) -> int:
     return process.wait()
 
 
-def last_lines(log: Path, count: int = 3) -> str:
+def last_lines(log: Path, count: int = 5) -> str:
     """The last lines of a log, in one."""
     try:
         lines = log.read_text("utf-8", "replace").splitlines()

@@ -99,7 +99,7 @@ class Up:
 
     def finished(self, run_id: str) -> dict[str, Any]:
         """The run, once it has ended."""
-        wait_until(lambda: self.run(run_id)["state_type"] in FINAL, timeout_s=150)
+        wait_until(lambda: self.run(run_id)["state_type"] in FINAL, timeout_s=240)
         return self.run(run_id)
 
     def find(self, kind: str, run_id: str) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from service_up import Up, wait_until
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_goes_on(tmp_path: Path, small_recipe: Path, number: signal.Signals) -> None:
     recipe = tomllib.loads(small_recipe.read_text("utf-8"))
-    recipe["train"]["steps"] = 60
+    recipe["train"]["steps"] = 12
     state = tmp_path / "state"
     first = Up(state)
     first.change_deployment(parameters={"recipe": recipe})
