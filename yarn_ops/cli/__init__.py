@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from typer.exceptions import TyperException
@@ -157,6 +157,35 @@ def pull(
 
     release = pull_release(name, to, tags=tags, alias=alias, version=version, include_rejected=any_gate)
     typer.echo(f"{release.name} version {release.version} -> {to}")
+
+
+@app.command("export")
+def export_(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL_DIR", help="An extended model, e.g. one that was pulled.")
+    ],
+    engine: Annotated[
+        Literal["transformers", "vllm", "vllm-0.29", "sglang", "llama.cpp"],
+        typer.Option("--for", help="What will serve it; vllm-0.29 is vLLM up to 0.29."),
+    ],
+    to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where files go that the engine needs.")
+    ] = None,
+    weights: Annotated[
+        Literal["f16", "bf16", "q8_0"], typer.Option("--type", help="Of the matrices in a GGUF.")
+    ] = "f16",
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Serve --base with this LoRA adapter, unmerged.")
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The model that the adapter was trained on.")
+    ] = None,
+) -> None:
+    """Print the command that serves a model by its own RoPE and write the files it needs, or say why not."""
+    from yarn_ops.cli.export import export
+
+    exported = export(model, engine, to=to, weights=weights, adapter=adapter, base=base)
+    typer.echo(f"# {exported.requires}\n{exported.command}")
 
 
 @db_app.command("upgrade")

@@ -64,6 +64,8 @@ class GgufRope:
     """The rotary embedding in llama.cpp's terms."""
 
     architecture: str
+    dim: int
+    """rotated dimensions of a head, here all of them"""
     scaling: Literal["none", "linear", "yarn"]
     theta: float
     factor: float
@@ -174,6 +176,7 @@ def _gguf_rope(config: Mapping[str, Any], fields: RopeFields, spec: RopeSpec) ->
         attn_factor = 1.0
     return GgufRope(
         architecture=architecture,
+        dim=spec.dim,
         scaling=scaling,
         theta=spec.theta,
         factor=spec.factor,
@@ -185,7 +188,7 @@ def _gguf_rope(config: Mapping[str, Any], fields: RopeFields, spec: RopeSpec) ->
 
 def _gguf_architecture(config: Mapping[str, Any], fields: RopeFields) -> str:
     model_type = str(config.get("model_type"))
-    elsewhere = "serve with vllm or sglang"
+    elsewhere, written = "serve with vllm or sglang", ", ".join(GGUF_ARCHITECTURES)
     if fields.rotary_fraction != 1:
         raise RopeError(
             f"partial_rotary_factor: {fields.rotary_fraction:g}: a GGUF of {model_type} cannot carry scaling "
@@ -194,9 +197,7 @@ def _gguf_architecture(config: Mapping[str, Any], fields: RopeFields) -> str:
     if model_type in WITHOUT_YARN_IN_GGUF:
         raise RopeError(f"model_type: {model_type}: llama.cpp drops the scaling of this class; {elsewhere}")
     if model_type not in GGUF_ARCHITECTURES:
-        raise RopeError(
-            f"model_type: {model_type}: a GGUF is written of {', '.join(GGUF_ARCHITECTURES)} only; {elsewhere}"
-        )
+        raise RopeError(f"model_type: {model_type}: a GGUF is written of {written} only; {elsewhere}")
     return GGUF_ARCHITECTURES[model_type]
 
 

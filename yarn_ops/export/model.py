@@ -1,0 +1,111 @@
+"""An extended model, ready for an engine: what to start it with, and the files that it needs beside."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yarn_ops.checkpoints import CONFIG, checkpoint_files, inspect_checkpoint, read_config
+from yarn_ops.errors import ExportError
+from yarn_ops.rope.config import rope_spec_of
+from yarn_ops.rope.patch import prove_directory
+from yarn_ops.rope.serving import Engine, GgufRope, serving_settings
+
+if TYPE_CHECKING:
+    from yarn_ops.export.gguf_file import Report, WeightType
+
+
+@dataclass(frozen=True)
+class Export:
+    """How an exported model is started."""
+
+    command: str
+    requires: str
+    """the engine's versions for which this holds"""
+
+
+def export_model(
+    model: Path, engine: Engine, *, to: Path | None, weights: WeightType, report: Report
+) -> Export:
+    """The command that serves a model directory by its own RoPE, and what it needs written into `to`.
+
+    llama.cpp: a GGUF with matrices of type `weights`. vllm-0.29: a copy with another config.json where that
+    engine would misread the model's. Otherwise nothing is written, and `to` is refused. RopeError where the
+    engine cannot rotate as the model asks, BaseModelError and ProofError where the model is not sound.
+    """
+    config = read_config(model)
+    settings = serving_settings(config, engine)
+    spec = rope_spec_of(config)
+    inspect_checkpoint(model, source=str(model), original_context_tokens=spec.original_context_tokens)
+    prove_directory(model, spec)
+    served = model
+    if settings.gguf is None and settings.config is None:
+        if to is not None:
+            raise ExportError(f"--to: {engine} serves {model} as it is; leave --to out")
+    elif to is None:
+        raise ExportError(f"--to: {engine} needs files of its own; say in which directory to write them")
+    elif settings.gguf is not None:
+        served = to / f"{model.resolve().name}-{weights}.gguf"
+        require_new(served)
+        _write_gguf(model, settings.gguf, served, weights, report)
+    elif settings.config is not None:
+        served = to
+        with new_directory(to) as partial:
+            place_files(model, partial, checkpoint_files(model))
+            write_config(partial, settings.config)
+    return Export(settings.command(str(served)), settings.requires)
+
+
+def _write_gguf(model: Path, rope: GgufRope, out: Path, weights: WeightType, report: Report) -> None:
+    try:
+        from yarn_ops.export.gguf_file import write_gguf
+    except ModuleNotFoundError as error:
+        raise ExportError(
+            f"{error.name}: not installed, and needed to write a GGUF; pip install 'yarn-ops[gguf]'"
+        ) from None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_gguf(model, rope, out, weights=weights, report=report)
+
+
+def require_new(path: Path) -> None:
+    if path.exists():
+        raise ExportError(f"{path}: exists; remove it or choose another --to")
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A sibling to write into that becomes `path` when the block ends, and is gone when it fails."""
+    require_new(path)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be written ({error}); make room there and run again") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def place_files(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Files of one directory in another: hard links, copies where the file system has none."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        original = (source / name).resolve()
+        try:
+            os.link(original, target / name)
+        except OSError:
+            shutil.copyfile(original, target / name)
+
+
+def write_config(directory: Path, config: Mapping[str, Any]) -> None:
+    """Put config.json anew: the file that lies there may be a link to the model's own."""
+    (directory / CONFIG).unlink(missing_ok=True)
+    (directory / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
