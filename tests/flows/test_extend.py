@@ -1,0 +1,281 @@
+"""The main job whole, through the command line: what it leaves behind, and what the next run reuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from yarn_ops.recipe import load_recipe
+from yarn_ops.registry import RunView, StageView, open_registry
+from yarn_ops.release import ModelVersion, open_tracking
+from yarn_ops.settings import Settings
+
+pytestmark = pytest.mark.timeout(600)  # on a machine that does other work too
+
+FLOW = (
+    "base", "patch", "documents", "shards", "rehearse", "evaluate",
+    "train", "merge", "evaluate", "gate", "report", "publish",
+)  # fmt: skip
+RECIPE = """\
+[base]
+model = "shipped:base512"
+[rope]
+factor = 2
+[data]
+sources = ["stdlib:json/*.py", "stdlib:email/*.py", "stdlib:asyncio/*.py"]
+[train]
+steps = 4
+checkpoint_every = 2
+context_tokens = 256
+[evaluate]
+lengths = [1, 2]
+windows = 2
+sliding_stride_tokens = 0
+recall_windows = 2
+templates = ["code"]
+[gate]
+min_recall = 0
+max_short_loss = 2
+max_long_growth = 3
+max_short_recall_loss = 1
+[publish]
+name = "small"
+"""
+ANY_QUALITY = (
+    "gate.min_long_gain=0.001", "gate.max_long_growth=1000", "gate.max_short_loss=1000",
+)  # fmt: skip
+
+
+class Workplace:
+    """The recipe on one state directory: what one test computes the next one reuses."""
+
+    def __init__(self, folder: Path, prefect_api: str) -> None:
+        self.recipe_path = folder / "small.toml"
+        self.recipe_path.write_text(RECIPE, "utf-8")
+        self.prefect_api = prefect_api
+        self.settings = Settings(state_dir=folder / "state")
+        self._environment = {
+            **os.environ,
+            "YARN_OPS_STATE_DIR": str(self.settings.home),
+            "YARN_OPS_PREFECT_API_URL": prefect_api,
+        }
+
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "yarn_ops.cli", *map(str, arguments)],
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def extend(self, *changes: str, status: int = 0) -> RunView:
+        """The run that `yarn-ops extend` made of the recipe with these `--set`."""
+        self.complaint = self._finished(self._extending(*changes), status)
+        return self.run()
+
+    def extend_twice_at_once(self) -> RunView:
+        for process in [self._extending(), self._extending()]:
+            self._finished(process, 0)
+        return self.run()
+
+    def run(self) -> RunView:
+        registry = open_registry(self.settings.database)
+        try:
+            return registry.run_view("last")
+        finally:
+            registry.close()
+
+    def versions(self) -> dict[int, ModelVersion]:
+        return {version.version: version for version in open_tracking(self.settings).models()}
+
+    def mlflow_runs(self) -> dict[str, Any]:
+        """By their names: our runs' ids."""
+        client = self.mlflow()
+        experiment = client.get_experiment_by_name("yarn-ops")
+        return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+
+    def mlflow(self) -> Any:
+        from mlflow import MlflowClient
+
+        return MlflowClient(self.settings.mlflow, self.settings.mlflow)
+
+    def prefect_state(self, run: RunView) -> str:
+        with urllib.request.urlopen(f"{self.prefect_api}/flow_runs/{run.flow_run_id}", timeout=30) as answer:
+            return str(json.load(answer)["state_type"])
+
+    def _extending(self, *changes: str) -> subprocess.Popen[str]:
+        options = [word for change in changes for word in ("--set", change)]
+        return self.start("extend", self.recipe_path, *options)
+
+    def _finished(self, process: subprocess.Popen[str], status: int) -> str:
+        """The lines for the user on standard error, without those of stages."""
+        out, err = process.communicate(timeout=500)
+        assert process.returncode == status, out + err
+        return "\n".join(line for line in err.splitlines() if line.startswith("yarn-ops: "))
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory, prefect_api: str) -> Workplace:
+    return Workplace(tmp_path_factory.mktemp("extend"), prefect_api)
+
+
+@pytest.fixture(scope="module")
+def first(workplace: Workplace) -> RunView:
+    """The run of two identical commands, started at once on a fresh state directory."""
+    return workplace.extend_twice_at_once()
+
+
+def names(run: RunView) -> tuple[str, ...]:
+    return tuple(stage.stage for stage in run.stages)
+
+
+def computed(run: RunView) -> list[str]:
+    return [stage.stage for stage in run.stages if not stage.reused]
+
+
+def the(stage: str, run: RunView) -> StageView:
+    (found,) = (one for one in run.stages if one.stage == stage)
+    return found
+
+
+def directory(stage: StageView) -> Path:
+    assert stage.record is not None
+    return Path(unquote(urlsplit(stage.record["tree"]["uri"]).path))
+
+
+def test_two_at_once_compute_each_stage_once(workplace: Workplace, first: RunView) -> None:
+    assert (first.status, first.attempts, names(first)) == ("completed", 2, FLOW)
+    assert {stage.attempts for stage in first.stages} == {1}
+    assert list(workplace.versions()) == [1]
+    assert {name: run.info.status for name, run in workplace.mlflow_runs().items()} == {first.id: "FINISHED"}
+    assert workplace.prefect_state(first) == "COMPLETED"
+
+
+def test_a_version_says_what_it_is(workplace: Workplace, first: RunView) -> None:
+    version = workplace.versions()[1]
+    recipe = load_recipe(workplace.recipe_path)
+    commit = version.tags["git_commit"]
+    assert version.tags == {
+        "context_length": "1024",
+        "original_context_length": "512",
+        "rope_method": "yarn",
+        "factor": "2",
+        "base": "shipped:base512",
+        "recipe": recipe.digest(),
+        "run": first.id,
+        "gate": "passed",
+        "git_commit": commit,
+    }
+    assert commit == "unknown" or len(commit) == 40
+    assert (version.name, version.aliases, version.mlflow_run_id) == (
+        "small", ("champion",), first.mlflow_run_id,
+    )  # fmt: skip
+    model = Path(unquote(urlsplit(version.source).path))
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
+        file.name for file in model.iterdir()
+    }
+
+
+def test_live_metrics_and_parameters_are_in_mlflow(workplace: Workplace, first: RunView) -> None:
+    run = workplace.mlflow_runs()[first.id]
+    history = workplace.mlflow().get_metric_history(run.info.run_id, "train/loss")
+    assert [point.step for point in history] == [1, 2, 3, 4]
+    assert run.data.params["rope.factor"] == "2.0"
+    assert {f"recall/code/{tokens}/{when}" for tokens in (512, 1024) for when in ("before", "after")} <= set(
+        run.data.metrics
+    )
+
+
+def test_runs_show_prints_stages_scores_verdict_and_release(workplace: Workplace, first: RunView) -> None:
+    out, err = workplace.start("runs", "show", "--last", "--json").communicate(timeout=100)
+    shown = json.loads(out)
+    assert [stage["stage"] for stage in shown["stages"]] == list(FLOW), err
+    assert all(stage["seconds"] >= 0 and stage["status"] == "completed" for stage in shown["stages"])
+    lengths = {score["context_tokens"] for score in shown["scores"] if score["task"] == "recall/code"}
+    assert lengths == {512, 1024}
+    (verdict,) = (stage["record"] for stage in shown["stages"] if stage["stage"] == "gate")
+    assert verdict["passed"] and all(check["reason"] for check in verdict["checks"])
+    assert (shown["release"]["name"], shown["release"]["version"]) == ("small", 1)
+
+
+def test_the_same_again_reuses_everything(workplace: Workplace, first: RunView) -> None:
+    again = workplace.extend()
+    assert again.id != first.id
+    assert (again.status, names(again), computed(again)) == ("completed", FLOW, [])
+    assert [stage.record for stage in again.stages] == [stage.record for stage in first.stages]
+    assert (again.mlflow_run_id, again.release) == (None, first.release)
+    assert list(workplace.versions()) == [1]
+    assert list(workplace.mlflow_runs()) == [first.id]
+
+
+def test_a_failed_gate_registers_a_rejected_version_and_moves_no_alias(
+    workplace: Workplace, first: RunView
+) -> None:
+    before = champion(workplace)
+    rejected = workplace.extend("gate.min_long_gain=1000", status=2)
+    assert computed(rejected) == ["gate", "report", "publish"]
+    assert rejected.release is not None
+    version = workplace.versions()[rejected.release.version]
+    assert (version.tags["gate"], version.aliases) == ("failed", ())
+    assert champion(workplace) == before
+    assert rejected.status == "rejected"
+    reason = f"small version {version.version} was rejected: {version.description}"
+    assert workplace.complaint == f"yarn-ops: {reason}"
+    assert rejected.reason == reason
+    assert "gain at 1024 tokens" in reason and reason.endswith("below 1000")
+    assert workplace.prefect_state(rejected) == "FAILED"
+    assert workplace.mlflow_runs()[rejected.id].info.status == "FINISHED"
+
+
+def champion(workplace: Workplace) -> int:
+    (number,) = (number for number, version in workplace.versions().items() if "champion" in version.aliases)
+    return number
+
+
+def test_other_training_reuses_what_came_before_it(workplace: Workplace, first: RunView) -> None:
+    """And moves the alias."""
+    other = workplace.extend("train.steps=2", *ANY_QUALITY)
+    assert computed(other) == ["patch", "rehearse", *FLOW[FLOW.index("train") :]]
+    assert other.release is not None
+    assert champion(workplace) == other.release.version != 1
+
+
+def test_a_checkpoint_lost_from_the_store_is_merged_again(workplace: Workplace, first: RunView) -> None:
+    (directory(the("merge", first)) / "model.safetensors").unlink()
+    versions = list(workplace.versions())
+    again = workplace.extend()
+    assert computed(again) == ["merge"]
+    assert the("merge", again).record == the("merge", first).record
+    assert list(workplace.versions()) == versions
+
+
+def test_a_curriculum_trains_each_leg_on_the_one_before(workplace: Workplace, first: RunView) -> None:
+    legs = "[{context_tokens=768, steps=2}, {context_tokens=1024, steps=3}]"
+    run = workplace.extend(f"train.stages={legs}", *ANY_QUALITY)
+    one, two = (stage.record for stage in run.stages if stage.stage == "train")
+    assert one is not None and two is not None
+    assert [(leg["window_tokens"], leg["steps"]) for leg in (one, two)] == [(768, 2), (1024, 3)]
+    assert one["tree"]["digest"] in two["parents"]
+    factors = [stage.record["factor"] for stage in run.stages if stage.stage == "patch" and stage.record]
+    assert factors == [1.5, 2.0]
+    history = workplace.mlflow().get_metric_history(run.mlflow_run_id, "train/loss")
+    assert [point.step for point in history] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["none", "linear", "ntk", "by-parts"])
+def test_every_method_runs_whole(workplace: Workplace, first: RunView, method: str) -> None:
+    run = workplace.extend(f"rope.method={method}", "train.steps=1", *ANY_QUALITY)
+    assert run.release is not None
+    assert (run.status, run.release.tags["rope_method"]) == ("completed", method)
+    config = json.loads((directory(the("merge", run)) / "config.json").read_bytes())
+    assert config["max_position_embeddings"] == (512 if method == "none" else 1024)
