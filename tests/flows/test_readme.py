@@ -1,0 +1,100 @@
+"""The README's commands, run as a person runs them, on the demo; and what the demo has to show."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[2]
+BIN = CHECKOUT / ".venv" / "bin"
+
+RUN_ELSEWHERE = {
+    "infra/demo": "the fixture `demo` here",
+    "infra/test": "this run",
+    "yarn-ops up": "tests/flows/test_service.py",
+}
+RETRAINS = "yarn-ops extend demo --set rope.method=linear --set publish.name=demo-linear"
+ORIGINAL_TOKENS, TARGET_TOKENS = 512, 2048
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which `infra/demo` has run."""
+    state = tmp_path_factory.mktemp("demo")
+    environment = {**os.environ, "YARN_OPS_STATE_DIR": str(state), "PATH": f"{BIN}:{os.environ['PATH']}"}
+    done = run("infra/demo", environment, CHECKOUT, timeout_s=600)
+    assert "demo-long version 1" in done.stdout
+    assert "2048 tokens" in done.stdout
+    return environment
+
+
+@pytest.fixture(scope="module")
+def somewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that holds what README commands name by a relative path."""
+    folder = tmp_path_factory.mktemp("somewhere")
+    (folder / "infra").symlink_to(CHECKOUT / "infra")
+    return folder
+
+
+def run(command: str, environment: dict[str, str], folder: Path, timeout_s: float) -> Any:
+    done = subprocess.run(
+        shlex.split(command), env=environment, cwd=folder, capture_output=True, text=True, timeout=timeout_s
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def commands() -> list[str]:
+    """Every command of the README's bash blocks, without comments, in order."""
+    blocks = re.findall(r"```bash\n(.*?)```", (CHECKOUT / "README.md").read_text("utf-8"), re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("command", [c for c in commands() if c not in RUN_ELSEWHERE and c != RETRAINS])
+def test_a_command_of_the_readme(demo: dict[str, str], somewhere: Path, command: str) -> None:
+    run(command, demo, somewhere, timeout_s=300)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_command_that_trains_again(demo: dict[str, str], somewhere: Path) -> None:
+    """PI breaks recall on this base, so that its gate refuses it."""
+    done = subprocess.run(
+        shlex.split(RETRAINS), env=demo, cwd=somewhere, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 2
+    assert "demo-linear version 1 was rejected" in done.stderr
+
+
+def test_nothing_of_the_readme_is_left_out() -> None:
+    assert {*RUN_ELSEWHERE, RETRAINS} <= set(commands())
+    assert len(commands()) >= 15
+
+
+@pytest.mark.timeout(900)
+def test_the_demo_sees_and_uses_four_times_its_context(demo: dict[str, str], somewhere: Path) -> None:
+    shown = run("yarn-ops runs show --last --json", demo, somewhere, timeout_s=60).stdout
+    before, after = [
+        {
+            (score["task"], score["context_tokens"]): score["value"]
+            for score in stage["record"]["scores"]
+            if score["depth"] is None
+        }
+        for stage in json.loads(shown)["stages"]
+        if stage["stage"] == "evaluate"
+    ]
+    for template in ("recall/code", "recall/prose"):
+        assert before[template, TARGET_TOKENS] <= 0.1
+        assert after[template, TARGET_TOKENS] >= 0.9
+    perplexity = "perplexity/last-quarter"
+    assert after[perplexity, TARGET_TOKENS] <= 1.1 * after[perplexity, ORIGINAL_TOKENS]
+    assert after[perplexity, ORIGINAL_TOKENS // 2] <= 1.05 * before[perplexity, ORIGINAL_TOKENS // 2]
