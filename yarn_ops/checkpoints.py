@@ -199,8 +199,8 @@ def _architecture(path: Path, config: Mapping[str, Any]) -> str:
     name = str(names[0]) if isinstance(names, list) and names else "nothing"
     if not name.endswith("ForCausalLM"):
         raise BaseModelError(
-            f"{path / CONFIG}: architectures names {name}; only …ForCausalLM models with rotary positions can be "
-            "extended; choose another base"
+            f"{path / CONFIG}: architectures names {name}; only …ForCausalLM models with rotary positions "
+            "can be extended; choose another base"
         )
     if "quantization_config" in config:
         raise BaseModelError(f"{path / CONFIG}: the weights are quantised; extend the unquantised model")

@@ -55,7 +55,8 @@ def test_what_is_written(tmp_path: Path) -> None:
         "| --- | --- | --- | --- | --- | --- |\n"
         "| base | as it is | 10 / 120 / 280 | 0.98 / 0.00 / 0.00 [-0.02, 0.02] | +0.0 % |  |\n"
         "| ntk | lora | 12 / 12 / 90 | 0.97 / 0.90 / 0.00 [-0.02, 0.02] | +20.0 % | failed |\n"
-        "| yarn | lora | 10.3 / 10.1 / 9.9 | 0.98 / 0.97 / 0.95 [0.93, 0.97] | +3.0 % | passed, **winner** |\n"
+        "| yarn | lora | 10.3 / 10.1 / 9.9 | 0.98 / 0.97 / 0.95 [0.93, 0.97] | +3.0 % "
+        "| passed, **winner** |\n"
     )
     rows = json.loads((tmp_path / ROWS).read_text("utf-8"))
     assert [(row["method"], row["verdict"]["passed"]) for row in rows] == [("ntk", False), ("yarn", True)]
