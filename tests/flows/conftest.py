@@ -1,1 +1,1 @@
-from person import person  # noqa: F401
+from person import person, typist  # noqa: F401

@@ -3,7 +3,6 @@
 The commands run in one child process, through the real entry point, so that torch, Prefect and MLflow are
 imported once for all faults and not once a fault.
 
-    person = Person(environment)
     answer = person.types("extend", recipe, YARN_OPS_DEVICE="cpu")
     told(answer, "where", "what is wrong", "what next")
 """
@@ -38,7 +37,7 @@ STAGE_LINE = re.compile(r"(\S+) +(?:done|reused) +[\d.]+ s")
 """what a finished stage says of itself where no bars are drawn"""
 PARTIAL = re.compile(r"\.partial|\.part$|\.new$|/\.incoming/.")
 """names of files and directories that are being written"""
-STOP_S = 10.0
+STOP_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -73,28 +72,22 @@ def told(answer: Answer, *phrases: str) -> None:
         rest = rest.partition(phrase)[2]
 
 
-class Person:
-    """With a state directory of their own. Closed, they type no more."""
+class Typist:
+    """The child process. Closed, it types no more."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.state = Path(environment["YARN_OPS_STATE_DIR"])
-        self._environment = environment
+    def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def types(self, *arguments: object, largest_file_bytes: int | None = None, **variables: str) -> Answer:
-        """`yarn-ops …` with these environment variables on top, on a disk that takes no larger file."""
-        order = {
-            "arguments": [str(argument) for argument in arguments],
-            "environment": {**self._environment, **variables},
-            "largest_file_bytes": largest_file_bytes or resource.RLIM_INFINITY,
-        }
+    def types(self, arguments: Sequence[str], environment: dict[str, str], largest_file_bytes: int) -> Answer:
+        """`yarn-ops …` in this environment, on a disk that takes no larger file."""
         assert self._process.stdin is not None and self._process.stdout is not None
+        order = {
+            "arguments": arguments,
+            "environment": environment,
+            "largest_file_bytes": largest_file_bytes,
+        }
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         return Answer(**json.loads(self._process.stdout.readline()))
@@ -102,7 +95,27 @@ class Person:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(STOP_S)
+        try:
+            self._process.wait(STOP_S)
+        finally:
+            self._process.kill()
+
+
+class Person:
+    """With a state directory of their own."""
+
+    def __init__(self, typist: Typist, environment: dict[str, str]) -> None:
+        self.state = Path(environment["YARN_OPS_STATE_DIR"])
+        self._typist = typist
+        self._environment = environment
+
+    def types(
+        self, *arguments: object, largest_file_bytes: int = resource.RLIM_INFINITY, **variables: str
+    ) -> Answer:
+        """`yarn-ops …` with these environment variables on top."""
+        return self._typist.types(
+            [str(argument) for argument in arguments], {**self._environment, **variables}, largest_file_bytes
+        )
 
     def model_versions(self) -> int:
         """How many there are in MLflow, of all models."""
@@ -146,20 +159,22 @@ def fails(person: Person, command: Sequence[object], *phrases: str, **options: A
     return answer
 
 
+@pytest.fixture(scope="session")
+def typist() -> Iterator[Typist]:
+    process = Typist()
+    yield process
+    process.close()
+
+
 @pytest.fixture(scope="module")
-def person(tmp_path_factory: pytest.TempPathFactory, prefect_api: str) -> Iterator[Person]:
+def person(tmp_path_factory: pytest.TempPathFactory, typist: Typist, prefect_api: str) -> Person:
     """Somebody who has not run anything yet."""
-    state = tmp_path_factory.mktemp("person") / "state"
-    somebody = Person(
-        {
-            **os.environ,
-            "YARN_OPS_STATE_DIR": str(state),
-            "YARN_OPS_PREFECT_API_URL": prefect_api,
-            "YARN_OPS_DEVICE": "cpu",
-        }
-    )
-    yield somebody
-    somebody.close()
+    settings = {
+        "YARN_OPS_STATE_DIR": str(tmp_path_factory.mktemp("person") / "state"),
+        "YARN_OPS_PREFECT_API_URL": prefect_api,
+        "YARN_OPS_DEVICE": "cpu",
+    }
+    return Person(typist, {**os.environ, **settings})
 
 
 # The child's side
