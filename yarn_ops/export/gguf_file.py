@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -84,9 +84,9 @@ def write_gguf(model: Path, rope: GgufRope, out: Path, *, weights: WeightType, r
         )
     tokenizer = gguf_tokenizer(model, read_config(model))
     tensors = list(_plan(model, config, rope.architecture, TYPES[weights][0]))
-    partial = out.with_name(f".{out.name}.partial")
     try:
-        with closing(GGUFWriter(partial, rope.architecture)) as writer:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _appearing(out) as partial, closing(GGUFWriter(partial, rope.architecture)) as writer:
             writer.add_name(model.resolve().name)
             writer.add_file_type(TYPES[weights][1])
             writer.add_quantization_version(GGML_QUANT_VERSION)
@@ -94,11 +94,19 @@ def write_gguf(model: Path, rope: GgufRope, out: Path, *, weights: WeightType, r
             _add_rope(writer, rope)
             _add_tokenizer(writer, tokenizer)
             _write(writer, rope, tensors, report)
+    except OSError as error:
+        raise ExportError(f"{out}: cannot be written ({error}); make room there and run again") from error
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A sibling that becomes `out`, on disk, when the block ends, and is gone when it fails."""
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        yield partial
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         partial.replace(out)
-    except OSError as error:
-        raise ExportError(f"{out}: cannot be written ({error}); make room there and run again") from error
     finally:
         partial.unlink(missing_ok=True)
 

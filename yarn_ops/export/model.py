@@ -69,7 +69,6 @@ def _write_gguf(model: Path, rope: GgufRope, out: Path, weights: WeightType, rep
         raise ExportError(
             f"{error.name}: not installed, and needed to write a GGUF; pip install 'yarn-ops[gguf]'"
         ) from None
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_gguf(model, rope, out, weights=weights, report=report)
 
 
