@@ -53,6 +53,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "glm": Architecture(head_dim=128, rotary_fraction=0.5),
     "glm4": Architecture(head_dim=128, rotary_fraction=0.5),
 }
+LATE_ROTATION = ("llama", "qwen2", "qwen3", "mistral")
+"""classes whose attention is queries, keys, a rotation of both, the cache, and an attention function"""
 
 _NESTED = "it keeps one RoPE a layer type, and only some of them may be scaled"
 _OWN_YARN = "it is already extended by a YaRN of its own, with other attention factors"
@@ -92,6 +94,20 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
             f"known are {', '.join(sorted(ARCHITECTURES))}"
         )
     return ARCHITECTURES[model_type]
+
+
+def require_late_rotation(config: Mapping[str, Any]) -> None:
+    """RopeError where our own attention, which turns keys as they are read, does not fit."""
+    model_type = config.get("model_type")
+    if model_type not in LATE_ROTATION:
+        raise RopeError(
+            f"model_type: {model_type} cannot run dynamic-yarn, which turns keys after the cache; "
+            f"{', '.join(LATE_ROTATION)} can; use yarn"
+        )
+    architecture = ARCHITECTURES[model_type]
+    acts = architecture.sliding == "every layer" or config.get("use_sliding_window", False)
+    if acts and config.get("sliding_window", architecture.sliding_window) is not None:
+        raise RopeError("sliding_window: dynamic-yarn needs the whole context; choose a base without it")
 
 
 def require_full_attention(config: Mapping[str, Any], target_context_tokens: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from yarn_ops import recipe
 from yarn_ops.errors import RopeError
-from yarn_ops.rope.architectures import require_full_attention
+from yarn_ops.rope.architectures import require_full_attention, require_late_rotation
 from yarn_ops.rope.fields import ORIGINAL, RopeFields, number, optional_number, read_fields
 from yarn_ops.rope.methods import BETA_FAST, BETA_SLOW, RopeSpec, ntk_theta, yarn_scale
 
@@ -18,11 +18,12 @@ METHOD_OF_TYPE: dict[str, recipe.RopeMethod] = {
     "linear": "linear",
     "dynamic": "dynamic-ntk",
     "yarn": "yarn",
+    "dynamic-yarn": "dynamic-yarn",  # ours: every loader but `proof.load_proven` fails on it, none misreads
     "llama3": "llama3",
     "longrope": "longrope",
 }
-RECOMPUTED_FACTOR = ("yarn", "longrope")
-"""where transformers 4.51 to 4.55 take max_position_embeddings / original for the factor"""
+RECOMPUTED_FACTOR = ("yarn", "dynamic-yarn", "longrope")
+"""where the factor is, or transformers 4.51 to 4.55 take it for, max_position_embeddings / original"""
 
 
 def rope_spec_of(config: Mapping[str, Any]) -> RopeSpec:
@@ -81,6 +82,8 @@ def patch_config(
     )
     _require_whole_target(spec)
     require_full_attention(config, spec.target_context_tokens)
+    if spec.method == "dynamic-yarn":
+        require_late_rotation(config)
     return _written(config, fields, spec), spec
 
 
@@ -185,6 +188,8 @@ def _scaling(spec: RopeSpec) -> dict[str, Any]:
             return {"rope_type": "yarn", **scaled, **ramp, "attention_factor": 1.0}
         case "yarn":
             return {"rope_type": "yarn", **scaled, **ramp, **attention}
+        case "dynamic-yarn":
+            return {"rope_type": "dynamic-yarn", **scaled, **ramp}
         case "llama3":
             bands = {"low_freq_factor": spec.low_freq_factor, "high_freq_factor": spec.high_freq_factor}
             return {"rope_type": "llama3", **scaled, **bands}

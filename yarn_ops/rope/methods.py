@@ -12,7 +12,7 @@ method's ramp r: 0 keeps a dimension as trained (it extrapolates), 1 interpolate
     dynamic-ntk  r = 0, θ·(s·n/L - (s-1))^(d/(d-2))               emozilla 2023; n = length, at least L
     by-parts     r rises between beta_fast and beta_slow turns    Peng et al. 2023, arXiv:2309.00071, 3.2
     yarn         as by-parts, cos and sin times an attention factor                  the same, 3.4
-    dynamic-yarn as yarn with s = max(1, n/L), n = length                            the same, 3.5
+    dynamic-yarn as yarn with s = max(1, n/L); n = length                            the same, 3.3
     llama3       r falls with L/wavelength between low_ and high_freq_factor      Llama 3.1, Meta 2024
     longrope     f_i / λ_i, λ from a short or a long list         Ding et al. 2024, arXiv:2402.13753
     abf          r = 0, θ replaced                                Xiong et al. 2023, arXiv:2309.16039

@@ -15,6 +15,7 @@ from yarn_ops import recipe
 from yarn_ops.checkpoints import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, quiet_transformers, read_config
 from yarn_ops.errors import RopeError
 from yarn_ops.records import BaseModel, Local, PatchedModel
+from yarn_ops.rope import dynamic
 from yarn_ops.rope.config import patch_config
 from yarn_ops.rope.methods import RopeSpec, attention_factor
 from yarn_ops.rope.proof import prove, rotary_modules
@@ -46,7 +47,7 @@ def patch(rope: recipe.Rope, base: Local[BaseModel], out: Path, *, factor: float
         factor=spec.factor,
         original_context_tokens=original,
         target_context_tokens=spec.target_context_tokens,
-        attention_factor=attention_factor(spec),
+        attention_factor=attention_factor(spec, spec.target_context_tokens),
         inverse_frequency_error=error,
     )
 
@@ -83,9 +84,13 @@ def prove_directory(path: Path, spec: RopeSpec) -> float:
 
 def lay_out(path: Path) -> Any:
     """The transformers model that a directory's config asks for, without data (on the meta device)."""
-    with quiet_transformers(), torch.device("meta"):
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        return AutoModelForCausalLM.from_config(config)
+    config = read_config(path)
+    with quiet_transformers():
+        if dynamic.is_dynamic(config):
+            return dynamic.lay_out(config)
+        with torch.device("meta"):
+            built = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(built)
 
 
 def _read(path: Path) -> dict[str, Any]:

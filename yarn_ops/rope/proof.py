@@ -7,6 +7,7 @@ frequencies: only the live buffers count.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from yarn_ops.checkpoints import quiet_transformers, read_config, weight_files
 from yarn_ops.errors import BaseModelError, ProofError
+from yarn_ops.rope import dynamic
 from yarn_ops.rope.methods import (
     LENGTH_DEPENDENT,
     Array,
@@ -25,10 +27,11 @@ from yarn_ops.rope.methods import (
     attention_factor,
     float32_rounding,
     inverse_frequencies,
+    yarn_at,
 )
 
 RTOL = 1e-6
-TYPE_OF_METHOD = {"dynamic-ntk": "dynamic", "longrope": "longrope"}
+TYPE_OF_METHOD = {"dynamic-ntk": "dynamic", "dynamic-yarn": dynamic.DYNAMIC_YARN, "longrope": "longrope"}
 
 
 def prove(model: torch.nn.Module, spec: RopeSpec, *, rtol: float = RTOL) -> float:
@@ -87,6 +90,8 @@ def _prove_module(name: str, module: torch.nn.Module, spec: RopeSpec, rtol: floa
         )
     _check_kind(name, module, spec)
     live = _float64(name, buffers["inv_freq"], spec.dim // 2)
+    if isinstance(module, dynamic.LateRotary):
+        return _prove_every_length(name, module, spec, rtol)
     error = _compare(name, live, _live_reference(module, live, spec), spec, rtol)
     if spec.method in LENGTH_DEPENDENT:
         error = max(error, _prove_growth(name, module, spec, rtol))
@@ -123,6 +128,20 @@ def _prove_growth(name: str, module: torch.nn.Module, spec: RopeSpec, rtol: floa
     reference = inverse_frequencies(spec, length_tokens)
     where = f"{name} at {length_tokens} tokens"
     return _compare(where, _float64(where, grown, spec.dim // 2), reference, spec, rtol)
+
+
+def _prove_every_length(name: str, module: dynamic.LateRotary, spec: RopeSpec, rtol: float) -> float:
+    """What the module turns by within the original context, just beyond, at the target and far beyond."""
+    original, target = spec.original_context_tokens, spec.target_context_tokens
+    errors: list[float] = []
+    for length_tokens in (1, original, original + 1, target, 2 * target):
+        where, static = f"{name} at {length_tokens} tokens", yarn_at(spec, length_tokens)
+        length = torch.tensor(length_tokens, device=module.inv_freq.device)
+        live = _float64(where, module.frequencies(length), spec.dim // 2)
+        errors.append(_compare(where, live, inverse_frequencies(static), static, rtol))
+        factor = math.sqrt(float(module.logit_scale(length)))
+        errors.append(_compare_attention(where, factor, static, rtol))
+    return max(errors)
 
 
 def _float64(name: str, buffer: torch.Tensor, pairs: int) -> Array:
@@ -181,7 +200,10 @@ def _load(weights: Path, config: dict[str, Any], dtype: torch.dtype, attn_implem
             f"{weights}: model_type {model_type!r} is unknown to transformers; choose another base"
         )
     try:
-        built = CONFIG_MAPPING[model_type].from_dict(config)
+        late = dynamic.is_dynamic(config)
+        built = CONFIG_MAPPING[model_type].from_dict(dynamic.unscaled(config) if late else config)
+        if late:
+            attn_implementation = dynamic.register_attention()
         if getattr(built, "attn_logit_softcapping", None):
             attn_implementation = "eager"  # the others drop the cap without a word
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -205,4 +227,6 @@ def _load(weights: Path, config: dict[str, Any], dtype: torch.dtype, attn_implem
                 f"{weights}: {fault.replace('_keys', '')} tensor {tensors[0]} ({len(tensors)} in all); "
                 "weights and config are not of one model, download both again"
             )
+    if late:
+        dynamic.install(model, config)
     return model
