@@ -1,7 +1,8 @@
 """A byte-level BPE tokenizer in llama.cpp's terms, or a refusal where llama.cpp would split text otherwise.
 
-llama.cpp knows pre-tokenizers by name alone. The name follows from what tokenizer.json does, never from the
-model it came with.
+llama.cpp knows pre-tokenizers by name alone. The name follows from what the tokenizer does, never from the
+model it came with: transformers loads it, since some of its classes put steps of their own in place of
+those in tokenizer.json.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from gguf import TokenType
 from yarn_ops.checkpoints import load_tokenizer
 from yarn_ops.errors import ExportError
 
-TOKENIZER = "tokenizer.json"
 BYTES = "ByteLevel"
 GPT2 = "gpt-2"  # ByteLevel's own pattern, the one GPT-2 came with
 SMOLLM = "smollm"  # the same after single digits are cut off
@@ -56,10 +56,12 @@ class GgufTokenizer:
 
 def gguf_tokenizer(model: Path, config: Mapping[str, Any]) -> GgufTokenizer:
     """The tokenizer of a model directory; ExportError where it is no byte-level BPE that llama.cpp knows."""
-    described = _read(model / TOKENIZER)
-    pre = _pre_tokenizer(model / TOKENIZER, described)
-    tokens, types = _vocabulary(described, int(config["vocab_size"]))
     tokenizer = load_tokenizer(model)
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise _unknown(model, "only byte-level BPE can be written")
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    pre = _pre_tokenizer(model, described)
+    tokens, types = _vocabulary(described, int(config["vocab_size"]))
     eos_id = _special_id(tokenizer.eos_token_id, config.get("eos_token_id"))
     if eos_id is None:
         raise ExportError(
@@ -72,7 +74,7 @@ def gguf_tokenizer(model: Path, config: Mapping[str, Any]) -> GgufTokenizer:
     after = around[adds_bos:]
     if after not in ([], [eos_id]):
         raise ExportError(
-            f"{model / TOKENIZER}: puts tokens {around} around a text, and llama.cpp only knows one "
+            f"{model}: the tokenizer puts tokens {around} around a text, and llama.cpp only knows one "
             "begin-of-text and one end-of-text; use transformers, vllm or sglang"
         )
     template = tokenizer.chat_template
@@ -89,31 +91,21 @@ def gguf_tokenizer(model: Path, config: Mapping[str, Any]) -> GgufTokenizer:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        described: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExportError(
-            f"{path}: cannot be read ({error}); save the tokenizer with transformers 4.51 or newer"
-        ) from None
-    return described
-
-
-def _pre_tokenizer(path: Path, described: Mapping[str, Any]) -> str:
+def _pre_tokenizer(model: Path, described: Mapping[str, Any]) -> str:
     """llama.cpp's name for how text is cut into words; ExportError where it has none."""
-    model = described.get("model") or {}
+    bpe = described["model"]
     steps = _steps(described.get("pre_tokenizer"))
-    if model.get("type") != "BPE" or model.get("byte_fallback") or not _is_byte_level(steps):
-        raise _unknown(path, "only byte-level BPE can be written")
+    if bpe["type"] != "BPE" or bpe.get("byte_fallback") or not _is_byte_level(steps):
+        raise _unknown(model, "only byte-level BPE can be written")
     cuts, bytes_step = steps[:-1], steps[-1]
     pre = _named(cuts, own_pattern=bytes_step.get("use_regex", True))
     if pre is None:
-        raise _unknown(path, f"llama.cpp has no pre-tokenizer for {json.dumps(cuts or bytes_step)[:200]}")
-    if bool(model.get("ignore_merges")) != (pre in IGNORES_MERGES):
-        raise _unknown(path, f"ignore_merges is not what llama.cpp does for {pre}")
+        raise _unknown(model, f"llama.cpp has no pre-tokenizer for {json.dumps(cuts or bytes_step)[:200]}")
+    if bool(bpe.get("ignore_merges")) != (pre in IGNORES_MERGES):
+        raise _unknown(model, f"ignore_merges is not what llama.cpp does for {pre}")
     normalizer = (described.get("normalizer") or {}).get("type")
     if normalizer not in (None, "NFC"):  # NFC: text is nearly always in it, and llama.cpp leaves it out
-        raise _unknown(path, f"llama.cpp does not apply the normalizer {normalizer}")
+        raise _unknown(model, f"llama.cpp does not apply the normalizer {normalizer}")
     return pre
 
 
@@ -141,9 +133,9 @@ def _named(cuts: Sequence[Mapping[str, Any]], *, own_pattern: bool) -> str | Non
     return PATTERNS.get((split.get("pattern") or {}).get("Regex", ""))
 
 
-def _unknown(path: Path, fault: str) -> ExportError:
+def _unknown(model: Path, fault: str) -> ExportError:
     return ExportError(
-        f"{path}: {fault}; use transformers, vllm or sglang, or convert_hf_to_gguf.py of llama.cpp"
+        f"{model}: tokenizer: {fault}; use transformers, vllm, sglang or llama.cpp's own converter"
     )
 
 

@@ -22,10 +22,10 @@ SMALL = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "vocab_size": 8192,
+    "vocab_size": 8256,  # more rows than tokens, as published models have
     "max_position_embeddings": ORIGINAL_TOKENS,
     "eos_token_id": 0,
-    "initializer_range": 0.3,
+    "initializer_range": 0.1,
 }
 
 Extend = Callable[..., Path]
@@ -58,7 +58,7 @@ def random_model(base512: Path, tmp_path: Path) -> Extend:
         for name, parameter in model.named_parameters():
             if name.endswith((".bias", "norm.weight")):  # as built they are 0 and 1, which hides their loss
                 torch.nn.init.normal_(parameter, mean=float(not name.endswith(".bias")), std=0.3)
-        model.save_pretrained(tmp_path / "random")
+        model.bfloat16().save_pretrained(tmp_path / "random")  # float16 holds these values exactly
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copyfile(base512 / name, tmp_path / "random" / name)
         return extend(tmp_path / "random", tmp_path / f"{model_type}-extended")

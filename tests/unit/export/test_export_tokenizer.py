@@ -80,13 +80,14 @@ def test_patterns_that_llama_cpp_knows(tokenizer_of, pre, pre_tokenizer, ignore_
         ({"pre_tokenizer": {**BYTES, "add_prefix_space": True}}, "only byte-level BPE"),
         ({"pre_tokenizer": None}, "only byte-level BPE"),
         ({"model": {"byte_fallback": True}}, "only byte-level BPE"),
-        ({"model": {"type": "Unigram"}}, "only byte-level BPE"),
         ({"model": {"ignore_merges": True}}, r"ignore_merges is not what llama\.cpp does for gpt-2"),
         ({"normalizer": {"type": "Lowercase"}}, "does not apply the normalizer Lowercase"),
     ],
 )
 def test_anything_else_is_refused(tokenizer_of, changes, named):
-    with pytest.raises(ExportError, match=rf"tokenizer\.json: .*{named}.*; use transformers, vllm or sglang"):
+    with pytest.raises(
+        ExportError, match=rf"model: tokenizer: .*{named}.*; use transformers, vllm or sglang"
+    ):
         tokenizer_of(**changes)
 
 
@@ -140,9 +141,9 @@ def test_more_tokens_around_a_text_are_refused(tokenizer_of):
         tokenizer_of(post_processor=template(["SpecialToken"] * 3 + ["Sequence"]))
 
 
-def test_a_tokenizer_without_tokenizer_json_is_refused(base512, tmp_path):
-    with pytest.raises(ExportError, match=r"tokenizer\.json: cannot be read"):
-        gguf_tokenizer(tmp_path, read_config(base512))
+def test_steps_that_transformers_puts_in_place_are_the_ones_named(random_model):
+    model = random_model("qwen2")  # whose class splits by Qwen2's pattern, whatever tokenizer.json says
+    assert gguf_tokenizer(model, read_config(model)).pre == "qwen2"
 
 
 def test_a_model_that_never_ends_is_refused(base512, tmp_path):
