@@ -25,9 +25,11 @@ app = typer.Typer(
     add_completion=False,
 )
 recipe_app = typer.Typer(help="Recipes: what to do.", no_args_is_help=True)
+rope_app = typer.Typer(help="Rotary position embeddings.", no_args_is_help=True)
 runs_app = typer.Typer(help="Runs in the registry, newest first.", invoke_without_command=True)
 db_app = typer.Typer(help="The run registry's database.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
+app.add_typer(rope_app, name="rope")
 app.add_typer(runs_app, name="runs")
 app.add_typer(db_app, name="db")
 
@@ -103,6 +105,37 @@ def recipe_list() -> None:
 
     for path in recipes():
         typer.echo(f"{path.stem:<24} {path.read_text('utf-8').splitlines()[0].lstrip('# ')}")
+
+
+@rope_app.command("show")
+def rope_show(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A directory, or a base as in a recipe: shipped:base512, …")
+    ],
+    method: Annotated[
+        str | None,
+        typer.Option(metavar="METHOD", help="E.g. yarn; left out: what the model itself asks for."),
+    ] = None,
+    factor: Annotated[float | None, typer.Option(help="Target context / original context.")] = None,
+    beta_fast: Annotated[float | None, typer.Option(help="Turns above which a dimension is kept.")] = None,
+    beta_slow: Annotated[float | None, typer.Option(help="Turns below which one is interpolated.")] = None,
+    theta: Annotated[float | None, typer.Option(help="abf: the base frequency that replaces.")] = None,
+    original: Annotated[
+        int | None, typer.Option(min=1, metavar="TOKENS", help="Original context of a model already scaled.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it as well.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show which dimensions a method keeps, blends and interpolates, and how attention changes."""
+    import yarn_ops.cli.rope as rope
+
+    asked = {
+        "method": method, "factor": factor, "beta_fast": beta_fast, "beta_slow": beta_slow, "theta": theta,
+    }  # fmt: skip
+    spec = rope.asked_spec(model, {key: value for key, value in asked.items() if value is not None}, original)
+    rope.show(spec, as_json=json)
+    if to is not None:
+        rope.draw(spec, to)
 
 
 @runs_app.callback()

@@ -1,0 +1,92 @@
+"""`yarn-ops rope show`: what a method does to the pairs of dimensions of a model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.table import Table
+
+from yarn_ops.checkpoints import read_config
+from yarn_ops.cli.display import CONSOLE
+from yarn_ops.errors import ExportError, RopeError
+from yarn_ops.recipe import Base, Rope, parse_methods
+from yarn_ops.rope.config import patch_config, rope_spec_of
+from yarn_ops.rope.methods import RopeSpec, attention_factor
+from yarn_ops.rope.table import pair_table, summary
+
+
+def asked_spec(model: str, asked: dict[str, Any], original_context_tokens: int | None) -> RopeSpec:
+    """The rotary embedding of a model: as `asked` (fields of a recipe's rope section), or its own if nothing.
+
+    RopeError where the model or the request does not allow it.
+    """
+    config = read_config(_directory_of(model, original_context_tokens))
+    if not asked:
+        return rope_spec_of(config)
+    parse_methods([asked["method"]] if "method" in asked else [])
+    try:
+        rope = Rope.model_validate(asked)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["rope", *map(str, first["loc"])])
+        raise RopeError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+    factor = rope.resolve_factor(original_context_tokens or config["max_position_embeddings"])
+    return patch_config(config, rope, factor=factor, original_context_tokens=original_context_tokens)[1]
+
+
+def show(spec: RopeSpec, *, as_json: bool) -> None:
+    """One line a pair and the summary; or all of it as JSON."""
+    pairs = pair_table(spec)
+    if as_json:
+        factor = attention_factor(spec, spec.target_context_tokens)
+        facts = {"specification": spec.model_dump(), "attention_factor": factor, "logits_times": factor**2}
+        print(json.dumps({**facts, "pairs": [asdict(pair) for pair in pairs]}, indent=2))
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for head in ("pair", "wavelength", f"turns in {spec.original_context_tokens:,}", "new / old", ""):
+        table.add_column(head, justify="right" if head else "left", no_wrap=True)
+    for pair in pairs:
+        table.add_row(
+            str(pair.index),
+            f"{pair.wavelength_tokens:,.1f}",
+            f"{pair.turns:,.3g}" if pair.turns < 100 else f"{pair.turns:,.0f}",
+            f"{pair.frequency_ratio:.4f}",
+            pair.fate,
+        )
+    CONSOLE.print(table, soft_wrap=False)
+    CONSOLE.print()
+    for line in summary(spec):
+        CONSOLE.print(line)
+
+
+def draw(spec: RopeSpec, path: Path) -> None:
+    """The picture of it; ExportError where it cannot be written."""
+    from yarn_ops.evals.rope_picture import draw_rope
+
+    try:
+        draw_rope(spec, path)
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path}: the picture cannot be written ({error}); give a FILE.png") from None
+
+
+def _directory_of(model: str, original_context_tokens: int | None) -> Path:
+    """A directory as it is, since config.json is all that is read; any other base is fetched."""
+    if (path := Path(model).expanduser()).is_dir():
+        return path
+    from yarn_ops.bases import fetch_base
+    from yarn_ops.services import try_mlflow
+    from yarn_ops.settings import read_settings
+    from yarn_ops.store import store_options
+
+    settings = read_settings()
+
+    def find_release(reference: str) -> str:
+        return try_mlflow(settings).source_of(reference)
+
+    base = Base(model=model, original_context_tokens=original_context_tokens)
+    cache, options = settings.home / "cache", store_options(settings)
+    return fetch_base(base, cache=cache, store_options=options, find_release=find_release)[1]
