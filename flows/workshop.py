@@ -92,9 +92,8 @@ class Workshop:
             self.run.id,
             {"run": self.run.id, "recipe": self.recipe.digest(), "git_commit": git_commit() or "unknown"},
         )
-        run_id = self.registry.set_mlflow_run(self.run.id, run_id)
         self.tracking.log_params(run_id, flat_params(self.recipe))
-        return run_id
+        return self.registry.set_mlflow_run(self.run.id, run_id)
 
     def log_training_step(self, event: Mapping[str, Any], earlier_steps: int) -> None:
         """One step's figures to MLflow, `earlier_steps` after those of the legs before; each step once.
