@@ -15,7 +15,7 @@ factor = 2
 [data]
 sources = ["stdlib:json/*.py", "stdlib:email/*.py", "stdlib:asyncio/*.py"]
 [train]
-steps = 30
+steps = 24
 checkpoint_every = 4
 context_tokens = 512
 [evaluate]

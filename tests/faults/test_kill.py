@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(900)  # on a machine that does other work too
 
 MakeWorkplace = Callable[..., Workplace]
 
-STEPS = 30
+STEPS = 24
 STOP_S = 30
 
 FLOW = (
@@ -49,29 +49,14 @@ def finish(workplace: Workplace, finished: dict[str, int]) -> None:
     assert [(run.info.run_name, run.info.status) for run in workplace.mlflow_runs()] == [(run.id, "FINISHED")]
 
 
-def test_a_killed_trainer_is_gone_on_with_bit_for_bit(
-    undisturbed: Workplace, make_workplace: MakeWorkplace
-) -> None:
-    workplace, step = make_workplace(), random.Random(4).randrange(2, STEPS - 5)
-    extension = workplace.start()
-    extension.wait_until(lambda: step in workplace.steps())
-    workplace.trainer().kill()
-    assert extension.wait() == 2
-    assert "the trainer ended with status -9" in one_line(extension.output)
-    run = workplace.run()
-    assert run is not None and run.status == "failed"
-    finish(workplace, claims(workplace))
-    assert workplace.curve() == undisturbed.curve()
-    assert [json.loads(line)["step"] for line in workplace.curve().splitlines()] == list(range(1, STEPS + 1))
-
-
 Reached = Callable[[Workplace], bool]
 
 
 def inside(index: int) -> Reached:
     """Stage number `index` is being computed, or is already done."""
     if FLOW[index] == "train":
-        return lambda workplace: 5 in workplace.steps() or len(workplace.stages()) > index + 1
+        later = STEPS * 3 // 4
+        return lambda workplace: later in workplace.steps() or len(workplace.stages()) > index + 1
     return lambda workplace: len(workplace.stages()) > index
 
 
@@ -82,7 +67,7 @@ def after(index: int) -> Reached:
     )
 
 
-def kill_at(workplace: Workplace, reached: Reached) -> dict[str, int]:
+def kill_flow(workplace: Workplace, reached: Reached) -> dict[str, int]:
     """Kill a run there; what was finished then. None of its processes outlives it for long."""
     extension = workplace.start()
     extension.wait_until(lambda: reached(workplace))
@@ -92,18 +77,39 @@ def kill_at(workplace: Workplace, reached: Reached) -> dict[str, int]:
     return finished
 
 
-def test_a_killed_flow_is_gone_on_with(undisturbed: Workplace, make_workplace: MakeWorkplace) -> None:
-    workplace, finished = make_workplace(), {}
+def kill_trainer(workplace: Workplace, step: int) -> dict[str, int]:
+    """Kill a run's trainer in or after that step; what was finished then."""
+    extension = workplace.start()
+    extension.wait_until(lambda: step in workplace.steps() and workplace.trainer())
+    trainer = workplace.trainer()
+    assert trainer is not None
+    trainer.kill()
+    assert extension.wait() == 2
+    assert "the trainer ended with status -9" in one_line(extension.output)
+    run = workplace.run()
+    assert run is not None and run.status == "failed"
+    return claims(workplace)
+
+
+def curve_steps(workplace: Workplace) -> list[int]:
+    return [json.loads(line)["step"] for line in workplace.curve().splitlines()]
+
+
+def test_a_killed_run_is_gone_on_with_bit_for_bit(
+    undisturbed: Workplace, make_workplace: MakeWorkplace
+) -> None:
+    workplace = make_workplace()
+    finished = kill_flow(workplace, after(FLOW.index("evaluate")))
+    finished |= kill_trainer(workplace, random.Random(4).randrange(2, STEPS // 2))
     for reached in (
-        after(FLOW.index("evaluate")),
         inside(FLOW.index("train")),
         inside(FLOW.index("merge")),
         after(FLOW.index("publish")),
     ):
-        finished |= kill_at(workplace, reached)
-        assert set(finished.values()) <= {1, 2}
+        finished |= kill_flow(workplace, reached)
     finish(workplace, finished)
     assert workplace.curve() == undisturbed.curve()
+    assert curve_steps(workplace) == list(range(1, STEPS + 1))
 
 
 @pytest.mark.slow
@@ -114,7 +120,20 @@ def test_a_flow_killed_in_and_after_every_stage(
     workplace, finished = make_workplace(), {}
     for index in range(len(FLOW)):
         for reached in (inside(index), after(index)):
-            finished |= kill_at(workplace, reached)
+            finished |= kill_flow(workplace, reached)
+    finish(workplace, finished)
+    assert workplace.curve() == undisturbed.curve()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_trainer_killed_at_random_steps(
+    undisturbed: Workplace, make_workplace: MakeWorkplace, seed: int
+) -> None:
+    workplace, finished = make_workplace(), {}
+    for step in sorted(random.Random(seed).sample(range(1, STEPS - 3), 3)):
+        finished |= kill_trainer(workplace, step)
     finish(workplace, finished)
     assert workplace.curve() == undisturbed.curve()
 

@@ -100,10 +100,11 @@ class Workplace:
         logs = (self.state / "work").glob("*/events.jsonl")
         return [event["step"] for log in logs for event in read_events(log) if event["event"] == "step"]
 
-    def trainer(self) -> psutil.Process:
-        """The trainer at work here."""
+    def trainer(self) -> psutil.Process | None:
+        """The trainer at work here, if one is."""
         (record,) = (self.state / "work").glob(f"*/{PID}")
-        return psutil.Process(json.loads(record.read_bytes())["pid"])
+        pid = json.loads(record.read_bytes())["pid"]
+        return psutil.Process(pid) if psutil.pid_exists(pid) else None
 
     def curve(self) -> bytes:
         """The newest run's loss curve, as its adapter keeps it."""
