@@ -86,7 +86,7 @@ def test_patterns_that_llama_cpp_knows(tokenizer_of, pre, pre_tokenizer, ignore_
 )
 def test_anything_else_is_refused(tokenizer_of, changes, named):
     with pytest.raises(
-        ExportError, match=rf"model: tokenizer: .*{named}.*; use transformers, vllm or sglang"
+        ExportError, match=rf"model: tokenizer: .*{named}.*; use transformers, vllm, sglang or"
     ):
         tokenizer_of(**changes)
 
