@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel as Pydantic
 from pydantic import ConfigDict
@@ -207,6 +207,33 @@ class Comparison(Record):
     winner: str | None
     """name of the contender; None when none passed the gate"""
     pictures: tuple[str, ...]
+
+
+class Fit(Record):
+    """Parameters of a RoPE method searched on held-out text; gains are of loss, in nats a token."""
+
+    rope: dict[str, Any]
+    """values of a recipe's rope section: what was found, or the method's defaults"""
+    adopted: bool
+    """whether `rope` is what was found: its gain on fresh text is above 0 with its whole interval"""
+    found: dict[str, Any]
+    search_gain_nats: float
+    """on the text it was chosen by: too good to be true"""
+    gain_nats: float
+    """of `found` against the defaults, on documents the search has not seen"""
+    low_nats: float
+    high_nats: float
+    """95 % interval of `gain_nats`, over windows"""
+    short_gain_nats: float
+    """the part of it within the original context"""
+    default_loss_nats: float
+    windows: int
+    target_context_tokens: int
+    unservable: dict[str, str]
+    """engines that cannot serve `rope`, with their reasons"""
+    evaluations: int
+    tokens: int
+    seconds: float
 
 
 class Report(Record):

@@ -47,6 +47,14 @@ def prove(model: torch.nn.Module, spec: RopeSpec, *, rtol: float = RTOL) -> floa
     return max(_prove_module(name or type(module).__name__, module, spec, rtol) for name, module in found)
 
 
+def retune(model: torch.nn.Module, frequencies: Array, scaling: float) -> None:
+    """Make a loaded model with a static RoPE turn its heads by other frequencies and attention factor."""
+    for _, module in rotary_modules(model):
+        live = cast(torch.Tensor, module.inv_freq)
+        live.copy_(torch.from_numpy(frequencies))
+        module.attention_scaling = scaling  # type: ignore[assignment]
+
+
 def rotary_modules(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
     """Every submodule that keeps inverse frequencies, with its dotted name."""
     for name, module in model.named_modules():
