@@ -23,9 +23,9 @@ def name() -> str:
     return f"model-{uuid.uuid4().hex[:8]}"
 
 
-def model_of(tracking: Tracking, run_name: str = "a run") -> tuple[str, str]:
-    """(run id, URI of a model directory inside its artifacts)."""
-    run_id = tracking.start_run("versions", run_name, {})
+def model_of(tracking: Tracking) -> tuple[str, str]:
+    """(id of a new run, URI of a model directory inside its artifacts)."""
+    run_id = tracking.start_run("versions", f"run-{uuid.uuid4().hex[:8]}", {})
     uri = f"{tracking.artifact_uri(run_id)}/model"
     directory = Path(urlsplit(uri).path)
     (directory / "deep").mkdir(parents=True)
