@@ -12,13 +12,14 @@ from flows.workshop import git_commit
 from yarn_ops import bases
 from yarn_ops.data import corpus as corpora
 from yarn_ops.data import shards as tokenised
-from yarn_ops.recipe import Base, Data, Evaluate, Gate, Publish, Recipe, Rope, Stage, Train
+from yarn_ops.recipe import Base, Data, Evaluate, FittedMethod, Gate, Publish, Recipe, Rope, Stage, Train
 from yarn_ops.records import (
     Adapter,
     BaseModel,
     Checkpoint,
     Comparison,
     Corpus,
+    Fit,
     Local,
     PatchedModel,
     Rehearsal,
@@ -175,6 +176,30 @@ def judge(
         after,
         original_context_tokens=before.original_context_tokens,
         target_context_tokens=target_context_tokens,
+    )
+
+
+@stage("fit", version=1)
+def search(
+    bench: Bench,
+    section: Evaluate,
+    rope: Rope,
+    method: FittedMethod,
+    base: Local[BaseModel],
+    shards: Local[ShardSet],
+) -> Fit:
+    """Parameters of a RoPE method, searched on held-out documents and verified on others."""
+    from yarn_ops.evals import fit as fitting
+
+    return fitting.fit(
+        section,
+        rope,
+        method,
+        base,
+        shards,
+        device=bench.shop.device,
+        dtype=resolve_dtype("auto", bench.shop.device),
+        report=bench.report,
     )
 
 

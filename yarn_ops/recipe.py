@@ -21,6 +21,8 @@ from yarn_ops.errors import RecipeError
 RopeMethod = Literal[
     "none", "linear", "ntk", "dynamic-ntk", "by-parts", "yarn", "dynamic-yarn", "llama3", "longrope", "abf"
 ]
+FittedMethod = Literal["yarn", "longrope"]
+"""methods with parameters that can be searched for"""
 Arm = Literal["zero-shot", "lora", "full"]
 """of a comparison: patched and not trained, trained adapters, all parameters trained"""
 Positive = Annotated[int, Field(gt=0)]

@@ -90,6 +90,26 @@ def compare(
     display.show_comparison(view)
 
 
+@app.command()
+def fit(
+    recipe: RecipeArgument,
+    method: Annotated[
+        Literal["yarn", "longrope"], typer.Option(help="Whose parameters: betas, or a factor for each pair.")
+    ] = "yarn",
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Search RoPE parameters for a recipe's base on its held-out documents; print a [rope] section."""
+    import yarn_ops.cli.rope as rope
+
+    asked = _load(recipe, set_)
+    with _services_of(asked):
+        from flows.fit import fit_here
+
+        found = fit_here(asked, method)
+    rope.show_fit(found, as_json=json)
+
+
 @recipe_app.command("show")
 def recipe_show(recipe: RecipeArgument, set_: SetOption = None, json: JsonOption = False) -> None:
     """Print a recipe resolved, every default written out, with its digest."""

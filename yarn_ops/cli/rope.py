@@ -14,6 +14,7 @@ from yarn_ops.checkpoints import read_config
 from yarn_ops.cli.display import CONSOLE
 from yarn_ops.errors import ExportError, RopeError
 from yarn_ops.recipe import Base, Rope, parse_methods
+from yarn_ops.records import Fit
 from yarn_ops.rope.config import patch_config, rope_spec_of
 from yarn_ops.rope.methods import RopeSpec, attention_factor
 from yarn_ops.rope.table import pair_table, summary
@@ -61,6 +62,32 @@ def show(spec: RopeSpec, *, as_json: bool) -> None:
     CONSOLE.print()
     for line in summary(spec):
         CONSOLE.print(line)
+
+
+def show_fit(fit: Fit, *, as_json: bool) -> None:
+    """The [rope] section, and as comments what it gains, what it cost and who cannot serve it."""
+    if as_json:
+        print(json.dumps(fit.model_dump(mode="json"), indent=2))
+        return
+    CONSOLE.print("[rope]", style="bold")
+    for key, value in fit.rope.items():
+        CONSOLE.print(f"{key} = {json.dumps(value)}")
+    for line in fit_report(fit):
+        CONSOLE.print(f"# {line}")
+
+
+def fit_report(fit: Fit) -> list[str]:
+    """What was found against the defaults, in sentences."""
+    gain = (
+        f"{fit.gain_nats:+.4f} nats a token [{fit.low_nats:+.4f}, {fit.high_nats:+.4f}] at "
+        f"{fit.target_context_tokens:,} tokens, {fit.short_gain_nats:+.4f} within the original context"
+    )
+    lines = [f"found: {gain}; on {fit.windows} fresh windows, defaults at {fit.default_loss_nats:.4f}"]
+    if not fit.adopted:
+        tried = ", ".join(f"{key} {value}" for key, value in fit.found.items() if isinstance(value, float))
+        lines.append(f"not surely better than the defaults, which stay; tried last: {tried}")
+    cost = f"{fit.evaluations} evaluations, {fit.tokens:,} tokens, {fit.seconds:.0f} s"
+    return [*lines, f"cost: {cost}", *(f"not for {name}: {why}" for name, why in fit.unservable.items())]
 
 
 def draw(spec: RopeSpec, path: Path) -> None:

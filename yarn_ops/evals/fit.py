@@ -31,7 +31,7 @@ from yarn_ops.errors import EvaluationError, RecipeError, RopeError
 from yarn_ops.evals.evaluate import DTYPES, Progress
 from yarn_ops.evals.forward import Ids, require_known_head, token_losses
 from yarn_ops.evals.intervals import LEAST_MEAN_SAMPLES, mean_interval
-from yarn_ops.recipe import Evaluate, Rope
+from yarn_ops.recipe import Evaluate, FittedMethod, Rope
 from yarn_ops.records import BaseModel, Fit, Local, ShardSet
 from yarn_ops.rope.config import patch_config
 from yarn_ops.rope.methods import (
@@ -45,7 +45,6 @@ from yarn_ops.rope.methods import (
 from yarn_ops.rope.proof import load_proven, retune
 from yarn_ops.rope.serving import Engine, serving_settings
 
-FittedMethod = Literal["yarn", "longrope"]
 EVALUATIONS = 24
 HALVINGS = 2
 """how often the steps are halved before the search ends on its own"""

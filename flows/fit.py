@@ -1,0 +1,38 @@
+"""A search for RoPE parameters that suit one base, on the recipe's held-out documents."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.logging.handlers import APILogHandler
+
+from flows.stages import fetch_base, prepare, search, survey
+from flows.workshop import open_workshop
+from yarn_ops.recipe import FittedMethod, Recipe
+from yarn_ops.records import Fit
+from yarn_ops.settings import read_settings
+
+
+@flow(name="fit-rope", flow_run_name="{recipe.publish.name}", persist_result=False)
+def fit(recipe: Recipe, method: FittedMethod = "yarn") -> Fit:
+    """Search the parameters of a RoPE method zero-shot. Nothing is trained and nothing is registered.
+
+    Args:
+        recipe: The base, the documents, the factor, and how many windows to measure on.
+        method: yarn (betas and attention factor) or longrope (a factor for each pair of dimensions).
+
+    Returns:
+        What was found, or the method's defaults where that is no better on fresh documents.
+    """
+    with open_workshop(read_settings(), recipe, compared={"fit": method}):
+        base = fetch_base(recipe.base)
+        corpus = survey(recipe.data)
+        shards = prepare(recipe.data, corpus, base)
+        return search(recipe.evaluate, recipe.rope, method, base, shards)
+
+
+def fit_here(recipe: Recipe, method: FittedMethod) -> Fit:
+    """Run the flow in this process."""
+    try:
+        return fit(recipe, method)
+    finally:
+        APILogHandler().flush()
