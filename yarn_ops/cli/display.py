@@ -126,6 +126,8 @@ def _show_outcome(run: RunView) -> None:
         )
         for check in verdict["checks"]:
             CONSOLE.print(f"  {'✓' if check['passed'] else '✗'} {check['reason']}")
+    for reason in _advice(run):
+        CONSOLE.print(f"advice: {reason}")
     for stage in run.stages:
         record = stage.record or {}
         if stage.stage == "report" and record.get("tree"):
@@ -135,6 +137,18 @@ def _show_outcome(run: RunView) -> None:
     if run.release is not None:
         alias = f", alias {run.release.alias}" if run.release.alias else ""
         CONSOLE.print(f"release: {run.release.name} version {run.release.version}{alias}", style="bold")
+
+
+def _advice(run: RunView) -> tuple[str, ...]:
+    """What the measurements of an extension say to do; nothing before both are there."""
+    from yarn_ops.evals.advice import advise
+    from yarn_ops.records import Scorecard
+
+    cards = [stage.record for stage in run.stages if stage.stage == "evaluate" and stage.record]
+    if len(cards) != 2 or not any(stage.stage == "gate" for stage in run.stages):
+        return ()
+    before, after = map(Scorecard.model_validate, cards)
+    return advise(before, after).reasons
 
 
 def show_comparison(run: RunView) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from yarn_ops.evals.advice import advise
 from yarn_ops.evals.perplexity import LAST_QUARTER, SINGLE_PASS, SLIDING
 from yarn_ops.evals.recall import TEMPLATES, task_name
 from yarn_ops.recipe import Data, Train
@@ -14,7 +15,7 @@ from yarn_ops.records import Adapter, BaseModel, Checkpoint, PatchedModel, Score
 TRANSFORMERS_FLOOR = "4.51"
 """earlier ones ignore original_max_position_embeddings or take it from the field that the patch moves"""
 
-NOT_STATIC = ("none", "dynamic-ntk")
+NOT_STATIC = ("none", "dynamic-ntk", "dynamic-yarn")
 """methods that leave texts within the original context as they were"""
 
 NAMES = {
@@ -45,8 +46,9 @@ class Extension:
 
 def model_card(extension: Extension) -> str:
     """The card as markdown with YAML front matter; pictures are named as `report` writes them."""
-    sections = (_front_matter, _summary, _measured, _gate, _made, _loading, _caveats)
-    return "\n\n".join("\n".join(section(extension)) for section in sections) + "\n"
+    sections = (_front_matter, _summary, _measured, _gate, _advice, _made, _loading, _caveats)
+    texts = ("\n".join(section(extension)) for section in sections)
+    return "\n\n".join(text for text in texts if text) + "\n"
 
 
 def _front_matter(extension: Extension) -> Iterator[str]:
@@ -103,6 +105,13 @@ def _gate(extension: Extension) -> Iterator[str]:
     yield from (f"- {'passed' if check.passed else '**failed**'}: {check.reason}" for check in verdict.checks)
 
 
+def _advice(extension: Extension) -> Iterator[str]:
+    if reasons := advise(extension.before, extension.after).reasons:
+        yield "## Advice"
+        yield ""
+        yield from (f"- {reason[0].upper()}{reason[1:]}." for reason in reasons)
+
+
 def _made(extension: Extension) -> Iterator[str]:
     patched, adapter, training, shards = (
         extension.patched,
@@ -145,6 +154,12 @@ def _made(extension: Extension) -> Iterator[str]:
 def _loading(extension: Extension) -> Iterator[str]:
     yield "## Loading"
     yield ""
+    if extension.patched.method == "dynamic-yarn":
+        yield (
+            "Only with yarn-ops (`yarn_ops.rope.proof.load_proven`): no other loader or server knows dynamic "
+            "YaRN, and all of them refuse this configuration."
+        )
+        return
     yield f"Plain transformers {TRANSFORMERS_FLOOR} or later; the configuration carries the longer context."
     yield ""
     yield "```python"

@@ -1,0 +1,180 @@
+"""What to do with an extended model, read off the measurements before and after.
+
+Two questions. Does the model use the whole context that the factor buys? If recall or perplexity breaks
+before the target, a smaller factor is sufficient, and static scaling costs short texts less the smaller it
+is. And does it cost short texts so much that the base should go on serving them?
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from yarn_ops.records import Score, Scorecard
+
+PERPLEXITY = "perplexity/last-quarter"  # perplexity.LAST_QUARTER, which would bring torch into `runs show`
+HELD_RECALL = 0.9
+"""share of its own recall at the original context that a length has to keep to count as used"""
+HELD_PERPLEXITY = 1.1
+"""most growth of perplexity over that at the original context; the shipped gates' max_long_growth"""
+SHORT_LOSS = 0.02
+"""growth of perplexity within the original context from which on two models are worth their memory"""
+SHORT_RECALL_LOSS = 0.05
+
+
+@dataclass(frozen=True)
+class Advice:
+    """`factor` None: not measured beyond the original context."""
+
+    factor: float | None
+    """the smallest that gives every length which the model was found to use"""
+    side_by_side: bool
+    """whether texts within the original context should go on to the base"""
+    reasons: tuple[str, ...]
+    """one sentence on the factor, one on serving; what was not measured is left out"""
+
+
+@dataclass(frozen=True)
+class _Change:
+    """After against before: of log perplexity, or of recall lost."""
+
+    task: str
+    context_tokens: int
+    value: float
+    half: float | None
+    """half of the 95 % interval"""
+
+
+def advise(before: Scorecard, after: Scorecard) -> Advice:
+    """Advice from the same measurements of a base and of its extension."""
+    original = after.original_context_tokens
+    factor, on_factor = _sufficient_factor(after, original)
+    changes = [_worst(changes) for changes in _short_changes(before, after, original) if changes]
+    too_much = [change for change in changes if change.value > _tolerated(change.task)]
+    reasons = [*on_factor]
+    if too_much:
+        reasons.append(
+            f"serve base and extended side by side, texts up to {original:,} tokens by the base: "
+            f"{_told(too_much)}"
+        )
+    elif changes:
+        reasons.append(f"serve the extended model alone: at worst, {_told(changes)}")
+    return Advice(factor=factor, side_by_side=bool(too_much), reasons=tuple(reasons))
+
+
+def _sufficient_factor(after: Scorecard, original: int) -> tuple[float | None, list[str]]:
+    longer = sorted({score.context_tokens for score in _scores(after) if score.context_tokens > original})
+    if not longer:
+        return None, []
+    used = original
+    for length in longer:
+        if fault := next(_faults(after, original, length), None):
+            factor = used / original
+            rest = f"factor {factor:g} is sufficient" if used > original else "nothing is gained beyond it"
+            return factor, [f"{fault}; the model uses {used:,} tokens, {rest}"]
+        used = length
+    factor = used / original
+    return factor, [
+        f"the model uses all {used:,} tokens measured: factor {factor:g} is the smallest for that"
+    ]
+
+
+def _faults(after: Scorecard, original: int, length: int) -> Iterator[str]:
+    """Why a length does not count as used; a recall whose interval reaches what is asked holds."""
+    for short in _scores(after):
+        long = _score(after, short.task, length)
+        if short.context_tokens != original or long is None:
+            continue
+        if short.task == PERPLEXITY and long.value > HELD_PERPLEXITY * short.value:
+            yield (
+                f"at {length:,} tokens perplexity is {long.value:.1f} against {short.value:.1f} "
+                f"at {original:,}"
+            )
+        high = long.value if long.high is None else long.high
+        if short.task != PERPLEXITY and high < HELD_RECALL * short.value:
+            yield (
+                f"at {length:,} tokens {_name(short.task)} is {_figure(long)} against {short.value:.2f} "
+                f"at {original:,}"
+            )
+
+
+def _short_changes(before: Scorecard, after: Scorecard, original: int) -> tuple[list[_Change], list[_Change]]:
+    """Of perplexity and of recall, at every length up to the original context."""
+    perplexity: list[_Change] = []
+    recall: list[_Change] = []
+    for old in _scores(before):
+        new = _score(after, old.task, old.context_tokens)
+        if new is None or old.context_tokens > original:
+            continue
+        if old.task == PERPLEXITY:
+            ratio = math.log(new.value / old.value)
+            half = _half([_log(old), _log(new)])
+            perplexity.append(_Change(old.task, old.context_tokens, ratio, half))
+        else:
+            half = _half([(old.low, old.high), (new.low, new.high)])
+            recall.append(_Change(old.task, old.context_tokens, old.value - new.value, half))
+    return perplexity, recall
+
+
+def _half(intervals: list[tuple[float | None, float | None]]) -> float | None:
+    """Of the difference of two values with intervals: as if measured on different texts, so too wide."""
+    if any(low is None or high is None for low, high in intervals):
+        return None
+    return math.hypot(*((high - low) / 2 for low, high in intervals if low is not None and high is not None))
+
+
+def _log(score: Score) -> tuple[float | None, float | None]:
+    if score.low is None or score.high is None:
+        return None, None
+    return math.log(score.low), math.log(score.high)
+
+
+def _worst(changes: list[_Change]) -> _Change:
+    return max(changes, key=lambda change: change.value)
+
+
+def _tolerated(task: str) -> float:
+    return math.log(1 + SHORT_LOSS) if task == PERPLEXITY else SHORT_RECALL_LOSS
+
+
+def _told(changes: list[_Change]) -> str:
+    return " and ".join(_sentence(change) for change in changes)
+
+
+def _sentence(change: _Change) -> str:
+    half = change.half
+    if change.task == PERPLEXITY:
+        bounds = (
+            "" if half is None else f" [{_percent(change.value - half)}, {_percent(change.value + half)}]"
+        )
+        return f"perplexity at {change.context_tokens:,} tokens changes by {_percent(change.value)}{bounds}"
+    gained = 0.0 - change.value  # not -change.value, which may print as -0.00
+    bounds = "" if half is None else f" [{gained - half:+.2f}, {gained + half:+.2f}]"
+    return f"{_name(change.task)} at {change.context_tokens:,} tokens changes by {gained:+.2f}{bounds}"
+
+
+def _percent(log_ratio: float) -> str:
+    return f"{100 * math.expm1(log_ratio):+.1f} %"
+
+
+def _scores(card: Scorecard) -> Iterator[Score]:
+    """Over all depths: perplexity of the last quarter and recall in each template."""
+    for score in card.scores:
+        is_recall = score.task.startswith("recall/") and score.task.count("/") == 1
+        if score.depth is None and (is_recall or score.task == PERPLEXITY):
+            yield score
+
+
+def _score(card: Scorecard, task: str, length: int) -> Score | None:
+    return next((s for s in _scores(card) if (s.task, s.context_tokens) == (task, length)), None)
+
+
+def _name(task: str) -> str:
+    return f"{task.removeprefix('recall/')} recall"
+
+
+def _figure(score: Score) -> str:
+    if score.low is None or score.high is None:
+        return f"{score.value:.2f}"
+    return f"{score.value:.2f} [{score.low:.2f}, {score.high:.2f}]"
