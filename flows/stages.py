@@ -215,7 +215,7 @@ def rank(
     return comparisons.compare(gate, before, rows, bench.out)
 
 
-@stage("report", version=1)
+@stage("report", version=2)
 def draw(
     bench: Bench,
     recipe: Recipe,
