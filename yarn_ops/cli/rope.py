@@ -70,8 +70,9 @@ def show_fit(fit: Fit, *, as_json: bool) -> None:
         print(json.dumps(fit.model_dump(mode="json"), indent=2))
         return
     CONSOLE.print("[rope]", style="bold")
-    for key, value in fit.rope.items():
-        CONSOLE.print(f"{key} = {json.dumps(value)}")
+    for key in Rope.model_fields:
+        if key in fit.rope:
+            CONSOLE.print(f"{key} = {json.dumps(fit.rope[key])}")
     for line in fit_report(fit):
         CONSOLE.print(f"# {line}")
 
@@ -82,10 +83,10 @@ def fit_report(fit: Fit) -> list[str]:
         f"{fit.gain_nats:+.4f} nats a token [{fit.low_nats:+.4f}, {fit.high_nats:+.4f}] at "
         f"{fit.target_context_tokens:,} tokens, {fit.short_gain_nats:+.4f} within the original context"
     )
-    lines = [f"found: {gain}; on {fit.windows} fresh windows, defaults at {fit.default_loss_nats:.4f}"]
+    lines = [f"gain: {gain}; on {fit.windows} fresh windows, the defaults at {fit.default_loss_nats:.4f}"]
     if not fit.adopted:
-        tried = ", ".join(f"{key} {value}" for key, value in fit.found.items() if isinstance(value, float))
-        lines.append(f"not surely better than the defaults, which stay; tried last: {tried}")
+        found = ", ".join(f"{key} = {json.dumps(value)}" for key, value in sorted(fit.found.items()))
+        lines.append(f"not surely better than the defaults, which stay; found: {found}")
     cost = f"{fit.evaluations} evaluations, {fit.tokens:,} tokens, {fit.seconds:.0f} s"
     return [*lines, f"cost: {cost}", *(f"not for {name}: {why}" for name, why in fit.unservable.items())]
 
