@@ -156,7 +156,7 @@ def attend(
     if attention_mask is None:
         attention_mask = (places_K <= places_Q[:, None])[None, None]
     is_beyond_Q = (position_ids >= rotary.original_context_tokens).any(0)
-    output_BQHD = torch.empty_like(query.transpose(1, 2))
+    output_BQHD = torch.empty_like(query.transpose(1, 2), dtype=value.dtype)
     if len(near := (~is_beyond_Q).nonzero()[:, 0]):
         output_BQHD[:, near] = within(query[:, :, near], places_Q[near], attention_mask[:, :, near])
     block = max(1, BLOCK_ELEMENTS // key.numel())

@@ -1,8 +1,13 @@
 """`yarn-ops rope show`, as typed."""
 
 import json
+import tomllib
 
 import pytest
+
+from yarn_ops.cli.rope import show_fit
+from yarn_ops.recipe import Rope
+from yarn_ops.records import Fit
 
 PNG = b"\x89PNG\r\n"
 
@@ -41,3 +46,42 @@ def test_faults_are_one_line(yarn_ops, arguments, complaint):
     assert result.status == 2
     assert result.err.startswith("yarn-ops: ") and complaint in result.err
     assert result.err.count("\n") == 1
+
+
+def fit_record(**values) -> Fit:
+    found = {
+        "method": "yarn",
+        "factor": 4.0,
+        "beta_fast": 11.31,
+        "beta_slow": 0.7071,
+        "attention_factor": 1.111,
+    }
+    defaults = {"method": "yarn", "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0}
+    adopted = values.get("low_nats", 0.01) > 0
+    record = {
+        "rope": found if adopted else defaults, "adopted": adopted, "found": found,
+        "search_gain_nats": 0.0147, "gain_nats": 0.0239, "low_nats": 0.013, "high_nats": 0.0348, "short_gain_nats": 0.0247,
+        "default_loss_nats": 2.4952, "windows": 12, "target_context_tokens": 2048,
+        "unservable": {"sglang": "it ignores it"} if adopted else {}, "evaluations": 26, "tokens": 638_976,
+        "seconds": 97.2,
+    }  # fmt: skip
+    return Fit(**{**record, **values})
+
+
+def test_what_was_fitted_is_a_section_to_paste(capsys):
+    show_fit(fit_record(), as_json=False)
+    out = capsys.readouterr().out
+    assert Rope.model_validate(tomllib.loads(out)["rope"]).beta_fast == 11.31
+    assert out.splitlines()[-3:] == [
+        "# gain: +0.0239 nats a token [+0.0130, +0.0348] at 2,048 tokens, "
+        "+0.0247 within the original context; on 12 fresh windows, the defaults at 2.4952",
+        "# cost: 26 evaluations, 638,976 tokens, 97 s",
+        "# not for sglang: it ignores it",
+    ]
+
+
+def test_defaults_that_stay_are_said_to(capsys):
+    show_fit(fit_record(low_nats=-0.002), as_json=False)
+    out = capsys.readouterr().out
+    assert Rope.model_validate(tomllib.loads(out)["rope"]).beta_fast == 32
+    assert "# not surely better than the defaults, which stay; found: attention_factor = 1.111" in out
