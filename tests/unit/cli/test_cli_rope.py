@@ -60,7 +60,8 @@ def fit_record(**values) -> Fit:
     adopted = values.get("low_nats", 0.01) > 0
     record = {
         "rope": found if adopted else defaults, "adopted": adopted, "found": found,
-        "search_gain_nats": 0.0147, "gain_nats": 0.0239, "low_nats": 0.013, "high_nats": 0.0348, "short_gain_nats": 0.0247,
+        "search_gain_nats": 0.0147, "gain_nats": 0.0239, "low_nats": 0.013, "high_nats": 0.0348,
+        "short_gain_nats": 0.0247,
         "default_loss_nats": 2.4952, "windows": 12, "target_context_tokens": 2048,
         "unservable": {"sglang": "it ignores it"} if adopted else {}, "evaluations": 26, "tokens": 638_976,
         "seconds": 97.2,
