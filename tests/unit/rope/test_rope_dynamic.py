@@ -68,7 +68,7 @@ def base512():
 @pytest.fixture(scope="module")
 def text():
     tokenizer = load_tokenizer(Path("infra/models/base512"))
-    return torch.tensor([tokenizer.encode(Path("yarn_ops/recipe.py").read_text())[:700]])
+    return torch.tensor([tokenizer.encode(Path("yarn_ops/recipe/sections.py").read_text())[:700]])
 
 
 def tokens(count, rows=1):

@@ -1,0 +1,33 @@
+"""The recipe: WHAT to do, never where. Frozen pydantic models, read from TOML.
+
+`Recipe.digest()` is canonical: key order, `4` against `4.0`, defaults written out or left out make no
+difference. The Prefect run form is made from these models, so titles and descriptions here are what a
+person reads there.
+"""
+
+from yarn_ops.recipe.choices import Arm, FittedMethod, RopeMethod, parse_arms, parse_methods
+from yarn_ops.recipe.reading import load_recipe, parse_recipe
+from yarn_ops.recipe.section import Section
+from yarn_ops.recipe.sections import Base, Data, Evaluate, Gate, Publish, Rope
+from yarn_ops.recipe.training import Stage, Train
+from yarn_ops.recipe.whole import Recipe
+
+__all__ = [
+    "Arm",
+    "Base",
+    "Data",
+    "Evaluate",
+    "FittedMethod",
+    "Gate",
+    "Publish",
+    "Recipe",
+    "Rope",
+    "RopeMethod",
+    "Section",
+    "Stage",
+    "Train",
+    "load_recipe",
+    "parse_arms",
+    "parse_methods",
+    "parse_recipe",
+]

@@ -1,0 +1,120 @@
+"""Recipes from TOML files, with `--set` on top; every fault in one line that names the key."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from yarn_ops.errors import RecipeError
+from yarn_ops.recipe.whole import Recipe
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply `section.key=value` overrides (values in TOML, bare words as strings).
+
+    Relative paths in `base.model` and `data.sources` are meant from the file's directory.
+    Raises RecipeError in one line that names the file, the key and the nearest known key.
+    """
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe; `yarn-ops recipe list` names the shipped ones") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as a text file ({error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: not valid TOML: {error}") from None
+    _anchor_paths(values, path.parent)
+    for override in overrides:
+        _apply(values, override)
+    return parse_recipe(values, str(path))
+
+
+def parse_recipe(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Recipe from plain values; RecipeError in one line, naming `where` and the key."""
+    try:
+        return Recipe.model_validate(dict(values))
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {_explain(error)}") from None
+
+
+def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
+    def anchored(text: Any) -> Any:
+        if not isinstance(text, str) or ":" in text.split("/")[0] or text.startswith(("/", "~")) or not text:
+            return text
+        return str(folder.resolve() / text)
+
+    base, data = values.get("base"), values.get("data")
+    if isinstance(base, dict) and "model" in base:
+        base["model"] = anchored(base["model"])
+    if isinstance(data, dict) and isinstance(data.get("sources"), list):
+        data["sources"] = [anchored(source) for source in data["sources"]]
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or len(path) != 2 or not all(path):
+        raise RecipeError(f"--set {override}: write section.key=value, e.g. --set train.steps=20")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    section = values.setdefault(path[0], {})
+    if not isinstance(section, dict):
+        raise RecipeError(f"--set {override}: {path[0]!r} is not a section")
+    section[path[1]] = value
+
+
+def _explain(error: ValidationError) -> str:
+    problems = error.errors()
+    first = problems[0]
+    where = ".".join(str(part) for part in first["loc"]) or "recipe"
+    if first["type"] == "extra_forbidden":
+        text = f"{where}: unknown key{_nearest(first['loc'])}"
+    elif first["type"] == "missing":
+        text = f"{where}: missing"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+        text = f"{where}: {message[:1].lower()}{message[1:]} (found {_shorten(first['input'])})"
+        if first["type"] == "value_error":
+            text = f"{where}: {message}"
+    return text if len(problems) == 1 else f"{text} (and {len(problems) - 1} more)"
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    model: type[BaseModel] = Recipe
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part))
+        if field is None:
+            continue
+        candidates = [field.annotation, *_inner_types(field.annotation)]
+        model = next(
+            (kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), model
+        )
+    wrong = str(location[-1])
+    close = difflib.get_close_matches(wrong, model.model_fields, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    homes = [name for name, field in Recipe.model_fields.items() if wrong in _keys(field.annotation)]
+    if homes:
+        return f"; it belongs in [{homes[0]}]"
+    return f"; known here: {', '.join(model.model_fields)}"
+
+
+def _keys(annotation: Any) -> Iterator[str]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield from annotation.model_fields
+
+
+def _inner_types(annotation: Any) -> tuple[Any, ...]:
+    return tuple(getattr(annotation, "__args__", ()))

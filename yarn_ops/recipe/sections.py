@@ -1,0 +1,212 @@
+"""The sections of a recipe, but for training. Titles and descriptions are what the run form shows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from yarn_ops.errors import RecipeError
+from yarn_ops.recipe.choices import RopeMethod
+from yarn_ops.recipe.section import Fraction, Positive, Section
+
+MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+ALIAS = r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"
+
+
+class Base(Section):
+    """The model to extend."""
+
+    model: str = Field(
+        "shipped:base512",
+        title="Base model",
+        description="A directory; hf:org/name@revision; models:/name@alias or models:/name/version (MLflow); "
+        "s3://bucket/prefix; or shipped:base512, the demo's. Safetensors only.",
+        min_length=1,
+        max_length=1024,
+    )
+    original_context_tokens: Positive | None = Field(
+        None,
+        title="Original context (tokens)",
+        description="What the base was trained on. Needed only if its config already carries RoPE scaling.",
+    )
+
+
+class Rope(Section):
+    """How positions beyond the original context are made readable. Give a factor or a target context."""
+
+    method: RopeMethod = Field("yarn", title="Method", description="yarn unless you compare methods.")
+    factor: float | None = Field(
+        None, ge=1, le=1024, title="Factor", description="Target context / original context, e.g. 4."
+    )
+    target_context_tokens: Positive | None = Field(
+        None,
+        title="Target context (tokens)",
+        description="Instead of a factor (leave that empty), e.g. 32768.",
+    )
+    beta_fast: float = Field(
+        32.0,
+        gt=0,
+        title="beta_fast",
+        description="Turns in the original context above which a dimension is kept.",
+    )
+    beta_slow: float = Field(
+        1.0, gt=0, title="beta_slow", description="Turns below which a dimension is fully interpolated."
+    )
+    attention_factor: float | None = Field(
+        None,
+        gt=0,
+        title="Attention factor",
+        description="Empty: 0.1 ln(factor) + 1 for yarn. Not portable to all servers.",
+    )
+    theta: float | None = Field(
+        None, gt=1, title="theta", description="abf only: the replaced base frequency."
+    )
+    low_freq_factor: float = Field(1.0, gt=0, title="low_freq_factor", description="llama3 only.")
+    high_freq_factor: float = Field(4.0, gt=0, title="high_freq_factor", description="llama3 only.")
+    short_factors: tuple[float, ...] = Field(
+        (), title="Short factors", description="longrope only, head_dim/2 numbers."
+    )
+    long_factors: tuple[float, ...] = Field(
+        (), title="Long factors", description="longrope only, head_dim/2 numbers."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Rope:
+        if self.factor is not None and self.target_context_tokens is not None:
+            raise ValueError("give factor or target_context_tokens, not both")
+        if self.factor is None and self.target_context_tokens is None and self.method != "none":
+            raise ValueError(f"method {self.method!r} needs factor or target_context_tokens")
+        if self.beta_fast <= self.beta_slow:
+            raise ValueError(f"beta_fast ({self.beta_fast:g}) must be above beta_slow ({self.beta_slow:g})")
+        if self.method == "abf" and self.theta is None:
+            raise ValueError("method 'abf' needs theta")
+        if self.method == "longrope" and not (self.short_factors and self.long_factors):
+            raise ValueError("method 'longrope' needs short_factors and long_factors")
+        return self
+
+    def resolve_factor(self, original_context_tokens: int) -> float:
+        """Target context / original context. RopeError-free arithmetic; raises RecipeError below 1."""
+        if self.factor is not None:
+            return self.factor
+        if self.target_context_tokens is None:
+            return 1.0
+        if self.target_context_tokens < original_context_tokens:
+            raise RecipeError(
+                f"rope.target_context_tokens: {self.target_context_tokens} is below the base's original "
+                f"context of {original_context_tokens}; ask for a longer one"
+            )
+        return self.target_context_tokens / original_context_tokens
+
+
+class Data(Section):
+    """The documents to train on and to measure with."""
+
+    sources: tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...] = Field(
+        ("stdlib:**/*.py",),
+        min_length=1,
+        title="Sources",
+        description="Files or globs: text, .jsonl(.gz/.zst), .parquet; local or s3://; stdlib:**/*.py is the "
+        "running Python's own source.",
+    )
+    text_field: str = Field(
+        "text", title="Text field", description="Of .jsonl and .parquet rows.", min_length=1
+    )
+    held_out_fraction: Fraction = Field(
+        0.125,
+        title="Held-out fraction",
+        description="Share of documents kept for measuring, chosen by document.",
+    )
+    prefer_long: float = Field(
+        1.0, ge=0, le=4, title="Prefer long documents",
+        description="0: windows uniform over tokens; above: a document longer than a window weighs more.",
+    )  # fmt: skip
+    document_mask: bool = Field(
+        False,
+        title="Mask between documents",
+        description="Attention stays within a document of a packed window.",
+    )
+    seed: int = Field(0, ge=0, title="Seed", description="Of the split and of the sampling of windows.")
+
+
+class Evaluate(Section):
+    """What to measure, on the base and on the result."""
+
+    lengths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.5, 1.0, 2.0, 4.0),
+        min_length=1,
+        title="Lengths",
+        description="In multiples of the original context.",
+    )
+    windows: Positive = Field(16, title="Windows", description="Held-out windows for each perplexity.")
+    sliding_stride_tokens: int = Field(
+        256, ge=0, title="Stride (tokens)", description="Of sliding-window perplexity; 0: it is left out."
+    )
+    recall_windows: Positive = Field(
+        24, title="Recall windows", description="Windows with planted pairs at each length."
+    )
+    recall_pairs: Positive = Field(
+        4, title="Pairs a window", description="One in each equal part of the window."
+    )
+    templates: tuple[Literal["code", "prose"], ...] = Field(
+        ("code", "prose"), title="Templates", description="Shapes of the planted key-value pairs."
+    )
+    seed: int = Field(0, ge=0, title="Seed")
+
+
+class Gate(Section):
+    """What a release must pass. An empty threshold is not checked."""
+
+    min_recall: float | None = Field(
+        0.9,
+        ge=0,
+        le=1,
+        title="Least recall at the target",
+        description="Of the best template, at the target context.",
+    )
+    min_long_gain: float | None = Field(
+        1.5,
+        gt=0,
+        title="Least long gain",
+        description="Perplexity of the base / of the result at the target context.",
+    )
+    max_long_growth: float | None = Field(
+        1.1,
+        gt=0,
+        title="Most growth",
+        description="Result's perplexity at the target / at the original context.",
+    )
+    max_short_loss: float | None = Field(
+        1.05,
+        gt=0,
+        title="Most short loss",
+        description="Result's perplexity / base's, at every length up to the original.",
+    )
+    max_short_recall_loss: float | None = Field(
+        0.1,
+        ge=0,
+        le=1,
+        title="Most recall lost",
+        description="Base's recall less the result's, up to the original context.",
+    )
+
+
+class Publish(Section):
+    """How the result is registered in MLflow."""
+
+    name: str = Field(
+        "demo-long", title="Model name", description="Registered model in MLflow.", pattern=MODEL_NAME
+    )
+    alias: str = Field(
+        "champion", title="Alias", description="Moved to the new version when the gate passes.", pattern=ALIAS
+    )
+    experiment: str = Field("yarn-ops", title="Experiment", description="In MLflow.", pattern=MODEL_NAME)
+    tags: dict[str, str] = Field(
+        default_factory=dict, title="More tags", description="Put on the model version."
+    )
+
+    @model_validator(mode="after")
+    def _not_reserved(self) -> Publish:
+        if self.alias == "latest" or (self.alias[0] == "v" and self.alias[1:].isdigit()):
+            raise ValueError(f"alias {self.alias!r} is reserved by MLflow; choose another")
+        return self

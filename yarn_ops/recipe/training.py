@@ -1,0 +1,59 @@
+"""The training section: what learns, how fast, and the legs of a curriculum."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from yarn_ops.recipe.section import Positive, Section
+
+
+class Stage(Section):
+    """One leg of a curriculum."""
+
+    context_tokens: Positive = Field(title="Context (tokens)", description="Window length of this leg.")
+    steps: Positive = Field(title="Steps")
+    factor: float | None = Field(
+        None, ge=1, title="Factor", description="RoPE factor of this leg; empty: context / original context."
+    )
+    learning_rate: float | None = Field(None, gt=0, title="Learning rate", description="Empty: the recipe's.")
+
+
+class Train(Section):
+    """How the model learns to use the longer context."""
+
+    method: Literal["lora", "full"] = Field(
+        "lora", title="Method", description="LoRA adapters, or all parameters."
+    )
+    rank: int = Field(16, ge=1, le=1024, title="LoRA rank")
+    alpha: float = Field(32.0, gt=0, title="LoRA alpha")
+    targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1, title="LoRA targets",
+        description="Names of linear layers; all-linear for every one but the head.",
+    )  # fmt: skip
+    train_norms: bool = Field(
+        True, title="Train norms", description="LongLoRA's finding: cheap and it helps."
+    )
+    train_embeddings: bool = Field(False, title="Train embeddings")
+    steps: Positive = Field(50, title="Steps", description="Optimizer steps. Ignored when stages are given.")
+    context_tokens: Positive | None = Field(
+        None, title="Window (tokens)", description="Length of training windows; empty: the target context."
+    )
+    stages: tuple[Stage, ...] = Field(
+        (), title="Curriculum", description="Legs of growing context, e.g. 16384 then 32768. Empty: one leg."
+    )
+    batch_windows: Positive = Field(1, title="Windows a batch")
+    accumulate: Positive = Field(1, title="Batches a step", description="Gradient accumulation.")
+    learning_rate: float = Field(5e-4, gt=0, le=1, title="Learning rate")
+    warmup_steps: int = Field(5, ge=0, title="Warm-up steps")
+    final_learning_rate: float = Field(
+        0.1, ge=0, le=1, title="Final learning rate", description="As a fraction, reached by cosine."
+    )
+    weight_decay: float = Field(0.0, ge=0, title="Weight decay")
+    clip_norm: float = Field(1.0, gt=0, title="Gradient clipping", description="Largest gradient norm.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", title="Precision", description="auto: bf16 on a GPU, fp32 on a CPU."
+    )
+    checkpoint_every: Positive = Field(10, title="Checkpoint every (steps)")
+    seed: int = Field(0, ge=0, title="Seed")

@@ -1,0 +1,56 @@
+"""A whole recipe: its digest and its curriculum."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from yarn_ops.digests import digest_of
+from yarn_ops.errors import RecipeError
+from yarn_ops.recipe.section import Section
+from yarn_ops.recipe.sections import Base, Data, Evaluate, Gate, Publish, Rope
+from yarn_ops.recipe.training import Stage, Train
+
+
+class Recipe(Section):
+    """Everything one run is asked to do."""
+
+    base: Base = Base()
+    rope: Rope = Field(title="RoPE")
+    data: Data = Data()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    gate: Gate = Gate()
+    publish: Publish = Publish()
+
+    def digest(self) -> str:
+        """sha256 of the resolved recipe's canonical JSON."""
+        return digest_of(self.model_dump(mode="json"))
+
+    def curriculum(self, original_context_tokens: int) -> tuple[Stage, ...]:
+        """The legs to train, every field set; one leg at the target context unless stages are given."""
+        factor = self.rope.resolve_factor(original_context_tokens)
+        target = round(factor * original_context_tokens)
+        if not self.train.stages:
+            window = self.train.context_tokens or target
+            leg = Stage(
+                context_tokens=window,
+                steps=self.train.steps,
+                factor=factor,
+                learning_rate=self.train.learning_rate,
+            )
+            return (leg,)
+        legs = tuple(
+            leg.model_copy(
+                update={
+                    "factor": leg.factor or max(1.0, leg.context_tokens / original_context_tokens),
+                    "learning_rate": leg.learning_rate or self.train.learning_rate,
+                }
+            )
+            for leg in self.train.stages
+        )
+        if legs[-1].factor != factor:
+            raise RecipeError(
+                f"train.stages: the last leg's factor is {legs[-1].factor:g} but rope asks for {factor:g}; "
+                "let the last leg reach the target context"
+            )
+        return legs
