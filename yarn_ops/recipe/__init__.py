@@ -9,12 +9,13 @@ from yarn_ops.recipe.choices import Arm, FittedMethod, RopeMethod, parse_arms, p
 from yarn_ops.recipe.reading import load_recipe, parse_recipe
 from yarn_ops.recipe.section import Section
 from yarn_ops.recipe.sections import Base, Data, Evaluate, Gate, Publish, Rope
-from yarn_ops.recipe.training import Stage, Train
+from yarn_ops.recipe.training import Carry, Stage, StageGate, Train
 from yarn_ops.recipe.whole import Recipe
 
 __all__ = [
     "Arm",
     "Base",
+    "Carry",
     "Data",
     "Evaluate",
     "FittedMethod",
@@ -25,6 +26,7 @@ __all__ = [
     "RopeMethod",
     "Section",
     "Stage",
+    "StageGate",
     "Train",
     "load_recipe",
     "parse_arms",

@@ -7,6 +7,39 @@ from typing import Literal
 from pydantic import Field
 
 from yarn_ops.recipe.section import Positive, Section
+from yarn_ops.recipe.sections import Gate
+
+Carry = Literal["adapter", "adapter+optimizer", "weights"]
+"""what a leg takes over from the leg before"""
+
+
+class StageGate(Section):
+    """What a leg must show at its own context before the next begins. An empty threshold is not checked."""
+
+    max_long_growth: float | None = Field(
+        None,
+        gt=0,
+        title="Most growth",
+        description="Perplexity at this leg's context / at the original context.",
+    )
+    min_recall: float | None = Field(
+        None, ge=0, le=1, title="Least recall", description="Of the best template, at this leg's context."
+    )
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is anything to measure."""
+        return self != StageGate()
+
+    def at_target(self) -> Gate:
+        """The same thresholds as a gate whose target is the leg's context."""
+        return Gate(
+            min_recall=self.min_recall,
+            min_long_gain=None,
+            max_long_growth=self.max_long_growth,
+            max_short_loss=None,
+            max_short_recall_loss=None,
+        )
 
 
 class Stage(Section):
@@ -18,6 +51,21 @@ class Stage(Section):
         None, ge=1, title="Factor", description="RoPE factor of this leg; empty: context / original context."
     )
     learning_rate: float | None = Field(None, gt=0, title="Learning rate", description="Empty: the recipe's.")
+    carry: Carry = Field(
+        "adapter",
+        title="Carry over",
+        description="From the leg before. adapter: trained on with a fresh optimizer; adapter+optimizer: with "
+        "its optimizer too; weights: merged, a fresh adapter begins on the result.",
+    )
+    gate: StageGate = Field(
+        StageGate(),
+        title="Gate",
+        description="Checked after this leg; a leg that fails ends the run, and nothing is registered.",
+    )
+
+    def ungated(self) -> Stage:
+        """The leg as far as its training depends on it."""
+        return self.model_copy(update={"gate": StageGate()})
 
 
 class Train(Section):
@@ -57,3 +105,8 @@ class Train(Section):
     )
     checkpoint_every: Positive = Field(10, title="Checkpoint every (steps)")
     seed: int = Field(0, ge=0, title="Seed")
+
+    def shared_by_legs(self) -> Train:
+        """The section without what each leg says itself: a change to one leg leaves the others as they are."""
+        of_legs = ("steps", "context_tokens", "stages", "learning_rate")
+        return self.model_copy(update={name: Train.model_fields[name].default for name in of_legs})

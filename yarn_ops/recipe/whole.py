@@ -27,7 +27,10 @@ class Recipe(Section):
         return digest_of(self.model_dump(mode="json"))
 
     def curriculum(self, original_context_tokens: int) -> tuple[Stage, ...]:
-        """The legs to train, every field set; one leg at the target context unless stages are given."""
+        """The legs to train, every field set; one leg at the target context unless stages are given.
+
+        The first one carries nothing over, whatever it says.
+        """
         factor = self.rope.resolve_factor(original_context_tokens)
         target = round(factor * original_context_tokens)
         if not self.train.stages:
@@ -44,9 +47,10 @@ class Recipe(Section):
                 update={
                     "factor": leg.factor or max(1.0, leg.context_tokens / original_context_tokens),
                     "learning_rate": leg.learning_rate or self.train.learning_rate,
+                    "carry": leg.carry if number else "adapter",
                 }
             )
-            for leg in self.train.stages
+            for number, leg in enumerate(self.train.stages)
         )
         if legs[-1].factor != factor:
             raise RecipeError(
@@ -54,3 +58,10 @@ class Recipe(Section):
                 "let the last leg reach the target context"
             )
         return legs
+
+    def evaluation_of(self, leg: Stage, original_context_tokens: int) -> Evaluate:
+        """What the gate of a leg needs measured: perplexity at both ends, recall where it asks for it."""
+        lengths = sorted({1.0, leg.context_tokens / original_context_tokens})
+        templates = () if leg.gate.min_recall is None else self.evaluate.templates
+        changes = {"lengths": tuple(lengths), "templates": templates, "sliding_stride_tokens": 0}
+        return self.evaluate.model_copy(update=changes)

@@ -24,7 +24,9 @@ class Job(Section):
     """holds this leg's patched config"""
     shards_dir: Path
     previous_dir: Path | None = None
-    """the adapter of the leg before"""
+    """the adapter that this leg goes on with; with its optimizer if the leg carries that over"""
+    keep_optimizer: bool = False
+    """whether the optimizer is kept beside the adapter, for the next leg"""
     out_dir: Path
     """becomes the adapter directory, whole or not at all"""
     work_dir: Path
@@ -53,7 +55,7 @@ class Job(Section):
         return digest_of(
             {
                 "train": self.train.model_dump(mode="json", exclude={"checkpoint_every"}),
-                "leg": self.leg.model_dump(mode="json"),
+                "leg": self.leg.ungated().model_dump(mode="json"),
                 "data": self.data.model_dump(mode="json", include={"seed", "prefer_long", "document_mask"}),
             }
         )

@@ -25,13 +25,13 @@ from yarn_ops.rope.proof import load_proven
 from yarn_ops.train.events import EventLog
 from yarn_ops.train.job import Job
 from yarn_ops.train.lora import load_trained, make_trainable, save_adapter, trained_parameters
+from yarn_ops.train.moments import load_moments, moments_of, place_moments, save_moments
 from yarn_ops.train.precision import Dtype, resolve_device, resolve_dtype
 from yarn_ops.train.snapshot import Snapshot, save_snapshot
 from yarn_ops.train.step import Batch, CausalLoss, make_batch, recompute_when_short
 
 BETAS = (0.9, 0.95)  # Llama 2, section 2.2; YaRN's runs kept them
 FINAL_LOSS_STEPS = 5
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
 
 def learning_rate(step: int, *, steps: int, peak: float, train: Train) -> float:
@@ -73,6 +73,7 @@ class Loop:
         self._parameters = trained_parameters(self._model)
         self._loss = CausalLoss(self._model)
         self._optimizer = make_optimizer(list(self._parameters.values()), job.train.weight_decay)
+        self._earlier_updates = self._carry_optimizer_over()
         self._curve: list[dict[str, Any]] = []
         self._seconds = 0.0
         self._random = random_state(self._device)
@@ -86,10 +87,8 @@ class Loop:
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(snapshot.tensors[f"parameter/{name}"])
-                self._optimizer.state[parameter] = {
-                    "step": torch.tensor(float(snapshot.step)),
-                    **{key: snapshot.tensors[f"{key}/{name}"].to(parameter.device) for key in MOMENTS},
-                }
+        updates = self._earlier_updates + snapshot.step
+        place_moments(self._optimizer, self._parameters, snapshot.tensors, updates)
         torch.set_rng_state(snapshot.tensors["random/cpu"])
         if self._device == "cuda":
             torch.cuda.set_rng_state(snapshot.tensors["random/cuda"])
@@ -126,6 +125,9 @@ class Loop:
         try:
             shutil.rmtree(partial, ignore_errors=True)
             save_adapter(self._model, partial, facts, self._curve)
+            if job.keep_optimizer:
+                moments = moments_of(self._optimizer, self._parameters)
+                save_moments(partial, moments, self._earlier_updates + self._step)
             shutil.rmtree(job.out_dir, ignore_errors=True)
             partial.rename(job.out_dir)
         except (OSError, SafetensorError) as error:
@@ -133,6 +135,15 @@ class Loop:
                 f"{job.out_dir}: the adapter cannot be written ({error}); make room there and run again"
             ) from error
         self._events.emit("done", step=self._step, seconds=self._seconds, **facts)
+
+    def _carry_optimizer_over(self) -> int:
+        """Take up the optimizer of the leg before where the leg asks for it; the updates behind it."""
+        job = self._job
+        if job.previous_dir is None or job.leg.carry != "adapter+optimizer":
+            return 0
+        moments, updates = load_moments(job.previous_dir, self._parameters)
+        place_moments(self._optimizer, self._parameters, moments, updates)
+        return updates
 
     def _train_step(self) -> bool:
         """One optimizer step; False, and nothing changed, when asked to stop before its last micro-batch."""
@@ -205,9 +216,7 @@ class Loop:
         tensors = {f"random/{device}": state for device, state in self._random.items()}
         for name, parameter in self._parameters.items():
             tensors[f"parameter/{name}"] = parameter.detach()
-            moments = self._optimizer.state[parameter]
-            for key in MOMENTS:
-                tensors[f"{key}/{name}"] = moments[key] if moments else torch.zeros_like(parameter)
+        tensors |= moments_of(self._optimizer, self._parameters)
         snapshot = Snapshot(self._step, self._job.identity(), self._curve, self._seconds, tensors)
         save_snapshot(self._job.snapshots, snapshot)
         self._events.emit("checkpoint", step=self._step)

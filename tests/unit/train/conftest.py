@@ -64,16 +64,23 @@ MakeJob = Callable[..., Job]
 
 @pytest.fixture
 def make_job(tiny: Path, tmp_path: Path) -> MakeJob:
-    """make_job(name, steps=…, data=…, base_dir=…, **train)"""
+    """make_job(name, steps=…, data=…, leg=…, base_dir=…, keep_optimizer=…, **train)"""
 
-    def make(name: str = "run", *, steps: int = 6, data: dict[str, Any] | None = None, **changes: Any) -> Job:
-        paths = {key: changes.pop(key) for key in list(changes) if key.endswith("_dir")}
+    def make(
+        name: str = "run",
+        *,
+        steps: int = 6,
+        data: dict[str, Any] | None = None,
+        leg: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> Job:
+        paths = {key: changes.pop(key) for key in list(changes) if key in Job.model_fields}
         train = {"rank": 4, "warmup_steps": 2, "learning_rate": 1e-2, "checkpoint_every": 2} | changes
         context_tokens = round(ORIGINAL_TOKENS * FACTOR)
         return Job.model_validate(
             {
                 "train": train,
-                "leg": {"context_tokens": context_tokens, "steps": steps, "factor": FACTOR},
+                "leg": {"context_tokens": context_tokens, "steps": steps, "factor": FACTOR} | (leg or {}),
                 "data": data or {},
                 "base_dir": tiny / "base",
                 "patched_dir": tiny / "patched",

@@ -1,0 +1,66 @@
+"""AdamW's moments under the parameters' names: in a snapshot, or beside an adapter for the leg after it.
+
+optimizer.safetensors        exp_avg/NAME, exp_avg_sq/NAME (float32) and updates (int64), the steps behind
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from yarn_ops.errors import TrainError
+
+FILE = "optimizer.safetensors"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+UPDATES = "updates"
+
+Parameters = Mapping[str, nn.Parameter]
+
+
+def moments_of(optimizer: torch.optim.AdamW, parameters: Parameters) -> dict[str, Tensor]:
+    """{moment/name: tensor}; zeros before the first step."""
+    found: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        state = optimizer.state[parameter]
+        for moment in MOMENTS:
+            found[f"{moment}/{name}"] = state[moment] if state else torch.zeros_like(parameter)
+    return found
+
+
+def place_moments(
+    optimizer: torch.optim.AdamW, parameters: Parameters, tensors: Mapping[str, Tensor], updates: int
+) -> None:
+    """Make the optimizer one that has taken `updates` steps and arrived at these moments."""
+    for name, parameter in parameters.items():
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(updates)),
+            **{moment: tensors[f"{moment}/{name}"].to(parameter.device) for moment in MOMENTS},
+        }
+
+
+def save_moments(directory: Path, tensors: Mapping[str, Tensor], updates: int) -> None:
+    """Write them into an adapter directory."""
+    kept = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    save_file({**kept, UPDATES: torch.tensor(updates)}, directory / FILE)
+
+
+def load_moments(directory: Path, parameters: Parameters) -> tuple[dict[str, Tensor], int]:
+    """The moments kept in an adapter directory and the steps behind them; TrainError unless they are those
+    of `parameters`."""
+    try:
+        tensors = load_file(directory / FILE)
+    except (OSError, SafetensorError) as error:
+        raise TrainError(f"{directory / FILE}: unreadable ({error}); train the leg before again") from None
+    updates = tensors.pop(UPDATES)
+    shapes = {f"{moment}/{name}": value.shape for name, value in parameters.items() for moment in MOMENTS}
+    if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
+        raise TrainError(
+            f"{directory / FILE}: it is not of the parameters that this leg trains; "
+            "let the leg carry over its adapter alone"
+        )
+    return tensors, int(updates)
