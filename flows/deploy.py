@@ -1,4 +1,4 @@
-"""Deployments: what can be run from the Prefect UI and on a schedule, and the pool that runs it.
+"""Deployments: what can be run from the Prefect UI and on a schedule, and the pools that run it.
 
 `python -m flows.deploy`, with the Prefect API in the environment, brings a server up to date. It is meant to
 run while no worker does.
@@ -19,51 +19,58 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import StateType
-from prefect.deployments.runner import EntrypointType
+from prefect.deployments.runner import EntrypointType, RunnerDeployment
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.schedules import Cron
 from prefect.states import Cancelled, Scheduled
 
 from flows.extend import extend
 from yarn_ops.recipe import Recipe, load_recipe
-from yarn_ops.servers import WORK_POOL
+from yarn_ops.servers import CPU_POOL, GPU_POOL
 from yarn_ops.shipped import recipe_path
 
-NAME = "extend-context"
 NIGHTLY = "0 2 * * *"
-RUNS_AT_ONCE = 1  # one GPU: runs wait in the pool, the lease of a stage is what excludes
+RUNS_AT_ONCE = {CPU_POOL: 2, GPU_POOL: 1}  # runs wait in the pool, the lease of a stage is what excludes
 INTERRUPTED = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
 
+def deployments() -> list[RunnerDeployment]:
+    """Everything that is offered: its form's first values, its pool, its schedule."""
+    demo = _form_values(load_recipe(recipe_path("demo")))
+    return [
+        extend.to_deployment(
+            name="extend-context",
+            work_pool_name=GPU_POOL,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            description=(Path(__file__).parent / "extend.md").read_text("utf-8"),
+            parameters={"recipe": demo},
+            schedules=[Cron(NIGHTLY, active=False, slug="nightly")],
+        ),
+    ]
+
+
 def register() -> None:
-    """Work pool and deployments, made or brought up to date; interrupted runs, scheduled again."""
+    """Work pools and deployments, made or brought up to date; interrupted runs, scheduled again."""
     with get_client(sync_client=True) as client:
-        _ensure_pool(client)
-        _ensure_deployment(client)
+        for pool, runs_at_once in RUNS_AT_ONCE.items():
+            _ensure_pool(client, pool, runs_at_once)
+        for deployment in deployments():
+            _ensure_deployment(client, deployment)
         _resume_interrupted(client)
 
 
-def _ensure_pool(client: SyncPrefectClient) -> None:
+def _ensure_pool(client: SyncPrefectClient, name: str, runs_at_once: int) -> None:
+    """Make the pool; one that is there, perhaps of another type or with another limit, stays."""
     try:
-        client.create_work_pool(
-            WorkPoolCreate(name=WORK_POOL, type="process", concurrency_limit=RUNS_AT_ONCE)
-        )
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", concurrency_limit=runs_at_once))
     except ObjectAlreadyExists:
         return
 
 
-def _ensure_deployment(client: SyncPrefectClient) -> None:
+def _ensure_deployment(client: SyncPrefectClient, deployment: RunnerDeployment) -> None:
     """Make the deployment, or renew what is ours of it: a person's schedules and first values stay."""
-    deployment = extend.to_deployment(
-        name=NAME,
-        work_pool_name=WORK_POOL,
-        entrypoint_type=EntrypointType.MODULE_PATH,
-        description=(Path(__file__).parent / "extend.md").read_text("utf-8"),
-        parameters={"recipe": _form_values(load_recipe(recipe_path("demo")))},
-        schedules=[Cron(NIGHTLY, active=False, slug="nightly")],
-    )
     try:
-        known = client.read_deployment_by_name(f"{extend.name}/{NAME}")
+        known = client.read_deployment_by_name(f"{deployment.flow_name}/{deployment.name}")
     except ObjectNotFound:
         deployment.apply()
         return
@@ -71,6 +78,7 @@ def _ensure_deployment(client: SyncPrefectClient) -> None:
         version=deployment.version,
         description=deployment.description,
         entrypoint=deployment.entrypoint,
+        work_pool_name=deployment.work_pool_name,
         parameter_openapi_schema=deployment._parameter_openapi_schema.model_dump(exclude_unset=True),
     )
     client.update_deployment(known.id, renewed)
@@ -79,7 +87,7 @@ def _ensure_deployment(client: SyncPrefectClient) -> None:
 def _resume_interrupted(client: SyncPrefectClient) -> None:
     """What was under way when the last worker ended is under way no more: run it again, or cancel it."""
     runs = client.read_flow_runs(
-        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[WORK_POOL])),
+        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=list(RUNS_AT_ONCE))),
         flow_run_filter=FlowRunFilter(
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(INTERRUPTED)))
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -19,11 +20,20 @@ STOP_S = 30.0  # Prefect grants a cancelled flow as long
 POLL_S = 0.05
 
 
-def start(command: Sequence[str], *, log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start `command` in a new session, its output appended to `log`; SIGTERM reaches it when we die (Linux).
+def start(
+    command: Sequence[str | Path],
+    *,
+    log: Path,
+    env: Mapping[str, str],
+    user: str | None = None,
+    folder: Path | None = None,
+    end_by: signal.Signals = signal.SIGTERM,
+) -> subprocess.Popen[bytes]:
+    """Start `command` in a new session, its output appended to `log`; `end_by` reaches it when we die.
 
-    "We" is the calling thread, as Linux counts it: call this from one that lives as long as the child may.
+    On Linux, where "we" is the calling thread: call this from one that lives as long as the child may.
     Output goes to a file, never a pipe: a child that holds its parent's pipe hides the parent's death.
+    `user`: run as that one (only root may). `folder`: its working directory.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
@@ -33,20 +43,25 @@ def start(command: Sequence[str], *, log: Path, env: Mapping[str, str]) -> subpr
             stdout=output,
             stderr=subprocess.STDOUT,
             env=dict(env),
+            cwd=folder,
+            user=user,
+            group=None if user is None else pwd.getpwnam(user).pw_gid,
             start_new_session=True,
-            preexec_fn=_death_signal(),
+            preexec_fn=_death_signal(end_by),
         )
 
 
-def stop(process: subprocess.Popen[bytes], timeout_s: float = STOP_S) -> int:
-    """SIGTERM to the process's group; the exit status when it and all that it started are gone.
+def stop(
+    process: subprocess.Popen[bytes], timeout_s: float = STOP_S, end_by: signal.Signals = signal.SIGTERM
+) -> int:
+    """`end_by` to the process's group; the exit status when it and all that it started are gone.
 
     What it started in sessions of their own is its own to end; SIGKILL to whatever is left after `timeout_s`.
     """
     deadline = time.monotonic() + timeout_s
     offspring = _offspring(process.pid)
-    _signal_group(process.pid, signal.SIGTERM)
-    while (process.poll() is None or any(map(_alive, offspring))) and time.monotonic() < deadline:
+    _signal_group(process.pid, end_by)
+    while (process.poll() is None or any(map(alive, offspring))) and time.monotonic() < deadline:
         time.sleep(POLL_S)
     _signal_group(process.pid, signal.SIGKILL)
     for child in offspring:
@@ -72,7 +87,7 @@ def _offspring(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _alive(process: psutil.Process) -> bool:
+def alive(process: psutil.Process) -> bool:
     """Whether it runs; an orphan that nobody reaps does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -85,14 +100,14 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
         os.killpg(pid, number)
 
 
-def _death_signal() -> Callable[[], None] | None:
+def _death_signal(number: signal.Signals) -> Callable[[], None] | None:
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None, use_errno=True)  # before the fork: nothing is loaded in the child
     parent = os.getpid()
 
     def ask() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
         if os.getppid() != parent:  # it died before we asked
             os._exit(1)
 

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from yarn_ops.errors import ReleaseError
 from yarn_ops.recipe import MODEL_NAME
-from yarn_ops.settings import Settings
+from yarn_ops.settings import Settings, adopt_environment, mlflow_environment
 
 GATE_TAG = "gate"
 PASSED = "passed"
@@ -68,7 +68,11 @@ class ModelVersion:
 
 
 def open_tracking(settings: Settings) -> Tracking:
-    """The MLflow that the settings name; contacted at its first use."""
+    """The MLflow that the settings name; contacted at its first use.
+
+    Its client takes a user, a password and an S3 server's address from the environment alone.
+    """
+    adopt_environment(mlflow_environment(settings))
     return Tracking(settings.mlflow, settings.store)
 
 

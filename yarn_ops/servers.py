@@ -17,12 +17,15 @@ from pathlib import Path
 
 from yarn_ops import processes
 from yarn_ops.errors import SettingsError
-from yarn_ops.settings import Settings, child_environment
+from yarn_ops.settings import Settings, child_environment, mlflow_environment
 
 LOOPBACK = "127.0.0.1"
 START_S = 180.0  # a first start creates its database: 11 s seen on 2 cores, a minute when others use them
 POLL_S = 0.1
-WORK_POOL = "yarn-ops"
+CPU_POOL = "yarn-ops"
+GPU_POOL = "yarn-ops-gpu"
+"""for flows that train or measure; on a machine without a GPU the processor does it"""
+WORK_POOLS = (CPU_POOL, GPU_POOL)
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,7 @@ def service_environment(settings: Settings, service: Service) -> dict[str, str]:
     """What a process needs in its environment to run flows as part of the service."""
     return client_environment(settings, service.prefect_api_url) | {
         "YARN_OPS_MLFLOW_URI": service.mlflow_uri,
+        **mlflow_environment(settings),
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the run's report links there
     }
 
@@ -162,7 +166,10 @@ def client_environment(settings: Settings, api_url: str) -> dict[str, str]:
     """What a process needs in its environment to use this Prefect API and keep to our state directory."""
     home = settings.home / "prefect"
     home.mkdir(parents=True, exist_ok=True)
-    return {
+    auth = {}
+    if settings.prefect_auth is not None:
+        auth["PREFECT_API_AUTH_STRING"] = settings.prefect_auth.get_secret_value()
+    return auth | {
         "PREFECT_HOME": str(home),
         "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
         "PREFECT_API_URL": api_url,
@@ -172,44 +179,90 @@ def client_environment(settings: Settings, api_url: str) -> dict[str, str]:
     }
 
 
-# The processes
+# The processes: what to run with which variables
 
 
-def start_prefect(settings: Settings, port: int, *, services: bool) -> Server:
-    """A Prefect server on loopback; `services`: scheduler and automations too."""
+def prefect_server(
+    settings: Settings, port: int, database_url: str, *, services: bool
+) -> tuple[list[str], dict[str, str]]:
+    """A Prefect server on loopback; `services`: scheduler and automations too.
+
+    A user and password in the settings are asked of every client.
+    """
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)]
-    url = f"http://{LOOPBACK}:{port}/api"
-    environment = client_environment(settings, url) | {
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{settings.home / 'prefect/prefect.db'}",
+    environment = client_environment(settings, prefect_url(port)) | {
+        "PREFECT_API_DATABASE_CONNECTION_URL": database_url,
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{LOOPBACK}:{port},http://localhost:{port}",
     }
-    return _start(
-        settings, "prefect-server", command if services else [*command, "--no-services"], environment, url
-    )
+    if settings.prefect_auth is not None:
+        environment["PREFECT_SERVER_API_AUTH_STRING"] = settings.prefect_auth.get_secret_value()
+    return command if services else [*command, "--no-services"], environment
 
 
-def start_mlflow(settings: Settings, port: int) -> Server:
-    """An MLflow server on loopback over the same database and artifacts as the command line uses."""
+def mlflow_server(
+    settings: Settings, port: int, database_url: str, *, workers: int = 1
+) -> tuple[list[str], dict[str, str]]:
+    """An MLflow server on loopback that answers to its own name only; clients reach artifacts directly."""
+    names = ",".join(f"{host}:{port}" for host in (LOOPBACK, "localhost"))
+    origins = ",".join(f"http://{host}:{port}" for host in (LOOPBACK, "localhost"))
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port)),
-        *("--workers", "1"),
+        *("--workers", str(workers), "--allowed-hosts", names, "--cors-allowed-origins", origins),
     ]
-    environment = {
-        "MLFLOW_BACKEND_STORE_URI": settings.mlflow,  # not an argument: it may hold a password
+    environment = mlflow_environment(settings) | {
+        "MLFLOW_BACKEND_STORE_URI": database_url,  # not an argument: it may hold a password
         "MLFLOW_DEFAULT_ARTIFACT_ROOT": f"{settings.store}/mlflow",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes for what we do not use
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    return _start(settings, "mlflow-server", command, environment, f"http://{LOOPBACK}:{port}")
+    return command, environment
+
+
+def work_on(settings: Settings, service: Service, pool: str) -> tuple[list[str], dict[str, str]]:
+    """A process worker of a work pool; the runs it starts report to the service's MLflow."""
+    command = [
+        *(sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"),
+        *("--name", pool, "--install-policy", "never", "--no-create-pool-if-not-found"),
+    ]
+    return command, service_environment(settings, service)
+
+
+def deploy(settings: Settings, service: Service) -> tuple[list[str], dict[str, str]]:
+    """What registers the deployments and takes up the runs that an earlier service left unfinished.
+
+    A process of its own, so that what flows import does not stay in ours.
+    """
+    return [sys.executable, "-m", "flows.deploy"], service_environment(settings, service)
+
+
+def prefect_url(port: int) -> str:
+    return f"http://{LOOPBACK}:{port}/api"
+
+
+# The processes of `yarn-ops up`
+
+
+def start_prefect(settings: Settings, port: int, *, services: bool) -> Server:
+    """A Prefect server over SQLite."""
+    database_url = f"sqlite+aiosqlite:///{settings.home / 'prefect/prefect.db'}"
+    return _start(
+        settings,
+        "prefect-server",
+        *prefect_server(settings, port, database_url, services=services),
+        prefect_url(port),
+    )
+
+
+def start_mlflow(settings: Settings, port: int) -> Server:
+    """An MLflow server over the same database and artifacts as the command line uses."""
+    process = mlflow_server(settings, port, settings.mlflow)
+    return _start(settings, "mlflow-server", *process, f"http://{LOOPBACK}:{port}")
 
 
 def register_deployments(settings: Settings, service: Service) -> None:
-    """Register the deployments and take up the runs that an earlier service left unfinished.
-
-    In a process of its own, so that what flows import does not stay in ours.
-    """
-    command = [sys.executable, "-m", "flows.deploy"]
-    registration = _start(settings, "deployments", command, service_environment(settings, service))
+    """Register the deployments; SettingsError when that fails."""
+    registration = _start(settings, "deployments", *deploy(settings, service))
     try:
         status = registration.process.wait()
     finally:
@@ -218,13 +271,8 @@ def register_deployments(settings: Settings, service: Service) -> None:
         raise SettingsError(f"the deployments were not registered; {registration.last_words}")
 
 
-def start_worker(settings: Settings, service: Service) -> Server:
-    """A process worker of our work pool; the runs it starts report to the service's MLflow."""
-    command = [
-        *(sys.executable, "-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--type", "process"),
-        *("--install-policy", "never"),
-    ]
-    return _start(settings, "worker", command, service_environment(settings, service))
+def start_worker(settings: Settings, service: Service, pool: str) -> Server:
+    return _start(settings, f"worker-{pool}", *work_on(settings, service, pool))
 
 
 def _start(
@@ -245,3 +293,13 @@ def free_port(wanted: int = 0) -> int:
                 continue
             return int(probe.getsockname()[1])
     raise SettingsError("no free port on the loopback interface; close something that listens")
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports nobody listens on; held together until all are found, so that they differ."""
+    listeners = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
+    try:
+        return [int(listener.getsockname()[1]) for listener in listeners]
+    finally:
+        for listener in listeners:
+            listener.close()

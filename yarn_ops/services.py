@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import urllib.error
 import urllib.request
 import uuid
 from http.client import HTTPException
 from urllib.parse import urlsplit
+
+from pydantic import SecretStr
 
 from yarn_ops import registry
 from yarn_ops.errors import ReleaseError, SettingsError, StoreError
@@ -55,11 +58,18 @@ def try_store(settings: Settings) -> None:
 
 
 def try_prefect(settings: Settings) -> None:
-    """SettingsError when nothing answers at the address that the settings name."""
+    """SettingsError when nothing answers at the address that the settings name, or refuses us."""
     url = settings.prefect_api_url
-    if url is not None and not _reachable(f"{url}/health"):
+    if url is None:
+        return
+    status = _status(f"{url}/admin/version", settings.prefect_auth)
+    if status is None:
         raise SettingsError(
             f"YARN_OPS_PREFECT_API_URL: nothing answers at {url}; start it, or unset the variable"
+        )
+    if status == 401:
+        raise SettingsError(
+            f"YARN_OPS_PREFECT_AUTH: {url} refuses this user and password; write user:password"
         )
 
 
@@ -86,10 +96,19 @@ def try_device(settings: Settings) -> None:
 
 def _reachable(url: str) -> bool:
     """Whether anything answers HTTP there, if only to refuse."""
+    return _status(url) is not None
+
+
+def _status(url: str, auth: SecretStr | None = None) -> int | None:
+    """The HTTP status of a GET, with this user:password; None when nothing answers."""
+    request = urllib.request.Request(url)
+    if auth is not None:
+        token = base64.b64encode(auth.get_secret_value().encode()).decode()
+        request.add_header("Authorization", f"Basic {token}")
     try:
-        urllib.request.urlopen(url, timeout=ANSWER_S).close()
-    except urllib.error.HTTPError:
-        return True
+        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
     except (OSError, ValueError, HTTPException):
-        return False
-    return True
+        return None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_serializer
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from yarn_ops.errors import SettingsError
@@ -39,11 +40,22 @@ class Settings(BaseSettings):
     mlflow_uri: str | None = Field(
         None, description="tracking and model registry: http://… or sqlite:///file; default SQLite"
     )
+    mlflow_username: str | None = Field(None, description="of an MLflow server with basic auth")
+    mlflow_password: SecretStr | None = None
     prefect_api_url: str | None = Field(
         None, description="a Prefect server; default one of our own on loopback, started when needed"
     )
+    prefect_auth: SecretStr | None = Field(None, description="user:password of a Prefect server with auth")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run")
     lease_s: float = Field(60.0, gt=1, description="life of a stage lease; renewed at a third of it")
+
+    @field_serializer("database_url", "mlflow_uri", "prefect_api_url", "s3_endpoint_url", "store_url")
+    def _masked(self, url: str | None) -> str | None:
+        return None if url is None else without_password(url)
+
+    def __repr_args__(self) -> Any:
+        for name, value in super().__repr_args__():
+            yield name, without_password(value) if isinstance(value, str) else value
 
     @cached_property
     def home(self) -> Path:
@@ -93,6 +105,46 @@ def read_settings() -> Settings:
             "YARN_OPS_DATABASE_URL: only sqlite:/// and postgresql:// databases are supported"
         )
     return settings
+
+
+def without_password(url: str) -> str:
+    """A URL with the password in it masked."""
+    return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", url)
+
+
+def as_environment(settings: Settings) -> dict[str, str]:
+    """The variables from which these settings are read again, secrets plain: for a child, never for a log."""
+    values = {name: getattr(settings, name) for name in Settings.model_fields}
+    return {
+        f"YARN_OPS_{name.upper()}": value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def mlflow_environment(settings: Settings) -> dict[str, str]:
+    """What MLflow's client reads from the environment alone: its user, and how it reaches our S3 server."""
+    secrets = {
+        "MLFLOW_TRACKING_PASSWORD": settings.mlflow_password,
+        "AWS_ACCESS_KEY_ID": settings.s3_access_key,
+        "AWS_SECRET_ACCESS_KEY": settings.s3_secret_key,
+    }
+    values = {
+        "MLFLOW_TRACKING_USERNAME": settings.mlflow_username,
+        "MLFLOW_S3_ENDPOINT_URL": settings.s3_endpoint_url,
+        "AWS_DEFAULT_REGION": settings.s3_region,
+        **{name: None if secret is None else secret.get_secret_value() for name, secret in secrets.items()},
+    }
+    if settings.s3_endpoint_url is not None:  # servers other than AWS need not know its newer checksums
+        values["AWS_REQUEST_CHECKSUM_CALCULATION"] = "when_required"
+        values["AWS_RESPONSE_CHECKSUM_VALIDATION"] = "when_required"
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what would turn a server, or its clients, to other services."""
+    ours = ("YARN_OPS_", "PREFECT_", "MLFLOW_", "AWS_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
 def child_environment(values: Mapping[str, str]) -> dict[str, str]:

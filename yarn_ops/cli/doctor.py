@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 from yarn_ops import servers, services
 from yarn_ops.errors import YarnOpsError
-from yarn_ops.settings import Settings
+from yarn_ops.settings import Settings, without_password
 
 FREE_BYTES = 5 * 2**30
 
@@ -88,7 +88,7 @@ def _state(settings: Settings) -> str:
 
 def _registry(settings: Settings) -> str:
     runs = services.open_run_registry(settings).runs(1)
-    return f"{_safe(settings.database)}, " + (f"last run {runs[0].id}" if runs else "no runs yet")
+    return f"{without_password(settings.database)}, " + (f"last run {runs[0].id}" if runs else "no runs yet")
 
 
 def _store(settings: Settings) -> str:
@@ -98,7 +98,7 @@ def _store(settings: Settings) -> str:
 
 def _mlflow(settings: Settings) -> str:
     services.try_mlflow(settings).models()
-    return _safe(settings.mlflow)
+    return without_password(settings.mlflow)
 
 
 def _prefect(settings: Settings) -> str:
@@ -117,8 +117,3 @@ def _device(settings: Settings) -> str:
         free, total = torch.cuda.mem_get_info()
         return f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
     return f"cpu, {torch.get_num_threads()} threads"
-
-
-def _safe(url: str) -> str:
-    """A URL without its password."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)

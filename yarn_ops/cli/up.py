@@ -28,7 +28,7 @@ def run_service(settings: Settings, *, prefect_port: int, mlflow_port: int) -> N
         signal.signal(signal.SIGHUP, _interrupt)
         started: list[Server] = []
         try:
-            console.print("starting: registry, Prefect server, MLflow server, worker …")
+            console.print("starting: registry, Prefect server, MLflow server, workers …")
             services.open_run_registry(settings).close()
             services.try_store(settings)
             services.try_prefect(settings)
@@ -61,7 +61,7 @@ def _start(settings: Settings, started: list[Server], prefect_port: int, mlflow_
         server.wait()
     service = Service(prefect_url, mlflow_uri)
     servers.register_deployments(settings, service)
-    started.append(servers.start_worker(settings, service))
+    started.extend(servers.start_worker(settings, service, pool) for pool in servers.WORK_POOLS)
     servers.announce(settings, service)
     return service
 

@@ -1,0 +1,143 @@
+"""`infra/stack up | down | status`: the production shape on one machine, without Docker."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import psutil
+
+from yarn_ops import processes
+from yarn_ops.errors import SettingsError, YarnOpsError
+from yarn_ops.settings import Settings, clean_environment, read_settings
+from yarn_ops.stack.parts import MARK, Stack
+from yarn_ops.stack.plan import USER, Layout, ensure_plan, read_status
+from yarn_ops.stack.supervisor import held, members, supervise
+
+POLL_S = 0.2
+STOP_S = 180.0
+
+
+def up(settings: Settings) -> None:
+    """Start the supervisor, wait until all parts are healthy, say where they are."""
+    layout = Layout(settings.home)
+    began = time.monotonic()
+    if not held(layout):
+        layout.status.unlink(missing_ok=True)
+        process = _start_supervisor(settings, layout)
+        told = ""
+        while True:
+            status = read_status(layout)
+            line = f"{status.get('phase', '')} {status.get('note', '')}".strip()
+            if line != told and line:
+                print(line, flush=True)
+                told = line
+            if status.get("phase") == "healthy":
+                break
+            if process.poll() is not None:
+                raise SettingsError(str(status.get("note") or processes.last_lines(_log(layout))))
+            time.sleep(POLL_S)
+    else:
+        print("it runs already")
+    _say_where(settings, layout, time.monotonic() - began)
+
+
+def down(settings: Settings) -> None:
+    """End every process of the stack; its data stay."""
+    layout = Layout(settings.home)
+    pid = read_status(layout).get("pid")
+    if held(layout) and isinstance(pid, int):
+        supervisor = psutil.Process(pid)
+        supervisor.send_signal(signal.SIGTERM)
+        try:
+            supervisor.wait(STOP_S)
+        except psutil.TimeoutExpired:
+            supervisor.kill()
+    _, left = psutil.wait_procs(members(layout), timeout=processes.STOP_S)
+    for process in left:
+        process.kill()
+    print("stopped; everything is kept in", layout.home)
+
+
+def status(settings: Settings) -> bool:
+    """One line a part; whether all are healthy."""
+    layout = Layout(settings.home)
+    if not held(layout):
+        print("not running; `infra/stack up` starts it")
+        return False
+    found: Any = read_status(layout)
+    print(found.get("phase", ""), found.get("note", ""))
+    stack = Stack(settings, layout, ensure_plan(layout))
+    well = True
+    for part in stack.all():
+        entry = found.get("parts", {}).get(part.name)
+        ready = entry is not None and part.ready()
+        well = well and ready
+        facts = f"pid {entry['pid']}, restarts {entry['restarts']}" if entry else "not started"
+        print(f"{'✓' if ready else '✗'} {part.name:<20} {facts}")
+    return well
+
+
+def _start_supervisor(settings: Settings, layout: Layout) -> subprocess.Popen[bytes]:
+    """In a session of its own: it outlives this command."""
+    settings.make_home()
+    layout.logs.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **clean_environment(),
+        MARK: str(layout.folder),
+        "YARN_OPS_STATE_DIR": str(settings.home),
+        "YARN_OPS_DEVICE": settings.device,
+        "YARN_OPS_LEASE_S": str(settings.lease_s),
+    }
+    with _log(layout).open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "yarn_ops.stack", "supervise"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def _say_where(settings: Settings, layout: Layout, seconds: float) -> None:
+    stack = Stack(settings, layout, ensure_plan(layout))
+    service = stack.service
+    print(f"healthy after {seconds:.0f} s")
+    print(f"Prefect UI   {service.prefect_ui_url}   user {USER}")
+    print(f"MLflow UI    {service.mlflow_uri}   user {USER}")
+    print(f"S3           {stack.settings.s3_endpoint_url}")
+    print(f"logs         {layout.logs}")
+    print(f"passwords    {layout.environment}   (for yarn-ops in a shell: set -a; . {layout.environment})")
+
+
+def _log(layout: Layout) -> Any:
+    return layout.logs / "supervisor.log"
+
+
+def main() -> None:
+    command = sys.argv[1] if len(sys.argv) == 2 else ""
+    try:
+        settings = read_settings()
+        match command:
+            case "up":
+                up(settings)
+            case "down":
+                down(settings)
+            case "status":
+                sys.exit(0 if status(settings) else 1)
+            case "supervise":
+                supervise(settings)
+            case _:
+                sys.stderr.write("usage: infra/stack up | down | status\n")
+                sys.exit(2)
+    except YarnOpsError as error:
+        sys.stderr.write(f"stack: {error}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

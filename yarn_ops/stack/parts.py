@@ -1,0 +1,136 @@
+"""Everything that runs in a stack, in the order in which one needs the other."""
+
+from __future__ import annotations
+
+import configparser
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+from yarn_ops import registry, servers
+from yarn_ops.servers import LOOPBACK, WORK_POOLS, Service, answers
+from yarn_ops.settings import Settings, as_environment, clean_environment
+from yarn_ops.stack.part import Part
+from yarn_ops.stack.plan import (
+    BUCKET,
+    DATABASES,
+    USER,
+    Layout,
+    Plan,
+    database_url,
+    settings_of,
+    write_private,
+)
+from yarn_ops.stack.postgres import Postgres
+from yarn_ops.stack.swift import SERVERS, Swift
+
+MLFLOW_WORKERS = 2
+MARK = "YARN_OPS_STACK"
+"""in the environment of every process of a stack, inherited by all that they start: whose they are"""
+
+
+class Stack:
+    """The parts of one stack, over the plan in its state directory."""
+
+    def __init__(self, settings: Settings, layout: Layout, plan: Plan) -> None:
+        self.layout = layout
+        self.plan = plan
+        self.settings = settings_of(settings, layout, plan)
+        self.postgres = Postgres(
+            layout.postgres, port=plan.ports["postgres"], password=plan.secrets.plain("postgres")
+        )
+        self.swift = Swift(
+            layout.swift,
+            ports={kind: plan.ports[f"s3-{kind}"] for kind in SERVERS},
+            secret_key=plan.secrets.plain("s3"),
+        )
+
+    @property
+    def service(self) -> Service:
+        assert self.settings.prefect_api_url and self.settings.mlflow_uri
+        return Service(self.settings.prefect_api_url, self.settings.mlflow_uri)
+
+    def prepare(self) -> None:
+        """Clusters and configuration on disk."""
+        self.postgres.prepare()
+        self.swift.prepare()
+
+    def storage(self) -> list[Part]:
+        """What keeps the data."""
+        return [self._marked(part) for part in (self.postgres.part(), *self.swift.parts())]
+
+    def furnish(self) -> None:
+        """Databases, bucket and the registry's tables, once `storage` runs."""
+        for name in DATABASES:
+            self.postgres.ensure_database(name, self.plan.secrets.plain(name))
+        self.swift.create_bucket(BUCKET)
+        registry.upgrade(self.settings.database)
+
+    def servers(self) -> list[Part]:
+        return [self._prefect(), self._mlflow()]
+
+    def deploy(self) -> Part:
+        """Ends by itself, when pools and deployments stand."""
+        return self._part("deployments", servers.deploy(self.settings, self.service), "")
+
+    def workers(self) -> list[Part]:
+        parts = []
+        for pool in WORK_POOLS:
+            port = self.plan.ports[f"worker-{pool}"]
+            command, environment = servers.work_on(self.settings, self.service, pool)
+            environment = environment | {
+                "PREFECT_WORKER_WEBSERVER_HOST": LOOPBACK,
+                "PREFECT_WORKER_WEBSERVER_PORT": str(port),
+            }
+            parts.append(
+                self._part(
+                    f"worker-{pool}",
+                    ([*command, "--with-healthcheck"], environment),
+                    f"http://{LOOPBACK}:{port}/health",
+                )
+            )
+        return parts
+
+    def all(self) -> list[Part]:
+        """In dependency order, without what ends by itself."""
+        return [*self.storage(), *self.servers(), *self.workers()]
+
+    def _prefect(self) -> Part:
+        url = database_url(self.plan, "prefect", "postgresql+asyncpg")
+        process = servers.prefect_server(self.settings, self.plan.ports["prefect"], url, services=True)
+        return self._part("prefect", process, f"{self.settings.prefect_api_url}/health")
+
+    def _mlflow(self) -> Part:
+        """With basic auth; artifacts go straight to the S3 server."""
+        database = database_url(self.plan, "mlflow")
+        command, environment = servers.mlflow_server(
+            self.settings, self.plan.ports["mlflow"], database, workers=MLFLOW_WORKERS
+        )
+        command += ["--app-name", "basic-auth", "--no-serve-artifacts"]
+        config = configparser.RawConfigParser()
+        config["mlflow"] = {
+            "default_permission": "NO_PERMISSIONS",
+            "database_uri": database,
+            "admin_username": USER,
+            "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
+        }
+        text = io.StringIO()
+        config.write(text)
+        path = self.layout.folder / "mlflow-auth.ini"
+        write_private(path, text.getvalue())
+        environment |= {
+            "MLFLOW_AUTH_CONFIG_PATH": str(path),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": self.plan.secrets.plain("mlflow_user"),
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": self.plan.secrets.plain("mlflow_sessions"),
+        }
+        return self._part("mlflow", (command, environment), f"{self.settings.mlflow_uri}/health")
+
+    def _part(self, name: str, process: tuple[list[str], dict[str, str]], health: str) -> Part:
+        command, environment = process
+        whole = clean_environment() | as_environment(self.settings) | environment
+        return self._marked(Part(name, command, whole, lambda: answers(health), folder=self.layout.folder))
+
+    def _marked(self, part: Part) -> Part:
+        environment: Mapping[str, str] = {**part.environment, MARK: str(self.layout.folder)}
+        folder = part.folder or Path("/")
+        return Part(part.name, part.command, environment, part.ready, part.user, folder, part.end_by)

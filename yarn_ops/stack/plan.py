@@ -1,0 +1,178 @@
+"""The ports and secrets of one stack: made at its first start, kept in a file that only its owner reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, field_serializer
+
+from yarn_ops.errors import SettingsError
+from yarn_ops.servers import CPU_POOL, GPU_POOL, LOOPBACK, free_port, free_ports, prefect_url
+from yarn_ops.settings import Settings, as_environment
+from yarn_ops.stack.postgres import owner
+from yarn_ops.stack.swift import SERVERS, Swift
+
+BUCKET = "yarn-ops"
+USER = "yarn-ops"
+"""of Prefect and MLflow"""
+DATABASES = ("registry", "prefect", "mlflow")
+WANTED = {"prefect": 4200, "mlflow": 5000}
+"""where people look for them; taken at the first start if they are free"""
+
+
+class Secrets(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    postgres: SecretStr
+    registry: SecretStr
+    prefect: SecretStr
+    """of Prefect's database, as the two beside it are of theirs"""
+    mlflow: SecretStr
+    prefect_user: SecretStr
+    mlflow_user: SecretStr
+    mlflow_sessions: SecretStr
+    s3: SecretStr
+
+    @field_serializer("*", when_used="json")
+    def _plain(self, secret: SecretStr) -> str:
+        return secret.get_secret_value()
+
+    def plain(self, name: str) -> str:
+        secret: SecretStr = getattr(self, name)
+        return secret.get_secret_value()
+
+
+class Plan(BaseModel):
+    """What a stack keeps from start to start: its addresses are the same, so links to it stay right."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ports: dict[str, int]
+    secrets: Secrets
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a stack keeps what."""
+
+    home: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.home / "stack"
+
+    @property
+    def plan(self) -> Path:
+        return self.folder / "plan.json"
+
+    @property
+    def environment(self) -> Path:
+        """Variables for a shell: `set -a; . FILE`."""
+        return self.folder / "environment"
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / "lock"
+
+    @property
+    def status(self) -> Path:
+        return self.folder / "status.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    @property
+    def swift(self) -> Path:
+        return self.folder / "s3"
+
+    @property
+    def postgres(self) -> Path:
+        """For root in the home of the user `postgres`, who could not enter ours."""
+        if os.geteuid() != 0:
+            return self.folder / "postgres"
+        name = hashlib.sha256(str(self.home).encode()).hexdigest()[:12]
+        return Path(owner().pw_dir) / f"yarn-ops-{name}"
+
+
+def ensure_plan(layout: Layout) -> Plan:
+    """The stack's plan; made, with secrets of its own, when there is none."""
+    if layout.plan.exists():
+        try:
+            return Plan.model_validate_json(layout.plan.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise SettingsError(
+                f"{layout.plan}: cannot be read ({type(error).__name__}); restore it"
+            ) from None
+    plan = Plan(
+        ports=_choose_ports(),
+        secrets=Secrets(**{name: SecretStr(secrets.token_urlsafe(24)) for name in Secrets.model_fields}),
+    )
+    layout.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_private(layout.plan, plan.model_dump_json(indent=2))
+    return plan
+
+
+def settings_of(settings: Settings, layout: Layout, plan: Plan) -> Settings:
+    """The settings of a process that works in this stack; device and lease are the given ones."""
+    values = {
+        "state_dir": layout.home,
+        "device": settings.device,
+        "lease_s": settings.lease_s,
+        "database_url": database_url(plan, "registry"),
+        "store_url": f"s3://{BUCKET}/store",
+        "s3_endpoint_url": f"http://{LOOPBACK}:{plan.ports['s3-proxy']}",
+        "s3_access_key": Swift.access_key,
+        "s3_secret_key": plan.secrets.s3,
+        "s3_region": Swift.region,
+        "mlflow_uri": f"http://{LOOPBACK}:{plan.ports['mlflow']}",
+        "mlflow_username": USER,
+        "mlflow_password": plan.secrets.mlflow_user,
+        "prefect_api_url": prefect_url(plan.ports["prefect"]),
+        "prefect_auth": f"{USER}:{plan.secrets.plain('prefect_user')}",
+    }
+    return Settings.model_validate(values)
+
+
+def database_url(plan: Plan, name: str, driver: str = "postgresql") -> str:
+    password = plan.secrets.plain(name)
+    return f"{driver}://{name}:{password}@{LOOPBACK}:{plan.ports['postgres']}/{name}"
+
+
+def write_environment(layout: Layout, settings: Settings) -> None:
+    """Leave the settings, secrets included, where a person's shell can read them."""
+    lines = [f"{name}={shlex.quote(value)}" for name, value in sorted(as_environment(settings).items())]
+    write_private(layout.environment, "\n".join(lines) + "\n")
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner reads; it appears whole."""
+    draft = path.with_name(f"{path.name}.new")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def read_status(layout: Layout) -> dict[str, object]:
+    """What the supervisor last wrote down; nothing before its first start."""
+    try:
+        found: dict[str, object] = json.loads(layout.status.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _choose_ports() -> dict[str, int]:
+    names = ["postgres", *(f"s3-{kind}" for kind in SERVERS), f"worker-{CPU_POOL}", f"worker-{GPU_POOL}"]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    return ports | {name: free_port(wanted) for name, wanted in WANTED.items()}

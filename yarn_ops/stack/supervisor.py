@@ -1,0 +1,227 @@
+"""The process that holds a stack: starts its parts in order, starts again what ends, ends all of it.
+
+It lives as long as it holds the stack's lock. When it is killed, the parts end with it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from types import FrameType
+
+import psutil
+
+from yarn_ops import processes
+from yarn_ops.errors import SettingsError, YarnOpsError
+from yarn_ops.settings import Settings
+from yarn_ops.stack.part import Part, RunningPart
+from yarn_ops.stack.parts import MARK, Stack
+from yarn_ops.stack.plan import Layout, ensure_plan, write_environment
+
+WATCH_S = 0.5
+STEADY_S = 60.0
+"""a part that ran for as long and then ended is started again at once"""
+LONGEST_DELAY_S = 30.0
+
+
+def supervise(settings: Settings) -> None:
+    """Run the stack of the state directory until SIGTERM or SIGINT. SettingsError when it cannot start."""
+    layout = Layout(settings.home)
+    layout.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with only_one(layout):
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
+        supervisor = Supervisor(layout)
+        try:
+            supervisor.start(settings)
+            supervisor.watch()
+        except KeyboardInterrupt:
+            supervisor.tell("stopping")
+        except YarnOpsError as error:
+            supervisor.tell("failed", str(error))
+            raise
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            supervisor.stop()
+        supervisor.tell("stopped")
+
+
+@contextmanager
+def only_one(layout: Layout) -> Iterator[None]:
+    """Be the one supervisor of this stack; SettingsError when another process is."""
+    with layout.lock.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SettingsError(
+                f"{layout.folder}: the stack runs already; `infra/stack down` ends it"
+            ) from None
+        yield
+
+
+def held(layout: Layout) -> bool:
+    """Whether a supervisor holds the stack."""
+    try:
+        with layout.lock.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def members(layout: Layout) -> list[psutil.Process]:
+    """Every living process that was started by this stack or by what it started."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == str(layout.folder) and processes.alive(process):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+class Supervisor:
+    """The running parts, in the order of their start."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._running: list[RunningPart] = []
+        self._due: dict[str, float] = {}
+        """when to start an ended part again, by the monotonic clock"""
+        self._restarts: dict[str, int] = {}
+        self._quick_ends: dict[str, int] = {}
+        self._phase = "starting"
+        self._began = time.monotonic()
+
+    def start(self, settings: Settings) -> None:
+        """Everything, each part ready before what needs it starts."""
+        self.tell("starting", "secrets, clusters")
+        plan = ensure_plan(self._layout)
+        stack = Stack(settings, self._layout, plan)
+        self._end_leftovers()
+        stack.prepare()
+        self._launch(stack.storage())
+        self.tell("starting", "databases, bucket")
+        stack.furnish()
+        write_environment(self._layout, stack.settings)
+        self._launch(stack.servers())
+        self.tell("starting", "deployments")
+        self._run(stack.deploy())
+        self._launch(stack.workers())
+        self.tell("healthy", f"in {time.monotonic() - self._began:.0f} s")
+
+    def watch(self) -> None:
+        """Start again what ends, for ever: later and later when it ends soon."""
+        while True:
+            for index, running in enumerate(self._running):
+                name = running.part.name
+                if not running.ended:
+                    continue
+                now = time.monotonic()
+                if name not in self._due:
+                    lived_s = now - running.started_at
+                    quick = 0 if lived_s > STEADY_S else self._quick_ends.get(name, 0) + 1
+                    self._quick_ends[name] = quick
+                    delay_s = 0.0 if quick <= 1 else min(LONGEST_DELAY_S, 2.0**quick)
+                    self._due[name] = now + delay_s
+                    self.tell("healthy", f"{name} ended with status {running.process.returncode}")
+                if now >= self._due[name]:
+                    del self._due[name]
+                    self._restarts[name] = self._restarts.get(name, 0) + 1
+                    self._running[index] = RunningPart.start(running.part, self._layout.logs)
+                    self.tell("healthy", f"{name} was started again")
+            time.sleep(WATCH_S)
+
+    def stop(self) -> None:
+        """Workers and the runs in them first, what keeps the data last."""
+        workers = [running for running in self._running if running.part.name.startswith("worker-")]
+        for running in workers:
+            running.stop()
+        known = {running.process.pid for running in self._running} | {os.getpid()}
+        servers = {child.pid for running in self._running for child in _children(running.process.pid)}
+        _end([one for one in members(self._layout) if one.pid not in known | servers])
+        for running in reversed(self._running):
+            running.stop()
+        self._running.clear()
+        self._end_leftovers()
+
+    def tell(self, phase: str, note: str = "") -> None:
+        """One line in the supervisor's log, and the state for `infra/stack status`."""
+        self._phase = phase
+        print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {phase} {note}".rstrip(), flush=True)
+        status = {
+            "pid": os.getpid(),
+            "phase": phase,
+            "note": note,
+            "parts": {
+                running.part.name: {
+                    "pid": running.process.pid,
+                    "restarts": self._restarts.get(running.part.name, 0),
+                }
+                for running in self._running
+            },
+        }
+        draft = self._layout.status.with_suffix(".new")
+        draft.write_text(json.dumps(status, indent=2), "utf-8")
+        draft.replace(self._layout.status)
+
+    def _launch(self, parts: Sequence[Part]) -> None:
+        """Side by side; return when all are ready."""
+        self.tell("starting", ", ".join(part.name for part in parts))
+        for part in parts:
+            if part.ready():
+                raise SettingsError(f"{part.name}: something else answers at its port; end that first")
+            self._running.append(RunningPart.start(part, self._layout.logs))
+        for running in self._running[-len(parts) :]:
+            running.wait()
+
+    def _run(self, part: Part) -> None:
+        running = RunningPart.start(part, self._layout.logs)
+        try:
+            status = running.process.wait()
+        finally:
+            running.stop()
+        if status != 0:
+            last = processes.last_lines(running.log)
+            raise SettingsError(f"{part.name} failed; the end of {running.log}: {last}")
+
+    def _end_leftovers(self) -> None:
+        """Processes of an earlier supervisor that was killed."""
+        _end([one for one in members(self._layout) if one.pid != os.getpid()])
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def _end(found: Sequence[psutil.Process]) -> None:
+    for process in found:
+        _signal(process, signal.SIGTERM)
+    _, left = psutil.wait_procs(found, timeout=processes.STOP_S)
+    for process in left:
+        _signal(process, signal.SIGKILL)
+    psutil.wait_procs(left, timeout=processes.STOP_S)
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.Error:
+        return
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
