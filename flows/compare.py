@@ -5,12 +5,13 @@ from __future__ import annotations
 from prefect import flow
 from prefect.logging.handlers import APILogHandler
 
+from flows.curriculum import train_legs
 from flows.reporting import show_comparison
-from flows.stages import evaluate, fetch_base, merge, patch, prepare, rank, survey, train
+from flows.stages import evaluate, fetch_base, merge, patch, prepare, rank, survey
 from flows.workshop import open_workshop
 from yarn_ops import registry
 from yarn_ops.recipe import Arm, Recipe, RopeMethod
-from yarn_ops.records import Adapter, BaseModel, Scorecard, ShardSet
+from yarn_ops.records import BaseModel, Scorecard, ShardSet
 from yarn_ops.registry import RunView
 from yarn_ops.settings import read_settings
 
@@ -22,8 +23,8 @@ ARMS: list[Arm] = ["zero-shot", "lora"]
 def compare(recipe: Recipe, methods: list[RopeMethod] = METHODS, arms: list[Arm] = ARMS) -> str:
     """Compare RoPE methods on one base: perplexity, recall and short-context change, by the recipe's gate.
 
-    Stages that arms share are computed once; those that an extension has computed are reused. Nothing is
-    registered: extend with the winner.
+    Stages that arms share are computed once; those that an extension has computed are reused. Legs are
+    trained whole, without their gates. Nothing is registered: extend with the winner.
 
     Args:
         recipe: What to do; its method is replaced by each of the methods.
@@ -51,14 +52,13 @@ def compare(recipe: Recipe, methods: list[RopeMethod] = METHODS, arms: list[Arm]
 
 def contend(recipe: Recipe, arm: Arm, base: BaseModel, shards: ShardSet) -> Scorecard:
     """One arm: patch and measure, or patch, train, merge and measure."""
-    adapters: list[Adapter] = []
-    for leg in recipe.curriculum(base.context_tokens):
-        patched = patch(recipe.rope, leg, base)
-        if arm != "zero-shot":
-            adapters.append(train(recipe.train, leg, recipe.data, base, patched, shards, adapters[-1:]))
+    legs = recipe.curriculum(base.context_tokens)
     if arm == "zero-shot":
+        patched = patch(recipe.rope, legs[-1].ungated(), base)
         return evaluate(recipe.evaluate, base, shards, base.context_tokens, [patched])
-    checkpoint = merge(base, patched, adapters[-1], shards)
+    configs = [patch(recipe.rope, leg.ungated(), base) for leg in legs]
+    trained = train_legs(recipe, legs, configs, base, shards)
+    checkpoint = merge(trained.weights, trained.patched, trained.adapters[-1], shards)
     return evaluate(recipe.evaluate, checkpoint, shards, base.context_tokens)
 
 

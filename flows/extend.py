@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import flow
 from prefect.logging.handlers import APILogHandler
 
+from flows.curriculum import train_legs
 from flows.reporting import show_report
 from flows.stages import (
     draw,
@@ -17,13 +18,11 @@ from flows.stages import (
     publish,
     rehearse,
     survey,
-    train,
 )
 from flows.workshop import open_workshop
 from yarn_ops import registry
 from yarn_ops.errors import GateFailed
 from yarn_ops.recipe import Recipe
-from yarn_ops.records import Adapter
 from yarn_ops.registry import RunView
 from yarn_ops.settings import read_settings
 
@@ -33,7 +32,8 @@ def extend(recipe: Recipe) -> str:
     """Extend a model's context, measure it at both ends, and register it in MLflow.
 
     Finished stages of an earlier run with the same inputs are reused. A model that fails its gate is
-    registered as rejected, the alias stays where it is, and the run ends Failed.
+    registered as rejected, the alias stays where it is, and the run ends Failed. A leg that fails its own
+    gate ends the run as well; then nothing is registered.
 
     Args:
         recipe: What to do.
@@ -44,17 +44,15 @@ def extend(recipe: Recipe) -> str:
     with open_workshop(read_settings(), recipe) as shop:
         base = fetch_base(recipe.base)
         legs = recipe.curriculum(base.context_tokens)
-        configs = [patch(recipe.rope, leg, base) for leg in legs]
+        configs = [patch(recipe.rope, leg.ungated(), base) for leg in legs]
         corpus = survey(recipe.data)
         shards = prepare(recipe.data, corpus, base)
         rehearse(recipe.train, legs, configs[-1], shards)
         before = evaluate(recipe.evaluate, base, shards, base.context_tokens)
 
-        adapters: list[Adapter] = []
-        for leg, patched in zip(legs, configs, strict=True):
-            adapters.append(train(recipe.train, leg, recipe.data, base, patched, shards, adapters[-1:]))
-
-        checkpoint = merge(base, patched, adapters[-1], shards)
+        trained = train_legs(recipe, legs, configs, base, shards, before)
+        patched, adapters = trained.patched, trained.adapters
+        checkpoint = merge(trained.weights, patched, adapters[-1], shards)
         after = evaluate(recipe.evaluate, checkpoint, shards, base.context_tokens)
         verdict = judge(recipe.gate, before, after, checkpoint.context_tokens)
         report = draw(recipe, base, shards, patched, adapters, checkpoint, before, after, verdict)

@@ -12,7 +12,19 @@ from flows.workshop import git_commit
 from yarn_ops import bases
 from yarn_ops.data import corpus as corpora
 from yarn_ops.data import shards as tokenised
-from yarn_ops.recipe import Base, Data, Evaluate, FittedMethod, Gate, Publish, Recipe, Rope, Stage, Train
+from yarn_ops.recipe import (
+    Base,
+    Data,
+    Evaluate,
+    FittedMethod,
+    Gate,
+    Publish,
+    Recipe,
+    Rope,
+    Stage,
+    StageGate,
+    Train,
+)
 from yarn_ops.records import (
     Adapter,
     BaseModel,
@@ -92,12 +104,17 @@ def train(
     section: Train,
     leg: Stage,
     data: Data,
-    base: Local[BaseModel],
+    base: Local[BaseModel] | Local[Checkpoint],
     patched: Local[PatchedModel],
     shards: Local[ShardSet],
     previous: tuple[Local[Adapter], ...],
+    earlier_steps: int,
+    keep_optimizer: bool,
 ) -> Adapter:
-    """LoRA (or all parameters) in a process of its own; its losses go to MLflow while it runs."""
+    """LoRA (or all parameters) in a process of its own; its losses go to MLflow while it runs.
+
+    `earlier_steps`: of the legs before, wherever they are: where this leg's losses begin in MLflow.
+    """
     shop = bench.shop
     job = Job(
         train=section,
@@ -107,12 +124,12 @@ def train(
         patched_dir=patched.path,
         shards_dir=shards.path,
         previous_dir=previous[0].path if previous else None,
+        keep_optimizer=keep_optimizer,
         out_dir=bench.out,
         work_dir=bench.work,
         device=shop.settings.device,
         threads=os.cpu_count() or 1,
     )
-    earlier_steps = sum(leg.record.steps for leg in previous)
 
     def on_event(event: Event) -> None:
         if event["event"] == "step":
@@ -125,7 +142,7 @@ def train(
 @stage("merge", version=1)
 def merge(
     bench: Bench,
-    base: Local[BaseModel],
+    base: Local[BaseModel] | Local[Checkpoint],
     patched: Local[PatchedModel],
     adapter: Local[Adapter],
     shards: Local[ShardSet],
@@ -148,6 +165,29 @@ def evaluate(
     patched: tuple[Local[PatchedModel], ...] = (),
 ) -> Scorecard:
     """Perplexity and recall at every length."""
+    return _measured(bench, section, model, shards, original_context_tokens, patched)
+
+
+@stage("leg-evaluate", version=1)
+def evaluate_leg(
+    bench: Bench,
+    section: Evaluate,
+    model: Local[Checkpoint],
+    shards: Local[ShardSet],
+    original_context_tokens: int,
+) -> Scorecard:
+    """What a leg's gate asks about."""
+    return _measured(bench, section, model, shards, original_context_tokens)
+
+
+def _measured(
+    bench: Bench,
+    section: Evaluate,
+    model: Local[BaseModel] | Local[Checkpoint],
+    shards: Local[ShardSet],
+    original_context_tokens: int,
+    patched: tuple[Local[PatchedModel], ...] = (),
+) -> Scorecard:
     from yarn_ops.evals import evaluate as evaluation
 
     return evaluation.evaluate(
@@ -168,6 +208,18 @@ def judge(
     bench: Bench, gate: Gate, before: Scorecard, after: Scorecard, target_context_tokens: int
 ) -> Verdict:
     """Whether the result may be promoted, and why."""
+    return _judged(gate, before, after, target_context_tokens)
+
+
+@stage("leg-gate", version=1)
+def judge_leg(
+    bench: Bench, gate: StageGate, before: Scorecard, after: Scorecard, leg_context_tokens: int
+) -> Verdict:
+    """Whether the next leg may begin, and why."""
+    return _judged(gate.at_target(), before, after, leg_context_tokens)
+
+
+def _judged(gate: Gate, before: Scorecard, after: Scorecard, target_context_tokens: int) -> Verdict:
     from yarn_ops.evals import gate as gates
 
     return gates.judge(

@@ -258,17 +258,52 @@ def test_a_checkpoint_lost_from_the_store_is_merged_again(workplace: Workplace, 
     assert list(workplace.versions()) == versions
 
 
-def test_a_curriculum_trains_each_leg_on_the_one_before(workplace: Workplace, first: RunView) -> None:
-    legs = "[{context_tokens=768, steps=2}, {context_tokens=1024, steps=3}]"
+def test_legs_carry_over_what_they_say_and_are_gated(workplace: Workplace, first: RunView) -> None:
+    legs = (
+        "[{context_tokens=768, steps=2, gate={max_long_growth=1000}}, "
+        "{context_tokens=1024, steps=2, carry='adapter+optimizer'}, "
+        "{context_tokens=1024, steps=2, carry='weights'}]"
+    )
     run = workplace.extend(f"train.stages={legs}", *ANY_QUALITY)
-    one, two = (stage.record for stage in run.stages if stage.stage == "train")
-    assert one is not None and two is not None
-    assert [(leg["window_tokens"], leg["steps"]) for leg in (one, two)] == [(768, 2), (1024, 3)]
-    assert one["tree"]["digest"] in two["parents"]
+    one, two, three = (stage.record for stage in run.stages if stage.stage == "train")
+    merges = [stage.record for stage in run.stages if stage.stage == "merge"]
+    assert one and two and three and all(merges)
+    assert [(leg["window_tokens"], leg["steps"]) for leg in (one, two, three)] == [
+        (768, 2), (1024, 2), (1024, 2),
+    ]  # fmt: skip
     factors = [stage.record["factor"] for stage in run.stages if stage.stage == "patch" and stage.record]
-    assert factors == [1.5, 2.0]
+    assert sorted(set(factors)) == [1.5, 2.0]
+    assert one["tree"]["digest"] in two["parents"]
+    assert two["tree"]["digest"] not in three["parents"]
+    carried = [merged["tree"]["digest"] for merged in merges if merged["tree"]["digest"] in three["parents"]]
+    assert len(carried) == 1
+    assert {carried[0], three["tree"]["digest"]} <= set(merges[-1]["parents"])
+    gate = the("leg-gate", run).record
+    assert gate is not None and [check["name"] for check in gate["checks"]] == ["long growth"]
     history = workplace.mlflow().get_metric_history(run.mlflow_run_id, "train/loss")
-    assert [point.step for point in history] == [1, 2, 3, 4, 5]
+    assert [point.step for point in history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_leg_that_fails_its_gate_ends_the_run(workplace: Workplace, first: RunView) -> None:
+    legs = (
+        "[{context_tokens=768, steps=2, gate={max_long_growth=0.1, min_recall=0}}, "
+        "{context_tokens=1024, steps=2}]"
+    )
+    versions, alias = list(workplace.versions()), champion(workplace)
+    run = workplace.extend(f"train.stages={legs}", *ANY_QUALITY, status=2)
+    assert workplace.complaint.startswith(
+        "yarn-ops: leg 1 of 2, 768 tokens: growth of perplexity from 512 to 768"
+    )
+    assert workplace.complaint.endswith("above 0.1; nothing was registered")
+    assert "\n" not in workplace.complaint
+    assert (run.status, run.release) == ("rejected", None)
+    verdict = the("leg-gate", run).record
+    assert verdict is not None and not verdict["passed"]
+    assert {check["name"]: check["passed"] for check in verdict["checks"]} == {
+        "base uses its window": True, "recall at the target": True, "long growth": False,
+    }  # fmt: skip
+    assert names(run).count("train") == 1
+    assert (list(workplace.versions()), champion(workplace)) == (versions, alias)
 
 
 @pytest.mark.slow

@@ -118,10 +118,12 @@ def _title(task: str) -> str:
 
 
 def _show_outcome(run: RunView) -> None:
-    verdicts = [stage.record for stage in run.stages if stage.stage == "gate" and stage.record]
-    for verdict in verdicts:
+    for stage in run.stages:
+        if stage.stage not in ("leg-gate", "gate") or stage.record is None:
+            continue
+        verdict = stage.record
         CONSOLE.print(
-            f"gate: {'passed' if verdict['passed'] else 'failed'}",
+            f"{stage.stage.replace('-', ' ')}: {'passed' if verdict['passed'] else 'failed'}",
             style="green" if verdict["passed"] else "red",
         )
         for check in verdict["checks"]:

@@ -8,11 +8,13 @@ person reads there.
 from yarn_ops.recipe.choices import Arm, FittedMethod, RopeMethod, parse_arms, parse_methods
 from yarn_ops.recipe.reading import load_recipe, parse_recipe
 from yarn_ops.recipe.section import Section
-from yarn_ops.recipe.sections import Base, Data, Evaluate, Gate, Publish, Rope
+from yarn_ops.recipe.sections import ALIAS, MODEL_NAME, Base, Data, Evaluate, Gate, Publish, Rope
 from yarn_ops.recipe.training import Carry, Stage, StageGate, Train
 from yarn_ops.recipe.whole import Recipe
 
 __all__ = [
+    "ALIAS",
+    "MODEL_NAME",
     "Arm",
     "Base",
     "Carry",

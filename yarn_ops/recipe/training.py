@@ -54,8 +54,8 @@ class Stage(Section):
     carry: Carry = Field(
         "adapter",
         title="Carry over",
-        description="From the leg before. adapter: trained on with a fresh optimizer; adapter+optimizer: with "
-        "its optimizer too; weights: merged, a fresh adapter begins on the result.",
+        description="From the leg before. adapter: trained on with a new optimizer; adapter+optimizer: "
+        "with its own; weights: merged, and a fresh adapter begins on the result.",
     )
     gate: StageGate = Field(
         StageGate(),
@@ -107,6 +107,6 @@ class Train(Section):
     seed: int = Field(0, ge=0, title="Seed")
 
     def shared_by_legs(self) -> Train:
-        """The section without what each leg says itself: a change to one leg leaves the others as they are."""
+        """The section without what each leg says itself: a change to one leg leaves the others alone."""
         of_legs = ("steps", "context_tokens", "stages", "learning_rate")
         return self.model_copy(update={name: Train.model_fields[name].default for name in of_legs})

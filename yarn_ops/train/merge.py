@@ -48,7 +48,7 @@ Progress = Callable[[int, int, str], None]
 
 
 def merge(
-    base: Local[BaseModel],
+    base: Local[BaseModel] | Local[Checkpoint],
     patched: Local[PatchedModel],
     adapter: Local[Adapter],
     shards: Local[ShardSet],

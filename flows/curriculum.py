@@ -1,0 +1,56 @@
+"""The legs of a curriculum: what each begins with, and whether the next may begin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flows.stages import evaluate_leg, judge_leg, merge, train
+from yarn_ops.errors import GateFailed
+from yarn_ops.recipe import Recipe, Stage
+from yarn_ops.records import Adapter, BaseModel, Checkpoint, PatchedModel, Scorecard, ShardSet
+
+
+@dataclass(frozen=True)
+class Trained:
+    """All legs' adapters, and the weights that the last one belongs to."""
+
+    weights: BaseModel | Checkpoint
+    """the base, or the merged result of a leg whose weights were carried over"""
+    patched: PatchedModel
+    adapters: tuple[Adapter, ...]
+
+
+def train_legs(
+    recipe: Recipe,
+    legs: Sequence[Stage],
+    configs: Sequence[PatchedModel],
+    base: BaseModel,
+    shards: ShardSet,
+    before: Scorecard | None = None,
+) -> Trained:
+    """Train leg after leg. GateFailed where one does not pass its gate; None for `before`: no gates."""
+    section = recipe.train.shared_by_legs()
+    weights: BaseModel | Checkpoint = base
+    adapters: list[Adapter] = []
+    for number, (leg, patched) in enumerate(zip(legs, configs, strict=True)):
+        previous = adapters[-1:]
+        if previous and leg.carry == "weights":
+            weights, previous = merge(weights, configs[number - 1], adapters[-1], shards), []
+        keep_optimizer = any(later.carry == "adapter+optimizer" for later in legs[number + 1 : number + 2])
+        steps = sum(adapter.steps for adapter in adapters)
+        adapter = train(
+            section, leg.ungated(), recipe.data, weights, patched, shards, previous, steps, keep_optimizer
+        )
+        adapters.append(adapter)
+        if before is not None and leg.gate.asks:
+            checkpoint = merge(weights, patched, adapter, shards)
+            wanted = recipe.evaluation_of(leg, before.original_context_tokens)
+            scores = evaluate_leg(wanted, checkpoint, shards, before.original_context_tokens)
+            verdict = judge_leg(leg.gate, before, scores, leg.context_tokens)
+            if not verdict.passed:
+                raise GateFailed(
+                    f"leg {number + 1} of {len(legs)}, {leg.context_tokens} tokens: {verdict.reasons}; "
+                    "nothing was registered"
+                )
+    return Trained(weights, patched, tuple(adapters))
