@@ -43,8 +43,8 @@ def supervise(settings: Settings) -> None:
             supervisor.watch()
         except KeyboardInterrupt:
             supervisor.tell("stopping")
-        except YarnOpsError as error:
-            supervisor.tell("failed", str(error))
+        except Exception as error:
+            supervisor.tell("failed", str(error) if isinstance(error, YarnOpsError) else repr(error))
             raise
         finally:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

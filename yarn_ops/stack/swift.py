@@ -158,7 +158,11 @@ class Swift:
 
     def create_bucket(self, name: str) -> None:
         """Make the bucket; one that is there already stays."""
-        self.client().create_bucket(Bucket=name)
+        client = self.client()
+        try:
+            client.create_bucket(Bucket=name)
+        except client.exceptions.BucketAlreadyOwnedByYou:
+            return
 
     @property
     def _etc(self) -> Path:
