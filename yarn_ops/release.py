@@ -34,6 +34,7 @@ FAILURES = {
     "file is not a database": "the file is something else; correct YARN_OPS_MLFLOW_URI",
     "disk is full": "the disk is full; free some and run again",
     "disk I/O error": "the disk is full or fails; free some and run again",
+    "error code 401": "refuses us; check YARN_OPS_MLFLOW_USERNAME and YARN_OPS_MLFLOW_PASSWORD",
 }
 """What MLflow's words mean to a person."""
 

@@ -1,4 +1,4 @@
-"""`yarn-ops up` in a process of its own, and its Prefect API as anybody uses it: over HTTP."""
+"""A service in processes of its own, and its Prefect API as anybody uses it: over HTTP."""
 
 from __future__ import annotations
 
@@ -23,41 +23,20 @@ DEPLOYMENT = "extend-context/extend-context"
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
-class Up:
-    """A service on `state`, started and healthy."""
+class Remote:
+    """A service that runs somewhere, from a shell with `environment` and over its API."""
 
-    def __init__(self, state: Path) -> None:
-        self.environment = {**os.environ, "YARN_OPS_STATE_DIR": str(state)}
-        self._log = state.with_name(f"{state.name}-up.log")
-        self._log.unlink(missing_ok=True)
-        command = [
-            *(sys.executable, "-m", "yarn_ops.cli", "up"),
-            *("--prefect-port", str(servers.free_port()), "--mlflow-port", str(servers.free_port())),
-        ]
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
-        wait_until(lambda: READY in self.printed or self._process.poll() is not None, timeout_s=200)
-        assert self._process.poll() is None, self.printed
-        self.service = Service(**json.loads((state / "service.json").read_text()))
-        self._api = httpx.Client(base_url=self.service.prefect_api_url, timeout=30)
+    def __init__(
+        self, environment: dict[str, str], service: Service, auth: tuple[str, str] | None = None
+    ) -> None:
+        self.environment = environment
+        self.service = service
+        self._api = httpx.Client(base_url=service.prefect_api_url, timeout=30, auth=auth)
         self._runs: dict[str, str] = {}
-
-    @property
-    def printed(self) -> str:
-        return self._log.read_text()
 
     @property
     def deployment(self) -> dict[str, Any]:
         return self._get(f"/deployments/name/{DEPLOYMENT}")
-
-    def processes(self) -> list[psutil.Process]:
-        """The service and all that it has started."""
-        root = psutil.Process(self._process.pid)
-        return [root, *root.children(recursive=True)]
-
-    def trains(self) -> bool:
-        """Whether a trainer is at work."""
-        return any("yarn_ops.train" in command for command in map(_command_line, self.processes()))
 
     def command(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """`yarn-ops …` in another shell."""
@@ -68,18 +47,6 @@ class Up:
             text=True,
             timeout=120,
         )
-
-    def end(self, number: signal.Signals) -> list[psutil.Process]:
-        """Send the signal; what is still alive half a minute later."""
-        started = self.processes()
-        self._process.send_signal(number)
-        self._process.wait(timeout=60)
-        deadline = time.monotonic() + 30
-        while (left := [process for process in started if _alive(process)]) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        return left
-
-    # Over the API
 
     def submit(self, recipe: dict[str, Any]) -> httpx.Response:
         """Ask for a run of the deployment."""
@@ -108,9 +75,9 @@ class Up:
         return answer.raise_for_status().json()
 
     def runs(self) -> list[dict[str, Any]]:
-        """All runs, newest first."""
-        answer = self._api.post("/flow_runs/filter", json={"sort": "EXPECTED_START_TIME_DESC"})
-        return answer.raise_for_status().json()
+        """All runs that have begun, newest first."""
+        answer = self._api.post("/flow_runs/filter", json={"sort": "START_TIME_DESC"})
+        return [run for run in answer.raise_for_status().json() if run["start_time"]]
 
     def change_deployment(self, **values: Any) -> None:
         """What a person changes of it in the UI."""
@@ -122,6 +89,47 @@ class Up:
 
     def _get(self, path: str) -> Any:
         return self._api.get(path).raise_for_status().json()
+
+
+class Up(Remote):
+    """A service on `state`, started and healthy."""
+
+    def __init__(self, state: Path) -> None:
+        environment = {**os.environ, "YARN_OPS_STATE_DIR": str(state)}
+        self._log = state.with_name(f"{state.name}-up.log")
+        self._log.unlink(missing_ok=True)
+        command = [
+            *(sys.executable, "-m", "yarn_ops.cli", "up"),
+            *("--prefect-port", str(servers.free_port()), "--mlflow-port", str(servers.free_port())),
+        ]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        wait_until(lambda: READY in self.printed or self._process.poll() is not None, timeout_s=200)
+        assert self._process.poll() is None, self.printed
+        super().__init__(environment, Service(**json.loads((state / "service.json").read_text())))
+
+    @property
+    def printed(self) -> str:
+        return self._log.read_text()
+
+    def processes(self) -> list[psutil.Process]:
+        """The service and all that it has started."""
+        root = psutil.Process(self._process.pid)
+        return [root, *root.children(recursive=True)]
+
+    def trains(self) -> bool:
+        """Whether a trainer is at work."""
+        return any("yarn_ops.train" in command for command in map(_command_line, self.processes()))
+
+    def end(self, number: signal.Signals) -> list[psutil.Process]:
+        """Send the signal; what is still alive half a minute later."""
+        started = self.processes()
+        self._process.send_signal(number)
+        self._process.wait(timeout=60)
+        deadline = time.monotonic() + 30
+        while (left := [process for process in started if _alive(process)]) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return left
 
 
 def wait_until(holds: Callable[[], bool], timeout_s: float) -> None:

@@ -1,0 +1,182 @@
+"""`infra/stack`: the production shape starts, works, refuses strangers, outlives deaths, keeps all data."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from botocore.exceptions import ClientError
+from service_up import Remote, wait_until
+
+from yarn_ops.settings import Settings
+from yarn_ops.stack.parts import Stack
+from yarn_ops.stack.plan import Layout, ensure_plan
+from yarn_ops.stack.postgres import find_programs
+from yarn_ops.stack.supervisor import members
+
+pytestmark = [
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(find_programs() is None, reason="no PostgreSQL here: apt-get install postgresql"),
+]
+
+
+class Running(Remote):
+    """A stack that was started on `state`."""
+
+    def __init__(self, state: Path) -> None:
+        self.layout = Layout(state)
+        self._own = {**os.environ, "YARN_OPS_STATE_DIR": str(state), "YARN_OPS_DEVICE": "cpu"}
+        self.up()
+        self.stack = Stack(Settings(state_dir=state), self.layout, ensure_plan(self.layout))
+        self.settings = self.stack.settings
+        assert self.settings.prefect_auth is not None
+        user, _, password = self.settings.prefect_auth.get_secret_value().partition(":")
+        lines = self.layout.environment.read_text().splitlines()
+        variables = {name: value.strip("'") for name, _, value in (line.partition("=") for line in lines)}
+        super().__init__({**os.environ, **variables}, self.stack.service, (user, password))
+
+    def up(self) -> str:
+        return self.ask("up")
+
+    def ask(self, command: str, status: int = 0) -> str:
+        """`infra/stack …`; what it printed."""
+        done = subprocess.run(
+            [sys.executable, "-m", "yarn_ops.stack", command],
+            env=self._own,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout
+
+    def part(self, name: str) -> dict[str, Any]:
+        """Its pid and restarts."""
+        found: dict[str, Any] = json.loads(self.layout.status.read_bytes())["parts"][name]
+        return found
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Running]:
+    """One for all; it ends without leaving a process."""
+    state = Path(tempfile.mkdtemp(prefix="stack-"))
+    try:
+        running = Running(state)
+        yield running
+        running.ask("down")
+        assert members(running.layout) == []
+        assert "not running" in running.ask("status", status=1)
+    finally:
+        for process in members(Layout(state)):
+            process.kill()
+        shutil.rmtree(Layout(state).postgres, ignore_errors=True)
+        shutil.rmtree(state, ignore_errors=True)
+
+
+def test_every_part_is_healthy(stack: Running) -> None:
+    answer = stack.ask("status")
+    assert answer.splitlines()[0].startswith("healthy in ")
+    assert [line[0] for line in answer.splitlines()[1:]] == ["✓"] * len(stack.stack.all())
+    assert "it runs already" in stack.up()
+
+
+def test_secrets_lie_in_closed_files_and_in_no_command_line_or_log(stack: Running) -> None:
+    closed = (stack.layout.plan, stack.layout.environment, stack.layout.folder / "mlflow-auth.ini")
+    assert [stat.S_IMODE(path.stat().st_mode) for path in closed] == [0o600] * 3
+    secrets = [secret.get_secret_value() for _, secret in stack.stack.plan.secrets]
+    open_texts = [" ".join(process.cmdline()) for process in members(stack.layout)]
+    open_texts += [log.read_text() for log in stack.layout.logs.iterdir()]
+    assert len(open_texts) > 20
+    assert [text for text in open_texts if any(secret in text for secret in secrets)] == []
+
+
+def test_a_stranger_is_refused_by_every_server(stack: Running) -> None:
+    for user in ("registry", "prefect", "mlflow", "yarn"):
+        with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+            psycopg.connect(stack.stack.postgres.url("registry", user, "hunter2"))
+    with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+        psycopg.connect(
+            stack.stack.postgres.url("prefect", "mlflow", stack.stack.plan.secrets.plain("mlflow"))
+        )
+    version = f"{stack.service.prefect_api_url}/admin/version"
+    experiments = f"{stack.service.mlflow_uri}/api/2.0/mlflow/experiments/search?max_results=1"
+    for url in (version, experiments):
+        assert httpx.get(url).status_code == 401
+        assert httpx.get(url, auth=("yarn-ops", "hunter2")).status_code == 401
+    swift = stack.stack.swift
+    right, swift.secret_key = swift.secret_key, "hunter2"
+    try:
+        with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
+            swift.client().list_buckets()
+    finally:
+        swift.secret_key = right
+
+
+def test_another_host_or_origin_is_refused_by_mlflow(stack: Running) -> None:
+    page = f"{stack.service.mlflow_uri}/api/2.0/mlflow/experiments/search?max_results=1"
+    assert stack.settings.mlflow_password is not None
+    auth = ("yarn-ops", stack.settings.mlflow_password.get_secret_value())
+    assert httpx.get(page, auth=auth).status_code == 200
+    assert httpx.get(page, auth=auth, headers={"Host": "evil.example"}).status_code == 403
+    preflight = {"Origin": "http://evil.example", "Access-Control-Request-Method": "GET"}
+    for url in (page, f"{stack.service.prefect_api_url}/admin/version"):
+        answer = httpx.options(url, headers=preflight)
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_doctor_names_every_password_that_is_wrong(stack: Running) -> None:
+    wrong = ("YARN_OPS_PREFECT_AUTH", "YARN_OPS_MLFLOW_PASSWORD", "YARN_OPS_S3_SECRET_KEY")
+    right = dict(stack.environment)
+    stack.environment |= dict.fromkeys(wrong, "hunter2")
+    try:
+        answer = stack.command("doctor", "--json")
+    finally:
+        stack.environment = right
+    sick = {found["name"]: found["remedy"] for found in json.loads(answer.stdout) if not found["healthy"]}
+    assert list(sick) == ["store", "mlflow", "prefect"]
+    assert "check YARN_OPS_S3_ACCESS_KEY" in sick["store"]
+    assert "check YARN_OPS_MLFLOW_USERNAME and YARN_OPS_MLFLOW_PASSWORD" in sick["mlflow"]
+    assert "write user:password" in sick["prefect"]
+    assert "hunter2" not in answer.stdout
+
+
+def test_a_run_asked_for_over_the_api(stack: Running, small_recipe: Path) -> None:
+    run = stack.run_of(tomllib.loads(small_recipe.read_text("utf-8")))
+    assert run["state_type"] == "COMPLETED", run["state"]
+    (version,) = json.loads(stack.command("models", "--json").stdout)
+    assert version["source"].startswith("s3://yarn-ops/store/mlflow/")
+
+
+def test_a_killed_server_is_started_again(stack: Running) -> None:
+    before = stack.part("s3-proxy")
+    os.kill(before["pid"], signal.SIGKILL)
+    wait_until(lambda: stack.part("s3-proxy")["restarts"] == before["restarts"] + 1, timeout_s=60)
+    (proxy,) = [part for part in stack.stack.storage() if part.name == "s3-proxy"]
+    wait_until(proxy.ready, timeout_s=60)
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_over_a_restart(stack: Running, small_recipe: Path) -> None:
+    stack.run_of(tomllib.loads(small_recipe.read_text("utf-8")))
+    known = [stack.command(*command).stdout for command in (("runs", "--json"), ("models", "--json"))]
+    finished = stack.runs()[0]["id"]
+    stack.ask("down")
+    assert members(stack.layout) == []
+    stack.up()
+    assert [stack.command(*command).stdout for command in (("runs", "--json"), ("models", "--json"))] == known
+    assert stack.run(finished)["state_type"] == "COMPLETED"
+    pulled = stack.command("pull", "small", "--to", stack.layout.home / "pulled")
+    assert pulled.returncode == 0, pulled.stderr
