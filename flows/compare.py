@@ -10,13 +10,22 @@ from flows.reporting import show_comparison
 from flows.stages import evaluate, fetch_base, merge, patch, prepare, rank, survey
 from flows.workshop import open_workshop
 from yarn_ops import registry
-from yarn_ops.recipe import Arm, Recipe, RopeMethod
+from yarn_ops.recipe import (
+    ZERO_SHOT,
+    Arm,
+    Recipe,
+    RopeMethod,
+    arm_training,
+    parse_arms,
+    parse_methods,
+    parse_recipe,
+)
 from yarn_ops.records import BaseModel, Scorecard, ShardSet
 from yarn_ops.registry import RunView
 from yarn_ops.settings import read_settings
 
 METHODS: list[RopeMethod] = ["none", "linear", "ntk", "by-parts", "yarn"]
-ARMS: list[Arm] = ["zero-shot", "lora"]
+ARMS: list[Arm] = [ZERO_SHOT, "lora"]
 
 
 @flow(name="compare-methods", flow_run_name="{recipe.publish.name}", persist_result=False)
@@ -29,11 +38,14 @@ def compare(recipe: Recipe, methods: list[RopeMethod] = METHODS, arms: list[Arm]
     Args:
         recipe: What to do; its method is replaced by each of the methods.
         methods: The RoPE methods to compare.
-        arms: zero-shot (patched, not trained), lora, full (all parameters).
+        arms: Ways to train each of them: zero-shot (not at all), lora (as the recipe has it), lora-only,
+            lora+norms, lora+norms+embeddings, lora+r64, lora+all-linear, full (all parameters).
 
     Returns:
         The run's id in the registry.
     """
+    names = [(method, arm) for method in parse_methods(methods) for arm in parse_arms(arms)]
+    recipes = [of_arm(recipe, method, arm) for method, arm in names]
     with open_workshop(read_settings(), recipe, compared={"methods": methods, "arms": arms}) as shop:
         base = fetch_base(recipe.base)
         corpus = survey(recipe.data)
@@ -41,33 +53,36 @@ def compare(recipe: Recipe, methods: list[RopeMethod] = METHODS, arms: list[Arm]
         before = evaluate(recipe.evaluate, base, shards, base.context_tokens)
 
         scores: list[Scorecard] = []
-        names = [(method, arm) for method in methods for arm in arms]
-        for method, arm in names:
-            with shop.named(f"{method} {arm}"):
-                scores.append(contend(of_arm(recipe, method, arm), arm, base, shards))
-        comparison = rank(recipe.gate, before, [" ".join(name) for name in names], scores)
+        trained: list[int] = []
+        for (method, arm), of_this_arm in zip(names, recipes, strict=True):
+            with shop.named(f"{method} {arm}".replace("+", ".")):  # MLflow's names have no plus
+                card, parameters = contend(of_this_arm, arm, base, shards)
+            scores.append(card)
+            trained.append(parameters)
+        comparison = rank(recipe.gate, before, [" ".join(name) for name in names], scores, trained)
         show_comparison(comparison)
         return shop.run.id
 
 
-def contend(recipe: Recipe, arm: Arm, base: BaseModel, shards: ShardSet) -> Scorecard:
-    """One arm: patch and measure, or patch, train, merge and measure."""
+def contend(recipe: Recipe, arm: Arm, base: BaseModel, shards: ShardSet) -> tuple[Scorecard, int]:
+    """One arm, patched and measured, or trained and merged before that; and how many parameters learnt."""
     legs = recipe.curriculum(base.context_tokens)
-    if arm == "zero-shot":
+    if arm == ZERO_SHOT:
         patched = patch(recipe.rope, legs[-1].ungated(), base)
-        return evaluate(recipe.evaluate, base, shards, base.context_tokens, [patched])
+        return evaluate(recipe.evaluate, base, shards, base.context_tokens, [patched]), 0
     configs = [patch(recipe.rope, leg.ungated(), base) for leg in legs]
     trained = train_legs(recipe, legs, configs, base, shards)
-    checkpoint = merge(trained.weights, trained.patched, trained.adapters[-1], shards)
-    return evaluate(recipe.evaluate, checkpoint, shards, base.context_tokens)
+    last = trained.adapters[-1]
+    checkpoint = merge(trained.weights, trained.patched, last, shards)
+    return evaluate(recipe.evaluate, checkpoint, shards, base.context_tokens), last.trainable_parameters
 
 
 def of_arm(recipe: Recipe, method: RopeMethod, arm: Arm) -> Recipe:
-    """The recipe with one arm's method and way of training; validated anew."""
+    """The recipe with one arm's method and way of training; RecipeError where the method needs more."""
     values = recipe.model_dump()
     values["rope"]["method"] = method
-    values["train"]["method"] = "full" if arm == "full" else "lora"
-    return Recipe.model_validate(values)
+    values["train"] = arm_training(recipe.train, arm).model_dump()
+    return parse_recipe(values, f"method {method!r}")
 
 
 def compare_here(recipe: Recipe, methods: list[RopeMethod], arms: list[Arm]) -> RunView:

@@ -255,16 +255,25 @@ def search(
     )
 
 
-@stage("compare", version=1)
+@stage("compare", version=2)
 def rank(
-    bench: Bench, gate: Gate, before: Scorecard, names: list[str], scores: list[Scorecard]
+    bench: Bench,
+    gate: Gate,
+    before: Scorecard,
+    names: list[str],
+    scores: list[Scorecard],
+    trained_parameters: list[int],
 ) -> Comparison:
     """Every arm judged, in one table and one picture."""
     from yarn_ops.evals import comparison as comparisons
 
-    arms = [tuple(name.split(" ")) for name in names]
-    rows = [(method, arm, card) for (method, arm), card in zip(arms, scores, strict=True)]
-    return comparisons.compare(gate, before, rows, bench.out)
+    entries = [
+        comparisons.Entry(method, arm, card, trained)
+        for (method, arm), card, trained in zip(
+            (name.split(" ") for name in names), scores, trained_parameters, strict=True
+        )
+    ]
+    return comparisons.compare(gate, before, entries, bench.out)
 
 
 @stage("report", version=2)

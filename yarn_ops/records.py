@@ -190,6 +190,7 @@ class Contender(_Frozen):
 
     method: str
     arm: str
+    trained_parameters: int
     scores: Scorecard
     verdict: Verdict
 

@@ -14,10 +14,11 @@ import pytest
 @pytest.mark.timeout(600)
 def test_arms_share_what_they_can(cli: Any, small_recipe: Path) -> None:
     done = cli(
-        "compare", small_recipe, "--methods", "ntk,yarn", "--arms", "zero-shot,lora", "--set", "train.steps=2"
-    )
+        "compare", small_recipe, "--methods", "ntk,yarn", "--arms", "zero-shot,lora-only+r4",
+        "--set", "train.steps=2",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "winner by the gate: yarn" in done.stdout
+    assert "winner: yarn" in done.stdout
     run = json.loads(cli("runs", "show", "--last", "--json").stdout)
     used = Counter(stage["stage"] for stage in run["stages"])
     once = dict.fromkeys(["base", "documents", "shards", "compare"], 1)
@@ -29,3 +30,9 @@ def test_an_unknown_method_is_named(cli: Any, small_recipe: Path) -> None:
     done = cli("compare", small_recipe, "--methods", "yarn,rope")
     assert done.returncode == 2
     assert done.stderr.startswith("yarn-ops: method 'rope' is unknown; known are none, linear, ntk")
+
+
+def test_an_unknown_arm_is_named(cli: Any, small_recipe: Path) -> None:
+    done = cli("compare", small_recipe, "--arms", "lora,lora+biases")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("yarn-ops: arm 'lora+biases' is unknown; known are zero-shot, full, lora")

@@ -42,6 +42,10 @@ SetOption = Annotated[
 TagOption = Annotated[
     list[str] | None, typer.Option("--tag", metavar="K=V", help="Only versions with this tag.")
 ]
+ARMS_HELP = (
+    "Of zero-shot, lora (as the recipe has it), lora-only (norms frozen), lora+norms, lora+norms+embeddings, "
+    "full; behind a lora +r64 is another rank, +all-linear or +qv other layers."
+)
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -75,7 +79,7 @@ def extend(recipe: RecipeArgument, set_: SetOption = None) -> None:
 def compare(
     recipe: RecipeArgument,
     methods: Annotated[str, typer.Option(help="Separated by commas.")] = "none,linear,ntk,by-parts,yarn",
-    arms: Annotated[str, typer.Option(help="Of zero-shot, lora, full.")] = "zero-shot,lora",
+    arms: Annotated[str, typer.Option(help=ARMS_HELP)] = "zero-shot,lora",
     set_: SetOption = None,
 ) -> None:
     """Compare RoPE methods on a recipe's base and data, zero-shot and trained; the gate names the winner."""

@@ -156,30 +156,43 @@ def _advice(run: RunView) -> tuple[str, ...]:
 def show_comparison(run: RunView) -> None:
     """The table of a comparison's run, its winner, its picture."""
     record = next(stage.record for stage in run.stages if stage.stage == "compare" and stage.record)
-    table = _table("method", "arm", "perplexity", "recall code", "recall prose", "gate")
+    lengths = sorted(
+        {
+            score["context_tokens"]
+            for score in record["contenders"][0]["scores"]["scores"]
+            if score["task"] in SHOWN_TASKS
+        }
+    )
+    CONSOLE.print(f"at {' / '.join(f'{length:,}' for length in lengths)} tokens", style="dim")
+    table = _table("method", "arm", "perplexity", "code pairs", "prose pairs", "", shortened="arm")
     for contender in record["contenders"]:
         scores = contender["scores"]["scores"]
+        perplexity, *recalls = (_curve(scores, task) for task in SHOWN_TASKS)
         table.add_row(
             contender["method"],
             contender["arm"],
-            *(_curve(scores, task) for task in SHOWN_TASKS),
-            "passed" if contender["verdict"]["passed"] else "failed",
+            " ".join(f"{value:.{1 if value < 99.95 else 0}f}" for value in perplexity),
+            *(
+                " ".join("1.0" if value > 0.995 else f"{value:.2f}"[1:] for value in recall)
+                for recall in recalls
+            ),
+            "✓" if contender["verdict"]["passed"] else "✗",
         )
-    CONSOLE.print(table)
-    CONSOLE.print(f"winner by the gate: {record['winner'] or 'none'}", style="bold")
+    CONSOLE.print(table, soft_wrap=False)
+    CONSOLE.print(f"✓ passed the gate; winner: {record['winner'] or 'none'}", style="bold")
     folder = record["tree"]["uri"].removeprefix("file://")
     for picture in record["pictures"]:
         CONSOLE.print(f"picture: {folder}/{picture}")
 
 
-def _curve(scores: Sequence[dict[str, Any]], task: str) -> str:
+def _curve(scores: Sequence[dict[str, Any]], task: str) -> list[float]:
     """A task's values over all depths, shortest length first."""
     found = sorted(
         (score["context_tokens"], score["value"])
         for score in scores
         if score["task"] == task and score["depth"] is None
     )
-    return " / ".join(f"{value:.2f}" if value < 10 else f"{value:.1f}" for _, value in found)
+    return [value for _, value in found]
 
 
 def show_models(versions: Sequence[ModelVersion], *, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from yarn_ops.evals.gate import judge
@@ -13,19 +14,28 @@ from yarn_ops.recipe import Gate
 from yarn_ops.records import Comparison, Contender, Score, Scorecard
 
 TABLE, PICTURE, ROWS = "comparison.md", "comparison.png", "comparison.json"
+UNITS = ((1e3, "k"), (1e6, "M"), (1e9, "G"))
 
 
-def compare(
-    gate: Gate, before: Scorecard, arms: Sequence[tuple[str, str, Scorecard]], out: Path
-) -> Comparison:
-    """Judge every (method, arm, scores) by the gate; write table, picture and rows into `out`.
+@dataclass(frozen=True)
+class Entry:
+    """One arm as measured."""
+
+    method: str
+    arm: str
+    scores: Scorecard
+    trained_parameters: int
+
+
+def compare(gate: Gate, before: Scorecard, entries: Sequence[Entry], out: Path) -> Comparison:
+    """Judge every entry by the gate; write table, picture and rows into `out`.
 
     The winner is, of those that pass, the one that recalls most at the target context, then the one with
     the lowest perplexity there; none when none passes.
     """
     from yarn_ops.evals.comparison_picture import draw_comparison
 
-    contenders = tuple(_contender(gate, before, method, arm, card) for method, arm, card in arms)
+    contenders = tuple(_contender(gate, before, entry) for entry in entries)
     comparison = Comparison(
         original_context_tokens=before.original_context_tokens,
         target_context_tokens=_target(before),
@@ -44,29 +54,42 @@ def compare(
 def table(comparison: Comparison, before: Scorecard) -> str:
     """The comparison as a markdown table, the base first; recall with 95 % intervals at the target."""
     lengths, templates = _lengths(before), _templates(before)
-    heads = ["method", "arm", f"perplexity at {_joined(lengths)}"]
+    heads = ["method", "arm", "trained", f"perplexity at {_joined(lengths)}"]
     heads += [f"{template} recall" for template in templates] + ["short change", "gate"]
-    rows = [_row("base", "as it is", before, before, lengths, templates, "")]
+    rows = [_row(["base", "as it is", ""], before, before, lengths, templates, "")]
     for contender in comparison.contenders:
         verdict = "passed" if contender.verdict.passed else "failed"
         if comparison.winner == contender.name:
             verdict += ", **winner**"
-        rows.append(
-            _row(contender.method, contender.arm, contender.scores, before, lengths, templates, verdict)
-        )
+        names = [contender.method, contender.arm, parameter_count(contender.trained_parameters)]
+        rows.append(_row(names, contender.scores, before, lengths, templates, verdict))
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
-def _contender(gate: Gate, before: Scorecard, method: str, arm: str, card: Scorecard) -> Contender:
+def parameter_count(count: int) -> str:
+    """Three digits of it, as 75 k, 4.98 M, 8.03 G; nothing for none."""
+    if not count:
+        return ""
+    scale, unit = next((pair for pair in UNITS if count < 999.5 * pair[0]), UNITS[-1])
+    return f"{count / scale:.3g} {unit}"
+
+
+def _contender(gate: Gate, before: Scorecard, entry: Entry) -> Contender:
     verdict = judge(
         gate,
         before,
-        card,
+        entry.scores,
         original_context_tokens=before.original_context_tokens,
         target_context_tokens=_target(before),
     )
-    return Contender(method=method, arm=arm, scores=card, verdict=verdict)
+    return Contender(
+        method=entry.method,
+        arm=entry.arm,
+        trained_parameters=entry.trained_parameters,
+        scores=entry.scores,
+        verdict=verdict,
+    )
 
 
 def _winner(contenders: Iterable[Contender]) -> str | None:
@@ -86,8 +109,7 @@ def _merit(contender: Contender) -> tuple[float, float]:
 
 
 def _row(
-    method: str,
-    arm: str,
+    names: list[str],
     card: Scorecard,
     before: Scorecard,
     lengths: list[int],
@@ -95,7 +117,7 @@ def _row(
     verdict: str,
 ) -> list[str]:
     perplexities = [card.value(LAST_QUARTER, length) for length in lengths]
-    cells = [method, arm, _joined(_short(value) for value in perplexities)]
+    cells = [*names, _joined(_short(value) for value in perplexities)]
     for template in templates:
         scores = [_score(card, task_name(template), length) for length in lengths]
         cells.append(f"{_joined(_share(score) for score in scores)}{_interval(scores[-1])}")

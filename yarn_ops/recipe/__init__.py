@@ -5,7 +5,8 @@ difference. The Prefect run form is made from these models, so titles and descri
 person reads there.
 """
 
-from yarn_ops.recipe.choices import Arm, FittedMethod, RopeMethod, parse_arms, parse_methods
+from yarn_ops.recipe.arms import ZERO_SHOT, Arm, arm_training, parse_arms
+from yarn_ops.recipe.choices import FittedMethod, RopeMethod, parse_methods
 from yarn_ops.recipe.reading import load_recipe, parse_recipe
 from yarn_ops.recipe.section import Section
 from yarn_ops.recipe.sections import ALIAS, MODEL_NAME, Base, Data, Evaluate, Gate, Publish, Rope
@@ -15,6 +16,7 @@ from yarn_ops.recipe.whole import Recipe
 __all__ = [
     "ALIAS",
     "MODEL_NAME",
+    "ZERO_SHOT",
     "Arm",
     "Base",
     "Carry",
@@ -30,6 +32,7 @@ __all__ = [
     "Stage",
     "StageGate",
     "Train",
+    "arm_training",
     "load_recipe",
     "parse_arms",
     "parse_methods",

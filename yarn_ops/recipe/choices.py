@@ -12,22 +12,14 @@ RopeMethod = Literal[
 ]
 FittedMethod = Literal["yarn", "longrope"]
 """methods with parameters that can be searched for"""
-Arm = Literal["zero-shot", "lora", "full"]
-"""of a comparison: patched and not trained, trained adapters, all parameters trained"""
 
 
 def parse_methods(names: Sequence[str]) -> list[RopeMethod]:
-    """The RoPE methods of these names; RecipeError for an unknown one."""
-    return _known(names, RopeMethod, "method")
-
-
-def parse_arms(names: Sequence[str]) -> list[Arm]:
-    """The arms of these names; RecipeError for an unknown one."""
-    return _known(names, Arm, "arm")
-
-
-def _known(names: Sequence[str], kind: Any, what: str) -> Any:
-    for name in names:
-        if name not in get_args(kind):
-            raise RecipeError(f"{what} {name!r} is unknown; known are {', '.join(get_args(kind))}")
-    return list(names)
+    """The RoPE methods of these names; RecipeError for an unknown one, or one that is there twice."""
+    known: tuple[Any, ...] = get_args(RopeMethod)
+    for place, name in enumerate(names):
+        if name not in known:
+            raise RecipeError(f"method {name!r} is unknown; known are {', '.join(known)}")
+        if name in names[:place]:
+            raise RecipeError(f"method {name!r} is named twice; name it once")
+    return [known[known.index(name)] for name in names]

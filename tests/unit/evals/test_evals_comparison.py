@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from yarn_ops.evals.comparison import PICTURE, ROWS, TABLE, compare
+from yarn_ops.evals.comparison import PICTURE, ROWS, TABLE, Entry, compare, parameter_count
 from yarn_ops.recipe import Gate
 from yarn_ops.records import Score, Scorecard
 
@@ -32,7 +32,11 @@ BETTER = card((10.3, 10.1, 9.9), (0.98, 0.97, 0.95))
 
 
 def test_the_winner_recalls_most_of_those_that_pass(tmp_path: Path) -> None:
-    arms = [("ntk", "lora", BROKEN), ("by-parts", "lora", GOOD), ("yarn", "lora", BETTER)]
+    arms = [
+        Entry("ntk", "lora", BROKEN, 75_000),
+        Entry("by-parts", "lora", GOOD, 75_000),
+        Entry("yarn", "lora", BETTER, 75_000),
+    ]
     comparison = compare(GATE, BASE, arms, tmp_path)
     assert [contender.verdict.passed for contender in comparison.contenders] == [False, True, True]
     assert comparison.winner == "yarn, lora"
@@ -41,23 +45,42 @@ def test_the_winner_recalls_most_of_those_that_pass(tmp_path: Path) -> None:
 
 def test_equal_recall_is_decided_by_perplexity(tmp_path: Path) -> None:
     other = card((10.3, 10.1, 9.7), (0.98, 0.97, 0.95))
-    assert compare(GATE, BASE, [("a", "lora", BETTER), ("b", "lora", other)], tmp_path).winner == "b, lora"
+    assert (
+        compare(
+            GATE, BASE, [Entry("a", "lora", BETTER, 75_000), Entry("b", "lora", other, 75_000)], tmp_path
+        ).winner
+        == "b, lora"
+    )
 
 
 def test_no_winner_when_none_passes(tmp_path: Path) -> None:
-    assert compare(GATE, BASE, [("ntk", "lora", BROKEN)], tmp_path).winner is None
+    assert compare(GATE, BASE, [Entry("ntk", "lora", BROKEN, 75_000)], tmp_path).winner is None
 
 
 def test_what_is_written(tmp_path: Path) -> None:
-    compare(GATE, BASE, [("ntk", "lora", BROKEN), ("yarn", "lora", BETTER)], tmp_path)
+    compare(
+        GATE, BASE, [Entry("ntk", "lora", BROKEN, 75_000), Entry("yarn", "lora", BETTER, 75_000)], tmp_path
+    )
     assert (tmp_path / TABLE).read_text("utf-8") == (
-        "| method | arm | perplexity at 512 / 1,024 / 2,048 | code recall | short change | gate |\n"
-        "| --- | --- | --- | --- | --- | --- |\n"
-        "| base | as it is | 10 / 120 / 280 | 0.98 / 0.00 / 0.00 [-0.02, 0.02] | +0.0 % |  |\n"
-        "| ntk | lora | 12 / 12 / 90 | 0.97 / 0.90 / 0.00 [-0.02, 0.02] | +20.0 % | failed |\n"
-        "| yarn | lora | 10.3 / 10.1 / 9.9 | 0.98 / 0.97 / 0.95 [0.93, 0.97] | +3.0 % "
+        "| method | arm | trained | perplexity at 512 / 1,024 / 2,048 | code recall | short change | gate |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |\n"
+        "| base | as it is |  | 10 / 120 / 280 | 0.98 / 0.00 / 0.00 [-0.02, 0.02] | +0.0 % |  |\n"
+        "| ntk | lora | 75 k | 12 / 12 / 90 | 0.97 / 0.90 / 0.00 [-0.02, 0.02] | +20.0 % | failed |\n"
+        "| yarn | lora | 75 k | 10.3 / 10.1 / 9.9 | 0.98 / 0.97 / 0.95 [0.93, 0.97] | +3.0 % "
         "| passed, **winner** |\n"
     )
     rows = json.loads((tmp_path / ROWS).read_text("utf-8"))
     assert [(row["method"], row["verdict"]["passed"]) for row in rows] == [("ntk", False), ("yarn", True)]
     assert (tmp_path / PICTURE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_more_arms_than_methods(tmp_path: Path) -> None:
+    arms = ("zero-shot", "lora-only", "lora+norms")
+    comparison = compare(GATE, BASE, [Entry("yarn", arm, GOOD, 0) for arm in arms], tmp_path)
+    assert [contender.name for contender in comparison.contenders] == [f"yarn, {arm}" for arm in arms]
+    assert (tmp_path / PICTURE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_counts_are_told_in_three_digits() -> None:
+    told = [parameter_count(count) for count in (0, 73_728, 999_499, 999_500, 4_980_000, 8_030_261_248)]
+    assert told == ["", "73.7 k", "999 k", "1 M", "4.98 M", "8.03 G"]
