@@ -1,37 +1,38 @@
 """Deployments: what can be run from the Prefect UI and on a schedule, and the pools that run it.
 
-`python -m flows.deploy`, with the Prefect API in the environment, brings a server up to date. It is meant to
-run while no worker does.
+`python -m flows.deploy [--alone]`, with the Prefect API in the environment, brings a server up to date and
+puts right what died. `--alone`: no worker runs, so every run that counts as under way was interrupted.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    WorkPoolFilter,
-    WorkPoolFilterName,
-)
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.deployments.runner import EntrypointType, RunnerDeployment
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.schedules import Cron
-from prefect.states import Cancelled, Scheduled
 
 from flows.extend import extend
+from flows.reconcile import reconcile, settle
+from flows.watch import watch
+from yarn_ops.errors import YarnOpsError
 from yarn_ops.recipe import Recipe, load_recipe
 from yarn_ops.servers import CPU_POOL, GPU_POOL
+from yarn_ops.settings import read_settings
 from yarn_ops.shipped import recipe_path
 
 NIGHTLY = "0 2 * * *"
 RUNS_AT_ONCE = {CPU_POOL: 2, GPU_POOL: 1}  # runs wait in the pool, the lease of a stage is what excludes
-INTERRUPTED = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+EVERY_HOUR = "17 * * * *"
+EVERY_FIVE_MINUTES = "*/5 * * * *"
+BEFORE_DAWN = "40 3 * * *"
+ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
+"""schedules that were missed run once, not one after the other"""
 
 
 def deployments() -> list[RunnerDeployment]:
@@ -46,17 +47,34 @@ def deployments() -> list[RunnerDeployment]:
             parameters={"recipe": demo},
             schedules=[Cron(NIGHTLY, active=False, slug="nightly")],
         ),
+        watch.to_deployment(
+            name="watch-models",
+            work_pool_name=CPU_POOL,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            parameters={"recipe": demo},
+            schedules=[Cron(EVERY_HOUR, slug="hourly")],
+            concurrency_limit=ONE_AT_A_TIME,
+        ),
+        reconcile.to_deployment(
+            name="reconcile",
+            work_pool_name=CPU_POOL,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            schedules=[
+                Cron(EVERY_FIVE_MINUTES, slug="every-five-minutes"),
+                Cron(BEFORE_DAWN, slug="sweep", parameters={"sweep": True}),
+            ],
+            concurrency_limit=ONE_AT_A_TIME,
+        ),
     ]
 
 
 def register() -> None:
-    """Work pools and deployments, made or brought up to date; interrupted runs, scheduled again."""
+    """Work pools and deployments, made or brought up to date."""
     with get_client(sync_client=True) as client:
         for pool, runs_at_once in RUNS_AT_ONCE.items():
             _ensure_pool(client, pool, runs_at_once)
         for deployment in deployments():
             _ensure_deployment(client, deployment)
-        _resume_interrupted(client)
 
 
 def _ensure_pool(client: SyncPrefectClient, name: str, runs_at_once: int) -> None:
@@ -84,22 +102,6 @@ def _ensure_deployment(client: SyncPrefectClient, deployment: RunnerDeployment) 
     client.update_deployment(known.id, renewed)
 
 
-def _resume_interrupted(client: SyncPrefectClient) -> None:
-    """What was under way when the last worker ended is under way no more: run it again, or cancel it."""
-    runs = client.read_flow_runs(
-        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=list(RUNS_AT_ONCE))),
-        flow_run_filter=FlowRunFilter(
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(INTERRUPTED)))
-        ),
-    )
-    for run in runs:
-        cancelling = run.state_type == StateType.CANCELLING
-        state = (
-            Cancelled() if cancelling else Scheduled(message="the service ended; finished stages are reused")
-        )
-        client.set_flow_run_state(run.id, state, force=True)
-
-
 def _form_values(recipe: Recipe) -> dict[str, Any]:
     """A recipe's values for the form, without what is empty: an empty field of the form stays empty."""
     return {
@@ -108,5 +110,15 @@ def _form_values(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def main() -> None:
     register()
+    try:
+        for kind, names in settle(read_settings(), alone="--alone" in sys.argv[1:]).items():
+            for name in names:
+                print(f"{kind}: {name}", flush=True)
+    except YarnOpsError as error:  # the next reconcile tries again; the service can start
+        print(f"not reconciled: {error}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

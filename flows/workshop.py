@@ -15,6 +15,7 @@ from typing import Any, Literal
 from prefect.context import get_run_context
 from prefect.exceptions import MissingContextError
 
+from flows.liveness import sign
 from flows.progress import Progress
 from yarn_ops.bars import Bars
 from yarn_ops.data.files import Files
@@ -156,6 +157,7 @@ def open_workshop(
 ) -> Iterator[Workshop]:
     """Begin a run, or go on with an unfinished one of the same recipe; write down how it ended."""
     require_services(settings, recipe.publish.experiment)
+    sign()
     registry = open_registry(settings.database)
     asked, identity = recipe.model_dump(mode="json"), recipe.digest()
     if compared is not None:

@@ -8,6 +8,7 @@
     │   └── ProofError      a loaded model does not turn its heads by the reference frequencies
     ├── DataError           documents or shards are missing, empty, too short or damaged
     ├── TrainError          the training process failed, or its loss is not finite
+    │   ├── TrainerKilled   it was ended from outside: the same again may well succeed
     │   └── Stopped         asked to stop; a checkpoint was written and a later run goes on from it
     ├── MergeError          the merged model is not the trained one
     ├── EvaluationError     a measurement cannot be made
@@ -48,6 +49,9 @@ class DataError(YarnOpsError): ...
 
 
 class TrainError(YarnOpsError): ...
+
+
+class TrainerKilled(TrainError): ...
 
 
 class Stopped(TrainError): ...

@@ -246,6 +246,18 @@ class Tracking:
         found = [version for name in sorted(names) for version in self._versions(name)]
         return [version for version in found if GATE_TAG in version.tags and _matches(version, tags or {})]
 
+    def asking(self, tag: str) -> list[ModelVersion]:
+        """Every usable version, of any program, that carries this tag; oldest first."""
+        with self._mlflow() as client:
+            found = _pages(client.search_model_versions, filter_string=f"tags.`{tag}` LIKE '%'")
+        versions = [_model_version(version, {}) for version in found if version.status == "READY"]
+        return sorted(versions, key=lambda version: (version.created_at, version.name))
+
+    def set_tag(self, name: str, version: int, tag: str, value: str) -> None:
+        """Put a tag on a version, replacing the one of the same name."""
+        with self._mlflow() as client:
+            client.set_model_version_tag(name, str(version), tag, value)
+
     def _versions(self, name: str) -> list[ModelVersion]:
         """Every usable version of a model, newest first; none when it is not registered."""
         if not re.fullmatch(MODEL_NAME, name):

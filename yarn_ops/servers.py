@@ -233,7 +233,7 @@ def deploy(settings: Settings, service: Service) -> tuple[list[str], dict[str, s
 
     A process of its own, so that what flows import does not stay in ours.
     """
-    return [sys.executable, "-m", "flows.deploy"], service_environment(settings, service)
+    return [sys.executable, "-m", "flows.deploy", "--alone"], service_environment(settings, service)
 
 
 def prefect_url(port: int) -> str:

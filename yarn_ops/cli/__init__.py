@@ -270,6 +270,25 @@ def up(
 
 
 @app.command()
+def gc(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what and how much; remove nothing.")
+    ] = False,
+    older_than: Annotated[
+        float, typer.Option(min=0, metavar="DAYS", help="Only what nobody wrote to for as long.")
+    ] = 7.0,
+    json: JsonOption = False,
+) -> None:
+    """Remove what nothing refers to: broken-off uploads, unreferenced directories, stale working files."""
+    import yarn_ops.cli.display as display
+    from yarn_ops.cli.gc import collect
+    from yarn_ops.settings import read_settings
+
+    found = collect(read_settings(), older_than_days=older_than, dry_run=dry_run)
+    display.show_garbage(found, removed=not dry_run, as_json=json)
+
+
+@app.command()
 def doctor(json: JsonOption = False) -> None:
     """Check every dependency: reachable, of the right version; the remedy where one is not."""
     import yarn_ops.cli.display as display

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from yarn_ops.recipe import Recipe
     from yarn_ops.registry import RunSummary, RunView
     from yarn_ops.release import ModelVersion
+    from yarn_ops.upkeep import Garbage
 
 CONSOLE = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # what users name is not markup
 ARROW = " → "
@@ -225,6 +226,21 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
         CONSOLE.print(f"{finding.name:<16} {finding.found}")
         if finding.remedy:
             CONSOLE.print(f"    → {finding.remedy}")
+
+
+def show_garbage(found: Sequence[Garbage], *, removed: bool, as_json: bool) -> None:
+    """One line a thing, and how much it is in all."""
+    total = sum(one.size_bytes for one in found)
+    if as_json:
+        things = [{"kind": one.kind, "name": one.name, "size_bytes": one.size_bytes} for one in found]
+        _print_json({"removed": removed, "size_bytes": total, "found": things})
+        return
+    if found:
+        table = _table("kind", "name", "bytes", "last written", shortened="name")
+        for one in found:
+            table.add_row(one.kind, one.name, _size(one.size_bytes), f"{one.modified:%Y-%m-%d %H:%M}")
+        CONSOLE.print(table, soft_wrap=False)
+    CONSOLE.print(f"{'removed' if removed else 'to remove'}: {len(found)} things, {_size(total)}")
 
 
 def _table(*columns: str, shortened: str = "") -> Table:

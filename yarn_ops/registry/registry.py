@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -71,6 +72,10 @@ class Registry:
 
     def close(self) -> None:
         self._database.close()
+
+    def begin(self) -> AbstractContextManager[Session]:
+        """One transaction, for the package's own queries."""
+        return self._database.begin()
 
     # Runs
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from yarn_ops.errors import Stopped, TrainError
+from yarn_ops.errors import Stopped, TrainerKilled, TrainError
 from yarn_ops.processes import last_lines, start, stop
 from yarn_ops.records import Adapter
 from yarn_ops.settings import child_environment
@@ -105,6 +105,5 @@ def _outcome(last: Event | None, status: int, job: Job) -> Adapter:
         case {"event": "failed", "error": error}:
             raise TrainError(error)
     log = job.work_dir / LOG
-    raise TrainError(
-        f"{log}: the trainer ended with status {status}: {last_lines(log)}; run it again to go on"
-    )
+    failure = TrainerKilled if status < 0 else TrainError
+    raise failure(f"{log}: the trainer ended with status {status}: {last_lines(log)}; run it again to go on")

@@ -1,0 +1,186 @@
+"""The reconciler: makes Prefect, the registry, MLflow and the store agree again after something died.
+
+Everything here can be repeated, and interrupted anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import UUID
+
+import psutil
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectNotFound
+from prefect.logging import get_run_logger
+from prefect.states import Cancelled, Scheduled
+
+from flows.liveness import abandoned, runs_on_this_machine, sign
+from yarn_ops import upkeep
+from yarn_ops.registry import Registry, RunEnd, open_registry
+from yarn_ops.registry import upkeep as records
+from yarn_ops.servers import WORK_POOLS
+from yarn_ops.services import try_mlflow
+from yarn_ops.settings import Settings, read_settings
+from yarn_ops.store import open_store, store_options
+from yarn_ops.train.launch import PID, end_orphan
+
+UNDER_WAY = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+ENDED_BADLY = (StateType.CRASHED, StateType.FAILED)
+MOST_ATTEMPTS = 6
+LOOK_BACK = timedelta(days=1)
+
+SERVICE_FAULTS = re.compile(
+    r"encountered an exception:? "
+    r"(StoreError|RegistryError|LeaseLost|ReleaseError|SettingsError|TrainerKilled|Stopped"
+    r"|PrefectHTTPStatusError|ConnectError|ReadTimeout|RemoteProtocolError|ConnectTimeout|ReadError)\b"
+)
+"""A run that failed by one of these asked for nothing wrong: a service was away, or a process was killed."""
+
+
+@flow(name="reconcile", persist_result=False)
+def reconcile(sweep: bool = False) -> dict[str, int]:
+    """Bring the services into agreement: runs, leases, trainers, model versions; with `sweep`, garbage too.
+
+    Args:
+        sweep: Remove uploads, directories and working files that nothing refers to and that are a week old.
+
+    Returns:
+        How many things of each kind were put right.
+    """
+    sign()
+    log = get_run_logger()
+    settled = settle(read_settings(), sweep=sweep)
+    for kind, names in settled.items():
+        for name in names:
+            log.info("%s: %s", kind, name)
+    return {kind: len(names) for kind, names in settled.items()}
+
+
+def settle(settings: Settings, *, sweep: bool = False, alone: bool = False) -> dict[str, list[str]]:
+    """What the flow does, outside a flow too: {kind: what was put right}. `alone`: no worker runs."""
+    registry = open_registry(settings.database)
+    try:
+        with get_client(sync_client=True) as client:
+            done = {
+                "orphan trainer ended": list(_orphan_trainers(settings.home / "work")),
+                "lease freed": [f"{one.stage} of run {one.run_id}" for one in records.free_leases(registry)],
+                "flow run taken up again": list(_resume(client, alone)),
+                "missed schedule dropped": list(_drop_missed(client)),
+                "run closed": list(_close_runs(client, registry)),
+            }
+        halves = upkeep.half_registered(registry, try_mlflow(settings))
+        done["version without its run"] = [f"{name} {version}" for name, version in halves]
+        if sweep:
+            done["garbage removed"] = list(_sweep(settings, registry))
+        return done
+    finally:
+        registry.close()
+
+
+def _orphan_trainers(work: Path) -> Iterator[str]:
+    """Trainers whose parent is gone; the kernel and their own watchdog should have ended them."""
+    for record in work.glob(f"*/{PID}"):
+        try:
+            written = json.loads(record.read_bytes())
+            trainer = psutil.Process(written["pid"])
+            command = trainer.cmdline()
+            declared = int(command[command.index("--parent") + 1])
+            if trainer.create_time() != written["started"] or trainer.ppid() == declared:
+                continue
+        except (OSError, ValueError, KeyError, IndexError, psutil.Error):
+            continue
+        end_orphan(record)
+        yield f"pid {written['pid']} in {record.parent.name}"
+
+
+def _resume(client: SyncPrefectClient, alone: bool) -> Iterator[str]:
+    """Run again what lost its process or a service; cancel what was being cancelled."""
+    here = runs_on_this_machine()
+    for run in _runs(client, UNDER_WAY):
+        if abandoned(run, here, alone=alone):
+            cancelling = run.state_type == StateType.CANCELLING
+            _set(client, run, "its process is gone", cancel=cancelling)
+            yield f"{run.name} ({run.id}), {'cancelled' if cancelling else 'its process is gone'}"
+    for run in _runs(client, ENDED_BADLY):
+        if _may_try_again(run):
+            _set(client, run, "a service or a process was lost")
+            yield f"{run.name} ({run.id}), attempt {run.run_count + 1}"
+
+
+def _set(client: SyncPrefectClient, run: FlowRun, reason: str, *, cancel: bool = False) -> None:
+    state = Cancelled() if cancel else Scheduled(message=f"{reason}; finished stages are reused")
+    client.set_flow_run_state(run.id, state, force=True)
+
+
+def _may_try_again(run: FlowRun) -> bool:
+    if run.deployment_id is None or run.run_count >= MOST_ATTEMPTS or run.state is None:
+        return False
+    if datetime.now(UTC) - run.state.timestamp > LOOK_BACK:
+        return False
+    crashed = run.state_type == StateType.CRASHED
+    return crashed or SERVICE_FAULTS.search(run.state.message or "") is not None
+
+
+def _drop_missed(client: SyncPrefectClient) -> Iterator[str]:
+    """Of a schedule's runs that are late, the newest is enough."""
+    late: dict[UUID, list[FlowRun]] = defaultdict(list)
+    for run in _runs(client, (StateType.SCHEDULED,)):
+        when = run.expected_start_time
+        if run.auto_scheduled and run.run_count == 0 and when is not None and when < datetime.now(UTC):
+            assert run.deployment_id is not None
+            late[run.deployment_id].append(run)
+    for runs in late.values():
+        for run in sorted(runs, key=lambda run: run.expected_start_time)[:-1]:  # type: ignore[arg-type,return-value]
+            client.set_flow_run_state(
+                run.id, Cancelled(message="missed; a later one of this schedule runs"), force=True
+            )
+            yield f"{run.name} ({run.id})"
+
+
+def _close_runs(client: SyncPrefectClient, registry: Registry) -> Iterator[str]:
+    """Our runs that go on by the registry while Prefect knows that they ended."""
+    for run in records.open_runs(registry):
+        if run.flow_run_id is None:
+            continue
+        try:
+            state = client.read_flow_run(UUID(run.flow_run_id)).state
+        except ObjectNotFound:  # of a server that was there for that run alone
+            continue
+        if state is None or not state.is_final():
+            continue
+        end: RunEnd = "stopped" if state.is_cancelled() else "failed"
+        registry.finish_run(run.id, end, state.message or state.name)
+        yield f"{run.id}: {end}"
+
+
+def _sweep(settings: Settings, registry: Registry) -> Iterator[str]:
+    store = open_store(settings.store, store_options(settings))
+    for garbage in upkeep.find_garbage(settings, store, registry):
+        upkeep.remove(store, garbage)
+        yield f"{garbage.kind} {garbage.name}, {garbage.size_bytes} bytes"
+
+
+def _runs(client: SyncPrefectClient, states: tuple[StateType, ...]) -> list[FlowRun]:
+    """The newest runs of our pools in these states."""
+    return client.read_flow_runs(
+        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=list(WORK_POOLS))),
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states)))
+        ),
+        sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+    )

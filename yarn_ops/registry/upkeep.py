@@ -1,0 +1,87 @@
+"""What keeps the registry true to the world: leases without a holder, open runs, what is in use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import or_, select
+
+from yarn_ops.registry.columns import database_now
+from yarn_ops.registry.holder import has_ended
+from yarn_ops.registry.registry import Registry
+from yarn_ops.registry.tables import ArtifactRow, ReleaseRow, RunRow, StageRunRow
+
+
+@dataclass(frozen=True)
+class OpenStage:
+    """A stage that counts as being computed."""
+
+    key: str
+    stage: str
+    run_id: str
+    holder: str
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run that counts as going on."""
+
+    id: str
+    flow_run_id: str | None
+    started_at: datetime
+
+
+def free_leases(registry: Registry) -> list[OpenStage]:
+    """Give back every lease that has run out, or whose holder is seen to have ended; which ones."""
+    expired = or_(StageRunRow.lease_expires.is_(None), StageRunRow.lease_expires < database_now())
+    with registry.begin() as session:
+        rows = session.execute(
+            select(StageRunRow, expired.label("expired")).where(StageRunRow.status == "running")
+        ).all()
+    freed = []
+    for row, late in rows:
+        if late or has_ended(row.holder or ""):
+            registry.take_from(row.key, row.holder or "")
+            freed.append(OpenStage(row.key, row.stage, row.run_id, row.holder or ""))
+    return freed
+
+
+def open_runs(registry: Registry) -> list[OpenRun]:
+    """Runs with the status running, oldest first."""
+    with registry.begin() as session:
+        rows = session.scalars(select(RunRow).where(RunRow.status == "running").order_by(RunRow.started_at))
+        return [OpenRun(row.id, row.flow_run_id, row.started_at) for row in rows]
+
+
+def is_finished(registry: Registry, recipe_digest: str) -> bool:
+    """Whether a run of this recipe came to its end: completed, or rejected by its gate."""
+    ended = select(RunRow.id).where(
+        RunRow.recipe_digest == recipe_digest, RunRow.status.in_(("completed", "rejected"))
+    )
+    with registry.begin() as session:
+        return session.scalar(ended.limit(1)) is not None
+
+
+def referenced_trees(registry: Registry) -> set[str]:
+    """The digests of all directories that finished stages have stored."""
+    with registry.begin() as session:
+        return set(session.scalars(select(ArtifactRow.digest).distinct()))
+
+
+def completed_keys(registry: Registry) -> set[str]:
+    """The keys of all finished stages."""
+    with registry.begin() as session:
+        return set(session.scalars(select(StageRunRow.key).where(StageRunRow.status == "completed")))
+
+
+def released(registry: Registry) -> set[tuple[str, int]]:
+    """(name, version) of every release that a finished stage has recorded."""
+    with registry.begin() as session:
+        return set(session.execute(select(ReleaseRow.name, ReleaseRow.version)).tuples())
+
+
+def known_runs(registry: Registry) -> dict[str, str]:
+    """{id: status} of every run."""
+    with registry.begin() as session:
+        return dict(session.execute(select(RunRow.id, RunRow.status)).tuples())

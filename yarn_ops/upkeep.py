@@ -1,0 +1,87 @@
+"""Garbage: what the store, the work folder and MLflow hold that no run will use, and how much of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from yarn_ops.registry import Registry
+from yarn_ops.registry import upkeep as records
+from yarn_ops.release import GATE_TAG, PASSED, Tracking
+from yarn_ops.settings import Settings
+from yarn_ops.store import Store, sweep
+from yarn_ops.store.sweep import Leftover
+
+GRACE = timedelta(days=7)
+"""what is younger may belong to a run that goes on"""
+UNFINISHED = "unfinished"
+"""gate tag of a version whose run never came to record it"""
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """One thing to remove. `kind`: upload, tree or work (a stage's working directory)."""
+
+    kind: str
+    name: str
+    size_bytes: int
+    modified: datetime
+    leftover: Leftover | None = None
+    folder: Path | None = None
+
+
+def find_garbage(
+    settings: Settings, store: Store, registry: Registry, grace: timedelta = GRACE
+) -> list[Garbage]:
+    """Everything older than `grace` that nothing refers to, largest first."""
+    before = datetime.now(UTC) - grace
+    leftovers = [*sweep.unfinished_uploads(store, before)]
+    # References are read after the listing began: what was recorded in between is not taken for garbage.
+    trees = [*sweep.unreferenced_trees(store, (), before)]
+    used = records.referenced_trees(registry)
+    leftovers += [tree for tree in trees if tree.name not in used]
+    found = [Garbage(one.kind, one.name, one.size_bytes, one.modified, one) for one in leftovers]
+    found += _work_folders(settings.home / "work", records.completed_keys(registry), before)
+    return sorted(found, key=lambda one: one.size_bytes, reverse=True)
+
+
+def remove(store: Store, garbage: Garbage) -> None:
+    """StoreError when the store refuses."""
+    if garbage.leftover is not None:
+        sweep.remove(store, garbage.leftover)
+    if garbage.folder is not None:
+        shutil.rmtree(garbage.folder, ignore_errors=True)
+
+
+def half_registered(registry: Registry, tracking: Tracking) -> list[tuple[str, int]]:
+    """Model versions that a run of ours made and did not come to record; none while that run goes on.
+
+    They are marked so that nobody pulls them. The run, asked for again, finishes the same version.
+    """
+    runs, released = records.known_runs(registry), records.released(registry)
+    found = []
+    for version in tracking.models():
+        status = runs.get(version.tags.get("run", ""))
+        if status in (None, "running") or (version.name, version.version) in released:
+            continue
+        if version.tags.get(GATE_TAG) == PASSED:
+            tracking.set_tag(version.name, version.version, GATE_TAG, UNFINISHED)
+            found.append((version.name, version.version))
+    return found
+
+
+def _work_folders(root: Path, completed: set[str], before: datetime) -> Iterator[Garbage]:
+    """Of stages that another machine has finished, or that nobody has gone on with."""
+    done = {key[:16] for key in completed}
+    for folder in root.glob("*"):
+        if not folder.is_dir() or folder.name == "observations":
+            continue
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        facts = [path.stat() for path in files] or [folder.stat()]
+        modified = datetime.fromtimestamp(max(fact.st_mtime for fact in facts), UTC)
+        if modified < before or (folder.name in done and modified < datetime.now(UTC) - timedelta(hours=1)):
+            size = sum(fact.st_size for fact in facts) if files else 0
+            yield Garbage("work", folder.name, size, modified, folder=folder)
