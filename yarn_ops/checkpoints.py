@@ -47,7 +47,7 @@ def inspect_checkpoint(path: Path, *, source: str, original_context_tokens: int 
     if not path.is_dir():
         raise BaseModelError(f"{path}: no such directory; correct base.model")
     config = read_config(path)
-    _refuse_code(path, config)
+    refuse_code(path, config)
     architecture = _architecture(path, config)
     thetas = rope_thetas(config)
     if not thetas:
@@ -180,7 +180,8 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _refuse_code(path: Path, config: Mapping[str, Any]) -> None:
+def refuse_code(path: Path, config: Mapping[str, Any]) -> None:
+    """BaseModelError where a model directory asks for, or brings, code of its own."""
     if "auto_map" in config:
         raise BaseModelError(
             f"{path / CONFIG}: auto_map asks for remote code, which is never run; choose another base"

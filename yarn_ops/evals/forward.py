@@ -69,10 +69,10 @@ def correct_predictions(model: PreTrainedModel, windows: Ids, scored_tokens: int
 
 @torch.inference_mode()
 def require_known_head(model: PreTrainedModel) -> None:
-    """EvaluationError when `_logits` is not what the model computes (an unknown scale after the head)."""
+    """EvaluationError when `logits_of` is not what the model computes (an unknown scale after the head)."""
     probe_BT = torch.arange(PROBE_TOKENS, device=model.device)[None] % model.config.vocab_size
     own_PV = model(input_ids=probe_BT, use_cache=False).logits[0].float()
-    ours_PV = _logits(model, _hidden(model, probe_BT)[0])
+    ours_PV = logits_of(model, _hidden(model, probe_BT)[0])
     if not torch.allclose(own_PV, ours_PV, rtol=1e-3, atol=1e-3, equal_nan=True):
         raise EvaluationError(
             f"{type(model).__name__}: its logits are not those of its output layer; "
@@ -88,7 +88,7 @@ def _through_head(
     target_P = target_BT.to(model.device).flatten()
     rows = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
     judged = [
-        judge(_logits(model, some_PD), some_P)
+        judge(logits_of(model, some_PD), some_P)
         for some_PD, some_P in zip(hidden_PD.split(rows), target_P.split(rows), strict=True)
     ]
     return torch.cat(judged).view(target_BT.shape)
@@ -98,7 +98,7 @@ def _hidden(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
     return model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
 
 
-def _logits(model: PreTrainedModel, hidden_PD: Tensor) -> Tensor:
+def logits_of(model: PreTrainedModel, hidden_PD: Tensor) -> Tensor:
     """float32 [P, V], with the scale (Granite) and the soft cap (Gemma 2) that a config may ask for."""
     logits_PV = model.get_output_embeddings()(hidden_PD).float()
     if scale := getattr(model.config, "logits_scaling", None):

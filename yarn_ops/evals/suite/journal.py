@@ -1,0 +1,68 @@
+"""What was measured already, cell by cell: a killed suite goes on with the next cell."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import TypeAdapter, ValidationError
+
+from yarn_ops.digests import canonical_json
+from yarn_ops.records import Score
+
+SCORES = TypeAdapter(tuple[Score, ...])
+
+
+@dataclass(frozen=True)
+class CellKey:
+    """One cell: the same key is the same figures."""
+
+    checkpoint_digest: str
+    protocol: str
+    """digest of everything else that moves the figures: documents, precision, how much is asked"""
+    cell: str
+    context_tokens: int
+    seed: int
+
+
+class Journal(Protocol):
+    """Where cells are kept."""
+
+    def known(self, key: CellKey) -> tuple[Score, ...] | None:
+        """The cell's scores; None while it is not measured."""
+        ...
+
+    def keep(self, key: CellKey, scores: tuple[Score, ...]) -> None:
+        """Keep a cell's scores, all or none; a second time changes nothing."""
+        ...
+
+
+class JsonLines:
+    """A file, one cell a line; a line that was cut off by a kill counts as not measured."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[str, tuple[Score, ...]] = {}
+        if path.is_file():
+            for line in path.read_text("utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                    self._known[canonical_json(row["key"])] = SCORES.validate_python(row["scores"])
+                except (ValueError, KeyError, TypeError, ValidationError):
+                    continue
+
+    def known(self, key: CellKey) -> tuple[Score, ...] | None:
+        return self._known.get(canonical_json(asdict(key)))
+
+    def keep(self, key: CellKey, scores: tuple[Score, ...]) -> None:
+        if self.known(key) is not None:
+            return
+        self._known[canonical_json(asdict(key))] = scores
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        row = {"key": asdict(key), "scores": SCORES.dump_python(scores, mode="json")}
+        with self.path.open("a", encoding="utf-8") as file:
+            if file.tell() and not self.path.read_bytes().endswith(b"\n"):
+                file.write("\n")
+            file.write(json.dumps(row) + "\n")

@@ -1,0 +1,97 @@
+"""The model under test: any causal language model directory with a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from yarn_ops.checkpoints import (
+    checkpoint_files,
+    load_tokenizer,
+    quiet_transformers,
+    read_config,
+    refuse_code,
+    rope_thetas,
+)
+from yarn_ops.digests import digest_of, file_digest
+from yarn_ops.errors import BaseModelError
+from yarn_ops.evals.suite.sample import Encode
+from yarn_ops.rope.config import rope_spec_of
+from yarn_ops.rope.methods import RopeSpec
+from yarn_ops.rope.proof import load_proven
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model directory as it is measured; `spec` None: its positions are not rotary."""
+
+    path: Path
+    name: str
+    config: Mapping[str, Any]
+    spec: RopeSpec | None
+    context_tokens: int
+    """what its config says that it reads"""
+    original_context_tokens: int
+    """what it was trained on before any scaling of its positions"""
+    encode: Encode
+    tokenizer: Any
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.config["vocab_size"])
+
+    def digest(self) -> str:
+        """Of the files that make up the checkpoint, and of the config it is read by."""
+        files = {name: file_digest(self.path / name) for name in checkpoint_files(self.path)}
+        return digest_of([files, dict(self.config)])
+
+    def load(self, device: str, dtype: Literal["fp32", "bf16"]) -> Any:
+        """The model in evaluation mode; its RoPE is proven where it has one."""
+        if self.spec is not None:
+            return load_proven(self.path, self.config, self.spec, dtype=DTYPES[dtype], device=device)
+        from transformers import AutoModelForCausalLM
+
+        try:
+            with quiet_transformers():
+                model = AutoModelForCausalLM.from_pretrained(
+                    self.path, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True,
+                    trust_remote_code=False,
+                )  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise BaseModelError(f"{self.path}: cannot be loaded: {error}") from None
+        return model.to(device).eval()
+
+
+def open_subject(path: Path, *, name: str | None = None, config: Mapping[str, Any] | None = None) -> Subject:
+    """Read config and tokenizer; nothing is loaded. `config` replaces the directory's (zero-shot patches).
+
+    BaseModelError: no model directory, code, pickled weights, no tokenizer, no context length.
+    """
+    if not path.is_dir():
+        raise BaseModelError(f"{path}: no such directory; name a model directory or shipped:base512")
+    values = read_config(path) if config is None else config
+    refuse_code(path, values)
+    checkpoint_files(path)
+    spec = rope_spec_of(values) if rope_thetas(values) else None
+    limit = _first_whole(values, ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"))
+    if limit is None:
+        raise BaseModelError(f"{path / 'config.json'}: says no context length (max_position_embeddings)")
+    if not isinstance(values.get("vocab_size"), int):
+        raise BaseModelError(f"{path / 'config.json'}: vocab_size is missing; download the checkpoint again")
+    tokenizer = load_tokenizer(path)
+
+    def encode(text: str) -> Sequence[int]:
+        return tokenizer.encode(text, add_special_tokens=False, verbose=False)
+
+    original = spec.original_context_tokens if spec is not None else limit
+    return Subject(path, name or path.name, values, spec, limit, original, encode, tokenizer)
+
+
+def _first_whole(config: Mapping[str, Any], keys: Sequence[str]) -> int | None:
+    return next((config[key] for key in keys if isinstance(config.get(key), int)), None)
