@@ -10,6 +10,7 @@ from flows.reporting import show_comparison
 from flows.stages import evaluate, fetch_base, merge, patch, prepare, rank, survey
 from flows.workshop import open_workshop
 from yarn_ops import registry
+from yarn_ops.errors import RecipeError
 from yarn_ops.recipe import (
     ZERO_SHOT,
     Arm,
@@ -45,6 +46,8 @@ def compare(recipe: Recipe, methods: list[RopeMethod] = METHODS, arms: list[Arm]
         The run's id in the registry.
     """
     names = [(method, arm) for method in parse_methods(methods) for arm in parse_arms(arms)]
+    if not names:
+        raise RecipeError("methods, arms: nothing to compare; name at least one of each")
     recipes = [of_arm(recipe, method, arm) for method, arm in names]
     with open_workshop(read_settings(), recipe, compared={"methods": methods, "arms": arms}) as shop:
         base = fetch_base(recipe.base)

@@ -17,7 +17,9 @@ from prefect.deployments.runner import EntrypointType, RunnerDeployment
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.schedules import Cron
 
+from flows.compare import ARMS, METHODS, compare
 from flows.extend import extend
+from flows.fit import fit
 from flows.reconcile import reconcile, settle
 from flows.watch import watch
 from yarn_ops.errors import YarnOpsError
@@ -46,6 +48,20 @@ def deployments() -> list[RunnerDeployment]:
             description=(Path(__file__).parent / "extend.md").read_text("utf-8"),
             parameters={"recipe": demo},
             schedules=[Cron(NIGHTLY, active=False, slug="nightly")],
+        ),
+        compare.to_deployment(
+            name="compare-methods",
+            work_pool_name=GPU_POOL,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            description=(Path(__file__).parent / "compare.md").read_text("utf-8"),
+            parameters={"recipe": demo, "methods": METHODS, "arms": ARMS},
+        ),
+        fit.to_deployment(
+            name="fit-rope",
+            work_pool_name=GPU_POOL,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            description=(Path(__file__).parent / "fit.md").read_text("utf-8"),
+            parameters={"recipe": demo, "method": "yarn"},
         ),
         watch.to_deployment(
             name="watch-models",

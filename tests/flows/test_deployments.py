@@ -1,0 +1,86 @@
+"""Every deployment's form, and its parameters sent through its flow as a worker does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.utilities.schema_tools.validation import validate
+
+from flows.deploy import deployments
+
+pytestmark = pytest.mark.timeout(400)
+
+WORKER = """
+import json, sys
+from prefect.flows import load_flow_from_entrypoint
+from flows.deploy import deployments
+(deployment,) = (one for one in deployments() if one.name == sys.argv[1])
+flow = load_flow_from_entrypoint(deployment.entrypoint)
+sent = json.loads(json.dumps(deployment.parameters)) | json.loads(sys.argv[2])
+print("result:", flow(**sent))
+"""
+
+
+@pytest.mark.parametrize("deployment", deployments(), ids=lambda one: one.name)
+def test_the_first_values_fit_the_form(deployment: Any) -> None:
+    schema = deployment._parameter_openapi_schema.model_dump(exclude_unset=True)
+    values = json.loads(json.dumps(deployment.parameters))
+    validate(values, schema, raise_on_error=True)
+    for name, field in schema["properties"].items():
+        assert field["title"] and field["description"]
+        assert name in values or "default" in field
+    assert deployment.description
+
+
+def test_the_form_of_a_comparison_offers_methods_and_knows_arms() -> None:
+    (deployment,) = (one for one in deployments() if one.name == "compare-methods")
+    fields = deployment._parameter_openapi_schema.model_dump()["properties"]
+    assert {"yarn", "by-parts", "longrope"} <= set(fields["methods"]["items"]["enum"])
+    assert "lora+norms" in fields["arms"]["items"]["examples"]
+
+
+@pytest.fixture
+def work(environment: dict[str, str], small_recipe: Path) -> Any:
+    """What a run of a deployment returns, with these parameters over its own."""
+
+    def run(name: str, **parameters: Any) -> str:
+        recipe = tomllib.loads(small_recipe.read_text("utf-8"))
+        recipe["evaluate"]["windows"] = 4
+        sent = json.dumps({"recipe": recipe, **parameters})
+        environment["PREFECT_API_URL"] = environment["YARN_OPS_PREFECT_API_URL"]
+        done = subprocess.run(
+            [sys.executable, "-c", WORKER, name, sent],
+            env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout.rpartition("result: ")[2].strip()
+
+    return run
+
+
+def test_a_comparison_asked_for_by_form(work: Any, cli: Any) -> None:
+    run_id = work("compare-methods", methods=["yarn"], arms=["zero-shot"])
+    run = json.loads(cli("runs", "show", run_id, "--json").stdout)
+    assert run["status"] == "completed"
+    (comparison,) = (stage["record"] for stage in run["stages"] if stage["stage"] == "compare")
+    assert [(one["method"], one["arm"]) for one in comparison["contenders"]] == [("yarn", "zero-shot")]
+
+
+def test_a_fit_by_command_and_by_form_is_one(work: Any, cli: Any, small_recipe: Path) -> None:
+    done = cli("fit", small_recipe, "--set", "evaluate.windows=4", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["rope"]["method"], found["rope"]["factor"]) == ("yarn", 2)
+    assert found["adopted"] == (found["low_nats"] > 0)
+    assert found["windows"] == 4 and found["evaluations"] > 2
+    again = work("fit-rope")
+    assert f"gain_nats={found['gain_nats']}" in again
+    run = json.loads(cli("runs", "show", "--last", "--json").stdout)
+    (stage,) = (stage for stage in run["stages"] if stage["stage"] == "fit")
+    assert stage["reused"]
