@@ -164,3 +164,31 @@ class ReleaseRow(Table):
     alias: Mapped[str | None]
     tags: Mapped[dict[str, str]]
     released_at: Mapped[datetime]
+
+
+class MeasurementRow(Table):
+    """One score of a suite: a checkpoint measured outside of any run, each cell once."""
+
+    __tablename__ = "measurements"
+    __table_args__ = (
+        UniqueConstraint(
+            "checkpoint_digest", "protocol", "cell", "cell_tokens", "seed", "task", "context_tokens", "depth",
+            name="uq_measurements_score",
+        ),
+    )  # fmt: skip
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    checkpoint_digest: Mapped[str]
+    protocol: Mapped[str]
+    """digest of documents, precision and how much was asked"""
+    cell: Mapped[str]
+    cell_tokens: Mapped[int] = mapped_column(BigInteger)
+    seed: Mapped[int] = mapped_column(BigInteger)
+    task: Mapped[str]
+    context_tokens: Mapped[int] = mapped_column(BigInteger)
+    depth: Mapped[float]
+    value: Mapped[float]
+    low: Mapped[float | None]
+    high: Mapped[float | None]
+    samples: Mapped[int] = mapped_column(BigInteger)
+    measured_at: Mapped[datetime]
