@@ -48,7 +48,7 @@ def main() -> None:
         ),
         LocalFiles(),
         device="cuda" if on_gpu else "cpu",
-        dtype=torch.bfloat16 if on_gpu else torch.float32,
+        dtype="bf16" if on_gpu else "fp32",
         report=report,
     )  # fmt: skip
     (given.out / "remedies.json").write_text(side.model_dump_json(indent=1) + "\n", "utf-8")

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 
-from yarn_ops.checkpoints import load_tokenizer, read_config, rope_type
+from yarn_ops.checkpoints import read_config, rope_type
 from yarn_ops.data.files import Files
-from yarn_ops.data.tokenizer import Tokenizer
 from yarn_ops.errors import EvaluationError
+from yarn_ops.evals.suite.haystack import STANDARD_LIBRARY, read_haystack
+from yarn_ops.evals.suite.subject import Subject, open_subject
 from yarn_ops.recipe import Rope
-from yarn_ops.remedies.documents import read_texts
 from yarn_ops.remedies.side_by_side import Progress, SideBySide, families, measure
 from yarn_ops.remedies.usual import usual_remedies
-from yarn_ops.rope.config import patch_config, rope_spec_of
-from yarn_ops.rope.proof import load_proven
+from yarn_ops.rope.config import patch_config
 
 NOT_SCALED = "default"
+TEMPLATES = ("code",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,74 +33,61 @@ class Asked:
     """the model before it was extended; None: `model` itself, by its own config"""
     factor: float | None = None
     """read an unscaled `model` zero-shot by YaRN with that factor"""
-    documents: Sequence[str] = ("stdlib:**/*.py",)
+    documents: Sequence[str] = STANDARD_LIBRARY
     context_tokens: int | None = None
     """None: what the config allows"""
     windows: int = 16
-    templates: Sequence[str] = ("code",)
+    templates: Sequence[str] = TEMPLATES
     seed: int = 0
 
 
 def compare(
-    asked: Asked, files: Files, *, device: torch.device | str, dtype: torch.dtype, report: Progress
+    asked: Asked, files: Files, *, device: str, dtype: Literal["fp32", "bf16"], report: Progress
 ) -> SideBySide:
     """Every remedy on the same questions in `asked.windows` documents of `asked.context_tokens`.
 
     EvaluationError, DataError, RopeError or BaseModelError where the request cannot be met; documents and
     questions are made before a model is loaded.
     """
-    config, window = _extended(asked)
-    length = asked.context_tokens or int(config["max_position_embeddings"])
+    subject = _open(asked)
+    length, window = asked.context_tokens or subject.context_tokens, subject.original_context_tokens
     if length <= window:
         raise EvaluationError(
-            f"--length: {length} tokens lie within the {window} that {asked.name} was trained on, where "
-            "nothing needs a remedy; ask for more, or extend it with --factor"
+            f"{asked.name}: {length} tokens lie within the {window} that it was trained on, where nothing "
+            "needs a remedy; give a longer --length, or extend it with --factor"
         )
-    tokenizer = load_tokenizer(asked.model)
+    haystack = read_haystack(
+        asked.documents, files, asked.model, subject.vocab_size, encode=subject.encode,
+        tokens=asked.windows * (length + 1), seed=asked.seed,
+    )  # fmt: skip
+    texts = haystack.windows(asked.windows, length + 1, asked.seed)
+    decode = subject.tokenizer.decode
+    cases = families(texts, subject.encode, decode, asked.templates, length, asked.seed)
 
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False)
-
-    fast = Tokenizer(asked.model, int(config["vocab_size"]))
-    texts = read_texts(asked.documents, files, fast, count=asked.windows, tokens=length + 1, seed=asked.seed)
-    cases = families(texts, encode, tokenizer.decode, asked.templates, length, asked.seed)
-
-    model = load_proven(asked.model, config, rope_spec_of(config), dtype=dtype, device=device)
+    model = subject.load(device, dtype)
     base = model
     if asked.base is not None or asked.factor is not None:
-        source = asked.base or asked.model
-        own = read_config(source)
-        base = load_proven(source, own, rope_spec_of(own), dtype=dtype, device=device)
+        base = open_subject(asked.base or asked.model).load(device, dtype)
     remedies, unavailable = usual_remedies(
-        model,
-        base,
-        window=window,
-        encode=encode,
-        decode=tokenizer.decode,
-        prefix=[int(token) for token in fast.prefix],
+        model, base, window=window, encode=subject.encode, decode=decode, prefix=haystack.prefix
     )
     return SideBySide(
         model=asked.name,
         context_tokens=length,
         window_tokens=window,
-        device=_device_name(model.device),
+        device=torch.cuda.get_device_name() if model.device.type == "cuda" else "cpu",
         rows=measure(remedies, cases, asked.seed, report),
         unavailable=unavailable,
     )
 
 
-def _extended(asked: Asked) -> tuple[Mapping[str, Any], int]:
-    """The config to read the model by, and the window that its base was trained on."""
+def _open(asked: Asked) -> Subject:
+    """The model as it is to be read: by its own config, or zero-shot by YaRN."""
+    if asked.factor is None:
+        return open_subject(asked.model, name=asked.name)
     config = read_config(asked.model)
-    scaled = rope_type(config) != NOT_SCALED
-    if scaled and asked.factor is not None:
+    if rope_type(config) != NOT_SCALED:
         raise EvaluationError(f"--factor: {asked.name} is already extended; leave the factor out")
-    if asked.factor is not None:
-        rope = Rope(method="yarn", factor=asked.factor)
-        config, spec = patch_config(config, rope, factor=asked.factor, original_context_tokens=None)
-        return config, spec.original_context_tokens
-    return config, rope_spec_of(config).original_context_tokens
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    rope = Rope(method="yarn", factor=asked.factor)
+    patched, _ = patch_config(config, rope, factor=asked.factor, original_context_tokens=None)
+    return open_subject(asked.model, name=asked.name, config=patched)
