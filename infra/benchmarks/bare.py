@@ -17,7 +17,7 @@ from yarn_ops.data.files import LocalFiles
 from yarn_ops.data.shards import prepare
 from yarn_ops.evals.evaluate import evaluate
 from yarn_ops.recipe import Recipe, Rope, Stage
-from yarn_ops.records import BaseModel, Checkpoint, Local, PatchedModel, Scorecard, ShardSet
+from yarn_ops.records import Adapter, BaseModel, Checkpoint, Local, PatchedModel, Scorecard, ShardSet
 from yarn_ops.rope.patch import patch
 from yarn_ops.train.job import Job
 from yarn_ops.train.launch import run_trainer
@@ -59,9 +59,11 @@ class Bare:
         self, rope: Rope, legs: Sequence[Stage], name: str, *, seed: int = 0
     ) -> tuple[Local[Checkpoint], list[float]]:
         """All legs and the merge; the checkpoint and the seconds of each leg's steps."""
+        weights: Local[BaseModel] | Local[Checkpoint] = self.base
         previous: Path | None = None
         seconds: list[float] = []
         for number, leg in enumerate(legs, start=1):
+            following = [later.carry for later in legs[number : number + 1]]
             patched = self.patch(rope, leg.factor or 1.0, f"{name}-{number}")
             work, out = self.folder / f"work-{name}-{number}", self.folder / f"adapter-{name}-{number}"
             out.mkdir()
@@ -69,10 +71,11 @@ class Bare:
                 train=self.recipe.train.model_copy(update={"seed": seed}),
                 leg=leg,
                 data=self.recipe.data.model_copy(update={"seed": seed}),
-                base_dir=self.base.path,
+                base_dir=weights.path,
                 patched_dir=patched.path,
                 shards_dir=self.shards.path,
                 previous_dir=previous,
+                keep_optimizer=following == ["adapter+optimizer"],
                 out_dir=out,
                 work_dir=work,
                 device="auto",
@@ -80,11 +83,21 @@ class Bare:
             )
             adapter = Local(run_trainer(job, on_event=lambda event: None, should_stop=lambda: False), out)
             previous = out
+            if following == ["weights"]:
+                weights, previous = self.merge(weights, patched, adapter, f"{name}-{number}"), None
             seconds.append(adapter.record.seconds)
-        merged = self.folder / f"merged-{name}"
-        merged.mkdir()
-        checkpoint = merge(self.base, patched, adapter, self.shards, merged, device="auto", report=quiet)
-        return Local(checkpoint, merged), seconds
+        return self.merge(weights, patched, adapter, name), seconds
+
+    def merge(
+        self,
+        weights: Local[BaseModel] | Local[Checkpoint],
+        patched: Local[PatchedModel],
+        adapter: Local[Adapter],
+        name: str,
+    ) -> Local[Checkpoint]:
+        out = self.folder / f"merged-{name}"
+        out.mkdir()
+        return Local(merge(weights, patched, adapter, self.shards, out, device="auto", report=quiet), out)
 
     def score(
         self,

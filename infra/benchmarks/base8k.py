@@ -1,8 +1,11 @@
 """8k to 32k on one GPU, every method zero-shot and after 50 steps; a direct jump against a curriculum.
 
     python infra/benchmarks/base8k.py BASE DOCUMENTS_GLOB OUT [--methods none,linear,…] [--seeds 3]
+    python infra/benchmarks/base8k.py BASE DOCUMENTS_GLOB OUT --arms staged --first-seed 3 --seeds 1
 
-BASE: a base model of 8,192 tokens. Prints a table and writes OUT/rows.json.
+BASE: a base model of 8,192 tokens. Prints a table and writes OUT/rows.json. Arms: base, zero-shot and trained
+for every method; direct and staged with YaRN for every seed; staged+optimizer and staged+weights carry that
+over from leg to leg.
 """
 
 from __future__ import annotations
@@ -16,11 +19,16 @@ from typing import Any
 
 from bare import Bare, Clock
 
-from yarn_ops.recipe import Rope, Stage, parse_recipe
+from yarn_ops.recipe import Carry, Rope, Stage, parse_recipe
 from yarn_ops.records import Scorecard
 
 FACTOR = 4
 LENGTHS = (0.0625, 1, 2, 4)
+OF_METHODS, OF_SEEDS = ("zero-shot", "trained"), ("direct", "staged", "staged+optimizer", "staged+weights")
+ARMS = ("base", *OF_METHODS, *OF_SEEDS[:2])
+CARRY: dict[str, Carry] = {
+    "staged": "adapter", "staged+optimizer": "adapter+optimizer", "staged+weights": "weights",
+}  # fmt: skip
 
 
 def main() -> None:
@@ -29,9 +37,14 @@ def main() -> None:
     arguments.add_argument("documents")
     arguments.add_argument("out", type=Path)
     arguments.add_argument("--methods", default="none,linear,ntk,by-parts,yarn")
+    arguments.add_argument("--arms", default=",".join(ARMS))
     arguments.add_argument("--seeds", type=int, default=3)
+    arguments.add_argument("--first-seed", type=int, default=1)
     arguments.add_argument("--lengths", default=",".join(map(str, LENGTHS)))
     asked = arguments.parse_args()
+    arms = asked.arms.split(",")
+    if unknown := set(arms) - {*ARMS, *OF_SEEDS}:
+        arguments.error(f"unknown arms: {', '.join(sorted(unknown))}")
     asked.out.mkdir(parents=True, exist_ok=True)
     recipe = parse_recipe(
         {
@@ -57,26 +70,35 @@ def main() -> None:
             print(line(rows[-1]), clock, flush=True)
             (asked.out / "rows.json").write_text(json.dumps(rows, indent=1))
 
-        note("base", bare.score(bare.base, "base"), 0.0)
-        for method in asked.methods.split(","):
+        if "base" in arms:
+            note("base", bare.score(bare.base, "base"), 0.0)
+        for method in asked.methods.split(",") if set(arms) & set(OF_METHODS) else ():
             rope = Rope(method=method, factor=FACTOR)
-            patched = bare.patch(rope, FACTOR, f"{method}-zero")
-            note(f"{method}, zero-shot", bare.score(bare.base, f"{method}-zero", patched), 0.0)
-            (leg,) = recipe.model_copy(update={"rope": rope}).curriculum(original)
-            began = time.perf_counter()
-            checkpoint, seconds = bare.train(rope, [leg], method)
-            merged_s = time.perf_counter() - began
-            note(f"{method}, 50 steps", bare.score(checkpoint, method), sum(seconds))
-            print(f"  (train and merge as processes: {merged_s:.0f} s)", flush=True)
+            if "zero-shot" in arms:
+                patched = bare.patch(rope, FACTOR, f"{method}-zero")
+                note(f"{method}, zero-shot", bare.score(bare.base, f"{method}-zero", patched), 0.0)
+            if "trained" in arms:
+                began = time.perf_counter()
+                legs = recipe.model_copy(update={"rope": rope}).curriculum(original)
+                checkpoint, seconds = bare.train(rope, legs, method)
+                merged_s = time.perf_counter() - began
+                note(f"{method}, 50 steps", bare.score(checkpoint, method), sum(seconds))
+                print(f"  (train and merge as processes: {merged_s:.0f} s)", flush=True)
         rope = Rope(method="yarn", factor=FACTOR)
-        for seed in range(1, asked.seeds + 1):
-            # 34 steps of 16k and 33 of 32k read as many tokens as 50 of 32k
-            legs = [Stage(context_tokens=2 * original, steps=34, factor=2.0),
-                    Stage(context_tokens=4 * original, steps=33, factor=4.0)]  # fmt: skip
-            direct = [Stage(context_tokens=4 * original, steps=50, factor=4.0)]
-            for name, curriculum in (("direct", direct), ("staged", legs)):
-                checkpoint, seconds = bare.train(rope, curriculum, f"{name}-{seed}", seed=seed)
-                note(f"yarn {name}, seed {seed}", bare.score(checkpoint, f"{name}-{seed}"), sum(seconds))
+        for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
+            for arm in (arm for arm in OF_SEEDS if arm in arms):
+                checkpoint, seconds = bare.train(rope, curriculum(arm, original), f"{arm}-{seed}", seed=seed)
+                note(f"yarn {arm}, seed {seed}", bare.score(checkpoint, f"{arm}-{seed}"), sum(seconds))
+
+
+def curriculum(arm: str, original: int) -> list[Stage]:
+    """Direct: 50 steps of 32k. Staged: 34 of 16k and 33 of 32k, which read as many tokens."""
+    if arm == "direct":
+        return [Stage(context_tokens=4 * original, steps=50, factor=4.0)]
+    return [
+        Stage(context_tokens=2 * original, steps=34, factor=2.0),
+        Stage(context_tokens=4 * original, steps=33, factor=4.0, carry=CARRY[arm]),
+    ]
 
 
 def row(name: str, card: Scorecard, original: int) -> dict[str, Any]:
