@@ -25,7 +25,7 @@ def asked_spec(model: str, asked: dict[str, Any], original_context_tokens: int |
 
     RopeError where the model or the request does not allow it.
     """
-    config = read_config(_directory_of(model, original_context_tokens))
+    config = read_config(directory_of(model, original_context_tokens))
     if not asked:
         return rope_spec_of(config)
     parse_methods([asked["method"]] if "method" in asked else [])
@@ -101,7 +101,7 @@ def draw(spec: RopeSpec, path: Path) -> None:
         raise ExportError(f"{path}: the picture cannot be written ({error}); give a FILE.png") from None
 
 
-def _directory_of(model: str, original_context_tokens: int | None) -> Path:
+def directory_of(model: str, original_context_tokens: int | None) -> Path:
     """A directory as it is, since config.json is all that is read; any other base is fetched."""
     if (path := Path(model).expanduser()).is_dir():
         return path
