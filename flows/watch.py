@@ -67,7 +67,12 @@ def recipe_for(version: ModelVersion, template: Recipe) -> Recipe:
     if not asked.isdecimal() or len(asked) > 9:
         raise RecipeError(f"tag {ASKING}: {asked[:40]!r} is not a number of tokens; write e.g. 32768")
     values: dict[str, Any] = template.model_dump(mode="json")
-    values["base"] |= {"model": f"models:/{version.name}/{version.version}"}
+    original = version.tags.get("original_context_length", "")  # of one that was extended before
+    values["base"] |= {
+        "model": f"models:/{version.name}/{version.version}",
+        "original_context_tokens": template.base.original_context_tokens
+        or (int(original) if original.isdecimal() else None),
+    }
     values["rope"] |= {"target_context_tokens": int(asked), "factor": None}
     values["publish"] |= {"name": f"{version.name}-{asked}"}
     return parse_recipe(values, f"{version.name} version {version.version}")

@@ -189,7 +189,10 @@ def prefect_server(
 
     A user and password in the settings are asked of every client.
     """
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)]
+    command = [
+        *(sys.executable, "-m", "flows.prefect_server", "server", "start"),
+        *("--host", LOOPBACK, "--port", str(port)),
+    ]
     environment = client_environment(settings, prefect_url(port)) | {
         "PREFECT_API_DATABASE_CONNECTION_URL": database_url,
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",

@@ -170,7 +170,7 @@ def test_a_prefect_server_of_our_own_dies_with_us(make_workplace: MakeWorkplace)
     extension = workplace.start()
     extension.wait_until(workplace.stages)
     commands = [" ".join(process.cmdline()) for process in workplace.processes()]
-    assert any("prefect server start" in command for command in commands)
+    assert any("prefect_server server start" in command for command in commands)
     extension.kill()
     assert workplace.nobody_is_left()
 

@@ -84,4 +84,4 @@ def released(registry: Registry) -> set[tuple[str, int]]:
 def known_runs(registry: Registry) -> dict[str, str]:
     """{id: status} of every run."""
     with registry.begin() as session:
-        return dict(session.execute(select(RunRow.id, RunRow.status)).tuples())
+        return dict(session.execute(select(RunRow.id, RunRow.status)).tuples().all())
