@@ -114,6 +114,42 @@ def fit(
     rope.show_fit(found, as_json=json)
 
 
+@app.command()
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Any causal model directory; or a base as a recipe names it."),
+    ],
+    suite: Annotated[
+        Literal["quick", "full"], typer.Option(help="quick: minutes for a small model; full: every task.")
+    ] = "quick",
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Measured on the same texts, beside it.")
+    ] = None,
+    documents: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Your own texts; left out: Python's standard library."),
+    ] = None,
+    longest: Annotated[
+        int | None, typer.Option(min=1, metavar="TOKENS", help="Left out: what the model's config says.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write capacity.html and capacity.png there.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure how far a model sees and how far it uses; no recipe needed."""
+    import yarn_ops.cli.evaluate as evaluation
+    from yarn_ops.settings import read_settings
+
+    measured = evaluation.evaluate(
+        read_settings(), model, suite, base=base, documents=documents or (), longest=longest, seed=seed,
+        out=out,
+    )  # fmt: skip
+    evaluation.show(measured, out, as_json=json)
+
+
 @recipe_app.command("show")
 def recipe_show(recipe: RecipeArgument, set_: SetOption = None, json: JsonOption = False) -> None:
     """Print a recipe resolved, every default written out, with its digest."""

@@ -37,7 +37,7 @@ Losses = NDArray[np.float32]
 def growing(model: PreTrainedModel, windows: Ids, lengths: Sequence[int], seed: int) -> tuple[Score, ...]:
     """Losses of one set of targets at every length, ascending. windows: int64 [W, longest + 1]."""
     shortest, longest = lengths[0], lengths[-1]
-    targets = max(1, shortest // 2)
+    targets = max(1, 3 * shortest // 4)
     losses = {k: token_losses(model, windows[:, -(k + 1) :].copy(), targets).mean(axis=1) for k in lengths}
     scores: list[Score] = []
     best = losses[shortest]

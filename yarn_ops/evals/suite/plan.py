@@ -114,8 +114,9 @@ def plan(size: Size, lengths: Sequence[int], haystack: Haystack, seed: int) -> P
     cells: list[Cell] = []
     for task in size.tasks:
         if task == "context":
-            tokens = size.windows * (sum(lengths) + lengths[-1])
-            measure = partial(_growing, windows=windows, lengths=tuple(lengths), seed=seed)
+            more = haystack.windows(2 * size.windows, lengths[-1] + 1, seed)
+            tokens = len(more) * (sum(lengths) + lengths[-1])
+            measure = partial(_growing, windows=more, lengths=tuple(lengths), seed=seed)
             cells.append(Cell(task, lengths[-1], tokens, measure))
             continue
         cells += [_cell(task, size, length, windows, haystack, seed) for length in lengths]

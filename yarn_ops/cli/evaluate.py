@@ -1,0 +1,200 @@
+"""`yarn-ops evaluate`: how far any causal language model sees and how far it uses."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, astuple
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from yarn_ops.bars import Bars
+from yarn_ops.checkpoints import tensor_shapes
+from yarn_ops.cli.display import CONSOLE
+from yarn_ops.cli.rope import directory_of
+from yarn_ops.errors import EvaluationError
+from yarn_ops.evals.capacity.cost import costs, shape_of
+from yarn_ops.evals.capacity.heads import Diagnosis, diagnose
+from yarn_ops.evals.capacity.page import write_report
+from yarn_ops.evals.capacity.reach import Length, reach_of
+from yarn_ops.evals.capacity.reading import Capacity, interval, tokens
+from yarn_ops.evals.suite import needles
+from yarn_ops.evals.suite.haystack import STANDARD_LIBRARY, read_haystack
+from yarn_ops.evals.suite.journal import CellKey
+from yarn_ops.evals.suite.plan import SIZES, Plan, SuiteName, lengths_to, needed_tokens, plan
+from yarn_ops.evals.suite.reader import SharedReader, open_reader
+from yarn_ops.evals.suite.run import run_suite
+from yarn_ops.evals.suite.subject import Subject, open_subject
+from yarn_ops.records import Score
+from yarn_ops.registry.measurements import Measurements, open_measurements
+from yarn_ops.services import open_run_registry
+from yarn_ops.settings import Settings
+from yarn_ops.store import files_for, store_options
+from yarn_ops.train.precision import resolve_device, resolve_dtype
+
+DIAGNOSED_PARTS = 4
+SHOWN = ("loss/same-targets", "perplexity/last-quarter")
+
+
+class Kept:
+    """The registry's measurements as a suite's journal."""
+
+    def __init__(self, measurements: Measurements) -> None:
+        self._measurements = measurements
+
+    def known(self, key: CellKey) -> tuple[Score, ...] | None:
+        return self._measurements.known(*astuple(key))
+
+    def keep(self, key: CellKey, scores: tuple[Score, ...]) -> None:
+        self._measurements.keep(
+            key.checkpoint_digest, key.protocol, key.cell, key.context_tokens, key.seed, scores
+        )
+
+
+def evaluate(
+    settings: Settings,
+    model: str,
+    suite: SuiteName,
+    *,
+    base: str | None,
+    documents: Sequence[str],
+    longest: int | None,
+    seed: int,
+    out: Path | None,
+) -> list[Capacity]:
+    """Measure `model`, and `base` on the same texts if given; write the report into `out` if given.
+
+    What the registry knows already is not measured again. Errors of user's faults before a model is loaded.
+    """
+    subjects = [open_subject(directory_of(name, None), name=_name(name)) for name in (model, base) if name]
+    size = SIZES[suite]
+    lengths = lengths_to(longest or subjects[0].context_tokens)
+    _require_positions(subjects, lengths[-1])
+    haystack = read_haystack(
+        documents or STANDARD_LIBRARY, files_for(store_options(settings)), subjects[0].path,
+        subjects[0].vocab_size, encode=subjects[0].encode, tokens=needed_tokens(size, lengths[-1]),
+    )  # fmt: skip
+    if base and subjects[1].encode(haystack.texts[0]) != subjects[0].encode(haystack.texts[0]):
+        raise EvaluationError(f"{base}: its tokenizer is not {model}'s, so their losses cannot be compared")
+    cells = plan(size, lengths, haystack, seed)
+    open_run_registry(settings).close()
+    measurements = open_measurements(settings.database)
+    try:
+        with Bars() as bars:
+            measured = [_measure(subject, cells, settings, Kept(measurements), bars) for subject in subjects]
+    finally:
+        measurements.close()
+    if out is not None:
+        try:
+            write_report(measured, out)
+            (out / "scores.json").write_text(json.dumps(facts(measured), indent=1), "utf-8")
+        except OSError as error:
+            raise EvaluationError(f"{out}: the report cannot be written ({error.strerror})") from None
+    return measured
+
+
+def show(models: Sequence[Capacity], out: Path | None, *, as_json: bool) -> None:
+    """A table a model and what follows from it; or all of it as JSON."""
+    if as_json:
+        print(json.dumps(facts(models), indent=1))
+        return
+    from rich.table import Table
+
+    for model in models:
+        CONSOLE.print(f"{model.name}: {model.verdict}", style="bold")
+        task = model.reach.task
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        heads = ("tokens", "same tokens (nats)", "perplexity", task or "needles", "by depth, farthest first")
+        for head in heads:
+            table.add_column(head, no_wrap=True)
+        for length in model.lengths:
+            shown = [model.score(name, length) for name in (*SHOWN, task or "")]
+            parts = " ".join(f"{part.value:.2f}" for part in model.parts(task or "", length))
+            table.add_row(f"{length:,}", *(f"{s.value:.2f}" if s else "" for s in shown), parts)
+        CONSOLE.print(table, soft_wrap=False)
+        for what, reached in (("sees", model.reach.sees), ("uses", model.reach.uses)):
+            if reached is not None:
+                CONSOLE.print(f"{what} to {tokens(reached)} tokens {interval(reached)}".rstrip())
+        for cell, why in model.skipped.items():
+            CONSOLE.print(f"not measured: {cell}: {why}", style="dim")
+    if out is not None:
+        CONSOLE.print(f"report: {out / 'capacity.html'}")
+
+
+def facts(models: Sequence[Capacity]) -> list[dict[str, Any]]:
+    """Everything that was found, as JSON."""
+    return [
+        {
+            "model": model.name,
+            "checkpoint_digest": model.digest,
+            "verdict": model.verdict,
+            "context_tokens": model.context_tokens,
+            "original_context_tokens": model.original_context_tokens,
+            "reach": asdict(model.reach),
+            "scores": [score.model_dump(mode="json") for score in model.scores],
+            "skipped": model.skipped,
+            "costs": [asdict(cost) for cost in model.costs],
+            "attention": asdict(model.diagnosis) if model.diagnosis else None,
+        }
+        for model in models
+    ]
+
+
+def _measure(subject: Subject, cells: Plan, settings: Settings, kept: Kept, bars: Bars) -> Capacity:
+    device = resolve_device(settings.device)
+    precision = resolve_dtype("auto", device)
+    digest = subject.digest()
+
+    @cache
+    def load() -> Any:
+        return subject.load(device, precision)
+
+    measured = run_suite(
+        cells, load, subject.spec, checkpoint_digest=digest, precision=precision, journal=kept,
+        report=bars.of(subject.name),
+    )  # fmt: skip
+    reach = reach_of(measured.scores)
+    parameters = sum(math.prod(shape) for shape in tensor_shapes(subject.path).values())
+    shape = shape_of(subject.config, parameters)
+    return Capacity(
+        name=subject.name,
+        digest=digest,
+        context_tokens=subject.context_tokens,
+        original_context_tokens=subject.original_context_tokens,
+        lengths=cells.lengths,
+        scores=measured.scores,
+        skipped=measured.skipped,
+        reach=reach,
+        shape=shape,
+        costs=costs(shape, cells.lengths) if shape else (),
+        diagnosis=_diagnosis(cells, load(), subject, reach.task, reach.uses),
+    )
+
+
+def _diagnosis(
+    cells: Plan, model: Any, subject: Subject, task: str | None, uses: Length | None
+) -> Diagnosis | None:
+    """At the longest length that is used; None where nothing is, or where attention cannot be looked at."""
+    usable = [length for length in cells.lengths if uses is not None and length <= uses.tokens]
+    reader = open_reader(model, subject.spec) if usable and task else None
+    if not isinstance(reader, SharedReader) or task is None or not task.startswith("needle/"):
+        return None
+    shape = task.removeprefix("needle/")
+    samples = needles.grid(shape, cells.haystack, usable[-1], DIAGNOSED_PARTS, 1, cells.seed)
+    return diagnose(reader, samples, usable[-1], cells.seed)
+
+
+def _require_positions(subjects: Sequence[Subject], longest: int) -> None:
+    for subject in subjects:
+        if subject.spec is None and longest > subject.context_tokens:
+            raise EvaluationError(
+                f"{subject.name}: has no positions beyond {subject.context_tokens} tokens (they are not "
+                f"rotary); give --longest {subject.context_tokens}"
+            )
+
+
+def _name(model: str) -> str:
+    """A model without the directories of this machine."""
+    return Path(model).name if Path(model).expanduser().is_dir() else model

@@ -1,0 +1,234 @@
+"""The capacity report: one HTML page with everything in it, and the picture beside it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+from yarn_ops.evals.capacity import published
+from yarn_ops.evals.capacity.heads import Diagnosis
+from yarn_ops.evals.capacity.picture import draw_capacity
+from yarn_ops.evals.capacity.reach import KEPT
+from yarn_ops.evals.capacity.reading import Capacity, interval, tokens
+from yarn_ops.evals.suite.context import FAR_TEXT, GAIN, SAME_TARGETS
+from yarn_ops.records import Score
+
+PAGE, PICTURE = "capacity.html", "capacity.png"
+RULER = "ruler/average"
+TITLES = {
+    SAME_TARGETS: "loss of the same tokens (nats)",
+    GAIN: "gain over the shortest context (nats)",
+    FAR_TEXT: "lost with foreign far text (nats)",
+    "perplexity/last-quarter": "perplexity, last quarter",
+    "perplexity/single-pass": "perplexity, single pass",
+    "perplexity/sliding": "perplexity, sliding window",
+    "long-perplexity": "perplexity of far-repeated tokens",
+    RULER: "RULER, mean of its tasks",
+}
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;color:#1f2328;max-width:1060px;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.9rem;margin:0 0 .2rem}h2{font-size:1.15rem;margin:2rem 0 .4rem}
+.lead{font-size:1.15rem;color:#6a737d;margin:0 0 1rem}
+.cards{display:flex;gap:1rem;margin:1rem 0}
+.card{flex:1;border:1px solid #e4e7eb;border-radius:10px;padding:.8rem 1rem}
+.card b{display:block;font-size:2rem;line-height:1.2}.card span{color:#6a737d}
+img{max-width:100%}table{border-collapse:collapse;margin:.4rem 0}
+td,th{padding:.2rem .8rem .2rem 0;text-align:right;border-bottom:1px solid #e4e7eb;white-space:nowrap}
+td:first-child,th:first-child{text-align:left}th{color:#6a737d;font-weight:500}
+small{color:#6a737d}
+"""
+
+
+def write_report(models: Sequence[Capacity], out: Path) -> tuple[Path, Path]:
+    """Write capacity.html and capacity.png into `out`; the paths of both.
+
+    models: the one under test, then, if there is one, the base it is compared with.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    draw_capacity(models, out / PICTURE)
+    (out / PAGE).write_text(html(models, (out / PICTURE).read_bytes()), "utf-8")
+    return out / PAGE, out / PICTURE
+
+
+def html(models: Sequence[Capacity], picture: bytes) -> str:
+    """The page; nothing in it points outside."""
+    model = models[0]
+    sections = (
+        _head(model),
+        _image(model, picture),
+        _definitions(model),
+        *(_measured(one) for one in models),
+        _short(models),
+        _ruler(model),
+        _attention(model.diagnosis),
+        _costs(model),
+        _skipped(model),
+    )
+    body = "\n".join(line for section in sections for line in section)
+    title = escape(f"{model.name}: {model.verdict}")
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{STYLE}</style></head><body>\n{body}\n</body></html>\n"
+    )
+
+
+def _head(model: Capacity) -> Iterator[str]:
+    reach = model.reach
+    yield f"<h1>{escape(model.name)}</h1>"
+    yield f'<p class="lead">{escape(model.verdict[0].upper() + model.verdict[1:])}.</p>'
+    yield '<div class="cards">'
+    yield _card("trained on", tokens(model.original_context_tokens), "tokens, before any scaling")
+    yield _card("sees to", tokens(reach.sees), f"tokens {interval(reach.sees)}")
+    yield _card("uses to", tokens(reach.uses), f"tokens {interval(reach.uses)}")
+    yield "</div>"
+
+
+def _image(model: Capacity, picture: bytes) -> Iterator[str]:
+    data = base64.b64encode(picture).decode()
+    yield f'<img alt="{escape(model.verdict)}" src="data:image/png;base64,{data}">'
+
+
+def _card(name: str, value: str, note: str) -> str:
+    inside = f"<span>{escape(name)}</span><b>{escape(value)}</b><span>{escape(note)}</span>"
+    return f'<div class="card">{inside}</div>'
+
+
+def _definitions(model: Capacity) -> Iterator[str]:
+    reach = model.reach
+    yield "<p><small>Sees: the loss of the same tokens is at most a tenth of perplexity above the best with "
+    yield f"less context. Uses: needles that far back are still found, at {KEPT:.0%} of the model's own "
+    short = "" if reach.short_score is None else f" ({reach.short_score:.2f}, {escape(reach.task or '')})"
+    yield f"recall in its shortest text{short} or better. "
+    if reach.by_length is not None:
+        whole = f"{tokens(reach.by_length)} {interval(reach.by_length)}"
+        yield f"Over all depths together, that share is kept up to {whole} tokens. "
+    yield "Brackets: 95 % intervals.</small></p>"
+
+
+def _measured(model: Capacity) -> Iterator[str]:
+    yield f"<h2>Measured: {escape(model.name)}</h2>"
+    tasks = dict.fromkeys(score.task for score in model.scores if score.depth is None)
+    shown = [task for task in tasks if not task.startswith("loss-by") and not task.endswith("/nats")]
+    shown.sort(key=lambda task: (list(TITLES).index(task) if task in TITLES else len(TITLES), task))
+    rows = [
+        [TITLES.get(task, task), *(_figure(model.score(task, length)) for length in model.lengths)]
+        for task in shown
+    ]
+    yield from _table(["", *(tokens(length) for length in model.lengths)], rows)
+
+
+def _figure(score: Score | None) -> str:
+    if score is None:
+        return ""
+    text = f"{score.value:.2f}" if abs(score.value) < 100 else f"{score.value:.0f}"
+    if score.low is None or score.high is None or abs(score.value) >= 100:
+        return text
+    return f"{text} [{score.low:.2f}, {score.high:.2f}]"
+
+
+def _short(models: Sequence[Capacity]) -> Iterator[str]:
+    """What the extension cost where the base was at home."""
+    if len(models) < 2:
+        return
+    model, base = models
+    lengths = [length for length in model.lengths if length <= base.original_context_tokens]
+    rows = []
+    for length in lengths:
+        after, before = (one.score("perplexity/last-quarter", length) for one in (model, base))
+        found = [one.score(base.reach.task or "", length) for one in (model, base)]
+        if after is None or before is None:
+            continue
+        recalled = [f"{score.value:.2f}" if score else "" for score in (found[1], found[0])]
+        ratio = f"{after.value / before.value:.3f}"
+        rows.append([tokens(length), f"{before.value:.2f}", f"{after.value:.2f}", ratio, *recalled])
+    if rows:
+        yield "<h2>What short texts pay</h2>"
+        heads = ["", "perplexity before", "after", "ratio", "needles before", "after"]
+        yield from _table(heads, rows)
+
+
+def _ruler(model: Capacity) -> Iterator[str]:
+    own = [model.score(RULER, length) for length in published.LENGTHS]
+    mine = [score for score in model.scores if score.task == RULER]
+    if not mine:
+        return
+    yield "<h2>RULER beside published models</h2>"
+    rows = [
+        [f"<b>{escape(model.name)}</b>", *(f"{100 * s.value:.1f}" if s else "" for s in own)],
+        *(
+            [escape(name), *(f"{value:.1f}" for value in values), *[""] * (len(own) - len(values))]
+            for name, values in published.AVERAGES.items()
+        ),
+    ]
+    yield from _table(["", *(tokens(length) for length in published.LENGTHS)], rows, escaped=True)
+    yield (
+        f"<p><small>RULER calls a length effective from {published.RULER_THRESHOLD} on. The tasks here are "
+        "rewritten, over other documents, with cloze questions in place of its two question sets: read the "
+        "rows beside one another, do not rank by them.</small></p>"
+    )
+
+
+def _attention(diagnosis: Diagnosis | None) -> Iterator[str]:
+    if diagnosis is None:
+        return
+    yield f"<h2>Where it looks when it answers, at {tokens(diagnosis.context_tokens)} tokens</h2>"
+    rows = [["first token (sink)", f"{diagnosis.sink:.1%}"]]
+    rows += [[f"{low:,} to {high:,} tokens back", f"{share:.1%}"] for low, high, share in diagnosis.mass]
+    yield from _table(["attention", "share"], rows)
+    heads = ", ".join(f"{layer}.{head} ({share:.2f})" for layer, head, share in diagnosis.heads) or "none"
+    yield (
+        f"<p>Entropy is {diagnosis.entropy:.2f} of a uniform one. {diagnosis.retrieval_heads} of "
+        f"{diagnosis.all_heads} heads retrieve (layer.head): {heads}.</p>"
+    )
+    if diagnosis.recall_without is not None and diagnosis.recall_without_others is not None:
+        yield (
+            f"<p>Recall of these needles is {diagnosis.recall:.2f}; with the {diagnosis.silenced} best heads "
+            f"silenced {diagnosis.recall_without:.2f}, with {diagnosis.silenced} others silenced "
+            f"{diagnosis.recall_without_others:.2f}.</p>"
+        )
+
+
+def _costs(model: Capacity) -> Iterator[str]:
+    if model.shape is None:
+        return
+    shape = model.shape
+    yield "<h2>What a length costs</h2>"
+    rows = [
+        [
+            tokens(cost.context_tokens),
+            _bytes(cost.kv_bytes),
+            _bytes(cost.kv_bytes_mha),
+            _bytes(cost.kv_bytes_mqa),
+            f"{cost.prefill_flops / 1e12:,.3g}",
+            f"{cost.attention_share:.0%}",
+        ]
+        for cost in model.costs
+    ]
+    own = f"KV cache, as it is ({shape.sharing}, {shape.kv_heads} of {shape.heads} heads)"
+    heads = ["", own, "were it MHA", "were it MQA", "prefill (TFLOP)", "of that attention"]
+    yield from _table(heads, rows)
+
+
+def _skipped(model: Capacity) -> Iterator[str]:
+    if model.skipped:
+        yield "<h2>Not measured</h2><ul>"
+        yield from (f"<li>{escape(cell)}: {escape(why)}</li>" for cell, why in model.skipped.items())
+        yield "</ul>"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, escaped: bool = False) -> Iterator[str]:
+    def cell(text: str) -> str:
+        return text if escaped else escape(text)
+
+    yield "<table><tr>" + "".join(f"<th>{escape(head)}</th>" for head in heads) + "</tr>"
+    for row in rows:
+        yield "<tr>" + "".join(f"<td>{cell(text)}</td>" for text in row) + "</tr>"
+    yield "</table>"
+
+
+def _bytes(count: int) -> str:
+    if count < 1 << 20:
+        return f"{count / (1 << 10):.0f} KiB"
+    return f"{count / (1 << 20):,.1f} MiB" if count < 1 << 30 else f"{count / (1 << 30):,.2f} GiB"

@@ -1,0 +1,72 @@
+"""A model's capacity in one record: what was measured, how far it sees and uses, what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from yarn_ops.evals.capacity.cost import Cost, Shape
+from yarn_ops.evals.capacity.heads import Diagnosis
+from yarn_ops.evals.capacity.reach import Length, Reach
+from yarn_ops.records import Score
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Of one model, as measured by one suite."""
+
+    name: str
+    digest: str
+    context_tokens: int
+    """what the model says that it reads"""
+    original_context_tokens: int
+    lengths: tuple[int, ...]
+    scores: tuple[Score, ...]
+    skipped: dict[str, str]
+    reach: Reach
+    shape: Shape | None
+    costs: tuple[Cost, ...]
+    diagnosis: Diagnosis | None = None
+
+    def score(self, task: str, context_tokens: int) -> Score | None:
+        """Over all depths; None when it was not measured."""
+        wanted = (task, context_tokens, None)
+        return next((s for s in self.scores if (s.task, s.context_tokens, s.depth) == wanted), None)
+
+    def parts(self, task: str, context_tokens: int) -> list[Score]:
+        """By depth, farthest from the question first."""
+        found = [
+            score
+            for score in self.scores
+            if (score.task, score.context_tokens) == (task, context_tokens) and score.depth is not None
+        ]
+        return sorted(found, key=lambda score: score.depth or 0.0)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence for a person in a hurry."""
+        sees, uses = self.reach.sees, self.reach.uses
+        if sees is None and uses is None:
+            return "neither seeing nor using was measured"
+        if uses is None:
+            return f"sees {tokens(sees)}; what it uses was not measured"
+        if uses.tokens == 0:
+            return f"sees {tokens(sees)}, finds nothing even in short texts"
+        about = "uses all of it" if sees and uses.tokens >= sees.tokens else f"uses about {tokens(uses)}"
+        return f"sees {tokens(sees)}, {about}" if sees else about
+
+
+def tokens(length: Length | int | None) -> str:
+    """32k, 24k, 512."""
+    if length is None:
+        return "?"
+    count = length if isinstance(length, int) else length.tokens
+    if count >= 2048 and count % 1024 == 0:
+        return f"{count // 1024}k"
+    return f"{count / 1024:.1f}k" if count >= 10_000 else f"{count:,}"
+
+
+def interval(length: Length | None) -> str:
+    """ "[20k, 28k]", or nothing where both ends are the length itself."""
+    if length is None or length.low == length.high:
+        return ""
+    return f"[{tokens(length.low)}, {tokens(length.high)}]"
