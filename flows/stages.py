@@ -155,7 +155,7 @@ def merge(
     )
 
 
-@stage("evaluate", version=1)
+@stage("evaluate", version=2)
 def evaluate(
     bench: Bench,
     section: Evaluate,
@@ -276,7 +276,7 @@ def rank(
     return comparisons.compare(gate, before, entries, bench.out)
 
 
-@stage("report", version=2)
+@stage("report", version=3)
 def draw(
     bench: Bench,
     recipe: Recipe,

@@ -150,6 +150,9 @@ class Score(_Frozen):
     """95 % interval"""
     samples: int
     seed: int
+    items: tuple[float, ...] = ()
+    """what `value` sums up, in an order that is the same for every model: the mean loss of each window in
+    nats, or 1 and 0 for each pair found or not; empty where only the sum was kept"""
 
 
 class Scorecard(Record):

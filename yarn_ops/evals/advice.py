@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from yarn_ops.evals.paired import loss_change_interval, recall_change_interval
 from yarn_ops.records import Score, Scorecard
 
 PERPLEXITY = "perplexity/last-quarter"  # perplexity.LAST_QUARTER, which would bring torch into `runs show`
@@ -37,13 +38,18 @@ class Advice:
 
 @dataclass(frozen=True)
 class _Change:
-    """After against before: of log perplexity, or of recall lost."""
+    """After against before: of log perplexity, or of recall."""
 
     task: str
     context_tokens: int
     value: float
-    half: float | None
-    """half of the 95 % interval"""
+    interval: tuple[float, float] | None
+    """95 %, of the differences window by window or pair by pair: both were asked the same"""
+
+    @property
+    def harm(self) -> float:
+        """How much worse it became."""
+        return self.value if self.task == PERPLEXITY else -self.value
 
 
 def advise(before: Scorecard, after: Scorecard) -> Advice:
@@ -51,7 +57,7 @@ def advise(before: Scorecard, after: Scorecard) -> Advice:
     original = after.original_context_tokens
     factor, on_factor = _sufficient_factor(after, original)
     changes = [_worst(changes) for changes in _short_changes(before, after, original) if changes]
-    too_much = [change for change in changes if change.value > _tolerated(change.task)]
+    too_much = [change for change in changes if change.harm > _tolerated(change.task)]
     reasons = [*on_factor]
     if too_much:
         reasons.append(
@@ -109,29 +115,15 @@ def _short_changes(before: Scorecard, after: Scorecard, original: int) -> tuple[
             continue
         if old.task == PERPLEXITY:
             ratio = math.log(new.value / old.value)
-            half = _half([_log(old), _log(new)])
-            perplexity.append(_Change(old.task, old.context_tokens, ratio, half))
+            perplexity.append(_Change(old.task, old.context_tokens, ratio, loss_change_interval(old, new)))
         else:
-            half = _half([(old.low, old.high), (new.low, new.high)])
-            recall.append(_Change(old.task, old.context_tokens, old.value - new.value, half))
+            gained = new.value - old.value
+            recall.append(_Change(old.task, old.context_tokens, gained, recall_change_interval(old, new)))
     return perplexity, recall
 
 
-def _half(intervals: list[tuple[float | None, float | None]]) -> float | None:
-    """Of the difference of two values with intervals: as if measured on different texts, so too wide."""
-    if any(low is None or high is None for low, high in intervals):
-        return None
-    return math.hypot(*((high - low) / 2 for low, high in intervals if low is not None and high is not None))
-
-
-def _log(score: Score) -> tuple[float | None, float | None]:
-    if score.low is None or score.high is None:
-        return None, None
-    return math.log(score.low), math.log(score.high)
-
-
 def _worst(changes: list[_Change]) -> _Change:
-    return max(changes, key=lambda change: change.value)
+    return max(changes, key=lambda change: change.harm)
 
 
 def _tolerated(task: str) -> float:
@@ -143,15 +135,13 @@ def _told(changes: list[_Change]) -> str:
 
 
 def _sentence(change: _Change) -> str:
-    half = change.half
-    if change.task == PERPLEXITY:
-        bounds = (
-            "" if half is None else f" [{_percent(change.value - half)}, {_percent(change.value + half)}]"
-        )
-        return f"perplexity at {change.context_tokens:,} tokens changes by {_percent(change.value)}{bounds}"
-    gained = 0.0 - change.value  # not -change.value, which may print as -0.00
-    bounds = "" if half is None else f" [{gained - half:+.2f}, {gained + half:+.2f}]"
-    return f"{_name(change.task)} at {change.context_tokens:,} tokens changes by {gained:+.2f}{bounds}"
+    told, name = (_percent, "perplexity") if change.task == PERPLEXITY else (_signed, _name(change.task))
+    low_high = "" if change.interval is None else f" [{', '.join(map(told, change.interval))}]"
+    return f"{name} at {change.context_tokens:,} tokens changes by {told(change.value)}{low_high}"
+
+
+def _signed(change: float) -> str:
+    return f"{round(change, 2) + 0.0:+.2f}"  # + 0.0: not -0.00
 
 
 def _percent(log_ratio: float) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from yarn_ops.evals.gate import judge
+from yarn_ops.evals.paired import loss_change_interval
 from yarn_ops.evals.perplexity import LAST_QUARTER
 from yarn_ops.evals.recall import TEMPLATES, task_name
 from yarn_ops.recipe import Gate
@@ -125,10 +127,17 @@ def _row(
 
 
 def _change(card: Scorecard, before: Scorecard) -> str:
-    """Of perplexity at the original context, in percent of the base's."""
+    """Of perplexity at the original context, in percent of the base's; with its interval where it has one."""
     length = before.original_context_tokens
-    old, new = before.value(LAST_QUARTER, length), card.value(LAST_QUARTER, length)
-    return "" if old is None or new is None else f"{100 * (new / old - 1):+.1f} %"
+    old, new = (_score(one, LAST_QUARTER, length) for one in (before, card))
+    if old is None or new is None:
+        return ""
+    told = f"{100 * (new.value / old.value - 1):+.1f} %"
+    interval = loss_change_interval(old, new)
+    if interval is None or card is before:
+        return told
+    low, high = (100 * math.expm1(bound) for bound in interval)
+    return f"{told} [{low:+.1f}, {high:+.1f}]"
 
 
 def _over_depths(card: Scorecard) -> Iterator[Score]:

@@ -1,4 +1,4 @@
-"""95 % intervals of a share and of a mean."""
+"""95 % intervals of a share, of a mean, and of the change of either over the same items."""
 
 from __future__ import annotations
 
@@ -27,6 +27,20 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
         return None
     half = student_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
     return fmean(values) - half, fmean(values) + half
+
+
+def paired_share_interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """Agresti and Min's interval of the change of a share, from the same trials (1 or 0) before and after.
+
+    Simple improved confidence intervals for comparing matched proportions, 2005: Wald's, with half a trial
+    added to each of the four outcomes; trials that turned out alike tell nothing of a change.
+    """
+    trials = len(before) + 2
+    gained = 0.5 + sum(new > old for old, new in zip(before, after, strict=True))
+    lost = 0.5 + sum(new < old for old, new in zip(before, after, strict=True))
+    change = (gained - lost) / trials
+    half = Z95 * math.sqrt(gained + lost - (gained - lost) ** 2 / trials) / trials
+    return change - half, change + half
 
 
 def student_quantile(freedom: int) -> float:

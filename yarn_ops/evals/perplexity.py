@@ -113,5 +113,5 @@ def _perplexity(task: str, context_tokens: int, losses: Iterable[NDArray[np.floa
     return Score(
         task=task, context_tokens=context_tokens, value=math.exp(np.average(means, weights=tokens)),
         low=math.exp(interval[0]) if interval else None, high=math.exp(interval[1]) if interval else None,
-        samples=len(means), seed=seed,
+        samples=len(means), seed=seed, items=means if task == LAST_QUARTER else (),
     )  # fmt: skip

@@ -154,6 +154,7 @@ def recall_scores(
         return Score(
             task=name, context_tokens=length, depth=depth, value=float(some.mean()), low=low, high=high,
             samples=some.size, seed=seed,
+            items=tuple(some.ravel().astype(float).tolist()) if name == task and depth is None else (),
         )  # fmt: skip
 
     return (

@@ -84,3 +84,13 @@ def test_more_arms_than_methods(tmp_path: Path) -> None:
 def test_counts_are_told_in_three_digits() -> None:
     told = [parameter_count(count) for count in (0, 73_728, 999_499, 999_500, 4_980_000, 8_030_261_248)]
     assert told == ["", "73.7 k", "999 k", "1 M", "4.98 M", "8.03 G"]
+
+
+def test_the_short_change_has_the_interval_of_its_windows(tmp_path: Path) -> None:
+    def with_windows(card: Scorecard, change: float) -> Scorecard:
+        first, *others = card.scores
+        windows = (2.0 + change, 2.4 + 1.2 * change, 2.8 + 0.8 * change, 2.0 + change)
+        return card.model_copy(update={"scores": (first.model_copy(update={"items": windows}), *others)})
+
+    compare(GATE, with_windows(BASE, 0), [Entry("yarn", "lora", with_windows(GOOD, 0.02), 0)], tmp_path)
+    assert "| +2.0 % [+1.5, +2.6] |" in (tmp_path / TABLE).read_text("utf-8")

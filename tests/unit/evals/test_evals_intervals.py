@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from yarn_ops.evals.intervals import mean_interval, student_quantile, wilson
+from yarn_ops.evals.intervals import mean_interval, paired_share_interval, student_quantile, wilson
 
 RUNS = 4000
 
@@ -43,3 +43,16 @@ def test_student_quantile(freedom: int, quantile: float) -> None:
 
 def test_too_few_samples_have_no_interval() -> None:
     assert mean_interval([1.0, 2.0, 3.0]) is None
+
+
+def test_paired_shares_cover() -> None:
+    """Two models that agree on nine pairs of ten, of 64: the change of recall, drawn and true."""
+    rng = np.random.default_rng(2)
+    hits = []
+    for outcomes in rng.multinomial(64, [0.87, 0.03, 0.06, 0.04], RUNS):
+        both, gained, lost, neither = outcomes.tolist()
+        before = [1.0] * both + [0.0] * gained + [1.0] * lost + [0.0] * neither
+        after = [1.0] * both + [1.0] * gained + [0.0] * lost + [0.0] * neither
+        low, high = paired_share_interval(before, after)
+        hits.append(low <= -0.03 <= high)
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.015)
