@@ -22,15 +22,17 @@ from yarn_ops.errors import Stopped, TrainError
 from yarn_ops.recipe import Train
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.proof import load_proven
+from yarn_ops.train.backbone import Backbone
 from yarn_ops.train.events import EventLog
 from yarn_ops.train.job import Job
 from yarn_ops.train.lora import load_trained, make_trainable, save_adapter, trained_parameters
 from yarn_ops.train.moments import load_moments, moments_of, place_moments, save_moments
 from yarn_ops.train.precision import Dtype, resolve_device, resolve_dtype
 from yarn_ops.train.snapshot import Snapshot, save_snapshot
-from yarn_ops.train.step import Batch, CausalLoss, make_batch, recompute_when_short
+from yarn_ops.train.step import Batch, CausalLoss, make_batch
 
 BETAS = (0.9, 0.95)  # Llama 2, section 2.2; YaRN's runs kept them
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FINAL_LOSS_STEPS = 5
 
 
@@ -71,7 +73,10 @@ class Loop:
         )
         self._model = load_model(job, self._device, self._dtype)
         self._parameters = trained_parameters(self._model)
-        self._loss = CausalLoss(self._model)
+        self._backbone = Backbone(
+            self._model, DTYPES[self._dtype], windows=job.train.batch_windows, window=job.leg.context_tokens
+        )
+        self._loss = CausalLoss(self._model, self._backbone, DTYPES[self._dtype])
         self._optimizer = make_optimizer(list(self._parameters.values()), job.train.weight_decay)
         self._earlier_updates = self._carry_optimizer_over()
         self._curve: list[dict[str, Any]] = []
@@ -100,8 +105,7 @@ class Loop:
         steps, every = self._job.leg.steps, self._job.train.checkpoint_every
         self._events.emit("start", step=self._step, device=self._device, precision=self._dtype)
         self._model.train()
-        with torch.autocast(self._device, torch.bfloat16, enabled=self._dtype == "bf16"):
-            self._loss.prove_head(next(self._batches()).inputs_BT)
+        self._loss.prove(next(self._batches()).inputs_BT)
         while self._step < steps:
             if not self._train_step():
                 self._save_snapshot()
@@ -187,8 +191,7 @@ class Loop:
 
     def _accumulate(self, batch: Batch, target_tokens: int) -> float:
         """Add a micro-batch's gradients; its share of the step's mean loss (nats a token)."""
-        with torch.autocast(self._device, torch.bfloat16, enabled=self._dtype == "bf16"):
-            loss = self._loss(batch) / target_tokens
+        loss = self._loss(batch) / target_tokens
         if not torch.isfinite(loss):
             raise TrainError(self._not_finite("loss", [batch]))
         loss.backward()
@@ -237,12 +240,6 @@ def load_model(job: Job, device: str, dtype: Dtype) -> PreTrainedModel:
     make_trainable(model, job.train)
     if job.previous_dir is not None:
         load_trained(model, job.previous_dir)
-    recompute_when_short(
-        model,
-        job.train.batch_windows * job.leg.context_tokens,
-        device=device,
-        element_bytes=2 if dtype == "bf16" else 4,
-    )
     return model
 
 

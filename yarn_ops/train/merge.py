@@ -118,7 +118,8 @@ def log_probabilities(model: PreTrainedModel, window_1T: Tensor) -> Tensor:
     output = model.base_model(input_ids=window_1T.to(model.device), use_cache=False)
     hidden_TD = output.last_hidden_state[0]
     positions = torch.linspace(0, len(hidden_TD) - 1, min(COMPARED_POSITIONS, len(hidden_TD))).long()
-    return Head(model)(hidden_TD[positions]).log_softmax(-1).cpu()
+    head = Head.of(model, hidden_TD.dtype)
+    return head.logits(hidden_TD[positions]).log_softmax(-1).cpu()
 
 
 def parameter_digests(model: PreTrainedModel) -> dict[str, str]:

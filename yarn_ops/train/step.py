@@ -5,29 +5,36 @@ Axes in names: B windows, T tokens of a window, N = B·T positions, D hidden wid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import psutil
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from yarn_ops.data.windows import Window
 from yarn_ops.errors import TrainError
+from yarn_ops.train.elementwise import cross_entropy
 
+HiddenStates = Callable[[Tensor, Tensor | None], Tensor]
+"""token ids and positions (B × T) to hidden states (B × T × D) after the last norm"""
 IGNORED = -100
 LOGITS_AT_ONCE = 1 << 26
 """elements of the largest logits tensor: 256 MiB in float32"""
+LOGITS_AT_ONCE_GPU = 1 << 29
+"""1 GiB in bf16: products wide enough for the chip"""
 PROOF_TOKENS = 16
+PROOF_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""of the logits, in the norm"""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows on the device. With a document mask, positions restart at each document and the first token of
-    a document is nobody's target."""
+    """Windows on the device, positions in host memory. With a document mask, positions restart at each
+    document and the first token of a document is nobody's target."""
 
     inputs_BT: Tensor
     targets_BT: Tensor
@@ -43,7 +50,7 @@ def make_batch(windows: Sequence[Window], *, device: str, document_mask: bool) -
     targets, positions = ids[:, 1:].clone(), None
     if document_mask:
         targets[segments[:, 1:] != segments[:, :-1]] = IGNORED
-        positions = positions_within(segments[:, :-1]).to(device)
+        positions = positions_within(segments[:, :-1])
     return Batch(
         inputs_BT=ids[:, :-1].to(device),
         targets_BT=targets.to(device),
@@ -61,18 +68,29 @@ def positions_within(segments_BT: Tensor) -> Tensor:
     return index - torch.where(starts, index, 0).cummax(dim=1).values
 
 
-class Head(nn.Module):
-    """Hidden states to float32 logits, as the model's own forward does, but for any part of the positions."""
+class Head(NamedTuple):
+    """The output layer, and what the architecture does to its logits."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.projection = model.get_output_embeddings()
-        self.vocabulary: int = self.projection.out_features
-        self.divisor: float = getattr(model.config, "logits_scaling", None) or 1.0  # Granite
-        self.cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    divisor: float
+    """Granite's"""
+    cap: float | None
+    """Gemma 2's: cap · tanh(logits / cap)"""
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        logits = self.projection(hidden)
+    @classmethod
+    def of(cls, model: PreTrainedModel, dtype: torch.dtype) -> Head:
+        projection, config = model.get_output_embeddings(), model.config
+        return cls(
+            weight_VD=projection.weight.to(dtype),
+            bias_V=None if projection.bias is None else projection.bias.to(dtype),
+            divisor=getattr(config, "logits_scaling", None) or 1.0,
+            cap=getattr(config, "final_logit_softcapping", None),
+        )
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """N × V, in float32 or wider."""
+        logits = F.linear(hidden_ND, self.weight_VD, self.bias_V)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.divisor
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
@@ -80,90 +98,75 @@ class Head(nn.Module):
 class CausalLoss:
     """Next-token cross-entropy of a model, summed over targets."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
-        self._backbone = model.base_model
-        self._head = Head(model)
+    def __init__(self, model: PreTrainedModel, backbone: HiddenStates, dtype: torch.dtype) -> None:
+        self._model, self._backbone, self._dtype = model, backbone, dtype
 
     def __call__(self, batch: Batch) -> Tensor:
         """Nats, summed over the batch's targets (scalar, float32)."""
-        hidden_BTD = self._hidden(batch.inputs_BT, batch.positions_BT)
-        return summed_loss(hidden_BTD.flatten(0, 1), batch.targets_BT.flatten(), self._head)
+        hidden_BTD = self._backbone(batch.inputs_BT, batch.positions_BT)
+        head = Head.of(self._model, self._dtype)
+        return summed_loss(hidden_BTD.flatten(0, 1), batch.targets_BT.flatten(), head)
 
     @torch.no_grad()
-    def prove_head(self, inputs_BT: Tensor) -> None:
-        """TrainError unless our head gives the model's own logits: another architecture may do more there."""
+    def prove(self, inputs_BT: Tensor) -> None:
+        """TrainError unless our way through the model gives the model's own logits."""
         inputs_BT = inputs_BT[:, :PROOF_TOKENS]
-        ours = self._head(self._hidden(inputs_BT, None))
-        theirs = self._model(input_ids=inputs_BT, use_cache=False).logits
-        if not torch.allclose(ours, theirs.to(ours.dtype), rtol=1e-2, atol=1e-2, equal_nan=True):
+        ours = Head.of(self._model, self._dtype).logits(self._backbone(inputs_BT, None))
+        with torch.autocast(inputs_BT.device.type, self._dtype, enabled=self._dtype == torch.bfloat16):
+            theirs = self._model(input_ids=inputs_BT, use_cache=False).logits
+        theirs = theirs.to(ours.dtype)
+        apart = torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs)
+        if apart > PROOF_TOLERANCE[self._dtype]:  # not a number: the first step says so, and of what document
             raise TrainError(
-                f"{type(self._model).__name__}: its logits are not those of its output layer; "
-                "this architecture cannot be trained yet"
+                f"{type(self._model).__name__}: training would compute other logits than the model's own "
+                f"(relative difference {apart:.1e}); this architecture cannot be trained yet"
             )
-
-    def _hidden(self, inputs_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
-        # Given no mask, transformers reads restarting positions as packed documents and keeps them apart.
-        output = self._backbone(input_ids=inputs_BT, position_ids=positions_BT, use_cache=False)
-        return output.last_hidden_state
 
 
 def summed_loss(
-    hidden_ND: Tensor, targets_N: Tensor, head: Head, logits_at_once: int = LOGITS_AT_ONCE
+    hidden_ND: Tensor, targets_N: Tensor, head: Head, logits_at_once: int | None = None
 ) -> Tensor:
     """Cross-entropy summed over targets, from `logits_at_once` elements of logits at a time."""
-    weights = tuple(weight for weight in head.parameters() if weight.requires_grad)
-    return _SummedLoss.apply(hidden_ND, targets_N, head, logits_at_once, *weights)  # type: ignore[no-untyped-call]
+    at_once = logits_at_once or (LOGITS_AT_ONCE_GPU if hidden_ND.is_cuda else LOGITS_AT_ONCE)
+    rows = max(1, at_once // len(head.weight_VD))
+    return _SummedLoss.apply(hidden_ND, targets_N, rows, *head)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _SummedLoss(torch.autograd.Function):
     """The gradients are made in the forward, chunk by chunk, so that no logits outlive their chunk and none
-    are computed twice. `weights` are the head's trained parameters: usually none, or tied embeddings."""
+    are computed twice. The head usually does not learn; tied embeddings may."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, targets_N: Tensor, head: Head, logits_at_once: int, *weights: Tensor
+        ctx: Any,
+        hidden_ND: Tensor,
+        targets_N: Tensor,
+        rows: int,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        divisor: float,
+        cap: float | None,
     ) -> Tensor:
-        rows = max(1, logits_at_once // head.vocabulary)
-        learning = (hidden_ND, *weights) if any(ctx.needs_input_grad) else ()
-        gradients = [torch.zeros_like(tensor) for tensor in learning]
+        of_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        of_weight = torch.zeros_like(weight_VD) if ctx.needs_input_grad[3] else None
+        of_bias = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[4] else None
         total = hidden_ND.new_zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
         for start in range(0, len(hidden_ND), rows):
             chunk = slice(start, start + rows)
-            with torch.set_grad_enabled(bool(gradients)):
-                hidden = hidden_ND[chunk].detach().requires_grad_(bool(gradients))
-                loss = F.cross_entropy(head(hidden), targets_N[chunk], ignore_index=IGNORED, reduction="sum")
-            total += loss.detach()
-            if gradients:
-                of_hidden, *of_weights = torch.autograd.grad(loss, (hidden, *weights))
-                gradients[0][chunk] = of_hidden
-                for gradient, more in zip(gradients[1:], of_weights, strict=True):
-                    gradient += more
-        ctx.save_for_backward(*gradients)
+            logits = F.linear(hidden_ND[chunk], weight_VD, bias_V)
+            loss, of_logits = cross_entropy(logits, targets_N[chunk], divisor, cap)
+            total += loss
+            if of_hidden is not None:
+                of_hidden[chunk] = of_logits @ weight_VD
+            if of_weight is not None:
+                of_weight.addmm_(of_logits.t(), hidden_ND[chunk])
+            if of_bias is not None:
+                of_bias += of_logits.sum(0)
+        ctx.gradients = (of_hidden, None, None, of_weight, of_bias, None, None)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        of_hidden, *of_weights = (gradient * outer[0].to(gradient.dtype) for gradient in ctx.saved_tensors)
-        return of_hidden, None, None, None, *of_weights
-
-
-def activation_bytes(model: PreTrainedModel, tokens: int, element_bytes: int) -> int:
-    """About what one forward keeps for its backward: a layer of Llama's shape keeps 16 tensors of the hidden
-    width and 4 of the MLP's."""
-    config = model.config
-    mlp_width = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    width = 16 * config.hidden_size + 4 * mlp_width
-    return int(config.num_hidden_layers * tokens * width * element_bytes)
-
-
-def recompute_when_short(model: PreTrainedModel, tokens: int, *, device: str, element_bytes: int) -> bool:
-    """Turn on gradient checkpointing, layer by layer, when activations would take half of the free memory.
-
-    It changes time and memory, not one bit of a gradient. Returns whether it is on.
-    """
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-    if 2 * activation_bytes(model, tokens, element_bytes) <= free:
-        return False
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return True
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        return tuple(None if gradient is None else gradient.mul_(outer) for gradient in gradients)

@@ -1,0 +1,92 @@
+"""The way through a model that a trainer takes: our layers, keeping what fits, or transformers' own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import psutil
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from yarn_ops.train.attention import choose_kernel
+from yarn_ops.train.decoder import Decoder, unsupported
+from yarn_ops.train.layer import LayerPolicy
+from yarn_ops.train.plan import Plan, Rates, Shape, plan_step, step_cost, step_down
+from yarn_ops.train.probe import measure_rates
+
+CPU_RATES = Rates(1e11, 1e11, 1e11, 1e10, 1e10)
+"""of no consequence: on a CPU only memory chooses"""
+CPU_SHARE = 0.5
+"""of the free memory: the rest of the machine is not ours"""
+
+
+class TransformersBackbone:
+    """The model's own forward, in autocast: for architectures that our layers do not serve."""
+
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
+        self._backbone, self._dtype = model.base_model, dtype
+
+    def __call__(self, inputs_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
+        """Hidden states (B × T × D, after the last norm, in the trainer's dtype)."""
+        # Given no mask, transformers reads restarting positions as packed documents and keeps them apart.
+        if positions_BT is not None:
+            positions_BT = positions_BT.to(inputs_BT.device)
+        with torch.autocast(inputs_BT.device.type, self._dtype, enabled=self._dtype == torch.bfloat16):
+            output = self._backbone(input_ids=inputs_BT, position_ids=positions_BT, use_cache=False)
+        return output.last_hidden_state.to(self._dtype)  # type: ignore[no-any-return]
+
+
+class Backbone:
+    """A model's hidden states, at a known cost."""
+
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, *, windows: int, window: int) -> None:
+        """TrainError when not even the most frugal step of `windows` × `window` tokens fits."""
+        self._positions, self._window = windows * window, window
+        self.shape = Shape.of(
+            model, element_bytes=dtype.itemsize, weight_bytes=next(model.parameters()).dtype.itemsize
+        )
+        self.instead = unsupported(model, window)
+        """why transformers' own forward runs; None when ours does"""
+        memory, host, self._rates = _capacity(self.shape, model.device, dtype, self._positions, window)
+        self.plan: Plan = plan_step(
+            self.shape, self._positions, window, self._rates, memory_bytes=memory, host_bytes=host
+        )
+        self._forward: Decoder | TransformersBackbone
+        if self.instead is None:
+            self._forward = Decoder(model, dtype, self.plan.policies)
+        else:
+            if any(policy.keep != "everything" for policy in self.plan.policies):
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self._forward = TransformersBackbone(model, dtype)
+
+    def __call__(self, inputs_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
+        """Hidden states (B × T × D, after the last norm); positions restart at 0 with every document."""
+        return self._forward(inputs_BT, positions_BT)
+
+    def follow(self, policies: Sequence[LayerPolicy]) -> None:
+        """Keep what is said, from now on."""
+        self.plan = step_cost(self.shape, policies, self._positions, self._window, self._rates)
+        if isinstance(self._forward, Decoder):
+            self._forward.policies = list(policies)
+
+    def step_down(self) -> bool:
+        """Keep less from now on, after a step that ran out of memory; False when there is no less."""
+        policies = step_down(self.plan.policies)
+        if policies is None or self.instead is not None:
+            return False
+        self.follow(policies)
+        return True
+
+
+def _capacity(
+    shape: Shape, device: torch.device, dtype: torch.dtype, positions: int, window: int
+) -> tuple[float, float, Rates]:
+    """Bytes that the step may take on its device (weights included) and on the host; the device's rates."""
+    host = CPU_SHARE * psutil.virtual_memory().available
+    if device.type == "cpu":
+        return host + shape.fixed_bytes, host, CPU_RATES
+    kernel = choose_kernel(device.type, dtype, shape.head_width, documents=False)
+    rates = measure_rates(shape, positions, window, kernel)
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return free, host, rates

@@ -1,0 +1,147 @@
+"""A transformers model run by our own layers: token ids to hidden states.
+
+Weights, adapters and rotary tables are the model's own modules, read at every forward; only the way through
+them is ours. It serves the architectures that are Llama's up to biases and query-key norms; the others train
+by transformers' own forward (`unsupported` says why).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from yarn_ops.train.attention import Documents, choose_kernel
+from yarn_ops.train.elementwise import rms_norm, rms_norm_backward, rms_norm_weight_gradient
+from yarn_ops.train.host import HostStash
+from yarn_ops.train.layer import Context, LayerPolicy, Weights, decoder_layer
+from yarn_ops.train.projection import Linear
+
+LLAMAS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+TILE_ROWS = 1 << 15
+ADAPTER = "default"
+
+
+def unsupported(model: PreTrainedModel, tokens: int) -> str | None:
+    """Why windows of `tokens` do not run through our layers; None when they do."""
+    config, name = model.config, type(model).__name__
+    if name not in LLAMAS:
+        return f"{name} is not of Llama's shape"
+    if getattr(config, "hidden_act", "silu") != "silu":
+        return f"its activation is {config.hidden_act}, not silu"
+    if getattr(config, "attention_dropout", 0):
+        return "it drops attention out"
+    window = getattr(config, "sliding_window", None)
+    if window and window < tokens and getattr(config, "use_sliding_window", True):
+        return f"its attention slides over {window} tokens"
+    return None
+
+
+class Decoder:
+    """The backbone of a causal language model."""
+
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, policies: Sequence[LayerPolicy]) -> None:
+        backbone = model.base_model
+        self._embed: nn.Module = model.get_input_embeddings()
+        self._layers: list[Any] = list(backbone.layers)
+        self._norm, self._rotary = backbone.norm, backbone.rotary_emb
+        self._head_width: int = self._layers[0].self_attn.head_dim
+        self._eps: float = model.config.rms_norm_eps
+        self._dtype, self._stash = dtype, HostStash()
+        self.policies = list(policies)
+
+    def __call__(self, inputs_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
+        """Hidden states (B × T × D, after the last norm, in the decoder's dtype).
+
+        positions: restart at 0 with every packed document, which is then kept apart; None is one document a
+        window.
+        """
+        with torch.autocast(inputs_BT.device.type, enabled=False):
+            documents = None
+            if positions_BT is not None:
+                documents = Documents.of(positions_BT, inputs_BT.device)
+            else:
+                positions_BT = torch.arange(inputs_BT.shape[1], device=inputs_BT.device)[None]
+            x = self._embed(inputs_BT).to(self._dtype)
+            cos, sin = self._rotary(x, positions_BT.to(x.device))
+            context = Context(
+                head_width=self._head_width,
+                eps=self._eps,
+                kernel=choose_kernel(x.device.type, self._dtype, self._head_width, documents is not None),
+                cos_BTK=cos,
+                sin_BTK=sin,
+                documents=documents,
+                tile_rows=TILE_ROWS,
+                stash=self._stash,
+                whole=any(not _is_adapter(name) for name, _ in _learning(self._layers[0])),
+            )
+            for layer, policy in zip(self._layers, self.policies, strict=True):
+                x = decoder_layer(x, self._weights(layer), context, policy)
+            return _RmsNorm.apply(x, self._norm.weight.to(self._dtype), self._eps)  # type: ignore[no-any-return]
+
+    def _weights(self, layer: Any) -> Weights:
+        attention, mlp = layer.self_attn, layer.mlp
+        inputs = {
+            "qkv_a": (attention.q_proj, attention.k_proj, attention.v_proj),
+            "o_a": (attention.o_proj,),
+            "gate_up_a": (mlp.gate_proj, mlp.up_proj),
+            "down_a": (mlp.down_proj,),
+        }
+        linears = (*inputs["qkv_a"], *inputs["o_a"], *inputs["gate_up_a"], *inputs["down_a"])
+        norms = (
+            layer.input_layernorm,
+            getattr(attention, "q_norm", None),
+            getattr(attention, "k_norm", None),
+        )
+        values = [
+            *(None if norm is None else self._cast(norm.weight) for norm in norms),
+            self._cast(layer.post_attention_layernorm.weight),
+            *(self._shared_a(modules) for modules in inputs.values()),
+            *(self._linear(module) for module in linears),
+        ]
+        return Weights(*values)  # type: ignore[arg-type]
+
+    def _linear(self, module: Any) -> Linear:
+        base = module.get_base_layer() if isinstance(module, LoraLayer) else module
+        bias = None if base.bias is None else self._cast(base.bias)
+        b = self._cast(module.lora_B[ADAPTER].weight * module.scaling[ADAPTER]) if _adapted(module) else None
+        return Linear(self._cast(base.weight), bias, b)
+
+    def _shared_a(self, modules: Iterable[Any]) -> Tensor | None:
+        parts = [self._cast(module.lora_A[ADAPTER].weight) for module in modules if _adapted(module)]
+        return torch.cat(parts) if parts else None
+
+    def _cast(self, parameter: Tensor) -> Tensor:
+        return parameter.to(self._dtype)
+
+
+class _RmsNorm(torch.autograd.Function):
+    """The last norm: it keeps what it was given, not the float32 tensors on its way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return rms_norm(x, weight, eps)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        of_weight = rms_norm_weight_gradient(grad, x, ctx.eps) if ctx.needs_input_grad[1] else None
+        return rms_norm_backward(grad, x, weight, ctx.eps, None), of_weight, None
+
+
+def _adapted(module: Any) -> bool:
+    return isinstance(module, LoraLayer) and ADAPTER in module.lora_A
+
+
+def _learning(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def _is_adapter(name: str) -> bool:
+    return ".lora_" in name

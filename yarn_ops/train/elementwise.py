@@ -1,0 +1,104 @@
+"""The parts of a decoder layer that multiply no matrices, each with its derivative written out.
+
+They only move memory, so on a GPU each is compiled into one kernel; on a CPU they run as they stand. All
+compute in float32 (or wider) and return the dtype they were given.
+
+Axes in names: N positions (windows times tokens), D width, B windows, T tokens, H heads, K head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One kernel on a GPU, the plain function elsewhere."""
+    compiled = torch.compile(function, dynamic=False)
+
+    def call(first: Tensor, *others: Any) -> Any:
+        return (compiled if first.is_cuda else function)(first, *others)
+
+    return call
+
+
+@fused
+def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """x / rms(x) · weight (Zhang and Sennrich 2019, equation 4), as Llama rounds it."""
+    wide = _wide(x_ND)
+    normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight_D * normal.to(x_ND.dtype)
+
+
+@fused
+def rms_norm_backward(
+    grad_ND: Tensor, x_ND: Tensor, weight_D: Tensor, eps: float, onto_ND: Tensor | None
+) -> Tensor:
+    """Gradient of x, added to `onto`: what reaches x past the norm."""
+    wide = _wide(x_ND)
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    normal, grad = wide * scale, _wide(grad_ND) * _wide(weight_D)
+    inner = scale * (grad - normal * (grad * normal).mean(-1, keepdim=True))
+    return (inner if onto_ND is None else inner + _wide(onto_ND)).to(x_ND.dtype)
+
+
+@fused
+def rms_norm_weight_gradient(grad_ND: Tensor, x_ND: Tensor, eps: float) -> Tensor:
+    """Gradient of the norm's weight (D)."""
+    wide = _wide(x_ND)
+    normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (_wide(grad_ND) * normal).flatten(0, -2).sum(0).to(x_ND.dtype)
+
+
+@fused
+def rotate(x_BTHK: Tensor, cos_BTK: Tensor, sin_BTK: Tensor) -> Tensor:
+    """RoPE with the pairing of Hugging Face's Llama (dimension i with i + K/2); −sin rotates back, which is
+    also the gradient: both halves of the tables are equal."""
+    x, cos, sin = _wide(x_BTHK), _wide(cos_BTK).unsqueeze(-2), _wide(sin_BTK).unsqueeze(-2)
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x_BTHK.dtype)
+
+
+@fused
+def swiglu(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+    """silu(gate) · up (Shazeer 2020)."""
+    return (F.silu(_wide(gate_NF)) * _wide(up_NF)).to(gate_NF.dtype)
+
+
+@fused
+def swiglu_backward(grad_NF: Tensor, gate_NF: Tensor, up_NF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """swiglu(gate, up) again and the gradients of gate and up; the three arguments' memory holds them."""
+    grad, gate, up = _wide(grad_NF), _wide(gate_NF), _wide(up_NF)
+    sigmoid = torch.sigmoid(gate)
+    silu = gate * sigmoid
+    of_gate = (grad * up * sigmoid * (1 + gate - silu)).to(gate_NF.dtype)
+    of_up = (grad * silu).to(gate_NF.dtype)
+    output = (silu * up).to(gate_NF.dtype)
+    return grad_NF.copy_(output), gate_NF.copy_(of_gate), up_NF.copy_(of_up)
+
+
+@fused
+def cross_entropy(
+    logits_NV: Tensor, targets_N: Tensor, divisor: float, cap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy summed over the targets that are not negative, of cap · tanh(logits / divisor / cap), and
+    its gradient to `logits`, in their memory."""
+    scores = _wide(logits_NV) / divisor
+    if cap is not None:
+        scores = torch.tanh(scores / cap) * cap
+    counts = (targets_N >= 0)[:, None]
+    sums = torch.logsumexp(scores, dim=-1, keepdim=True)
+    hit = torch.arange(scores.shape[1], device=scores.device) == targets_N[:, None]
+    loss = torch.where(hit, sums - scores, 0).sum()
+    gradient = (torch.exp(scores - sums) - hit.to(scores.dtype)) * counts / divisor
+    if cap is not None:
+        gradient = gradient * (1 - (scores / cap).square())
+    return loss, logits_NV.copy_(gradient.to(logits_NV.dtype))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

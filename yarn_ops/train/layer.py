@@ -1,0 +1,305 @@
+"""One decoder layer of Llama's shape, forward and backward, keeping what its policy says.
+
+    x ─ norm ─ q,k,v ─ rotate ─ attention ─ o ─(+x)─ mid ─ norm ─ gate,up ─ swiglu ─ down ─(+mid)─ y
+
+Whatever is not kept is computed again by the same calls, so the policy changes time and memory and not one
+bit of a gradient. Norms, rotation and the activation are always computed again: they cost a pass over memory,
+keeping them costs memory for the length of the step.
+
+Axes in names: B windows, T tokens, N = B·T, D hidden width, F the MLP's, H heads, K head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from yarn_ops.train.attention import Attended, Documents, Kernel, attend, attend_backward
+from yarn_ops.train.elementwise import (
+    rms_norm,
+    rms_norm_backward,
+    rms_norm_weight_gradient,
+    rotate,
+    swiglu,
+    swiglu_backward,
+)
+from yarn_ops.train.host import HostStash, Stashed
+from yarn_ops.train.projection import (
+    Linear,
+    input_gradient,
+    low_rank_gradient,
+    parameter_gradients,
+    project,
+)
+
+Keep = Literal["everything", "attention", "outputs", "input"]
+
+
+class LayerPolicy(NamedTuple):
+    """What a layer keeps from its forward to its backward."""
+
+    keep: Keep
+    """everything; attention: not the MLP's products; outputs: x and the attention's output; input: x"""
+    on_host: bool = False
+    """x waits in host memory"""
+
+
+class Weights(NamedTuple):
+    """A layer's parameters in the dtype it computes in. Every `_a` holds the A matrices of the linear layers
+    that share its input, in their order."""
+
+    norm: Tensor
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    mlp_norm: Tensor
+    qkv_a: Tensor | None
+    o_a: Tensor | None
+    gate_up_a: Tensor | None
+    down_a: Tensor | None
+    q: Linear
+    k: Linear
+    v: Linear
+    o: Linear
+    gate: Linear
+    up: Linear
+    down: Linear
+
+    def flat(self) -> tuple[Tensor | None, ...]:
+        """What autograd sees; `of` undoes it."""
+        return flatten(self)
+
+    @classmethod
+    def of(cls, flat: Sequence[Any]) -> Weights:
+        linears = [Linear(*flat[i : i + 3]) for i in range(LINEARS, len(flat), 3)]
+        return cls(*flat[:LINEARS], *linears)
+
+
+LINEARS = Weights._fields.index("q")
+NO_GRADIENT: Linear = Linear(*[None] * 3)  # type: ignore[arg-type]
+
+
+def flatten(values: Sequence[Any]) -> tuple[Tensor | None, ...]:
+    """Weights, or their gradients, as tensors alone."""
+    return (*values[:LINEARS], *(tensor for linear in values[LINEARS:] for tensor in linear or NO_GRADIENT))
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all layers of a forward share."""
+
+    head_width: int
+    eps: float
+    kernel: Kernel
+    cos_BTK: Tensor
+    sin_BTK: Tensor
+    documents: Documents | None
+    tile_rows: int
+    """positions that the MLP takes at a time, where it keeps nothing"""
+    stash: HostStash
+    whole: bool
+    """weights, norms and biases learn too"""
+
+
+@dataclass
+class Kept:
+    x: Tensor | Stashed
+    attended: Attended | None = None
+    qkv: list[Tensor] | None = None
+    mid: Tensor | None = None
+    gate_up: list[Tensor] | None = None
+
+
+def decoder_layer(x_BTD: Tensor, weights: Weights, context: Context, policy: LayerPolicy) -> Tensor:
+    """B × T × D to the same."""
+    return _Layer.apply(x_BTD, context, policy, *weights.flat())  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x_BTD: Tensor, context: Context, policy: LayerPolicy, *flat: Tensor | None
+    ) -> Tensor:
+        layer = _Pass(Weights.of(flat), context, x_BTD.shape)
+        x = x_BTD.flatten(0, 1)
+        qkv = layer.project_qkv(x)
+        attended = layer.attend(qkv)
+        keep = policy.keep if any(ctx.needs_input_grad) else None
+        if keep not in ("everything", "attention"):
+            qkv = []
+        mid = layer.project_output(x, attended)
+        y, gate_up = layer.mlp(mid, keep=keep == "everything")
+        if keep is not None:
+            kept = Kept(context.stash.put(x) if policy.on_host else x)
+            if keep != "input":
+                kept.attended = attended
+            if keep in ("everything", "attention"):
+                kept.qkv, kept.mid = qkv, mid
+            if keep == "everything":
+                kept.gate_up = gate_up
+            ctx.kept, ctx.context, ctx.flat = kept, context, flat
+        return y.view(x_BTD.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
+        kept: Kept | None = ctx.kept
+        if kept is None:
+            raise RuntimeError("a layer's forward serves one backward: what it kept is gone")
+        ctx.kept = None  # so that what is done with is freed on the way
+        layer = _Pass(Weights.of(ctx.flat), ctx.context, grad_BTD.shape)
+        x = kept.x.get() if isinstance(kept.x, Stashed) else kept.x
+        qkv = kept.qkv
+        if kept.attended is None:
+            qkv = layer.project_qkv(x)
+            kept.attended = layer.attend(qkv)
+        if kept.mid is None:
+            kept.mid = layer.project_output(x, kept.attended)
+
+        grads: dict[str, Any] = dict.fromkeys(Weights._fields)
+        grad_mid = layer.mlp_backward(grad_BTD.flatten(0, 1), kept, grads)
+        grad_x = layer.attention_backward(grad_mid, x, qkv or layer.project_qkv(x), kept.attended, grads)
+        return grad_x.view(grad_BTD.shape), None, None, *flatten([*grads.values()])
+
+
+class _Pass:
+    """One layer's calculations on N × D tensors; the backward repeats the forward's own methods."""
+
+    def __init__(self, weights: Weights, context: Context, shape: torch.Size) -> None:
+        self._w, self._c, self._windows = weights, context, shape[0]
+
+    def project_qkv(self, x: Tensor) -> list[Tensor]:
+        """Queries, keys and values; rotated, unless they are normed first: that derivative needs them raw."""
+        w = self._w
+        q, k, v = project(rms_norm(x, w.norm, self._c.eps), w.qkv_a, (w.q, w.k, w.v))
+        if w.q_norm is None:
+            q, k = self._flat(self._rotate(self._heads(q))), self._flat(self._rotate(self._heads(k)))
+        return [q, k, v]
+
+    def attend(self, qkv: list[Tensor]) -> Attended:
+        q, k, v = self._turned(qkv)
+        return attend(self._c.kernel, q, k, v, self._c.documents)
+
+    def project_output(self, x: Tensor, attended: Attended) -> Tensor:
+        return project(self._flat(attended.output_BTHK), self._w.o_a, (self._w.o,), onto_NO=x)[0]
+
+    def mlp(self, mid: Tensor, keep: bool) -> tuple[Tensor, list[Tensor] | None]:
+        w = self._w
+        if keep:
+            gate_up = self._gate_up(mid)
+            return project(swiglu(*gate_up), w.down_a, (w.down,), onto_NO=mid)[0], gate_up
+        y = torch.empty_like(mid)
+        for rows in self._tiles(len(mid)):
+            project_down = project(swiglu(*self._gate_up(mid[rows])), w.down_a, (w.down,), onto_NO=mid[rows])
+            y[rows] = project_down[0]
+        return y, None
+
+    def mlp_backward(self, grad: Tensor, kept: Kept, grads: dict[str, Any]) -> Tensor:
+        """The gradient of `mid`; those of the MLP's parameters go to `grads`."""
+        assert kept.mid is not None
+        mid, gate_up = kept.mid, kept.gate_up
+        kept.mid = kept.gate_up = None
+        if gate_up is not None:
+            return self._mlp_tile_backward(grad, mid, gate_up, grads)
+        total = torch.empty_like(mid)
+        for rows in self._tiles(len(mid)):
+            total[rows] = self._mlp_tile_backward(grad[rows], mid[rows], self._gate_up(mid[rows]), grads)
+        return total
+
+    def attention_backward(
+        self, grad_mid: Tensor, x: Tensor, qkv: list[Tensor], attended: Attended, grads: dict[str, Any]
+    ) -> Tensor:
+        """The gradient of x, from that of `mid`."""
+        w, c = self._w, self._c
+        output = self._flat(attended.output_BTHK)
+        low = low_rank_gradient([grad_mid], [w.o])
+        grads["o_a"], (grads["o"],) = parameter_gradients(output, [grad_mid], w.o_a, low, [w.o], c.whole)
+        grad_output = self._heads(input_gradient([grad_mid], w.o_a, low, [w.o]))
+        turned = attend_backward(c.kernel, grad_output, *self._turned(qkv), attended, c.documents)
+        del grad_output, output
+
+        linears = (w.q, w.k, w.v)
+        grads_qkv = self._turned_backward(turned, qkv, grads)
+        low = low_rank_gradient(grads_qkv, linears)
+        normal = rms_norm(x, w.norm, c.eps)
+        grads["qkv_a"], (grads["q"], grads["k"], grads["v"]) = parameter_gradients(
+            normal, grads_qkv, w.qkv_a, low, linears, c.whole
+        )
+        grad_normal = input_gradient(grads_qkv, w.qkv_a, low, linears)
+        if c.whole:
+            grads["norm"] = rms_norm_weight_gradient(grad_normal, x, c.eps)
+        return rms_norm_backward(grad_normal, x, w.norm, c.eps, grad_mid)
+
+    def _mlp_tile_backward(
+        self, grad: Tensor, mid: Tensor, gate_up: list[Tensor], grads: dict[str, Any]
+    ) -> Tensor:
+        w, c = self._w, self._c
+        low_down = low_rank_gradient([grad], [w.down])
+        inner = input_gradient([grad], w.down_a, low_down, [w.down])
+        hidden, *grads_gate_up = swiglu_backward(inner, *gate_up)
+        down_a, (down,) = parameter_gradients(hidden, [grad], w.down_a, low_down, [w.down], c.whole)
+        del inner, hidden
+
+        linears = (w.gate, w.up)
+        low = low_rank_gradient(grads_gate_up, linears)
+        normal = rms_norm(mid, w.mlp_norm, c.eps)
+        gate_up_a, (gate, up) = parameter_gradients(normal, grads_gate_up, w.gate_up_a, low, linears, c.whole)
+        grad_normal = input_gradient(grads_gate_up, w.gate_up_a, low, linears)
+        found = {"down_a": down_a, "down": down, "gate_up_a": gate_up_a, "gate": gate, "up": up}
+        if c.whole:
+            found["mlp_norm"] = rms_norm_weight_gradient(grad_normal, mid, c.eps)
+        for name, gradient in found.items():
+            grads[name] = _sum(grads[name], gradient)
+        return rms_norm_backward(grad_normal, mid, w.mlp_norm, c.eps, grad)
+
+    def _gate_up(self, mid: Tensor) -> list[Tensor]:
+        w = self._w
+        return project(rms_norm(mid, w.mlp_norm, self._c.eps), w.gate_up_a, (w.gate, w.up))
+
+    def _turned(self, qkv: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys normed, where the architecture does, and rotated; values as they are."""
+        w, c = self._w, self._c
+        q, k, v = (self._heads(tensor) for tensor in qkv)
+        if w.q_norm is None or w.k_norm is None:
+            return q, k, v
+        q, k = rms_norm(q, w.q_norm, c.eps), rms_norm(k, w.k_norm, c.eps)
+        return self._rotate(q), self._rotate(k), v
+
+    def _turned_backward(
+        self, turned: tuple[Tensor, Tensor, Tensor], qkv: list[Tensor], grads: dict[str, Any]
+    ) -> list[Tensor]:
+        w, c = self._w, self._c
+        q, k = (rotate(grad, c.cos_BTK, -c.sin_BTK) for grad in turned[:2])
+        if w.q_norm is not None and w.k_norm is not None:
+            raw_q, raw_k = self._heads(qkv[0]), self._heads(qkv[1])
+            if c.whole:
+                grads["q_norm"] = rms_norm_weight_gradient(q, raw_q, c.eps)
+                grads["k_norm"] = rms_norm_weight_gradient(k, raw_k, c.eps)
+            q = rms_norm_backward(q, raw_q, w.q_norm, c.eps, None)
+            k = rms_norm_backward(k, raw_k, w.k_norm, c.eps, None)
+        return [self._flat(tensor) for tensor in (q, k, turned[2])]
+
+    def _rotate(self, tensor_BTHK: Tensor) -> Tensor:
+        return rotate(tensor_BTHK, self._c.cos_BTK, self._c.sin_BTK)  # type: ignore[no-any-return]
+
+    def _heads(self, tensor: Tensor) -> Tensor:
+        return tensor.view(self._windows, -1, tensor.shape[-1] // self._c.head_width, self._c.head_width)
+
+    def _flat(self, tensor_BTHK: Tensor) -> Tensor:
+        return tensor_BTHK.reshape(-1, tensor_BTHK.shape[-2] * tensor_BTHK.shape[-1])
+
+    def _tiles(self, positions: int) -> Iterator[slice]:
+        return (slice(start, start + self._c.tile_rows) for start in range(0, positions, self._c.tile_rows))
+
+
+def _sum(total: Any, more: Any) -> Any:
+    """Of gradients tile by tile: tensors, or layers of them."""
+    if total is None or more is None:
+        return more if total is None else total
+    if isinstance(more, Linear):
+        return Linear(*(_sum(*pair) for pair in zip(total, more, strict=True)))
+    return total.add_(more)

@@ -1,0 +1,248 @@
+"""What a training step will take, before it is taken: memory and seconds by what its layers keep, and the
+fastest choice that fits.
+
+Counts of products and bytes follow the layer's calculations (`layer`); rates come from a short probe of the
+device (`probe`), or from a table of those that were measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from yarn_ops.errors import TrainError
+from yarn_ops.train.layer import LayerPolicy
+
+GIB = 1 << 30
+LADDER = (
+    LayerPolicy("input", on_host=True),
+    LayerPolicy("input"),
+    LayerPolicy("outputs"),
+    LayerPolicy("attention"),
+    LayerPolicy("everything"),
+)
+"""from least memory to least time; each rung saves more time a byte than the next"""
+MARGIN = 0.05
+"""of the memory, for what fragments it"""
+TRAINED_BYTES = 4 + 4 + 8
+"""of a parameter that learns, in float32: itself, its gradient, AdamW's two moments"""
+TILE_ROWS = 1 << 15
+"""positions of the MLP at a time"""
+HEAD_BYTES = GIB
+"""of logits at a time"""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model, as far as the cost of its step depends on it."""
+
+    layers: int
+    hidden: int
+    mlp: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    vocabulary: int
+    parameters: int
+    trained: int
+    element_bytes: int = 2
+    """of activations"""
+    weight_bytes: int = 2
+    """of a frozen parameter"""
+    whole: bool = False
+    """all parameters learn"""
+
+    @classmethod
+    def of(cls, model: Any, *, element_bytes: int, weight_bytes: int) -> Shape:
+        """Of a transformers model with its adapters in place; it may be laid out without data."""
+        config = model.config
+        trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
+        parameters = sum(value.numel() for value in model.parameters())
+        heads = config.num_attention_heads
+        return cls(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            mlp=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+            heads=heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            vocabulary=config.vocab_size,
+            parameters=parameters,
+            trained=trained,
+            element_bytes=element_bytes,
+            weight_bytes=weight_bytes,
+            whole=trained > parameters / 2,
+        )
+
+    @property
+    def attention_width(self) -> int:
+        return self.heads * self.head_width
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_heads * self.head_width
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Of weights, gradients and optimizer."""
+        return (self.parameters - self.trained) * self.weight_bytes + self.trained * TRAINED_BYTES
+
+
+class Rates(NamedTuple):
+    """Of a device, per second."""
+
+    products: float
+    """FLOP of matrix products"""
+    attention_forward: float
+    attention_backward: float
+    bytes: float
+    """of memory, in passes over activations"""
+    host_bytes: float
+    """between host and device"""
+
+
+class Device(NamedTuple):
+    name: str
+    memory_bytes: int
+    rates: Rates
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One step's policies and cost."""
+
+    policies: tuple[LayerPolicy, ...]
+    step_s: float
+    peak_bytes: int
+    host_bytes: int
+
+    def describe(self) -> str:
+        """Such as `everything × 24, attention × 8`."""
+        names = [policy.keep + " on the host" * policy.on_host for policy in self.policies]
+        return ", ".join(f"{name} × {names.count(name)}" for name in dict.fromkeys(names))
+
+
+def model_flops(shape: Shape, positions: int, window: int) -> float:
+    """A step's work without recomputation and without gradients of frozen weights: the numerator of MFU."""
+    products = 2 * shape.layers * _layer_parameters(shape) * positions
+    attention = shape.layers * _attention_flops(shape, positions, window)
+    head = 2 * shape.vocabulary * shape.hidden * positions
+    whole = products + head if shape.whole else 0
+    return 2 * products + 3.5 * attention + 2 * head + whole
+
+
+def step_cost(
+    shape: Shape, policies: Sequence[LayerPolicy], positions: int, window: int, rates: Rates
+) -> Plan:
+    """Seconds and peak memory of one micro-batch: `positions` tokens in windows of `window`."""
+    seconds = sum(_layer_seconds(shape, policy, positions, window, rates) for policy in policies)
+    head = 2 * 2 * shape.vocabulary * shape.hidden * positions
+    seconds += head / rates.products + 8 * shape.vocabulary * positions * shape.element_bytes / rates.bytes
+    seconds += 2 * shape.trained * TRAINED_BYTES / rates.bytes
+    kept = sum(_kept_bytes(shape, policy, positions) for policy in policies if not policy.on_host)
+    host = sum(_kept_bytes(shape, policy, positions) for policy in policies if policy.on_host)
+    fetched = 2 * _kept_bytes(shape, LADDER[0], positions) if host else 0  # one in use and one on its way
+    peak = shape.fixed_bytes + kept + fetched + _working_bytes(shape, policies, positions)
+    return Plan(tuple(policies), seconds, peak, host)
+
+
+def plan_step(
+    shape: Shape, positions: int, window: int, rates: Rates, *, memory_bytes: float, host_bytes: float
+) -> Plan:
+    """The fastest that stays below `memory_bytes`; TrainError, naming what to turn, if none does."""
+    policies = [LADDER[0]] * shape.layers
+    usable = memory_bytes * (1 - MARGIN)
+    least = step_cost(shape, policies, positions, window, rates)
+    if least.peak_bytes > usable:
+        raise TrainError(_too_large(shape, least.peak_bytes, memory_bytes, positions))
+    for rung in LADDER[1:]:
+        for layer in reversed(range(shape.layers)):
+            better = [*policies[:layer], rung, *policies[layer + 1 :]]
+            if step_cost(shape, better, positions, window, rates).peak_bytes > usable:
+                break
+            policies = better
+    plan = step_cost(shape, policies, positions, window, rates)
+    if plan.host_bytes > host_bytes:
+        raise TrainError(_too_large(shape, plan.host_bytes, host_bytes, positions, "host memory"))
+    return plan
+
+
+def step_down(policies: Sequence[LayerPolicy]) -> list[LayerPolicy] | None:
+    """Every layer one rung lower, for a step that ran out of memory all the same; None at the foot."""
+    if all(policy == LADDER[0] for policy in policies):
+        return None
+    return [LADDER[max(0, LADDER.index(policy) - 1)] for policy in policies]
+
+
+def _layer_parameters(shape: Shape) -> int:
+    return shape.hidden * (2 * shape.attention_width + 2 * shape.kv_width + 3 * shape.mlp)
+
+
+def _attention_flops(shape: Shape, positions: int, window: int) -> float:
+    """Forward, of one layer: two products over the causal half."""
+    return 4 * shape.attention_width * positions * window / 2
+
+
+def _layer_seconds(shape: Shape, policy: LayerPolicy, positions: int, window: int, rates: Rates) -> float:
+    d, f = shape.hidden, shape.mlp
+    products = (3 if shape.whole else 2) * _layer_parameters(shape)
+    if policy.keep != "everything":
+        products += 2 * d * f  # gate, up
+    if policy.keep in ("outputs", "input"):
+        products += d * (2 * shape.attention_width + 2 * shape.kv_width)  # q, k, v, o
+    attention = _attention_flops(shape, positions, window)
+    forwards = 2 if policy.keep == "input" else 1
+    seconds = 2 * products * positions / rates.products
+    seconds += forwards * attention / rates.attention_forward + 2.5 * attention / rates.attention_backward
+    again = {"everything": 0, "attention": 4 * f + 2 * d, "outputs": 4 * f + 10 * d, "input": 4 * f + 14 * d}
+    passes = PASSES_HIDDEN * d + PASSES_MLP * f + again[policy.keep]
+    seconds += passes * positions * shape.element_bytes / rates.bytes
+    if policy.on_host:
+        copied = 2 * _kept_bytes(shape, policy, positions) / rates.host_bytes
+        return max(seconds, copied)
+    return seconds
+
+
+PASSES_HIDDEN = 60
+PASSES_MLP = 28
+"""activations of hidden and MLP width that a layer's norms, rotations, activation and adapters read or write,
+forward and backward; fitted to a profile of the step"""
+
+
+def _kept_bytes(shape: Shape, policy: LayerPolicy, positions: int) -> int:
+    elements = shape.hidden
+    if policy.keep != "input":
+        elements += shape.attention_width
+    if policy.keep in ("attention", "everything"):
+        elements += shape.hidden + shape.attention_width + 2 * shape.kv_width
+    if policy.keep == "everything":
+        elements += 2 * shape.mlp
+    sums = 0 if policy.keep == "input" else 4 * shape.heads
+    return positions * (elements * shape.element_bytes + sums)
+
+
+def _working_bytes(shape: Shape, policies: Sequence[LayerPolicy], positions: int) -> int:
+    """The most that one layer's backward, or the loss, holds beside what is kept."""
+    d, f, a, kv = shape.hidden, shape.mlp, shape.attention_width, shape.kv_width
+    rows = min(positions, TILE_ROWS)
+    keeps = {policy.keep for policy in policies}
+    tile = rows * (3 * f + 3 * d) if keeps != {"everything"} else 0
+    untiled = positions * (f + 3 * d) if "everything" in keeps else 0
+    made_again = a + d + a + 2 * kv if "input" in keeps else a + d + 2 * kv if "outputs" in keeps else 0
+    in_mlp = max(tile, untiled) + positions * (2 * d + made_again)
+    in_attention = positions * (d + made_again + 5 * a + 4 * kv) + positions * 2 * a  # float32 sums of dq
+    in_loss = positions * 3 * d
+    return max(in_mlp, in_attention, in_loss + HEAD_BYTES // shape.element_bytes) * shape.element_bytes
+
+
+def _too_large(
+    shape: Shape, needed: float, there: float, positions: int, what: str = "of the device's memory"
+) -> str:
+    knob = "a smaller rope.factor or train.batch_windows"
+    if shape.fixed_bytes > there:
+        knob = "a smaller base" if not shape.whole else "train.method lora"
+    return (
+        f"training: a step of {positions:,} tokens needs {needed / GIB:.1f} GiB {what}, there are "
+        f"{there / GIB:.1f}; choose {knob}"
+    )

@@ -1,0 +1,57 @@
+"""What a GPU does in a second, measured on a model's own shapes before it trains; it takes about a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from yarn_ops.train.attention import Kernel, attend, attend_backward
+from yarn_ops.train.plan import Rates, Shape
+
+PROBE_POSITIONS = 1 << 15
+PROBE_BYTES = 1 << 28
+REPEATS = 3
+
+
+def measure_rates(shape: Shape, positions: int, window: int, kernel: Kernel) -> Rates:
+    """Of bf16 products, attention and copies on the current CUDA device."""
+    rows, tokens = min(positions, PROBE_POSITIONS), min(window, PROBE_POSITIONS)
+    x = _random(rows, shape.hidden)
+    weight = _random(shape.mlp, shape.hidden)
+    product = _seconds(lambda: x @ weight.t())
+
+    q, grad = (_random(1, tokens, shape.heads, shape.head_width) for _ in range(2))
+    k, v = (_random(1, tokens, shape.kv_heads, shape.head_width) for _ in range(2))
+    attended = attend(kernel, q, k, v, None)
+    forward = _seconds(lambda: attend(kernel, q, k, v, None))
+    backward = _seconds(lambda: attend_backward(kernel, grad, q, k, v, attended, None))
+    flops = 4 * shape.attention_width * tokens**2 / 2
+
+    source = torch.empty(PROBE_BYTES, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    host = torch.empty(PROBE_BYTES, dtype=torch.uint8, pin_memory=True)
+    copy = _seconds(lambda: target.copy_(source))
+    to_host = _seconds(lambda: host.copy_(source, non_blocking=True))
+    return Rates(
+        products=2 * rows * shape.hidden * shape.mlp / product,
+        attention_forward=flops / forward,
+        attention_backward=2.5 * flops / backward,
+        bytes=2 * PROBE_BYTES / copy,
+        host_bytes=PROBE_BYTES / to_host,
+    )
+
+
+def _random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.bfloat16, device="cuda")  # zeros would run faster than data does
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    work()
+    began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    began.record()
+    for _ in range(REPEATS):
+        work()
+    ended.record()
+    ended.synchronize()
+    return began.elapsed_time(ended) / 1e3 / REPEATS
