@@ -198,6 +198,41 @@ def rope_show(
         rope.draw(spec, to)
 
 
+@app.command("remedies")
+def remedies_(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A directory, or a base as in a recipe: shipped:base512, …")
+    ],
+    factor: Annotated[
+        float | None, typer.Option(help="Read a model that is not extended yet zero-shot by YaRN.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The model before it was extended.")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, metavar="TOKENS", help="Of a document; as the model's config says.")
+    ] = None,
+    documents: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Text to hide answers in; may be repeated.")
+    ] = None,
+    templates: Annotated[str, typer.Option(help="Of code, prose.")] = "code",
+    windows: Annotated[int, typer.Option(min=1, help="Documents; four answers lie in each.")] = 16,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    to: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it as well.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare ways to answer from a long document: attention, rolling, blocks, search, agent; with costs."""
+    import yarn_ops.cli.remedies as remedies
+
+    side = remedies.run(
+        model, base=base, factor=factor, length=length, documents=documents, templates=templates,
+        windows=windows, seed=seed,
+    )  # fmt: skip
+    remedies.show(side, as_json=json)
+    if to is not None:
+        remedies.draw(side, to)
+
+
 @runs_app.callback()
 def runs(
     context: typer.Context,

@@ -12,6 +12,7 @@ import torch
 from yarn_ops.checkpoints import read_config, rope_type
 from yarn_ops.data.files import Files
 from yarn_ops.errors import EvaluationError
+from yarn_ops.evals.recall import TEMPLATES
 from yarn_ops.evals.suite.haystack import STANDARD_LIBRARY, read_haystack
 from yarn_ops.evals.suite.subject import Subject, open_subject
 from yarn_ops.recipe import Rope
@@ -20,7 +21,6 @@ from yarn_ops.remedies.usual import usual_remedies
 from yarn_ops.rope.config import patch_config
 
 NOT_SCALED = "default"
-TEMPLATES = ("code",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Asked:
     context_tokens: int | None = None
     """None: what the config allows"""
     windows: int = 16
-    templates: Sequence[str] = TEMPLATES
+    templates: Sequence[str] = ("code",)
     seed: int = 0
 
 
@@ -49,6 +49,8 @@ def compare(
     EvaluationError, DataError, RopeError or BaseModelError where the request cannot be met; documents and
     questions are made before a model is loaded.
     """
+    if unknown := [name for name in asked.templates if name not in TEMPLATES]:
+        raise EvaluationError(f"--templates: {unknown[0]!r} is unknown; there is {', '.join(TEMPLATES)}")
     subject = _open(asked)
     length, window = asked.context_tokens or subject.context_tokens, subject.original_context_tokens
     if length <= window:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from yarn_ops.remedies.side_by_side import PARTS, PERPLEXITY, Row, SideBySide, part_depth, recall_tasks
+from yarn_ops.remedies.side_by_side import (
+    PARTS,
+    PERPLEXITY,
+    Row,
+    SideBySide,
+    part_depth,
+    recall_tasks,
+)
 
 UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
@@ -15,11 +22,10 @@ def heads(side: SideBySide) -> list[tuple[str, str]]:
     for task in recall_tasks(side.rows):
         name = task.removeprefix("recall/")
         if _by_part(side.rows, task):
-            parts = ["farthest", *[""] * (PARTS - 2), "nearest"]
-            recall += [(f"{name}" if part == 0 else "", parts[part]) for part in range(PARTS)]
+            recall.append((f"{name}, by quarter", "farthest → nearest"))
         recall.append((name, "all [95 %]"))
     costs = [("prepare", "s"), ("answer", "ms"), ("memory", "peak"), ("memory", "held")]
-    tokens = [("tokens read", "to prepare"), ("tokens read", "an answer"), ("tokens", "seen")]
+    tokens = [("read to", "prepare"), ("read to", "answer"), ("tokens", "seen")]
     return [("", "remedy"), *recall, ("perplexity", ""), *costs, *tokens]
 
 
@@ -28,7 +34,7 @@ def cells(side: SideBySide, row: Row) -> list[str]:
     recall = []
     for task in recall_tasks(side.rows):
         if _by_part(side.rows, task):
-            recall += [_share(row.value(task, part_depth(part))) for part in range(PARTS)]
+            recall.append(" ".join(_share(row.value(task, part_depth(part))) for part in range(PARTS)))
         recall.append(_with_interval(row, task))
     perplexity = row.value(PERPLEXITY)
     return [
@@ -84,5 +90,5 @@ def _share(value: float | None) -> str:
 def _with_interval(row: Row, task: str) -> str:
     for score in row.scores:
         if (score.task, score.depth) == (task, None):
-            return f"{score.value:.2f} [{score.low:.2f}, {score.high:.2f}]"
+            return f"{score.value:.2f} [{score.low:.2f} {score.high:.2f}]"
     return ""
