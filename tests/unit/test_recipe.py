@@ -76,6 +76,14 @@ def test_a_recipe_survives_json() -> None:
             "publish: alias 'v1' is reserved by MLflow; choose another",
         ),
         ("[[train.stages]]\nstep = 5\n[rope]\nfactor = 4\n", "train.stages.0.context_tokens: missing"),
+        (
+            "[rope]\nfactor = 2\n[[train.stages]]\ncontext_tokens = 9\nsteps = 1\ngate = {max_growth = 2}\n",
+            "train.stages.0.gate.max_growth: unknown key; did you mean 'max_long_growth'?",
+        ),
+        (
+            "[rope]\nfactor = 2\n[[train.stages]]\ncontext_tokens = 9\nsteps = 1\ncarry = 'all'\n",
+            "train.stages.0.carry: input should be 'adapter', 'adapter+optimizer' or 'weights' (found 'all')",
+        ),
         ("[rope\n", "not valid TOML"),
     ],
 )
@@ -132,6 +140,24 @@ def test_legs_grow_to_the_target() -> None:
         20,
         1e-4,
     )
+
+
+def test_a_leg_s_gate_asks_for_what_it_names() -> None:
+    legs = "[{context_tokens=768, steps=2}, {context_tokens=1024, steps=2, gate={min_recall=0.5}}]"
+    recipe = load_recipe(recipe_path("demo"), [f"train.stages={legs}", "rope.factor=2"])
+    plain, gated = recipe.curriculum(512)
+    assert (plain.gate.asks, gated.gate.asks) == (False, True)
+    asked = recipe.evaluation_of(gated, 512)
+    assert (asked.lengths, asked.templates) == ((1.0, 2.0), ("code", "prose"))
+    assert recipe.evaluation_of(plain, 512).templates == ()
+    gate = gated.gate.at_target()
+    assert {name: value for name, value in gate if value is not None} == {"min_recall": 0.5}
+
+
+def test_the_first_leg_carries_nothing_over() -> None:
+    stages = [{"context_tokens": 1024, "steps": 5, "carry": "weights"}] * 2
+    recipe = parse_recipe({"rope": {"factor": 2}, "train": {"stages": stages}})
+    assert [leg.carry for leg in recipe.curriculum(512)] == ["adapter", "weights"]
 
 
 def test_a_curriculum_that_stops_short_is_refused() -> None:
