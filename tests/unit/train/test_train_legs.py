@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from yarn_ops.digests import digest_tree
 from yarn_ops.errors import Stopped, TrainError
@@ -17,6 +18,7 @@ from yarn_ops.recipe import Train
 from yarn_ops.train.events import EventLog
 from yarn_ops.train.job import Job
 from yarn_ops.train.loop import BETAS, run_job
+from yarn_ops.train.lora import attach_adapter, merge_lora
 from yarn_ops.train.moments import FILE
 
 MakeJob = Callable[..., Job]
@@ -34,6 +36,14 @@ def moments(job: Job) -> dict[str, torch.Tensor]:
     return load_file(job.out_dir / FILE)
 
 
+def merged(base: Path, adapter: Path, out: Path) -> Path:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    attach_adapter(model, adapter)
+    merge_lora(model)
+    model.save_pretrained(out)
+    return out
+
+
 class StopAfter(threading.Event):
     """Set once it was asked `looks` times: a trainer of one micro-batch a step asks once a step."""
 
@@ -47,15 +57,19 @@ class StopAfter(threading.Event):
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.parametrize("carry", ["adapter", "adapter+optimizer"])
+@pytest.mark.parametrize("carry", ["adapter", "adapter+optimizer", "weights"])
 @pytest.mark.parametrize("steps_before", [0, 3])
 def test_a_leg_left_and_gone_on_with_is_one_never_left(
-    make_job: MakeJob, trained: Trained, method: str, carry: str, steps_before: int
-) -> None:
+    tiny: Path, tmp_path: Path, make_job: MakeJob, trained: Trained,
+    method: str, carry: str, steps_before: int,
+) -> None:  # fmt: skip
     before = trained(make_job("before", steps=2, leg=SHORT, keep_optimizer=True, method=method))
+    carried = {"previous_dir": before.out_dir}
+    if carry == "weights":
+        carried = {"base_dir": merged(tiny / "base", before.out_dir, tmp_path / "merged")}
     changes = {
-        "steps": 5, "leg": {"carry": carry}, "previous_dir": before.out_dir, "method": method,
-        "keep_optimizer": True, "checkpoint_every": 2,
+        "steps": 5, "leg": {"carry": carry}, "method": method, "keep_optimizer": True, "checkpoint_every": 2,
+        **carried,
     }  # fmt: skip
     whole, left = trained(make_job("whole", **changes)), make_job("left", **changes)
     left.work_dir.mkdir(parents=True)
