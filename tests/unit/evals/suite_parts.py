@@ -1,0 +1,65 @@
+"""Documents without needles, and models that find needles by regular expression."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from yarn_ops.evals.suite.haystack import Haystack
+from yarn_ops.evals.suite.needles import CHANCE  # noqa: F401  what the tests compare with
+
+SYLLABLES = ["ba", "de", "fi", "go", "lu", "ma", "ne", "pi", "ro", "tu", "sha", "the", "ing", "ou", "er"]
+PLANTED = re.compile(r"number for (\w{4}) is: (\d+)\.")
+ASKED = re.compile(r"number for (\w{4})\? It is:((?: \d*)?)$")
+ROWS = 12
+"""last positions that a model here says something about: more than an answer has tokens"""
+
+
+def documents(encode, tokens: int = 6000, prefix: tuple[int, ...] = ()) -> Haystack:
+    """One text of random words."""
+    rng = np.random.default_rng(1)
+    text = " ".join("".join(word) for word in rng.choice(SYLLABLES, (tokens, 2))) + "."
+    ids = np.asarray(encode(text), dtype=np.int64)[:tokens]
+    return Haystack((text,), (ids,), prefix, encode, "words")
+
+
+class Finder(torch.nn.Module):
+    """Writes the value that the text gives for the key it is asked for.
+
+    window: it sees so many tokens back and no further. shuffled: it takes the value of any key it saw.
+    Its hidden states are one-hot next tokens.
+    """
+
+    def __init__(self, tokenizer, *, window: int | None = None, shuffled: bool = False) -> None:
+        super().__init__()
+        self.tokenizer, self.window, self.shuffled = tokenizer, window, shuffled
+        self.config = SimpleNamespace(vocab_size=tokenizer.vocab_size)
+        self.device = torch.device("cpu")
+
+    def get_output_embeddings(self):
+        return torch.nn.Identity()
+
+    def base_model(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        hidden = torch.zeros(*input_ids.shape, self.config.vocab_size)
+        for row, ids in enumerate(input_ids.tolist()):
+            start = max(0, len(ids) - self.window) if self.window else 0
+            seen = dict(PLANTED.findall(self.tokenizer.decode(ids[start:])))
+            for at in range(max(0, len(ids) - ROWS), len(ids)):
+                hidden[row, at, self._next(ids[max(0, at - 40) : at + 1], seen)] = 20.0
+        return SimpleNamespace(last_hidden_state=hidden)
+
+    def _next(self, ids: list[int], seen: dict[str, str]) -> int:
+        question = ASKED.search(self.tokenizer.decode(ids))
+        if question is None:
+            return 0
+        value = seen.get(question[1])
+        if self.shuffled and seen:
+            any_of = sorted(seen.values())
+            value = any_of[sum(map(ord, question[1])) % len(any_of)]
+        answer = self.tokenizer.encode(f" {value}", add_special_tokens=False) if value else []
+        written = self.tokenizer.encode(question[2], add_special_tokens=False)
+        rest = answer[len(written) :] if answer[: len(written)] == written else []
+        return rest[0] if rest else 0

@@ -1,0 +1,105 @@
+"""Reading what is shared once: the same answers as whole forwards, for fewer tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from suite_parts import documents
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+from yarn_ops.evals.suite import needles, suffix
+from yarn_ops.evals.suite.reader import SharedReader, WholeReader, open_reader
+from yarn_ops.evals.suite.sample import Question
+from yarn_ops.rope.config import rope_spec_of
+
+SIZES = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+}  # fmt: skip
+SPEC = rope_spec_of({**SIZES, "model_type": "llama", "rope_theta": 10_000.0, "head_dim": 8})
+QUESTIONS = [
+    Question((5, 7, 9), (3, 4), ((6, 5, 2), (8,))),
+    Question((11,), (2,)),
+    Question((1, 2), (60, 61, 62), ((63, 64, 65),)),
+]
+
+
+def texts() -> list[np.ndarray]:
+    """Three that begin alike for 30, then 10 tokens, and one that has nothing in common."""
+    rng = np.random.default_rng(0)
+    first, *others = rng.integers(0, 97, (4, 57))
+    others[0][:30] = first[:30]
+    others[1][:10] = first[:10]
+    return [first, *others]
+
+
+@pytest.mark.parametrize("chunk_tokens", [8, 57, 4096])
+def test_shared_reading_equals_whole_forwards(tiny_llama, chunk_tokens):
+    shared, whole = SharedReader(tiny_llama, chunk_tokens), WholeReader(tiny_llama)
+    for text in texts():
+        shared.read(text)
+        whole.read(text)
+        for ours, theirs in zip(shared.ask(QUESTIONS), whole.ask(QUESTIONS), strict=True):
+            assert ours.nll == pytest.approx(theirs.nll, abs=1e-4)
+            assert (ours.right, ours.chosen) == (theirs.right, theirs.chosen)
+        assert shared.write((3,), 9, lambda ids: False) == whole.write((3,), 9, lambda ids: False)
+    assert shared.write((3,), 9, lambda ids: len(ids) == 4) == whole.write((3,), 4, lambda ids: False)
+
+
+def test_what_was_read_is_not_read_again(tiny_llama):
+    reader = SharedReader(tiny_llama)
+    for text, tokens in zip(texts(), (57, 57 - 30, 57 - 10, 57), strict=True):
+        before = reader.read_tokens
+        reader.read(text)
+        assert reader.read_tokens - before == tokens
+        reader.read(text)
+        assert reader.read_tokens - before == tokens
+
+
+def test_a_grid_is_read_from_its_needles_on(tiny_llama, encode):
+    samples = needles.grid("code", documents(encode), 1024, 8, 1, 0)
+    reader = SharedReader(tiny_llama)
+    for sample in samples:
+        reader.read(sample.context % 97)
+    questions = sum(len(sample.questions) for sample in samples)
+    assert questions * 1024 > 5 * reader.read_tokens
+
+
+def test_a_reader_is_chosen_by_what_the_model_can(tiny_llama):
+    assert isinstance(open_reader(tiny_llama, SPEC), SharedReader)
+    assert isinstance(open_reader(tiny_llama, None), WholeReader)
+    late = SPEC.model_copy(update={"method": "dynamic-ntk", "factor": 4.0})
+    assert isinstance(open_reader(tiny_llama, late), WholeReader)
+    windowed = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=16)).eval()
+    assert isinstance(open_reader(windowed, SPEC), WholeReader)
+
+
+def test_a_model_whose_cache_lies_is_read_whole():
+    class Forgetful(LlamaForCausalLM):
+        """Its keys and values are of another text than it read."""
+
+        @property
+        def base_model(self):
+            def read(input_ids, **options):
+                shifted = input_ids.roll(1, -1) if options.get("use_cache") else input_ids
+                return self.model(input_ids=shifted, **options)
+
+            return read
+
+    torch.manual_seed(0)
+    assert isinstance(open_reader(Forgetful(LlamaConfig(**SIZES)).eval(), SPEC), WholeReader)
+
+
+def test_suffix_attention_is_the_masked_one():
+    from types import SimpleNamespace
+
+    torch.manual_seed(0)
+    query, key, value = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 10, 8), torch.randn(1, 2, 10, 8)
+    module = SimpleNamespace(num_key_value_groups=2, is_causal=True)
+    ours, _ = suffix.attend(module, query, key, value, None, scaling=0.3)
+    scores = 0.3 * query @ key.repeat_interleave(2, 1).transpose(-1, -2)
+    scores = scores.masked_fill(~torch.ones(3, 10, dtype=torch.bool).tril(7), -torch.inf)
+    wanted = scores.softmax(-1) @ value.repeat_interleave(2, 1)
+    torch.testing.assert_close(ours, wanted.transpose(1, 2), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,157 @@
+"""Known answers, a suite that goes on, and losses against a slow float64 reference."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from suite_parts import CHANCE, Finder, documents
+from test_suite_reader import SPEC
+
+from yarn_ops.errors import DataError, EvaluationError
+from yarn_ops.evals.capacity.reach import reach_of
+from yarn_ops.evals.suite import context, needles, scoring
+from yarn_ops.evals.suite.journal import CellKey, JsonLines
+from yarn_ops.evals.suite.plan import Size, lengths_to, plan
+from yarn_ops.evals.suite.reader import WholeReader
+from yarn_ops.evals.suite.run import run_suite
+from yarn_ops.records import Score
+
+LENGTHS = (128, 256, 512)
+
+
+def needle_scores(model, encode, texts: int = 2, lengths: tuple[int, ...] = LENGTHS) -> dict[tuple, float]:
+    haystack, reader = documents(encode), WholeReader(model)
+    scores: list[Score] = []
+    for length in lengths:
+        asked = scoring.ask_all(reader, needles.grid("prose", haystack, length, 4, texts, 0))
+        scores += scoring.recall("needle/prose", asked, length, 4, 0)
+    return scores
+
+
+def value(scores, task: str, length: int) -> float:
+    return next(s.value for s in scores if (s.task, s.context_tokens, s.depth) == (task, length, None))
+
+
+def test_a_model_that_copies_scores_one_and_nothing_without_needles(encode, base512_tokenizer):
+    scores = needle_scores(Finder(base512_tokenizer), encode)
+    for length in LENGTHS:
+        assert value(scores, "needle/prose", length) == 1
+        assert value(scores, "needle/prose/choice", length) == 1
+        assert value(scores, "needle/prose/no-needle", length) == 0
+        assert value(scores, "needle/prose/choice/no-needle", length) <= CHANCE
+        assert value(scores, "needle/prose/nats", length) < 0.01
+    assert reach_of(scores).uses.tokens == 512
+
+
+def test_a_model_that_shuffles_scores_at_chance(encode, base512_tokenizer):
+    scores = needle_scores(Finder(base512_tokenizer, shuffled=True), encode, texts=12, lengths=(256,))
+    for task in ("needle/prose", "needle/prose/choice"):
+        low, high = next((s.low, s.high) for s in scores if s.task == task and s.depth is None)
+        assert low <= CHANCE <= high
+    assert value(scores, "needle/prose/no-needle", 256) == 0
+
+
+@pytest.mark.parametrize("window", [200, 300, 420])
+def test_a_windowed_model_uses_its_window_within_a_part(window, encode, base512_tokenizer):
+    scores = needle_scores(Finder(base512_tokenizer, window=window), encode, texts=3)
+    assert reach_of(scores).uses.tokens == pytest.approx(window, abs=512 / 4)
+
+
+def test_growing_context_equals_one_token_at_a_time_in_float64(tiny_llama):
+    windows = np.random.default_rng(0).integers(0, 97, (5, 33))
+    scores = context.growing(tiny_llama, windows, (8, 16, 32), 0)
+    slow = tiny_llama.double()
+    try:
+        for k in (8, 16, 32):
+            losses = []
+            for window in windows:
+                for target in range(33 - 6, 33):
+                    ids = torch.from_numpy(window[32 - k : target])[None]
+                    logits = slow(input_ids=ids).logits[0, -1].detach()
+                    losses.append(-float(logits.log_softmax(-1)[window[target]]))
+            assert value(scores, context.SAME_TARGETS, k) == pytest.approx(np.mean(losses), rel=1e-5)
+    finally:
+        tiny_llama.float()
+    gain = value(scores, context.SAME_TARGETS, 8) - value(scores, context.SAME_TARGETS, 32)
+    assert value(scores, context.GAIN, 32) == pytest.approx(gain, abs=1e-6)
+
+
+def test_key_tokens_complete_a_run_that_is_only_far_away():
+    window = np.array([1, 2, 3, 9, 9, 8, 7, 6, 1, 2, 3, 5, 1, 2, 3])
+    assert np.flatnonzero(context.key_tokens(window, 5)).tolist() == [10]
+
+
+SMALL = Size(2, 1, 4, 0, ("context", "perplexity", "needle/code", "multi-key"))
+
+
+@pytest.fixture
+def cells(encode):
+    haystack = documents(encode)
+    tiny = type(haystack)(
+        haystack.texts, tuple(ids % 97 for ids in haystack.documents), (),
+        lambda text: [token % 97 for token in haystack.encode(text)], "tiny",
+    )  # fmt: skip
+    return plan(SMALL, lengths_to(256), tiny, 0)
+
+
+def measure(cells, load, journal, digest="c"):
+    return run_suite(
+        cells, load, SPEC, checkpoint_digest=digest, precision="fp32", journal=journal, report=lambda *_: None
+    )
+
+
+def test_a_suite_that_was_killed_goes_on_with_its_next_cell(cells, tiny_llama, tmp_path):
+    file = tmp_path / "cells.jsonl"
+    whole = measure(cells, lambda: tiny_llama, JsonLines(tmp_path / "other.jsonl"))
+    assert set(whole.skipped) == {"multi-key at 128", "multi-key at 256"}
+
+    class Killed(JsonLines):
+        def keep(self, key, scores):
+            if len(self._known) == 3:
+                raise KeyboardInterrupt
+            super().keep(key, scores)
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(cells, lambda: tiny_llama, Killed(file))
+    with file.open("a") as torn:
+        torn.write('{"key": {"checkpoint_dig')
+    resumed = measure(cells, lambda: tiny_llama, JsonLines(file))
+    assert resumed.computed == whole.computed - 3
+    assert resumed.scores == whole.scores
+    again = measure(
+        cells, lambda: pytest.fail("the model was loaded for nothing"), without_skipped(file, cells)
+    )
+    assert again.computed == 0
+
+
+def without_skipped(file, cells) -> JsonLines:
+    """A journal in which the cells that cannot be measured have one score."""
+    journal = JsonLines(file)
+    for cell in cells.cells:
+        if cell.name == "multi-key":
+            key = CellKey("c", cells.protocol("fp32"), cell.name, cell.context_tokens, 0)
+            journal.keep(key, (Score(task="none", context_tokens=1, value=0, samples=1, seed=0),))
+    return journal
+
+
+def test_another_checkpoint_precision_or_document_is_measured_anew(cells, tiny_llama, tmp_path):
+    journal = JsonLines(tmp_path / "cells.jsonl")
+    first = measure(cells, lambda: tiny_llama, journal)
+    assert measure(cells, lambda: tiny_llama, journal, digest="d").computed == first.computed
+    assert cells.protocol("fp32") != cells.protocol("bf16")
+    other = plan(SMALL, cells.lengths, replace(cells.haystack, digest="x"), 0)
+    assert other.protocol("fp32") != cells.protocol("fp32")
+    rows = [json.loads(line) for line in journal.path.read_text().splitlines()]
+    assert {row["key"]["checkpoint_digest"] for row in rows} == {"c", "d"}
+
+
+def test_a_suite_of_which_nothing_fits_says_why(encode, tiny_llama, tmp_path):
+    only = plan(Size(2, 1, 4, 0, ("multi-key",)), (128,), documents(encode), 0)
+    with pytest.raises(EvaluationError, match="multi-key: 128 tokens cannot hold it"):
+        measure(only, lambda: tiny_llama, JsonLines(tmp_path / "cells.jsonl"))
+    with pytest.raises(DataError, match="give more documents"):
+        plan(SMALL, (8192,), documents(encode), 0)
