@@ -22,6 +22,7 @@ from yarn_ops.settings import Settings, child_environment, mlflow_environment
 LOOPBACK = "127.0.0.1"
 START_S = 180.0  # a first start creates its database: 11 s seen on 2 cores, a minute when others use them
 POLL_S = 0.1
+WORKER_POLL_S = 3  # Prefect's own 10 is what a person waits for at most after "Submit"
 CPU_POOL = "yarn-ops"
 GPU_POOL = "yarn-ops-gpu"
 """for flows that train or measure; on a machine without a GPU the processor does it"""
@@ -228,7 +229,8 @@ def work_on(settings: Settings, service: Service, pool: str) -> tuple[list[str],
         *(sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"),
         *("--name", pool, "--install-policy", "never", "--no-create-pool-if-not-found"),
     ]
-    return command, service_environment(settings, service)
+    environment = {"PREFECT_WORKER_QUERY_SECONDS": str(WORKER_POLL_S)}
+    return command, service_environment(settings, service) | environment
 
 
 def deploy(settings: Settings, service: Service) -> tuple[list[str], dict[str, str]]:
