@@ -129,6 +129,53 @@ def test_a_list_of_runs_keeps_every_id_whole(capsys: pytest.CaptureFixture[str],
     assert "[somebody]" in "".join("".join(line.split()) for line in lines)  # no markup
 
 
+def test_a_leg_s_verdict_is_told_before_the_run_s(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = {"passed": False, "checks": [{"passed": False, "reason": "growth is 3, above 1.1"}]}
+    display.show_run(run(stage("leg-gate", **failed), status="rejected", reason="leg 1 of 2"))
+    assert "leg gate: failed\n  ✗ growth is 3, above 1.1\n" in capsys.readouterr().out
+
+
+def test_a_comparison_fits(capsys: pytest.CaptureFixture[str], columns: int) -> None:
+    def scores(perplexities: tuple[float, ...], recalls: tuple[float, ...]) -> list[dict[str, Any]]:
+        return [
+            {"task": task, "context_tokens": 256 << place, "depth": None, "value": value}
+            for task, values in (
+                ("perplexity/last-quarter", perplexities),
+                ("recall/code", recalls),
+                ("recall/prose", recalls),
+            )
+            for place, value in enumerate(values)
+        ]  # fmt: skip
+
+    contenders = [
+        ("none", "zero-shot", False, scores((10.9, 10.4, 118.6, 275.1), (0.98, 1.0, 0.004, 0.0))),
+        (
+            "by-parts",
+            "lora+norms+embeddings",
+            True,
+            scores((11.0, 10.5, 10.1, 9.74), (1.0, 0.997, 0.98, 0.9)),
+        ),
+    ]
+    record = {
+        "tree": {"uri": "file:///there", "digest": "d" * 64, "size_bytes": 1}, "pictures": ["comparison.png"],
+        "winner": "by-parts, lora+norms+embeddings",
+        "contenders": [
+            {"method": method, "arm": arm, "verdict": {"passed": passed}, "scores": {"scores": card}}
+            for method, arm, passed, card in contenders
+        ],
+    }  # fmt: skip
+    display.show_comparison(run(stage("compare", **record)))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines)) <= columns
+    assert lines[0] == "at 256 / 512 / 1,024 / 2,048 tokens"
+    none, by_parts = (next(line for line in lines if line.startswith(name)) for name in ("none", "by-parts"))
+    assert none.endswith("10.9 10.4 119 275   .98 1.0 .00 .00  .98 1.0 .00 .00  ✗")
+    assert by_parts.endswith("11.0 10.5 10.1 9.7  1.0 1.0 .98 .90  1.0 1.0 .98 .90  ✓")
+    assert lines[-2:] == [
+        "✓ passed the gate; winner: by-parts, lora+norms+embeddings", "picture: /there/comparison.png",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("count", "shown"),
     [(900, "0.9 KiB"), (528 << 10, "528.0 KiB"), (10 << 20, "10.0 MiB"), (5 << 30, "5.00 GiB")],
