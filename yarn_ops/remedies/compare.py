@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,8 @@ def _open(asked: Asked) -> Subject:
     config = read_config(asked.model)
     if rope_type(config) != NOT_SCALED:
         raise EvaluationError(f"--factor: {asked.name} is already extended; leave the factor out")
+    if not 1 < asked.factor < math.inf:
+        raise EvaluationError(f"--factor: {asked.factor:g} extends nothing; give target / original context")
     rope = Rope(method="yarn", factor=asked.factor)
     patched, _ = patch_config(config, rope, factor=asked.factor, original_context_tokens=None)
     return open_subject(asked.model, name=asked.name, config=patched)
