@@ -39,6 +39,9 @@ STEP_FIGURES = (
     "step_s",
     "data_wait_s",
     "peak_bytes",
+    "flops_per_s",
+    "mfu",
+    "gpu_utilisation",
 )
 
 log = logging.getLogger(__name__)

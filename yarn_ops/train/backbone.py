@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from yarn_ops.train.attention import choose_kernel
 from yarn_ops.train.decoder import Decoder, unsupported
 from yarn_ops.train.layer import LayerPolicy
-from yarn_ops.train.plan import Plan, Rates, Shape, plan_step, step_cost, step_down
+from yarn_ops.train.plan import Plan, Rates, Shape, model_flops, plan_step, step_cost, step_down
 from yarn_ops.train.probe import measure_rates
 
 CPU_RATES = Rates(1e11, 1e11, 1e11, 1e10, 1e10)
@@ -48,6 +48,8 @@ class Backbone:
         )
         self.instead = unsupported(model, window)
         """why transformers' own forward runs; None when ours does"""
+        self.flops = model_flops(self.shape, self._positions, window)
+        """of a micro-batch: what it must do, without recomputation"""
         memory, host, self._rates = _capacity(self.shape, model.device, dtype, self._positions, window)
         self.plan: Plan = plan_step(
             self.shape, self._positions, window, self._rates, memory_bytes=memory, host_bytes=host

@@ -9,6 +9,7 @@ import statistics
 import threading
 import time
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from yarn_ops.train.events import EventLog
 from yarn_ops.train.job import Job
 from yarn_ops.train.lora import load_trained, make_trainable, save_adapter, trained_parameters
 from yarn_ops.train.moments import load_moments, moments_of, place_moments, save_moments
+from yarn_ops.train.plan import known_gpu
 from yarn_ops.train.precision import Dtype, resolve_device, resolve_dtype
 from yarn_ops.train.snapshot import Snapshot, save_snapshot
 from yarn_ops.train.step import Batch, CausalLoss, make_batch
@@ -104,6 +106,7 @@ class Loop:
         """Steps up to the leg's last; a snapshot every `checkpoint_every`, at the end and on a stop."""
         steps, every = self._job.leg.steps, self._job.train.checkpoint_every
         self._events.emit("start", step=self._step, device=self._device, precision=self._dtype)
+        self._tell_plan()
         self._model.train()
         self._loss.prove(next(self._batches()).inputs_BT)
         while self._step < steps:
@@ -154,12 +157,9 @@ class Loop:
         began, job = time.perf_counter(), self._job
         batches = list(self._batches())
         data_wait_s = time.perf_counter() - began
-        target_tokens = sum(batch.target_tokens for batch in batches)
-        loss = 0.0
-        for batch in batches:
-            if self._stop.is_set():
-                return False
-            loss += self._accumulate(batch, target_tokens)
+        loss = self._loss_of_step(batches)
+        if loss is None:
+            return False
         rate = learning_rate(self._step, steps=job.leg.steps, peak=job.peak_learning_rate, train=job.train)
         norm = self._update(rate, batches)
         step_s = time.perf_counter() - began
@@ -178,9 +178,39 @@ class Loop:
             tokens_per_s=sum(batch.inputs_BT.numel() for batch in batches) / step_s,
             step_s=step_s,
             data_wait_s=data_wait_s,
-            peak_bytes=peak_bytes(self._device),
+            **usage(self._device, self._backbone.flops * len(batches) / step_s),
         )
         return True
+
+    def _loss_of_step(self, batches: list[Batch]) -> float | None:
+        """The step's mean loss, its gradients added up; None when asked to stop before the last micro-batch.
+
+        A step that runs out of the GPU's memory is begun again with less kept.
+        """
+        target_tokens = sum(batch.target_tokens for batch in batches)
+        while True:
+            try:
+                loss = 0.0
+                for batch in batches:
+                    if self._stop.is_set():
+                        return None
+                    loss += self._accumulate(batch, target_tokens)
+                return loss
+            except torch.OutOfMemoryError as error:
+                if not self._backbone.step_down():
+                    raise TrainError(
+                        f"training: step {self._step + 1} does not fit the GPU's memory, whatever is kept "
+                        f"({str(error).splitlines()[0]}); lower rope.factor or train.batch_windows"
+                    ) from None
+            self._optimizer.zero_grad(set_to_none=True)
+            if self._device == "cuda":
+                torch.cuda.empty_cache()
+            self._tell_plan()
+
+    def _tell_plan(self) -> None:
+        plan = self._backbone.plan
+        facts: dict[str, Any] = {"foretold_s": plan.step_s} if self._device == "cuda" else {}
+        self._events.emit("plan", kept=plan.describe(), foretold_bytes=plan.peak_bytes, **facts)
 
     def _batches(self) -> Iterator[Batch]:
         """The micro-batches of the step to come: a pure function of its number."""
@@ -262,8 +292,15 @@ def random_state(device: str) -> dict[str, Tensor]:
     return state | {"cuda": torch.cuda.get_rng_state()} if device == "cuda" else state
 
 
-def peak_bytes(device: str) -> int:
-    """Most memory held so far: the GPU allocator's, or the process's resident set."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def usage(device: str, flops_per_s: float) -> dict[str, Any]:
+    """How well a step used its device: most memory held so far (the GPU allocator's, or the process's
+    resident set), model FLOP/s, and on GPUs that are known the share of what large products reach (MFU)."""
+    if device == "cpu":
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"peak_bytes": peak, "flops_per_s": flops_per_s}
+    figures = {"peak_bytes": torch.cuda.max_memory_allocated(), "flops_per_s": flops_per_s}
+    if known := known_gpu(torch.cuda.get_device_name()):
+        figures["mfu"] = flops_per_s / known.peak_flops
+    with suppress(ModuleNotFoundError):  # NVIDIA's management library is an extra
+        figures["gpu_utilisation"] = torch.cuda.utilization() / 100
+    return figures

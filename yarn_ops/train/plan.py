@@ -102,10 +102,26 @@ class Rates(NamedTuple):
     """between host and device"""
 
 
-class Device(NamedTuple):
+class Gpu(NamedTuple):
+    """A GPU that was measured, by a part of the name that its driver gives it."""
+
     name: str
-    memory_bytes: int
+    memory_bytes: float
+    peak_flops: float
+    """that a large bf16 product reaches for a moment: the denominator of MFU"""
     rates: Rates
+    """over a whole step, with cuDNN's attention"""
+
+
+GPUS = (
+    Gpu("H100", 79.1 * GIB, 790e12, Rates(690e12, 540e12, 490e12, 3.0e12, 50e9)),
+    Gpu("H200", 139.8 * GIB, 790e12, Rates(726e12, 554e12, 500e12, 4.2e12, 50e9)),
+)
+
+
+def known_gpu(name: str) -> Gpu | None:
+    """The measured GPU that a device's name, such as `NVIDIA H100 80GB HBM3`, means."""
+    return next((gpu for gpu in GPUS if gpu.name.lower() in name.lower()), None)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from yarn_ops.train.plan import Rates, Shape
 PROBE_POSITIONS = 1 << 15
 PROBE_BYTES = 1 << 28
 REPEATS = 3
+SUSTAINED = 0.92
+"""of the rate of a short burst: over a whole step the chip's power limits it"""
 
 
 def measure_rates(shape: Shape, positions: int, window: int, kernel: Kernel) -> Rates:
@@ -34,9 +36,9 @@ def measure_rates(shape: Shape, positions: int, window: int, kernel: Kernel) -> 
     copy = _seconds(lambda: target.copy_(source))
     to_host = _seconds(lambda: host.copy_(source, non_blocking=True))
     return Rates(
-        products=2 * rows * shape.hidden * shape.mlp / product,
-        attention_forward=flops / forward,
-        attention_backward=2.5 * flops / backward,
+        products=SUSTAINED * 2 * rows * shape.hidden * shape.mlp / product,
+        attention_forward=SUSTAINED * flops / forward,
+        attention_backward=SUSTAINED * 2.5 * flops / backward,
         bytes=2 * PROBE_BYTES / copy,
         host_bytes=PROBE_BYTES / to_host,
     )

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import psutil
+import torch
+from transformers import PreTrainedModel
+
 from yarn_ops.data.windows import needed_tokens
 from yarn_ops.recipe import Stage, Train
 from yarn_ops.records import Local, PatchedModel, Rehearsal, ShardSet
 from yarn_ops.rope.patch import lay_out
 from yarn_ops.train.lora import make_trainable, trained_parameters
-from yarn_ops.train.precision import trainer_environment
+from yarn_ops.train.plan import GPUS, Shape, plan_step
+from yarn_ops.train.precision import resolve_dtype, trainer_environment
 
 
 def rehearse(
@@ -22,11 +27,31 @@ def rehearse(
     device: Literal["cpu", "cuda"],
 ) -> Rehearsal:
     """Raise what the trainer or the merge would: DataError for a corpus shorter than a window, TrainError for
-    layers that the model has not, or for arithmetic that this machine has not."""
+    layers that the model has not, for arithmetic that this machine has not, or for a step that its GPU does
+    not hold."""
     for leg in legs:
         needed_tokens("train", shards.train_tokens, leg.context_tokens)
     needed_tokens("held_out", shards.held_out_tokens, patched.record.target_context_tokens)  # the merge's
     model = lay_out(patched.path)
     make_trainable(model, train)
     trainer_environment(train.precision, device)
+    if device == "cuda":
+        _fit_gpu(model, train, legs)
     return Rehearsal(trainable_parameters=sum(value.numel() for value in trained_parameters(model).values()))
+
+
+def _fit_gpu(model: PreTrainedModel, train: Train, legs: Sequence[Stage]) -> None:
+    dtype = resolve_dtype(train.precision, "cuda")
+    element_bytes = 2 if dtype == "bf16" else 4
+    frozen_bytes = element_bytes if train.method == "lora" else 4
+    shape = Shape.of(model, element_bytes=element_bytes, weight_bytes=frozen_bytes)
+    memory = torch.cuda.get_device_properties(0).total_memory
+    for leg in legs:
+        plan_step(
+            shape,
+            train.batch_windows * leg.context_tokens,
+            leg.context_tokens,
+            GPUS[0].rates,  # which rates, does not matter: memory decides
+            memory_bytes=memory,
+            host_bytes=psutil.virtual_memory().total,
+        )

@@ -1,0 +1,107 @@
+"""The planner against steps that were measured, and its choices."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from yarn_ops.errors import TrainError
+from yarn_ops.train.layer import LayerPolicy
+from yarn_ops.train.plan import (
+    GIB,
+    GPUS,
+    LADDER,
+    Shape,
+    known_gpu,
+    model_flops,
+    plan_step,
+    step_cost,
+    step_down,
+)
+
+RESULTS = Path(__file__).parents[3] / "infra" / "benchmarks" / "results" / "train-step-h200.jsonl"
+H200 = GPUS[1]
+LAYER_PARAMETERS = 4096 * (2 * 4096 + 2 * 1024 + 3 * 14336)
+
+
+def llama_8b(layers: int = 32, rank: int = 16) -> Shape:
+    """Llama 3 8B's shape with LoRA on every linear layer."""
+    widths = (
+        (4096 + 4096) * 2 + (4096 + 1024) * 2 + (4096 + 14336) * 3
+    )  # in + out of q, o; k, v; gate, up, down
+    trained = layers * rank * widths
+    frozen = layers * (LAYER_PARAMETERS + 2 * 4096) + 2 * 128256 * 4096 + 4096
+    return Shape(layers, 4096, 14336, 32, 8, 128, 128256, frozen + trained, trained)
+
+
+def measured() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()]
+
+
+def policies_of(kept: str) -> list[LayerPolicy]:
+    parts = re.findall(r"(\w+)( on the host)? × (\d+)", kept)
+    return [LayerPolicy(keep, bool(host)) for keep, host, count in parts for _ in range(int(count))]  # type: ignore[arg-type]
+
+
+def test_the_shape_is_llama_3_8b() -> None:
+    assert llama_8b().trained == 41_943_040
+    assert llama_8b().parameters - llama_8b().trained == 8_030_261_248
+    assert model_flops(llama_8b(), 32768, 32768) == pytest.approx(1969e12, rel=1e-3)
+
+
+@pytest.mark.parametrize("row", measured(), ids=lambda row: f"{row['tokens']}-{row['kept']}-r{row['rank']}")
+def test_foretold_is_what_was_measured(row: dict[str, Any]) -> None:
+    """Memory within 10 %, seconds within 20 %."""
+    policies = policies_of(row["kept"])
+    cost = step_cost(llama_8b(len(policies), row["rank"]), policies, row["tokens"], row["tokens"], H200.rates)
+    assert cost.peak_bytes / GIB == pytest.approx(row["peak_gib"], rel=0.1)
+    assert cost.step_s == pytest.approx(row["step_s"], rel=0.2)
+
+
+@pytest.mark.parametrize("memory_gib", [30, 45, 80, 139.8])
+def test_more_memory_is_spent_on_less_time(memory_gib: float) -> None:
+    shape = llama_8b()
+    plans = [
+        plan_step(shape, 32768, 32768, H200.rates, memory_bytes=each * GIB, host_bytes=64 * GIB)
+        for each in (memory_gib, memory_gib + 15)
+    ]
+    assert plans[0].peak_bytes <= 0.95 * memory_gib * GIB
+    assert plans[1].step_s <= plans[0].step_s
+    assert plans[0].describe() != "everything × 32" or memory_gib > 115
+
+
+@pytest.mark.parametrize(
+    ("tokens", "memory_gib", "host_gib", "words"),
+    [
+        (32768, 15, 64, "smaller base"),
+        (1 << 21, 139.8, 64, "smaller rope.factor"),
+        (1 << 19, 139.8, 8, "host memory"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_knob(
+    tokens: int, memory_gib: float, host_gib: float, words: str
+) -> None:
+    with pytest.raises(TrainError, match=words):
+        plan_step(
+            llama_8b(), tokens, tokens, H200.rates, memory_bytes=memory_gib * GIB, host_bytes=host_gib * GIB
+        )
+
+
+def test_a_step_down_keeps_less_until_there_is_no_less() -> None:
+    shape, policies = llama_8b(2), [LADDER[-1], LADDER[2]]
+    peaks = []
+    while policies:
+        peaks.append(step_cost(shape, policies, 32768, 32768, H200.rates).peak_bytes)
+        policies = step_down(policies) or []
+    assert len(peaks) == len(LADDER)
+    assert peaks == sorted(peaks, reverse=True)
+
+
+def test_gpus_are_known_by_their_drivers_names() -> None:
+    assert known_gpu("NVIDIA H100 80GB HBM3") is GPUS[0]
+    assert known_gpu("NVIDIA H200") is H200
+    assert known_gpu("Tesla V100-SXM2-16GB") is None
