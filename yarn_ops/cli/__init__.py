@@ -95,6 +95,19 @@ def compare(
 
 
 @app.command()
+def plan(
+    recipe: RecipeArgument,
+    gpu: Annotated[str | None, typer.Option(help="H100 or H200; without it, the GPU that is here.")] = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Memory, time and disk that training a recipe takes, and what its layers keep; nothing is trained."""
+    import yarn_ops.cli.plan as planning
+
+    planning.show(planning.plan_run(_load(recipe, set_), gpu), as_json=json)
+
+
+@app.command()
 def fit(
     recipe: RecipeArgument,
     method: Annotated[
