@@ -151,7 +151,7 @@ def test_a_leg_s_gate_asks_for_what_it_names() -> None:
     assert (asked.lengths, asked.templates) == ((1.0, 2.0), ("code", "prose"))
     assert recipe.evaluation_of(plain, 512).templates == ()
     gate = gated.gate.at_target()
-    assert {name: value for name, value in gate if value is not None} == {"min_recall": 0.5}
+    assert {name: value for name, value in gate if value} == {"min_recall": 0.5}
 
 
 def test_the_first_leg_carries_nothing_over() -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+from yarn_ops.evals.capacity.reach import capacity_scores
+from yarn_ops.evals.conditions import decide
 from yarn_ops.evals.perplexity import LAST_QUARTER
 from yarn_ops.evals.recall import TEMPLATES, task_name
 from yarn_ops.recipe import Gate
@@ -39,11 +41,18 @@ def judge(
         checks.append(_short_loss(before, after, original, gate.max_short_loss))
     if gate.max_short_recall_loss is not None:
         checks.append(_short_recall_loss(before, after, original, gate.max_short_recall_loss))
+    if gate.conditions:
+        base, result = _with_capacity(before), _with_capacity(after)
+        checks += [decide(condition, base, result, original, target) for condition in gate.conditions]
     return Verdict(
         parents=(before.digest, after.digest),
         passed=all(check.passed for check in checks),
         checks=tuple(checks),
     )
+
+
+def _with_capacity(card: Scorecard) -> Scorecard:
+    return card.model_copy(update={"scores": card.scores + capacity_scores(card)})
 
 
 def _base_uses_its_window(before: Scorecard, original: int) -> Check:

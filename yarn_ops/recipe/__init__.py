@@ -9,7 +9,7 @@ from yarn_ops.recipe.arms import ZERO_SHOT, Arm, arm_training, parse_arms
 from yarn_ops.recipe.choices import FittedMethod, RopeMethod, parse_methods
 from yarn_ops.recipe.reading import load_recipe, parse_recipe
 from yarn_ops.recipe.section import Section
-from yarn_ops.recipe.sections import ALIAS, MODEL_NAME, Base, Data, Evaluate, Gate, Publish, Rope
+from yarn_ops.recipe.sections import ALIAS, MODEL_NAME, Base, Condition, Data, Evaluate, Gate, Publish, Rope
 from yarn_ops.recipe.training import Carry, Stage, StageGate, Train
 from yarn_ops.recipe.whole import Recipe
 
@@ -20,6 +20,7 @@ __all__ = [
     "Arm",
     "Base",
     "Carry",
+    "Condition",
     "Data",
     "Evaluate",
     "FittedMethod",

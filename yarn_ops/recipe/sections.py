@@ -154,6 +154,40 @@ class Evaluate(Section):
     seed: int = Field(0, ge=0, title="Seed")
 
 
+class Condition(Section):
+    """One more condition of the gate, over any score of the evaluation."""
+
+    score: str = Field(
+        title="Score",
+        description="As in the scorecard: perplexity/last-quarter, perplexity/single-pass, recall/code, "
+        "recall/prose, recall/code/no-needle, …; capacity/sees and capacity/uses in tokens.",
+        min_length=1,
+    )
+    length: float | None = Field(
+        None, gt=0, title="Length", description="In multiples of the original context; empty: the target."
+    )
+    depth: float | None = Field(
+        None, ge=0, le=1, title="Depth", description="0 farthest from the question; empty: over all depths."
+    )
+    measure: Literal["result", "ratio", "difference"] = Field(
+        "result", title="Measure", description="The result's score; result / base; result less base."
+    )
+    at_least: float | None = Field(None, title="At least")
+    at_most: float | None = Field(None, title="At most")
+    evidence: Literal["value", "sure", "unrefuted"] = Field(
+        "value",
+        title="Evidence",
+        description="value: the figure itself. sure: its whole 95 % interval must hold. unrefuted: it fails "
+        "only where the whole interval does, so equals rarely fail.",
+    )
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Condition:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("give at_least or at_most, one of them")
+        return self
+
+
 class Gate(Section):
     """What a release must pass. An empty threshold is not checked."""
 
@@ -188,6 +222,9 @@ class Gate(Section):
         le=1,
         title="Most recall lost",
         description="Base's recall less the result's, up to the original context.",
+    )
+    conditions: tuple[Condition, ...] = Field(
+        (), title="More conditions", description="Over any score; one that cannot be evaluated fails."
     )
 
 

@@ -19,7 +19,7 @@ AFTER = {
     "code": {256: 0.98, 512: 0.97, 1024: 0.98, 2048: 0.94},
 }
 TREE = Tree(uri="file:///scores", digest="1" * 64, files=1, size_bytes=1)
-NO_GATE = dict.fromkeys(Gate.model_fields)
+NO_GATE = {name: None for name in Gate.model_fields if name != "conditions"}
 
 
 def decide(scorecard, before: dict, after: dict, **thresholds) -> Verdict:

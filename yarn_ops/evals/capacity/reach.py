@@ -21,8 +21,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from yarn_ops.evals.suite.context import RISE
-from yarn_ops.records import Score
+from yarn_ops.evals.conditions import compared
+from yarn_ops.evals.perplexity import LAST_QUARTER
+from yarn_ops.evals.suite.context import RISE, SAME_TARGETS
+from yarn_ops.records import Score, Scorecard
 
 BLOW_UP = math.log(1.1)
 """nats: a tenth more perplexity; the gate's `max_long_growth` has the same default"""
@@ -31,6 +33,7 @@ KEPT = 0.85
 LEAST_SHORT = 0.1
 """recall at the shortest length below which a model cannot be said to use any"""
 SHAPES = ("needle/code", "needle/prose", "recall/code", "recall/prose")
+SEES, USES = "capacity/sees", "capacity/uses"
 DRAWS = 4000
 
 
@@ -58,6 +61,20 @@ class Reach:
     """the longest length such that recall over all depths keeps the share at every length up to it"""
 
 
+def capacity_scores(card: Scorecard) -> tuple[Score, ...]:
+    """`capacity/sees` and `capacity/uses` in tokens, at the longest measured length; none unmeasured."""
+    reach = reach_of(card.scores)
+    longest = max((score.context_tokens for score in card.scores), default=0)
+    return tuple(
+        Score(
+            task=task, context_tokens=longest, value=length.tokens, low=length.low, high=length.high,
+            samples=len(card.scores), seed=0,
+        )
+        for task, length in ((SEES, reach.sees), (USES, reach.uses))
+        if length is not None
+    )  # fmt: skip
+
+
 def reach_of(scores: Sequence[Score], seed: int = 0) -> Reach:
     """What the scores say; parts that were not measured end a walk."""
     sees = _sees(scores)
@@ -78,9 +95,11 @@ def reach_of(scores: Sequence[Score], seed: int = 0) -> Reach:
 
 def _sees(scores: Sequence[Score]) -> Length | None:
     rises = sorted((score for score in scores if score.task == RISE), key=lambda score: score.context_tokens)
+    shortest = min((s.context_tokens for s in scores if s.task == SAME_TARGETS), default=0)
+    if not rises:
+        shortest, rises = _perplexity_rises(scores)
     if not rises:
         return None
-    shortest = min(score.context_tokens for score in scores if score.task.startswith("loss/"))
 
     def farthest(bound: Callable[[Score], float]) -> int:
         reached = shortest
@@ -95,6 +114,29 @@ def _sees(scores: Sequence[Score]) -> Length | None:
         farthest(lambda score: score.value if score.high is None else score.high),
         farthest(lambda score: score.value if score.low is None else score.low),
     )
+
+
+def _perplexity_rises(scores: Sequence[Score]) -> tuple[int, list[Score]]:
+    """From perplexities of the same last quarters, where nothing paired was measured; wider intervals."""
+    found = sorted(
+        (score for score in scores if score.task == LAST_QUARTER and math.isfinite(score.value)),
+        key=lambda score: score.context_tokens,
+    )
+    rises = []
+    for count, score in enumerate(found[1:], start=1):
+        best = min(found[:count], key=lambda other: other.value)
+        value, low, high = compared(score, best, "ratio")
+        rises.append(
+            score.model_copy(
+                update={
+                    "task": RISE,
+                    "value": math.log(value),
+                    "low": None if low is None else math.log(low),
+                    "high": None if high is None else math.log(high),
+                }
+            )
+        )
+    return (found[0].context_tokens if found else 0), rises
 
 
 def _best_task(scores: Sequence[Score]) -> str | None:
