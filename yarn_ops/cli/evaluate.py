@@ -74,7 +74,8 @@ def evaluate(
     _require_positions(subjects, lengths[-1])
     haystack = read_haystack(
         documents or STANDARD_LIBRARY, files_for(store_options(settings)), subjects[0].path,
-        subjects[0].vocab_size, encode=subjects[0].encode, tokens=needed_tokens(size, lengths[-1]),
+        subjects[0].vocab_size, encode=subjects[0].encode,
+        decode=subjects[0].tokenizer.decode, tokens=needed_tokens(size, lengths[-1]),
     )  # fmt: skip
     if base and subjects[1].encode(haystack.texts[0]) != subjects[0].encode(haystack.texts[0]):
         raise EvaluationError(f"{base}: its tokenizer is not {model}'s, so their losses cannot be compared")

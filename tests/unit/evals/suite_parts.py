@@ -21,7 +21,8 @@ ROWS = 12
 def documents(encode, tokens: int = 6000, prefix: tuple[int, ...] = ()) -> Haystack:
     """One text of random words."""
     rng = np.random.default_rng(1)
-    text = " ".join("".join(word) for word in rng.choice(SYLLABLES, (tokens, 2))) + "."
+    words = ["".join(word) for word in rng.choice(SYLLABLES, (tokens, 3))]
+    text = "\n\n".join(" ".join(words[at : at + 30]) + "." for at in range(0, tokens, 30))
     ids = np.asarray(encode(text), dtype=np.int64)[:tokens]
     return Haystack((text,), (ids,), prefix, encode, "words")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,8 @@ class Haystack:
     prefix: tuple[int, ...]
     encode: Encode
     digest: str
+    decode: Callable[[Sequence[int]], str] | None = None
+    """token ids -> text; needed where answers are written"""
 
     @cached_property
     def ids(self) -> Ids:
@@ -69,6 +71,7 @@ def read_haystack(
     vocab_size: int,
     *,
     encode: Encode,
+    decode: Callable[[Sequence[int]], str] | None = None,
     tokens: int,
     text_field: str = "text",
     seed: int = 0,
@@ -100,7 +103,7 @@ def read_haystack(
         raise DataError(f"documents: no text in {', '.join(patterns)}; give files with text")
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     prefix = tuple(int(token) for token in tokenizer.prefix)
-    return Haystack(tuple(texts), tuple(documents), prefix, encode, digest)
+    return Haystack(tuple(texts), tuple(documents), prefix, encode, digest, decode)
 
 
 def _expand(pattern: str, files: Files) -> list:  # type: ignore[type-arg]

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import DataError
 from yarn_ops.evals import perplexity
-from yarn_ops.evals.suite import context, copying, needles, pairs, scoring
+from yarn_ops.evals.suite import context, copying, needles, pairs, ruler, scoring
 from yarn_ops.evals.suite.haystack import Haystack
 from yarn_ops.evals.suite.reader import Reader
 from yarn_ops.evals.suite.sample import Ids, Sample
@@ -136,6 +136,9 @@ def _cell(task: str, size: Size, length: int, windows: Ids, haystack: Haystack, 
     if task == "long-perplexity":
         some = haystack.windows(size.windows, length + 1, seed)
         return Cell(task, length, some.size, partial(_long_perplexity, windows=some, seed=seed))
+    if task == "ruler":
+        measure = partial(_ruler, length=length, haystack=haystack, count=size.ruler_samples, seed=seed)
+        return Cell(task, length, size.ruler_samples * length * len(ruler.TASKS), measure)
     asked = partial(_asked, task=task, size=size, length=length, haystack=haystack, seed=seed)
     share = (1 + size.parts / 2) if task in ("needle/code", "needle/prose", "passkey", "copy") else 1
     return Cell(task, length, round(size.texts * share * length), asked)
@@ -153,6 +156,13 @@ def _asked(
     asked = scoring.ask_all(reader, samples_of(task, size, length, haystack, seed))
     score = scoring.continued if task == "copy" else scoring.recall
     return score(task, asked, length, size.parts, seed)
+
+
+def _ruler(
+    reader: Reader, model: PreTrainedModel, length: int, haystack: Haystack, count: int, seed: int
+) -> tuple[Score, ...]:
+    assert haystack.decode is not None, "RULER's answers are written, so they have to be decoded"
+    return ruler.measure(reader, haystack, haystack.decode, length, count, seed)
 
 
 def _growing(
