@@ -11,7 +11,8 @@ a new model; a step is timed whole (forward, backward, optimizer) between synchr
     ours:attention        our layers, told what to keep; `everything*24+input@host*8` mixes it by layer
     correct               our bf16 gradients against transformers' in float32, on a small shape
 
-Beside what was measured stands what the planner foretold.
+Beside what was measured stands what the planner foretold. `--backward-layers N` ends a step after N layers'
+backward, when its memory has peaked, and extrapolates its seconds: for lengths whose steps take minutes.
 
 MFU is model FLOPs (no recomputation, no gradients of frozen weights) at 790 TFLOP/s, which a large bf16
 product reaches on an H200.
@@ -28,10 +29,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from yarn_ops.train import decoder
 from yarn_ops.train.backbone import Backbone
 from yarn_ops.train.decoder import Decoder
 from yarn_ops.train.layer import LayerPolicy
@@ -54,6 +57,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--backward-layers", type=int)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -82,6 +86,8 @@ def measure(arm: str, arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         step, foretold = ours(config, lora, tokens, policy)
     torch.cuda.reset_peak_memory_stats()
+    if arguments.backward_layers:
+        return {"arm": arm, "tokens": tokens, **part_of_step(step, config, arguments), **foretold}
     seconds, losses = [], []
     for number in range(arguments.steps + 1):
         ids = torch.randint(0, config.vocab_size, (1, tokens), device="cuda")
@@ -104,6 +110,48 @@ def measure(arm: str, arguments: argparse.Namespace) -> dict[str, Any]:
         **foretold,
         "all_s": [round(value, 3) for value in seconds],
         "losses": [round(loss, 4) for loss in losses],
+    }
+
+
+class EnoughError(Exception):
+    """The backward has gone through as many layers as were asked for."""
+
+
+def part_of_step(
+    step: Callable[[torch.Tensor], float], config: LlamaConfig, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """A forward and some layers' backward, each layer timed where its input's gradient is ready."""
+    layers, asked, ready = config.num_hidden_layers, arguments.backward_layers, []
+
+    def arrived(_: torch.Tensor) -> None:
+        torch.cuda.synchronize()
+        ready.append(time.perf_counter())
+        if len(ready) > asked:
+            raise EnoughError
+
+    def watched(x: torch.Tensor, *others: Any) -> torch.Tensor:
+        y = layer(x, *others)
+        y.register_hook(arrived)
+        return y
+
+    layer, decoder.decoder_layer = decoder.decoder_layer, watched
+    began = time.perf_counter()
+    try:
+        step(torch.randint(0, config.vocab_size, (1, arguments.tokens), device="cuda"))
+    except EnoughError:
+        pass
+    finally:
+        decoder.decoder_layer = layer
+    layer_s = (ready[-1] - ready[0]) / asked
+    step_s = ready[0] - began + layers * layer_s
+    return {
+        "extrapolated": True,
+        "step_s": round(step_s, 1),
+        "forward_and_loss_s": round(ready[0] - began, 1),
+        "backward_layer_s": round(layer_s, 2),
+        "mfu": round(model_flops(config, arguments.tokens) / step_s / PEAK_FLOPS, 3),
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
+        "host_gib": round(psutil.Process().memory_info().rss / 2**30, 1),
     }
 
 
@@ -159,9 +207,8 @@ def ours(
     for parameter in learning:
         parameter.data = parameter.data.float()
     optimizer = torch.optim.AdamW(learning, lr=1e-4, fused=True)
-    backbone = Backbone(model, torch.bfloat16, windows=1, window=tokens)
-    if policy:
-        backbone.follow(policies(policy, config))
+    told = policies(policy, config) if policy else None
+    backbone = Backbone(model, torch.bfloat16, windows=1, window=tokens, policies=told)
     loss_of = CausalLoss(model, backbone, torch.bfloat16)
 
     def step(ids: torch.Tensor) -> float:
@@ -234,9 +281,9 @@ def correct() -> dict[str, Any]:
     for packed in (False, True):
         for keep in ("everything", "attention", "outputs", "input", "input@host"):
             model.zero_grad()
-            decoder = Decoder(model, torch.bfloat16, policies(keep, config))
+            hidden = Decoder(model, torch.bfloat16, policies(keep, config))
             batch = Batch(ids, targets, positions if packed else None, 4095, frozenset())
-            loss = CausalLoss(model, decoder, torch.bfloat16)(batch) / 4095
+            loss = CausalLoss(model, hidden, torch.bfloat16)(batch) / 4095
             loss.backward()
             expected, gradients = reference[packed]
             apart = max(

@@ -40,8 +40,17 @@ class TransformersBackbone:
 class Backbone:
     """A model's hidden states, at a known cost."""
 
-    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, *, windows: int, window: int) -> None:
-        """TrainError when not even the most frugal step of `windows` × `window` tokens fits."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        dtype: torch.dtype,
+        *,
+        windows: int,
+        window: int,
+        policies: Sequence[LayerPolicy] | None = None,
+    ) -> None:
+        """`policies`: what each layer keeps; without them the planner chooses, and raises TrainError when not
+        even the most frugal step of `windows` × `window` tokens fits."""
         self._positions, self._window = windows * window, window
         self.shape = Shape.of(
             model, element_bytes=dtype.itemsize, weight_bytes=next(model.parameters()).dtype.itemsize
@@ -51,9 +60,12 @@ class Backbone:
         self.flops = model_flops(self.shape, self._positions, window)
         """of a micro-batch: what it must do, without recomputation"""
         memory, host, self._rates = _capacity(self.shape, model.device, dtype, self._positions, window)
-        self.plan: Plan = plan_step(
-            self.shape, self._positions, window, self._rates, memory_bytes=memory, host_bytes=host
-        )
+        if policies is None:
+            self.plan: Plan = plan_step(
+                self.shape, self._positions, window, self._rates, memory_bytes=memory, host_bytes=host
+            )
+        else:
+            self.plan = step_cost(self.shape, policies, self._positions, window, self._rates)
         self._forward: Decoder | TransformersBackbone
         if self.instead is None:
             self._forward = Decoder(model, dtype, self.plan.policies)
@@ -66,18 +78,13 @@ class Backbone:
         """Hidden states (B × T × D, after the last norm); positions restart at 0 with every document."""
         return self._forward(inputs_BT, positions_BT)
 
-    def follow(self, policies: Sequence[LayerPolicy]) -> None:
-        """Keep what is said, from now on."""
-        self.plan = step_cost(self.shape, policies, self._positions, self._window, self._rates)
-        if isinstance(self._forward, Decoder):
-            self._forward.policies = list(policies)
-
     def step_down(self) -> bool:
         """Keep less from now on, after a step that ran out of memory; False when there is no less."""
         policies = step_down(self.plan.policies)
-        if policies is None or self.instead is not None:
+        if policies is None or not isinstance(self._forward, Decoder):
             return False
-        self.follow(policies)
+        self.plan = step_cost(self.shape, policies, self._positions, self._window, self._rates)
+        self._forward.policies = policies
         return True
 
 

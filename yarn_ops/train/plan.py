@@ -247,7 +247,7 @@ def _working_bytes(shape: Shape, policies: Sequence[LayerPolicy], positions: int
     untiled = positions * (f + 3 * d) if "everything" in keeps else 0
     made_again = a + d + a + 2 * kv if "input" in keeps else a + d + 2 * kv if "outputs" in keeps else 0
     in_mlp = max(tile, untiled) + positions * (2 * d + made_again)
-    in_attention = positions * (d + made_again + 5 * a + 4 * kv) + positions * 2 * a  # float32 sums of dq
+    in_attention = positions * (d + made_again + 3 * a + 2 * kv)
     in_loss = positions * 3 * d
     return max(in_mlp, in_attention, in_loss + HEAD_BYTES // shape.element_bytes) * shape.element_bytes
 

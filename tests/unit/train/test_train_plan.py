@@ -59,7 +59,8 @@ def test_foretold_is_what_was_measured(row: dict[str, Any]) -> None:
     policies = policies_of(row["kept"])
     cost = step_cost(llama_8b(len(policies), row["rank"]), policies, row["tokens"], row["tokens"], H200.rates)
     assert cost.peak_bytes / GIB == pytest.approx(row["peak_gib"], rel=0.1)
-    assert cost.step_s == pytest.approx(row["step_s"], rel=0.2)
+    if not row.get("extrapolated"):  # from a first step, compilation and all
+        assert cost.step_s == pytest.approx(row["step_s"], rel=0.2)
 
 
 @pytest.mark.parametrize("memory_gib", [30, 45, 80, 139.8])
