@@ -30,7 +30,7 @@ from yarn_ops.remedies.late import Rotation, run
 CHUNK_TOKENS = 2048
 SHORTLIST = 8
 """blocks whose keys are read for one chosen: base512 ×4 recalls .84 of 64 pairs with 4, .94 with 8, .98 with
-all; sums of mean and spread, or bounds of quarters of a block, do worse"""
+all; mean and spread for a summary, or bounds of quarters of a block, do no better"""
 GATHERED_ELEMENTS = 1 << 24
 """keys copied at a time: 64 MiB in float32"""
 
