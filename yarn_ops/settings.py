@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -78,9 +79,7 @@ class Settings(BaseSettings):
         """Create the state directory; SettingsError in one line when that is impossible."""
         try:
             self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-            probe = self.home / f".probe-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
+            tempfile.TemporaryFile(dir=self.home).close()
         except OSError as error:
             raise SettingsError(
                 f"{self.home}: the state directory cannot be written ({error.strerror}); "
