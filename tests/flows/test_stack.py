@@ -158,6 +158,17 @@ def test_a_run_asked_for_over_the_api(stack: Running, small_recipe: Path) -> Non
     assert run["state_type"] == "COMPLETED", run["state"]
     (version,) = json.loads(stack.command("models", "--json").stdout)
     assert version["source"].startswith("s3://yarn-ops/store/mlflow/")
+    told = [run, *(stack.find(kind, run["id"]) for kind in ("task_runs", "artifacts", "logs")), version]
+    told.append(json.loads(stack.command("runs", "show", "--last", "--json").stdout))
+    mlflow_run = httpx.get(
+        f"{stack.service.mlflow_uri}/api/2.0/mlflow/runs/get",
+        params={"run_id": version["mlflow_run_id"]},
+        auth=("yarn-ops", stack.stack.plan.secrets.plain("mlflow_user")),
+    )
+    told.append(mlflow_run.raise_for_status().json())
+    assert "rope.method" in json.dumps(told[-1])
+    secrets = [secret.get_secret_value() for _, secret in stack.stack.plan.secrets]
+    assert not any(secret in json.dumps(one) for one in told for secret in secrets)
 
 
 def test_a_killed_server_is_started_again(stack: Running) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from yarn_ops.errors import SettingsError
-from yarn_ops.settings import read_settings
+from yarn_ops.settings import as_environment, read_settings
 
 
 def test_embedded_defaults_lie_in_the_state_directory(
@@ -41,6 +41,25 @@ def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = read_settings()
     assert "hunter2" not in repr(settings)
     assert "hunter2" not in settings.model_dump_json()
+
+
+def test_every_secret_and_every_password_in_a_url_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "DATABASE_URL": "postgresql://me:hunter2@host/runs",
+        "MLFLOW_URI": "http://me:hunter2@host:5000",
+        "PREFECT_API_URL": "http://me:hunter2@host:4200/api",
+        "PREFECT_AUTH": "me:hunter2",
+        "MLFLOW_PASSWORD": "hunter2",
+        "S3_ACCESS_KEY": "hunter2",
+        "S3_SECRET_KEY": "hunter2",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(f"YARN_OPS_{name}", value)
+    settings = read_settings()
+    for shown in (repr(settings), str(settings), settings.model_dump_json(), f"{settings.model_dump()}"):
+        assert "hunter2" not in shown
+        assert "me:***@host" in shown
+    assert as_environment(settings)["YARN_OPS_PREFECT_AUTH"] == "me:hunter2"  # for a child, plain
 
 
 def test_a_state_directory_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

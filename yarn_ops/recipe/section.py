@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+"""what no file name, database or UTF-8 text holds"""
+
+
 class Section(BaseModel):
-    """Part of a recipe: frozen; unknown keys, NaN and infinity are refused."""
+    """Part of a recipe: frozen; unknown keys, NaN, infinity and text that nothing can hold are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _storable(cls, value: Any) -> Any:
+        for text in _texts(value):
+            if UNSTORABLE.search(text):
+                raise ValueError("holds NUL or half a character; remove it")
+        return value
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for item in (*value.keys(), *value.values()) for text in _texts(item)]
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in _texts(item)]
+    return []

@@ -12,6 +12,7 @@ from yarn_ops.recipe.section import Fraction, Positive, Section
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 ALIAS = r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"
+TAG = r"^[A-Za-z0-9_][A-Za-z0-9_./ -]{0,249}$"
 
 
 class Base(Section):
@@ -238,8 +239,8 @@ class Publish(Section):
         "champion", title="Alias", description="Moved to the new version when the gate passes.", pattern=ALIAS
     )
     experiment: str = Field("yarn-ops", title="Experiment", description="In MLflow.", pattern=MODEL_NAME)
-    tags: dict[str, str] = Field(
-        default_factory=dict, title="More tags", description="Put on the model version."
+    tags: dict[Annotated[str, Field(pattern=TAG)], Annotated[str, Field(max_length=5000)]] = Field(
+        default_factory=dict, title="More tags", description="Put on the model version.", max_length=100
     )
 
     @model_validator(mode="after")
