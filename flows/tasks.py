@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.logs import about
 from flows.workshop import Workshop, workshop
 from yarn_ops.bars import Report
 from yarn_ops.digests import digest_of
@@ -52,7 +53,9 @@ def stage(name: str, version: int) -> Callable[[Callable[..., R]], Callable[...,
 
     def obtain(shop: Workshop, fn: Callable[..., R], inputs: tuple[Any, ...]) -> tuple[R, str, bool]:
         key = stage_key(name, version, inputs)
-        record, reused = _obtain(shop, name, key, fn, inputs)
+        with about(key=key[:12]):
+            get_run_logger().info("begins")
+            record, reused = _obtain(shop, name, key, fn, inputs)
         return record, key, reused
 
     return lambda fn: _as_task(name, fn, obtain)
@@ -79,11 +82,13 @@ def _as_task(
     def run(*inputs: Any) -> R:
         shop = workshop()
         started = time.monotonic()
-        record, key, reused = obtain(shop, fn, inputs)
-        seconds = time.monotonic() - started
-        shop.registry.note_use(shop.run.id, key, reused=reused, seconds=seconds)
-        how = "reused" if reused else "done"
-        get_run_logger().info("run %s: %s %s in %.1f s (key %s)", shop.run.id, name, how, seconds, key[:12])
+        with about(run=shop.run.id, stage=name):
+            record, key, reused = obtain(shop, fn, inputs)
+            seconds = time.monotonic() - started
+            shop.registry.note_use(shop.run.id, key, reused=reused, seconds=seconds)
+            how = "reused" if reused else "done"
+            with about(key=key[:12]):
+                get_run_logger().info("%s in %.1f s", how, seconds)
         shop.progress.finished(name, how, seconds)
         return record
 

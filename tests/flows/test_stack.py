@@ -171,6 +171,23 @@ def test_a_run_asked_for_over_the_api(stack: Running, small_recipe: Path) -> Non
     assert not any(secret in json.dumps(one) for one in told for secret in secrets)
 
 
+def test_metrics_tell_runs_queues_and_stages(stack: Running, small_recipe: Path) -> None:
+    stack.run_of(tomllib.loads(small_recipe.read_text("utf-8")))
+    page = f"http://127.0.0.1:{stack.stack.plan.ports['metrics']}/metrics"
+    assert httpx.get(page).status_code == 401
+    assert httpx.get(page, auth=("yarn-ops", "hunter2")).status_code == 401
+    told = httpx.get(page, auth=("yarn-ops", stack.stack.plan.secrets.plain("prefect_user"))).text
+    for line in (
+        'yarn_ops_up{service="registry"} 1.0',
+        'yarn_ops_up{service="prefect"} 1.0',
+        'yarn_ops_runs{status="completed"} 1.0',
+        'yarn_ops_stages{stage="train",status="completed"} 1.0',
+        'yarn_ops_stage_seconds_count{stage="train"} 1.0',
+        'yarn_ops_flow_runs{pool="yarn-ops-gpu",state="running"} 0.0',
+    ):
+        assert line in told
+
+
 def test_a_killed_server_is_started_again(stack: Running) -> None:
     before = stack.part("s3-proxy")
     os.kill(before["pid"], signal.SIGKILL)

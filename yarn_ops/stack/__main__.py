@@ -12,6 +12,7 @@ import psutil
 
 from yarn_ops import processes
 from yarn_ops.errors import SettingsError, YarnOpsError
+from yarn_ops.servers import LOOPBACK
 from yarn_ops.settings import Settings, clean_environment, read_settings
 from yarn_ops.stack.parts import MARK, Stack
 from yarn_ops.stack.plan import USER, Layout, ensure_plan, read_status
@@ -110,6 +111,7 @@ def _say_where(settings: Settings, layout: Layout, seconds: float) -> None:
     print(f"Prefect UI   {service.prefect_ui_url}   user {USER}")
     print(f"MLflow UI    {service.mlflow_uri}   user {USER}")
     print(f"S3           {stack.settings.s3_endpoint_url}")
+    print(f"metrics      http://{LOOPBACK}:{stack.plan.ports['metrics']}/metrics   user {USER}, as Prefect's")
     print(f"logs         {layout.logs}")
     print(f"passwords    {layout.environment}   (for yarn-ops in a shell: set -a; . {layout.environment})")
 

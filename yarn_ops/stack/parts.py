@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import io
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -91,9 +92,14 @@ class Stack:
             )
         return parts
 
+    def metrics(self) -> Part:
+        port = self.plan.ports["metrics"]
+        command = [sys.executable, "-m", "yarn_ops.metrics", "--port", str(port)]
+        return self._part("metrics", (command, {}), f"http://{LOOPBACK}:{port}/health")
+
     def all(self) -> list[Part]:
         """In dependency order, without what ends by itself."""
-        return [*self.storage(), *self.servers(), *self.workers()]
+        return [*self.storage(), *self.servers(), *self.workers(), self.metrics()]
 
     def _prefect(self) -> Part:
         url = database_url(self.plan, "prefect", "postgresql+asyncpg")

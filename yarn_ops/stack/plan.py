@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, field_serializer
 
 from yarn_ops.errors import SettingsError
-from yarn_ops.servers import CPU_POOL, GPU_POOL, LOOPBACK, free_port, free_ports, prefect_url
+from yarn_ops.servers import LOOPBACK, WORK_POOLS, free_port, free_ports, prefect_url
 from yarn_ops.settings import Settings, as_environment
 from yarn_ops.stack.postgres import owner
 from yarn_ops.stack.swift import SERVERS, Swift
@@ -173,6 +173,11 @@ def read_status(layout: Layout) -> dict[str, object]:
 
 
 def _choose_ports() -> dict[str, int]:
-    names = ["postgres", *(f"s3-{kind}" for kind in SERVERS), f"worker-{CPU_POOL}", f"worker-{GPU_POOL}"]
+    names = [
+        "postgres",
+        *(f"s3-{kind}" for kind in SERVERS),
+        *(f"worker-{pool}" for pool in WORK_POOLS),
+        "metrics",
+    ]
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     return ports | {name: free_port(wanted) for name, wanted in WANTED.items()}

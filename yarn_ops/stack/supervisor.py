@@ -117,7 +117,7 @@ class Supervisor:
         self._launch(stack.servers())
         self.tell("starting", "deployments")
         self._run(stack.deploy())
-        self._launch(stack.workers())
+        self._launch([*stack.workers(), stack.metrics()])
         self.tell("healthy", f"in {time.monotonic() - self._began:.0f} s")
 
     def watch(self) -> None:
