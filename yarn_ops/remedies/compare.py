@@ -53,6 +53,8 @@ def compare(
     if unknown := [name for name in asked.templates if name not in TEMPLATES]:
         raise EvaluationError(f"--templates: {unknown[0]!r} is unknown; there is {', '.join(TEMPLATES)}")
     subject = _open(asked)
+    if subject.spec is None:
+        raise EvaluationError(f"{asked.name}: its positions are not rotary; it reads no further than trained")
     length, window = asked.context_tokens or subject.context_tokens, subject.original_context_tokens
     if length <= window:
         raise EvaluationError(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from attention_loop import VOCAB, tiny, token_by_token
 from torch.testing import assert_close
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from yarn_ops.errors import EvaluationError
 from yarn_ops.remedies import blocks, full, late, rolling
@@ -144,6 +145,18 @@ def test_a_model_is_left_as_it_was(model, ids) -> None:
 def test_what_cannot_be_laid_out_anew_is_refused(values, reason) -> None:
     with pytest.raises(EvaluationError, match=reason):
         late.require_late(tiny("qwen2", **values))
+
+
+def test_a_class_of_another_make_is_refused() -> None:
+    """GPT-NeoX turns a quarter of each head; GPT-2 turns nothing."""
+    torch.manual_seed(0)
+    neox = GPTNeoXConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    gpt2 = GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2)
+    for model in (GPTNeoXForCausalLM(neox).eval(), GPT2LMHeadModel(gpt2).eval()):
+        with pytest.raises(EvaluationError, match=type(model).__name__):
+            late.require_late(model)
 
 
 def test_attention_that_is_not_the_models_own_is_refused(monkeypatch) -> None:
