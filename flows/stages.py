@@ -331,8 +331,8 @@ def publish(
     assert checkpoint.tree is not None
     compose_tree(shop.store, checkpoint.tree, {reports.CARD: card}, target)
     tracking.log_metrics(run_id, 0, score_metrics(before, "before") | score_metrics(after, "after"))
-    for picture in report.record.pictures:
-        tracking.log_picture(run_id, report.path / picture)
+    for name in (*report.record.pictures, *report.record.pages):
+        tracking.log_picture(run_id, report.path / name)
     gate = "passed" if verdict.passed else "failed"
     tags = {
         **section.tags,

@@ -241,9 +241,10 @@ class Fit(Record):
 
 
 class Report(Record):
-    """Pictures (PNG) and the model card (README.md)."""
+    """Pictures (PNG), pages (HTML) and the model card (README.md)."""
 
     pictures: tuple[str, ...]
+    pages: tuple[str, ...] = ()
 
 
 class Release(Record):

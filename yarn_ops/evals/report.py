@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from yarn_ops.evals import pictures
+from yarn_ops.evals.capacity.page import PAGE, PICTURE, write_report
+from yarn_ops.evals.capacity.reading import capacity_of
 from yarn_ops.evals.card import Extension, model_card
 from yarn_ops.records import Report
 
@@ -28,6 +30,13 @@ def report(extension: Extension, losses: Sequence[tuple[int, float]], out: Path)
     pictures.draw_perplexity(comparison, out / "perplexity.png")
     pictures.draw_recall(comparison, out / "recall.png")
     pictures.draw_training_loss(losses, out / "training-loss.png")
+    write_report(
+        [
+            capacity_of(extension.after, extension.name, extension.checkpoint.context_tokens),
+            capacity_of(extension.before, "base", extension.base.context_tokens),
+        ],
+        out,
+    )
     (out / CARD).write_text(model_card(extension), "utf-8")
     inputs = (
         extension.base, extension.shards, extension.patched, extension.adapter, extension.checkpoint,
@@ -35,5 +44,6 @@ def report(extension: Extension, losses: Sequence[tuple[int, float]], out: Path)
     )  # fmt: skip
     return Report(
         parents=tuple(record.digest for record in inputs),
-        pictures=("overview.png", "perplexity.png", "recall.png", "training-loss.png"),
+        pictures=(PICTURE, "overview.png", "perplexity.png", "recall.png", "training-loss.png"),
+        pages=(PAGE,),
     )

@@ -87,7 +87,11 @@ def test_report_writes_card_and_pictures(extension: Extension, tmp_path: Path) -
     losses = [(step, 2.3 - 0.005 * step) for step in range(1, 51)]
     record = report(extension, losses, tmp_path / "a")
     report(extension, losses, tmp_path / "b")
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {"README.md", *record.pictures}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {
+        "README.md",
+        *record.pictures,
+        *record.pages,
+    }
     card = (tmp_path / "a" / "README.md").read_text("utf-8")
     for picture in record.pictures:
         png = (tmp_path / "a" / picture).read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from matplotlib.ticker import NullLocator
 
 from yarn_ops.evals.capacity.reach import BLOW_UP, Length
 from yarn_ops.evals.capacity.reading import Capacity, interval, tokens
+from yarn_ops.evals.perplexity import LAST_QUARTER
 from yarn_ops.evals.pictures import AFTER_COLOUR, BEFORE_COLOUR, FAINT, INK, MUTED, SHARES, STYLE, save
 from yarn_ops.evals.suite.context import SAME_TARGETS
 
@@ -78,20 +80,26 @@ def _bar(axes: Any, place: float, length: Length | None, colour: str) -> None:
 
 def _loss(axes: Any, models: Sequence[Capacity]) -> None:
     for model, colour in zip(models, COLOURS, strict=False):
-        scores = _by_length(model, SAME_TARGETS)
-        if not scores:
-            continue
-        axes.plot(*zip(*[(s.context_tokens, s.value) for s in scores], strict=True), **_line(colour))
-        axes.annotate(
-            f"{scores[-1].value:.2f}", (scores[-1].context_tokens, scores[-1].value), (6, 0),
-            textcoords="offset points", va="center", color=colour, weight="bold",
-        )  # fmt: skip
-    lowest = min((s.value for s in _by_length(models[0], SAME_TARGETS)), default=None)
+        losses = _losses(model)
+        if losses:
+            axes.plot(*zip(*losses, strict=True), **_line(colour))
+            axes.annotate(
+                f"{losses[-1][1]:.2f}", losses[-1], (6, 0), textcoords="offset points", va="center",
+                color=colour, weight="bold",
+            )  # fmt: skip
+    lowest = min((loss for _, loss in _losses(models[0])), default=None)
     if lowest is not None:
         axes.axhline(lowest + BLOW_UP, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
         axes.set_ylim(top=min(axes.get_ylim()[1], lowest + 3.5))
     axes.set(title="Seeing: loss of the same tokens", ylabel="nats a token; lower is better")
     _lengths(axes, models)
+
+
+def _losses(model: Capacity) -> list[tuple[int, float]]:
+    """(tokens of context, nats): of the same targets, or last quarters where these were not measured."""
+    same = [(score.context_tokens, score.value) for score in _by_length(model, SAME_TARGETS)]
+    quarters = [(score.context_tokens, math.log(score.value)) for score in _by_length(model, LAST_QUARTER)]
+    return same or quarters
 
 
 def _recall(axes: Any, models: Sequence[Capacity]) -> None:
@@ -110,7 +118,7 @@ def _recall(axes: Any, models: Sequence[Capacity]) -> None:
     axes.set_ylim(-0.04, 1.06)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
     axes.set(title="Using: needles found", ylabel=f"{models[0].reach.task or 'needles'}, all depths")
-    if len(models) > 1:
+    if len(models) > 1 and axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, loc="lower left")
     _lengths(axes, models)
 

@@ -160,7 +160,8 @@ def _uses(parts: dict[int, list[Score]], short: Score, sees: Length | None, seed
     limit = sees.tokens if sees is not None else max(parts)
     ends = {length: _ends(length, some) for length, some in parts.items() if some and length <= limit}
     if not ends:
-        ends = {min(parts): _ends(min(parts), parts[min(parts)])}
+        nearest = min(length for length, some in parts.items() if some)
+        ends = {nearest: _ends(nearest, parts[nearest])}
 
     def walk(share: Callable[[Score], NDArray[np.float64]], needed: NDArray[np.float64]) -> NDArray[np.int64]:
         best = np.zeros(needed.shape, dtype=np.int64)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from yarn_ops.evals.capacity.cost import Cost, Shape
 from yarn_ops.evals.capacity.heads import Diagnosis
-from yarn_ops.evals.capacity.reach import Length, Reach
-from yarn_ops.records import Score
+from yarn_ops.evals.capacity.reach import Length, Reach, reach_of
+from yarn_ops.evals.perplexity import LAST_QUARTER
+from yarn_ops.records import Score, Scorecard
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,29 @@ class Capacity:
         return f"sees {tokens(sees)}, {about}" if sees else about
 
 
+def capacity_of(card: Scorecard, name: str, context_tokens: int) -> Capacity:
+    """As far as an extension's own evaluation tells: recall by depth and perplexity by length."""
+    measured = {score.context_tokens for score in card.scores if score.task == LAST_QUARTER}
+    return Capacity(
+        name=name,
+        digest=card.model_digest,
+        context_tokens=context_tokens,
+        original_context_tokens=card.original_context_tokens,
+        lengths=tuple(sorted(measured)),
+        scores=card.scores,
+        skipped={},
+        reach=reach_of(card.scores),
+        shape=None,
+        costs=(),
+    )
+
+
 def tokens(length: Length | int | None) -> str:
     """32k, 24k, 512."""
     if length is None:
         return "?"
     count = length if isinstance(length, int) else length.tokens
-    if count >= 2048 and count % 1024 == 0:
+    if count >= 1024 and count % 1024 == 0:
         return f"{count // 1024}k"
     return f"{count / 1024:.1f}k" if count >= 10_000 else f"{count:,}"
 
