@@ -230,7 +230,7 @@ def remedies_(
     ] = None,
     templates: Annotated[str, typer.Option(help="Of code, prose.")] = "code",
     windows: Annotated[int, typer.Option(min=1, help="Documents; four answers lie in each.")] = 16,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of places, keys and documents.")] = 0,
     to: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it as well.")] = None,
     json: JsonOption = False,
 ) -> None:
