@@ -49,9 +49,8 @@ def small_model(
 
 def gradients(model: PreTrainedModel, hidden_BTD: Tensor) -> dict[str, Tensor]:
     """Of a fixed random function of the hidden states."""
-    weights = torch.randn(
-        hidden_BTD.shape, dtype=hidden_BTD.dtype, generator=torch.Generator().manual_seed(1)
-    )
+    random = torch.Generator().manual_seed(1)
+    weights = torch.randn(hidden_BTD.shape, dtype=torch.bfloat16, generator=random).to(hidden_BTD.dtype)
     model.zero_grad()
     (hidden_BTD * weights).sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -78,6 +77,15 @@ def test_hidden_states_and_every_gradient_are_transformers(config: Any, whole: b
     found = gradients(model, hidden)
     assert found.keys() == expected_gradients.keys()
     for name, gradient in expected_gradients.items():
+        assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+def test_float32_gradients_are_float64s_to_its_rounding() -> None:
+    model = small_model(LlamaConfig, dtype=torch.float32)
+    ids_BT = torch.randint(0, 96, (1, sum(LENGTHS)))
+    found = gradients(model, decode(model, ids_BT, True, LADDER[-1]))
+    exact = model.double()
+    for name, gradient in gradients(exact, decode(exact, ids_BT, True, LADDER[-1])).items():
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
