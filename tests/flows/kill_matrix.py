@@ -27,8 +27,7 @@ from yarn_ops.records import Tree
 from yarn_ops.registry import Registry, RunView, open_registry
 from yarn_ops.registry import upkeep as records
 from yarn_ops.release import open_tracking
-from yarn_ops.servers import client_environment
-from yarn_ops.settings import Settings, adopt_environment
+from yarn_ops.settings import Settings
 from yarn_ops.stack.parts import Stack
 from yarn_ops.stack.plan import Layout, ensure_plan, read_status
 from yarn_ops.store import open_store, store_options
@@ -192,10 +191,16 @@ class Matrix:
 
     def _reconcile(self) -> bool:
         """What the scheduled reconciler does; whether it came to its end."""
+        from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
         from flows.reconcile import settle
 
+        assert self.settings.prefect_auth is not None
+        auth = self.settings.prefect_auth.get_secret_value()
+        here = {PREFECT_API_URL: self.settings.prefect_api_url, PREFECT_API_AUTH_STRING: auth}
         try:
-            settle(self.settings)
+            with temporary_settings(here):
+                settle(self.settings)
         except (YarnOpsError, httpx.HTTPError):  # a service is not back yet: the next one will
             return False
         return True
@@ -297,8 +302,6 @@ def main() -> None:
         "--until", type=float, default=float("inf"), help="seconds after which no cell begins"
     )
     asked = parser.parse_args()
-    stack = Matrix(asked.state.absolute(), {})
-    adopt_environment(client_environment(stack.settings, stack.settings.prefect_api_url or ""))
     victims, stages = asked.victims.split(","), asked.stages.split(",")
     matrix = Matrix(asked.state.absolute(), tomllib.loads(asked.recipe.read_text("utf-8")))
     began, outcomes = time.monotonic(), {}

@@ -54,6 +54,11 @@ class Remote:
             f"/deployments/{self.deployment['id']}/create_flow_run", json={"parameters": {"recipe": recipe}}
         )
 
+    def cancel(self, run_id: str) -> None:
+        """As the button in the UI does."""
+        state = {"type": "CANCELLING", "name": "Cancelling"}
+        self._api.post(f"/flow_runs/{run_id}/set_state", json={"state": state}).raise_for_status()
+
     def run(self, run_id: str) -> dict[str, Any]:
         return self._get(f"/flow_runs/{run_id}")
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import kill_matrix
 import psycopg
 import pytest
 from botocore.exceptions import ClientError
@@ -26,6 +27,7 @@ from yarn_ops.stack.parts import Stack
 from yarn_ops.stack.plan import Layout, ensure_plan
 from yarn_ops.stack.postgres import find_programs
 from yarn_ops.stack.supervisor import members
+from yarn_ops.train.events import read_events
 
 pytestmark = [
     pytest.mark.timeout(400),
@@ -194,6 +196,37 @@ def test_a_killed_server_is_started_again(stack: Running) -> None:
     wait_until(lambda: stack.part("s3-proxy")["restarts"] == before["restarts"] + 1, timeout_s=60)
     (proxy,) = [part for part in stack.stack.storage() if part.name == "s3-proxy"]
     wait_until(proxy.ready, timeout_s=60)
+
+
+def test_a_flow_killed_in_training_is_finished_once(stack: Running) -> None:
+    """One cell of the kill matrix; `infra/faults` runs all."""
+    recipe = tomllib.loads(Path(kill_matrix.__file__).with_suffix(".toml").read_text("utf-8"))
+    before = dict(os.environ)
+    try:
+        outcome = kill_matrix.Matrix(stack.layout.home, recipe).cell("flow", "train", 1)
+    finally:  # MLflow's client is told its password by the environment
+        os.environ.clear()
+        os.environ.update(before)
+    assert outcome is not None
+    assert (outcome.fault, outcome.attempts) == ("", 2)
+
+
+@pytest.mark.slow
+def test_a_cancelled_run_stops_after_a_checkpoint(stack: Running, small_recipe: Path) -> None:
+    recipe = tomllib.loads(small_recipe.read_text("utf-8"))
+    recipe["train"]["steps"] = 2000
+    run_id = stack.submit(recipe).raise_for_status().json()["id"]
+    work = stack.layout.home / "work"
+
+    def events() -> list[Any]:
+        return [event for log in work.glob("*/events.jsonl") for event in read_events(log)]
+
+    wait_until(lambda: any(event["event"] == "step" for event in events()), timeout_s=180)
+    stack.cancel(run_id)
+    assert stack.finished(run_id)["state_type"] == "CANCELLED"
+    assert [event["event"] for event in events()][-2:] == ["checkpoint", "stopped"]
+    newest = json.loads(stack.command("runs", "--limit", "1", "--json").stdout)[0]
+    assert newest["status"] == "stopped"
 
 
 @pytest.mark.slow
