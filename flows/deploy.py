@@ -21,6 +21,7 @@ from flows.compare import ARMS, METHODS, compare
 from flows.extend import extend
 from flows.fit import fit
 from flows.reconcile import reconcile, settle
+from flows.reevaluate import reevaluate
 from flows.watch import watch
 from yarn_ops.errors import YarnOpsError
 from yarn_ops.recipe import Recipe, load_recipe
@@ -33,6 +34,7 @@ RUNS_AT_ONCE = {CPU_POOL: 2, GPU_POOL: 1}  # runs wait in the pool, the lease of
 EVERY_HOUR = "17 * * * *"
 EVERY_FIVE_MINUTES = "*/5 * * * *"
 BEFORE_DAWN = "40 3 * * *"
+SUNDAYS = "20 4 * * 0"
 ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
 """schedules that were missed run once, not one after the other"""
 
@@ -62,6 +64,13 @@ def deployments() -> list[RunnerDeployment]:
             entrypoint_type=EntrypointType.MODULE_PATH,
             description=(Path(__file__).parent / "fit.md").read_text("utf-8"),
             parameters={"recipe": demo, "method": "yarn"},
+        ),
+        reevaluate.to_deployment(
+            name="reevaluate",
+            work_pool_name=GPU_POOL,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            parameters={"name": "demo-long", "alias": "champion", "seed": 1},
+            schedules=[Cron(SUNDAYS, active=False, slug="weekly")],
         ),
         watch.to_deployment(
             name="watch-models",

@@ -1,0 +1,108 @@
+"""A registered model, scored again on today's documents and judged by the gate of its own recipe."""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.events import emit_event
+from prefect.logging.handlers import APILogHandler
+
+from flows.stages import evaluate, fetch_base, judge, prepare, survey
+from flows.workshop import Workshop, open_workshop
+from yarn_ops.errors import GateFailed, RegistryError
+from yarn_ops.recipe import Base, Recipe, parse_recipe
+from yarn_ops.records import Verdict
+from yarn_ops.registry import open_registry
+from yarn_ops.release import ModelVersion
+from yarn_ops.services import open_run_registry, try_mlflow
+from yarn_ops.settings import Settings, read_settings
+
+FELL = "yarn-ops.release.fell"
+"""event: a released model no longer passes its gate"""
+HELD = "yarn-ops.release.held"
+LAST = "yarn_ops.last_gate"
+"""tag of the version: passed or failed, when it was last scored"""
+
+
+@flow(name="reevaluate", flow_run_name="{name}@{alias}", persist_result=False)
+def reevaluate(name: str, alias: str = "champion", seed: int = 1) -> str:
+    """Score a registered model again and judge it by its recipe's gate; an event tells how it went.
+
+    The base is measured beside it, so a condition relative to the base stays one. A model that falls keeps
+    its alias: to move it is a person's decision. Its run ends Failed.
+
+    Args:
+        name: The registered model.
+        alias: Which of its versions.
+        seed: Of windows and needles; another than its recipe's, or what it was chosen by is asked again.
+
+    Returns:
+        The run's id in the registry.
+    """
+    settings = read_settings()
+    version = try_mlflow(settings).find(name, alias=alias, include_rejected=True)
+    recipe = recipe_of(version, settings)
+    recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"seed": seed})})
+    with open_workshop(settings, recipe, compared={"reevaluate": version.version, "seed": seed}) as shop:
+        base = fetch_base(recipe.base)
+        source = f"models:/{version.name}/{version.version}"
+        released = fetch_base(Base(model=source, original_context_tokens=base.context_tokens))
+        corpus = survey(recipe.data)
+        shards = prepare(recipe.data, corpus, base)
+        before = evaluate(recipe.evaluate, base, shards, base.context_tokens)
+        after = evaluate(recipe.evaluate, released, shards, base.context_tokens)
+        target = round(recipe.rope.resolve_factor(base.context_tokens) * base.context_tokens)
+        verdict = judge(recipe.gate, before, after, target)
+        tell(shop, version, alias, verdict)
+        if not verdict.passed:
+            raise GateFailed(f"{name} version {version.version} fell below its gate: {verdict.reasons}")
+        return shop.run.id
+
+
+def recipe_of(version: ModelVersion, settings: Settings) -> Recipe:
+    """The recipe that the version was made by, with its gate; RegistryError when no run here knows it."""
+    run = version.tags.get("run")
+    if run is None:
+        raise RegistryError(
+            f"{version.name} version {version.version}: its recipe is unknown, there is no tag `run`; "
+            "only models that were published here can be judged"
+        )
+    open_run_registry(settings).close()
+    registry = open_registry(settings.database)
+    try:
+        asked = dict(registry.run_view(run).recipe)
+    finally:
+        registry.close()
+    asked.pop("compare", None)
+    return parse_recipe(asked, f"{version.name} version {version.version}")
+
+
+def tell(shop: Workshop, version: ModelVersion, alias: str, verdict: Verdict) -> None:
+    """An event, a tag on the version and an artifact; each says the same."""
+    how = "passed" if verdict.passed else "failed"
+    shop.tracking.set_tag(version.name, version.version, LAST, how)
+    emit_event(
+        HELD if verdict.passed else FELL,
+        resource={
+            "prefect.resource.id": f"yarn-ops.release.{version.name}.{version.version}",
+            "prefect.resource.name": f"{version.name} version {version.version}",
+        },
+        payload={
+            "name": version.name, "version": version.version, "alias": alias, "run": shop.run.id,
+            "reasons": [check.reason for check in verdict.checks if check.passed == verdict.passed],
+        },
+    )  # fmt: skip
+    lines = [f"- {'passed' if check.passed else '**failed**'}: {check.reason}" for check in verdict.checks]
+    create_markdown_artifact(
+        f"## {version.name} version {version.version} ({alias}): gate {how}\n\n" + "\n".join(lines),
+        key="reevaluation",
+        description=f"{version.name} version {version.version}, gate {how}",
+    )
+
+
+def reevaluate_here(name: str, alias: str, seed: int) -> str:
+    """Run the flow in this process; the run's id."""
+    try:
+        return reevaluate(name, alias, seed)
+    finally:
+        APILogHandler().flush()
