@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -61,16 +62,13 @@ class Counting:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.fetched_bytes: dict[str, int] = {}
+        self._lock = Lock()
 
-    def get_file(self, key: str, path: Path, on_chunk: Callable[[bytes], object] | None = None) -> None:
-        self.fetched_bytes[key] = 0
-
-        def count(chunk: bytes) -> None:
-            self.fetched_bytes[key] += len(chunk)
-            if on_chunk is not None:
-                on_chunk(chunk)
-
-        self._store.get_file(key, path, count)
+    def read_range(self, key: str, start: int, stop: int) -> Iterator[bytes]:
+        for chunk in self._store.read_range(key, start, stop):
+            with self._lock:
+                self.fetched_bytes[key] = self.fetched_bytes.get(key, 0) + len(chunk)
+            yield chunk
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)

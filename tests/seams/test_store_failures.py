@@ -179,6 +179,22 @@ def test_broken_connections_are_taken_up_again(swift: SwiftCluster, bucket: str,
     assert (tmp_path / "a").read_bytes() == b"".join(pieces) == data
 
 
+def test_a_pull_through_broken_connections_arrives(swift: SwiftCluster, bucket: str, tmp_path: Path) -> None:
+    data = os.urandom(20 * MIB)
+    source = make_tree(tmp_path / "source", {"model.safetensors": data})
+    tree = put_tree(open_store(f"s3://{bucket}", swift_options(swift)), source)
+    proxy = CuttingProxy(swift.ports["proxy"], cuts=5, after_bytes=2 * MIB)
+    try:
+        store = open_store(
+            f"s3://{bucket}", StoreOptions(proxy.endpoint_url, swift.access_key, swift.secret_key)
+        )
+        pull_tree(store, tree.uri, tmp_path / "to")
+    finally:
+        proxy.close()
+    assert proxy.cut == 5
+    assert (tmp_path / "to" / "model.safetensors").read_bytes() == data
+
+
 def test_a_failed_upload_leaves_no_parts_behind(swift: SwiftCluster, bucket: str, tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(bytes(40 * MIB))
 
@@ -188,6 +204,22 @@ def test_a_failed_upload_leaves_no_parts_behind(swift: SwiftCluster, bucket: str
     with pytest.raises(StoreError, match="stopped by the test"):
         open_store(f"s3://{bucket}", swift_options(swift)).put_file(tmp_path / "large", "large", fail)
     assert "Uploads" not in swift.client().list_multipart_uploads(Bucket=bucket)
+
+
+def test_a_tree_whose_upload_fails_leaves_no_parts_behind(
+    swift: SwiftCluster, bucket: str, tmp_path: Path
+) -> None:
+    source = make_tree(tmp_path / "source", {name: os.urandom(20 * MIB) for name in "abc"})
+    store = open_store(f"s3://{bucket}", swift_options(swift))
+
+    def fail(done: int, total: int, _: str) -> None:
+        if done > total // 2:
+            raise StoreError("stopped by the test")
+
+    with pytest.raises(StoreError, match="stopped by the test"):
+        put_tree(store, source, report=fail)
+    assert "Uploads" not in swift.client().list_multipart_uploads(Bucket=bucket)
+    assert not any(info.key.endswith("manifest.json") for info in store.list(""))
 
 
 def test_a_full_disk_leaves_no_object(tmp_path: Path) -> None:

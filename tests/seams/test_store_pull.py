@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import signal
+import struct
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from stores import Counting, make_tree
+from swift_cluster import SwiftCluster
 
 from yarn_ops.errors import StoreError
 from yarn_ops.records import Tree
@@ -18,6 +24,22 @@ from yarn_ops.store.trees import put_tree
 
 MIB = 1 << 20
 FILES = {"a.safetensors": os.urandom(3 * MIB), "b.safetensors": os.urandom(2 * MIB), "sub/config.json": b"{}"}
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from yarn_ops.store import StoreOptions, open_store
+from yarn_ops.store.pull import pull_tree
+
+def kill(done, total, note):
+    if done >= total / 2:
+        print(done, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+url, uri, to = sys.argv[1:]
+store = open_store(url, StoreOptions(*sys.stdin.read().split("\\n")))
+pull_tree(store, uri, Path(to), report=kill)
+"""
 
 
 @pytest.fixture
@@ -56,12 +78,32 @@ def test_only_the_rest_of_a_broken_pull_is_fetched(store: Store, tree: Tree, tmp
     with pytest.raises(StoreError, match="cut off by the test"):
         pull_tree(counting, tree.uri, tmp_path / "to", report=break_off)
     assert not (tmp_path / "to").exists()
-    kept = sum(len(data) for data in contents(tmp_path / ".to.partial").values())
-    assert kept >= 3 * MIB
+    kept = sum(counting.fetched_bytes.values())
+    assert kept > 4 * MIB
     counting.fetched_bytes.clear()
     pull_tree(counting, tree.uri, tmp_path / "to")
     assert sum(counting.fetched_bytes.values()) == tree.size_bytes - kept
     assert contents(tmp_path / "to").items() >= FILES.items()
+    assert list(tmp_path.glob(".to*")) == []
+
+
+def test_a_pull_killed_at_half_fetches_only_the_rest(swift: SwiftCluster, s3: Store, tmp_path: Path) -> None:
+    data = os.urandom(50 * MIB)
+    tree = put_tree(s3, make_tree(tmp_path / "source", {"model.safetensors": data}))
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, s3.url, tree.uri, tmp_path / "to"],
+        input="\n".join((swift.endpoint_url, swift.access_key, swift.secret_key)),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    done = int(killed.stdout.split()[-1])
+    counting = Counting(s3)
+    pull_tree(counting, tree.uri, tmp_path / "to")
+    assert 0 < counting.fetched_bytes[f"artifacts/{tree.digest}/model.safetensors"] <= len(data) - done
+    assert done >= 25 * MIB
+    assert (tmp_path / "to" / "model.safetensors").read_bytes() == data
 
 
 def test_a_flipped_byte_is_named_and_only_that_file_fetched_again(
@@ -78,10 +120,13 @@ def test_a_flipped_byte_is_named_and_only_that_file_fetched_again(
     assert counting.fetched_bytes == {key: 2 * MIB}
 
 
-def test_a_partial_file_of_another_version_is_fetched_anew(store: Store, tree: Tree, tmp_path: Path) -> None:
-    make_tree(
-        tmp_path / ".to.partial", {"a.safetensors": b"other", "sub/config.json": b"too long", "stray": b"1"}
-    )
+@pytest.mark.parametrize("account", [b"", b"12345", struct.pack("<I", 3 * MIB)])
+def test_kept_bytes_that_are_wrong_are_fetched_anew(
+    store: Store, tree: Tree, tmp_path: Path, account: bytes
+) -> None:
+    sha256 = hashlib.sha256(FILES["a.safetensors"]).hexdigest()
+    make_tree(tmp_path / ".to.files", {f".{sha256}.partial": bytes(3 * MIB), f".{sha256}.parts": account})
+    make_tree(tmp_path / ".to.partial", {"stray": b"1"})
     pull_tree(store, tree.uri, tmp_path / "to")
     found = contents(tmp_path / "to")
     del found["manifest.json"]

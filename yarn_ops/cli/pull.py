@@ -11,6 +11,7 @@ from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.services import try_mlflow
 from yarn_ops.settings import read_settings
 from yarn_ops.store import open_store, store_options
+from yarn_ops.store.local import LocalStore
 from yarn_ops.store.pull import pull_tree
 
 
@@ -34,7 +35,9 @@ def pull_release(
     )
     store = open_store(settings.store, store_options(settings))
     with Bars() as bars:
-        pull_tree(store, release.source, to, report=bars.of(f"{name} {release.version}"))
+        # A store on this machine is as near as the cache would be.
+        cache = None if isinstance(store, LocalStore) else settings.home / "cache"
+        pull_tree(store, release.source, to, cache=cache, report=bars.of(f"{name} {release.version}"))
     from yarn_ops.rope.patch import prove_directory  # torch: seconds that a pull of nothing need not wait
 
     prove_directory(to, rope_spec_of(read_config(to)))

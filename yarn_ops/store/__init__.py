@@ -5,6 +5,7 @@
     s3.py         a bucket
     manifest.py   what a stored directory consists of
     trees.py      content-addressed directories in a store
+    files.py      files by their sha256, fetched in parts at once
     pull.py       a stored directory to a local one: verified, resumed, all or nothing
     documents.py  training documents in a bucket
 
@@ -58,6 +59,9 @@ class Store(Protocol):
 
         `on_chunk` sees every fetched piece, in order. After a failure `path` holds what had arrived.
         """
+
+    def read_range(self, key: str, start: int, stop: int) -> Iterator[bytes]:
+        """The object's bytes from `start` up to `stop`, in pieces and in order; less only at its end."""
 
     def read(self, key: str) -> bytes: ...
 

@@ -52,6 +52,14 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
+def is_still(handle: int, path: Path) -> bool:
+    """Whether the open file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def _explain(error: OSError) -> str:
     if error.errno in FULL:
         return "no space left on the disk; free some and run again"

@@ -76,6 +76,19 @@ class LocalStore:
             target.flush()
             os.fsync(target.fileno())
 
+    def read_range(self, key: str, start: int, stop: int) -> Iterator[bytes]:
+        with disk_errors(self.uri_of(key)):
+            source = self.path_of(key).open("rb")
+        with source:
+            source.seek(start)
+            while start < stop:
+                with disk_errors(self.uri_of(key)):
+                    chunk = source.read(min(CHUNK_BYTES, stop - start))
+                if not chunk:
+                    return
+                start += len(chunk)
+                yield chunk
+
     def read(self, key: str) -> bytes:
         with disk_errors(self.uri_of(key)):
             return self.path_of(key).read_bytes()

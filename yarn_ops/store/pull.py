@@ -3,52 +3,82 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
+import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from yarn_ops.digests import CHUNK_BYTES, tree_files
+from yarn_ops.digests import file_digest, tree_files
 from yarn_ops.errors import StoreError
 from yarn_ops.store import Store
-from yarn_ops.store.disk import disk_errors, sync_directory, write_durably
+from yarn_ops.store.disk import disk_errors, is_still, sync_directory, write_durably
+from yarn_ops.store.files import FileCache
 from yarn_ops.store.keys import join
 from yarn_ops.store.manifest import MANIFEST, FileEntry, Manifest, parse_manifest, read_manifest
 from yarn_ops.store.transfer import Report, Transfer
 
+PARTS_AT_ONCE = 8
 
-def pull_tree(store: Store, uri: str, to: Path, *, report: Report | None = None) -> Manifest:
+
+def pull_tree(
+    store: Store, uri: str, to: Path, *, cache: Path | None = None, report: Report | None = None
+) -> Manifest:
     """Bring the directory at `uri` to `to`, manifest included.
 
-    Bytes arrive in a hidden sibling, are checked against the manifest's sha256 and appear under the final
-    name by one rename. A broken pull is taken up where it ended; a damaged file is named, and only it is
-    fetched again next time. An existing `to` that holds the same directory is verified and left; any other
-    is refused. Raises StoreError.
+    Files arrive in `cache` by their sha256, many parts at once, are hashed while they arrive, and stay there
+    for other versions that hold the same; `to` has hard links to them, or copies of small files and across
+    file systems. Without a cache they arrive in a hidden sibling of `to`. `to` appears by one rename. A
+    broken pull is taken up where it ended; a damaged file is named, and only it is fetched again next time.
+    An existing `to` that holds the same directory is verified and left; any other is refused. Raises
+    StoreError.
     """
     prefix = store.key_of(uri)
     manifest = read_manifest(store, prefix)
-    pull_files(store, prefix, manifest, to, report=report)
+    pull_files(store, prefix, manifest, to, cache=cache, report=report)
     return manifest
 
 
 def pull_files(
-    store: Store, prefix: str, manifest: Manifest, to: Path, *, report: Report | None = None
+    store: Store,
+    prefix: str,
+    manifest: Manifest,
+    to: Path,
+    *,
+    cache: Path | None = None,
+    report: Report | None = None,
 ) -> None:
     """`pull_tree` for a manifest that was read already."""
     transfer = Transfer(manifest.size_bytes, report)
+    arrivals = to.parent / f".{to.name}.files" if cache is None else cache / "files"
     with arriving(to) as partial:
         if partial is None:
             _check_same(to, manifest)
             verify_files(to, manifest, transfer)
             return
         _check_sizes(store, prefix, manifest)
-        _remove_strangers(partial, manifest)
-        damaged = transfer.run(
-            lambda item: _fetch(store, prefix, partial, item, transfer), _by_size(manifest)
-        )
-        _refuse_damaged(store.uri_of(prefix) if prefix else store.url, damaged, "; upload it again")
+        files = FileCache(arrivals, shared=cache is not None)
+        _bring(store, prefix, manifest, files, transfer)
+        for path in tree_files(partial).values():
+            path.unlink()
+        for name, entry in manifest.files.items():
+            files.place(entry, partial / name)
         write_durably(partial / MANIFEST, manifest.to_bytes())
+    if cache is None:
+        shutil.rmtree(arrivals, ignore_errors=True)
+
+
+def _bring(store: Store, prefix: str, manifest: Manifest, files: FileCache, transfer: Transfer) -> None:
+    """Have every file of the manifest in `files`; StoreError naming those that are damaged."""
+
+    def bring(item: tuple[str, FileEntry]) -> str | None:
+        name, entry = item
+        return None if files.bring(store, join(prefix, name), entry, transfer, pool) else name
+
+    with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+        damaged = transfer.run(bring, _by_size(manifest))
+    _refuse_damaged(store.uri_of(prefix) if prefix else store.url, damaged, "; upload it again")
 
 
 def verify_files(folder: Path, manifest: Manifest, transfer: Transfer) -> None:
@@ -56,12 +86,9 @@ def verify_files(folder: Path, manifest: Manifest, transfer: Transfer) -> None:
 
     def check(item: tuple[str, FileEntry]) -> str | None:
         name, entry = item
-        sha256 = hashlib.sha256()
         path = folder / name
-        if not path.is_file():
-            return name
-        _hash_into(sha256, path, transfer)
-        return None if sha256.hexdigest() == entry.sha256 else name
+        same = path.is_file() and file_digest(path, transfer.advance) == entry.sha256
+        return None if same else name
 
     with disk_errors(folder):
         damaged = transfer.run(check, _by_size(manifest))
@@ -110,7 +137,7 @@ def _held(folder: Path) -> Iterator[None]:
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-            if not _is_still(handle, folder):
+            if not is_still(handle, folder):
                 continue
             try:
                 yield
@@ -121,48 +148,6 @@ def _held(folder: Path) -> Iterator[None]:
             return
         finally:
             os.close(handle)
-
-
-def _is_still(handle: int, folder: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), folder.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _fetch(
-    store: Store, prefix: str, folder: Path, item: tuple[str, FileEntry], transfer: Transfer
-) -> str | None:
-    """Bring one file; its name when what arrived is not what the manifest says (and nothing is kept)."""
-    name, entry = item
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept_bytes = path.stat().st_size if path.exists() else 0
-    if kept_bytes > entry.size_bytes:
-        path.unlink()
-        kept_bytes = 0
-    sha256 = hashlib.sha256()
-    if kept_bytes:
-        _hash_into(sha256, path, transfer)
-
-    def take(chunk: bytes) -> None:
-        sha256.update(chunk)
-        transfer.advance(len(chunk))
-
-    if not kept_bytes or kept_bytes < entry.size_bytes:
-        store.get_file(join(prefix, name), path, take)
-    if sha256.hexdigest() == entry.sha256:
-        return None
-    path.unlink()
-    # What was kept may be of another version: only a file fetched whole tells of damage.
-    return _fetch(store, prefix, folder, item, transfer) if kept_bytes else name
-
-
-def _hash_into(sha256: hashlib._Hash, path: Path, transfer: Transfer) -> None:
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            sha256.update(chunk)
-            transfer.advance(len(chunk))
 
 
 def _by_size(manifest: Manifest) -> list[tuple[str, FileEntry]]:
@@ -191,12 +176,6 @@ def stored_sizes(store: Store, prefix: str) -> Mapping[str, int]:
     """{name: bytes} of every object below `prefix`."""
     below = f"{prefix}/" if prefix else ""
     return {info.key.removeprefix(below): info.size_bytes for info in store.list(below)}
-
-
-def _remove_strangers(partial: Path, manifest: Manifest) -> None:
-    for name, path in tree_files(partial).items():
-        if name not in manifest.files:
-            path.unlink()
 
 
 def _refuse_damaged(where: str, found: list[str | None], remedy: str) -> None:

@@ -101,20 +101,13 @@ class S3Store:
             os.fsync(file.fileno())
 
     def stream(self, key: str, start: int = 0) -> Iterator[bytes]:
-        """An object's bytes from `start` on, in pieces; a connection that breaks is made again."""
+        """An object's bytes from `start` on, in pieces, all of one version of it."""
         with self._errors(self.uri_of(key)):
             head = self._client.head_object(**self._named(key))
-            idle = 0
-            while start < head["ContentLength"]:
-                try:
-                    for chunk in self._chunks(key, start, head["ETag"]):
-                        start += len(chunk)
-                        idle = 0
-                        yield chunk
-                except BROKEN_OFF:
-                    idle += 1
-                    if idle == ATTEMPTS:
-                        raise
+        yield from self._pieces(key, start, head["ContentLength"], IfMatch=head["ETag"])
+
+    def read_range(self, key: str, start: int, stop: int) -> Iterator[bytes]:
+        return self._pieces(key, start, stop)
 
     def read(self, key: str) -> bytes:
         with self._errors(self.uri_of(key)):
@@ -189,8 +182,23 @@ class S3Store:
     def _named(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": join(self._prefix, check_key(key))}
 
-    def _chunks(self, key: str, start: int, etag: str) -> Iterator[bytes]:
-        wanted = {"Range": f"bytes={start}-", "IfMatch": etag}
+    def _pieces(self, key: str, start: int, stop: int, **condition: str) -> Iterator[bytes]:
+        """A connection that breaks is made again, at the first byte that is missing."""
+        with self._errors(self.uri_of(key)):
+            idle = 0
+            while start < stop:
+                try:
+                    for chunk in self._chunks(key, start, stop, condition):
+                        start += len(chunk)
+                        idle = 0
+                        yield chunk
+                except BROKEN_OFF:
+                    idle += 1
+                    if idle == ATTEMPTS:
+                        raise
+
+    def _chunks(self, key: str, start: int, stop: int, condition: dict[str, str]) -> Iterator[bytes]:
+        wanted = {"Range": f"bytes={start}-{stop - 1}", **condition}
         body = self._client.get_object(**self._named(key), **wanted)["Body"]
         with body:
             yield from body.iter_chunks(CHUNK_BYTES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from threading import Event, Lock
 from typing import TypeVar
 
@@ -42,6 +42,9 @@ class Transfer:
         with ThreadPoolExecutor(THREADS) as pool:
             futures = [pool.submit(action, item) for item in items]
             try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
                 return [future.result() for future in futures]
             except BaseException:
                 self._stopped.set()

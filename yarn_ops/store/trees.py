@@ -85,7 +85,8 @@ def tree_present(store: Store, tree: Tree) -> bool:
 def fetch_tree(store: Store, tree: Tree, cache: Path, *, report: Report | None = None) -> Path:
     """A local, verified, read-only directory with the tree's files and their manifest.
 
-    A local store's own directory, else `cache`/<digest>. A damaged object is a StoreError that names it.
+    A local store's own directory, else `cache`/<digest>, whose files other directories share. A damaged
+    object is a StoreError that names it.
     """
     prefix = store.key_of(tree.uri)
     manifest = _manifest_of(store, tree)
@@ -94,7 +95,7 @@ def fetch_tree(store: Store, tree: Tree, cache: Path, *, report: Report | None =
         verify_files(path, manifest, Transfer(manifest.size_bytes, report))
         return path
     path = cache / tree.digest
-    pull_files(store, prefix, manifest, path, report=report)
+    pull_files(store, prefix, manifest, path, cache=cache, report=report)
     return path
 
 
