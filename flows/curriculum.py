@@ -39,8 +39,9 @@ def train_legs(
             weights, previous = merge(weights, configs[number - 1], adapters[-1], shards), []
         keep_optimizer = any(later.carry == "adapter+optimizer" for later in legs[number + 1 : number + 2])
         steps = sum(adapter.steps for adapter in adapters)
+        data = leg.data_of(recipe.data)
         adapter = train(
-            section, leg.ungated(), recipe.data, weights, patched, shards, previous, steps, keep_optimizer
+            section, leg.ungated(), data, weights, patched, shards, previous, steps, keep_optimizer
         )
         adapters.append(adapter)
         if before is not None and leg.gate.asks:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yarn_ops.errors import RecipeError
-from yarn_ops.recipe import Recipe, load_recipe, parse_recipe
+from yarn_ops.recipe import Data, Recipe, Stage, load_recipe, parse_recipe
 from yarn_ops.shipped import recipe_path, recipes
 
 MINIMAL = {"rope": {"factor": 4}}
@@ -140,6 +140,13 @@ def test_legs_grow_to_the_target() -> None:
         20,
         1e-4,
     )
+
+
+def test_a_leg_draws_its_windows_as_it_says() -> None:
+    data = Data(sources=("texts/*.txt",), prefer_long=1.0)
+    assert Stage(context_tokens=64, steps=1).data_of(data) is data
+    drawn = Stage(context_tokens=64, steps=1, prefer_long=0).data_of(data)
+    assert drawn == data.model_copy(update={"prefer_long": 0.0})
 
 
 def test_a_leg_s_gate_asks_for_what_it_names() -> None:

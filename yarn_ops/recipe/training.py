@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from yarn_ops.recipe.section import Positive, Section
-from yarn_ops.recipe.sections import Gate
+from yarn_ops.recipe.sections import Data, Gate
 
 Carry = Literal["adapter", "adapter+optimizer", "weights"]
 """what a leg takes over from the leg before"""
@@ -51,6 +51,13 @@ class Stage(Section):
         None, ge=1, title="Factor", description="RoPE factor of this leg; empty: context / original context."
     )
     learning_rate: float | None = Field(None, gt=0, title="Learning rate", description="Empty: the recipe's.")
+    prefer_long: float | None = Field(
+        None,
+        ge=0,
+        le=4,
+        title="Prefer long documents",
+        description="How this leg draws its windows; empty: as the recipe's data section says.",
+    )
     carry: Carry = Field(
         "adapter",
         title="Carry over",
@@ -62,6 +69,10 @@ class Stage(Section):
         title="Gate",
         description="Checked after this leg; a leg that fails ends the run, and nothing is registered.",
     )
+
+    def data_of(self, data: Data) -> Data:
+        """How this leg draws its windows."""
+        return data if self.prefer_long is None else data.model_copy(update={"prefer_long": self.prefer_long})
 
     def ungated(self) -> Stage:
         """The leg as far as its training depends on it."""
