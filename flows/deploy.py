@@ -35,6 +35,8 @@ EVERY_HOUR = "17 * * * *"
 EVERY_FIVE_MINUTES = "*/5 * * * *"
 BEFORE_DAWN = "40 3 * * *"
 SUNDAYS = "20 4 * * 0"
+URGENT = "urgent"
+"""a queue of each pool: a run that is put there is the next to begin"""
 ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
 """schedules that were missed run once, not one after the other"""
 
@@ -108,6 +110,7 @@ def _ensure_pool(client: SyncPrefectClient, name: str, runs_at_once: int) -> Non
         client.create_work_pool(WorkPoolCreate(name=name, type="process", concurrency_limit=runs_at_once))
     except ObjectAlreadyExists:
         return
+    client.create_work_queue(URGENT, "before all other runs", priority=1, work_pool_name=name)
 
 
 def _ensure_deployment(client: SyncPrefectClient, deployment: RunnerDeployment) -> None:

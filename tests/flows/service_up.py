@@ -92,6 +92,9 @@ class Remote:
         path = f"/deployments/{self.deployment['id']}/schedules/{schedule['id']}"
         self._api.patch(path, json={"active": True}).raise_for_status()
 
+    def post(self, path: str, **values: Any) -> Any:
+        return self._api.post(path, json=values).raise_for_status().json()
+
     def _get(self, path: str) -> Any:
         return self._api.get(path).raise_for_status().json()
 

@@ -89,6 +89,15 @@ def test_an_unknown_key_is_refused_at_once(up: Up, recipe: Recipe) -> None:
     assert "'stpes' was unexpected" in answer.json()["detail"]
 
 
+def test_an_urgent_run_is_the_next(up: Up) -> None:
+    for pool in ("yarn-ops", "yarn-ops-gpu"):
+        queues = up.post(f"/work_pools/{pool}/queues/filter")
+        assert sorted((queue["priority"], queue["name"]) for queue in queues) == [
+            (1, "urgent"),
+            (2, "default"),
+        ]
+
+
 def test_nightly_exists_and_is_paused(up: Up) -> None:
     (schedule,) = up.deployment["schedules"]
     assert schedule["slug"] == "nightly"
@@ -144,8 +153,8 @@ def test_the_version_is_pulled(up: Up, run: dict[str, Any], tmp_path: Path) -> N
 def test_another_shell_uses_the_service(up: Up, run: dict[str, Any], small_recipe: Path) -> None:
     extended = up.command("extend", small_recipe, "--set", "publish.name=shell")
     assert extended.returncode == 0, extended.stderr
-    newest = up.runs()[0]
-    assert (newest["name"], newest["state_type"]) == ("shell", "COMPLETED")
+    newest = next(found for found in up.runs() if found["name"] == "shell")
+    assert newest["state_type"] == "COMPLETED"
     assert newest["deployment_id"] is None
     (report,) = [found for found in up.find("artifacts", newest["id"]) if found["key"] == "report"]
     assert f"{up.service.mlflow_uri}/#/models/shell/versions/1" in report["data"]
