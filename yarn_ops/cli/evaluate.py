@@ -134,7 +134,7 @@ def facts(models: Sequence[Capacity]) -> list[dict[str, Any]]:
             "context_tokens": model.context_tokens,
             "original_context_tokens": model.original_context_tokens,
             "reach": asdict(model.reach),
-            "scores": [score.model_dump(mode="json") for score in model.scores],
+            "scores": [score.model_dump(mode="json", exclude={"items"}) for score in model.scores],
             "skipped": model.skipped,
             "costs": [asdict(cost) for cost in model.costs],
             "attention": asdict(model.diagnosis) if model.diagnosis else None,

@@ -12,7 +12,7 @@ from yarn_ops.evals.capacity.heads import Diagnosis
 from yarn_ops.evals.capacity.picture import draw_capacity
 from yarn_ops.evals.capacity.reach import KEPT
 from yarn_ops.evals.capacity.reading import Capacity, interval, tokens
-from yarn_ops.evals.suite.context import FAR_TEXT, GAIN, SAME_TARGETS
+from yarn_ops.evals.suite.context import FAR_TEXT, GAIN, RISE, SAME_TARGETS
 from yarn_ops.records import Score
 
 PAGE, PICTURE = "capacity.html", "capacity.png"
@@ -20,6 +20,7 @@ RULER = "ruler/average"
 TITLES = {
     SAME_TARGETS: "loss of the same tokens (nats)",
     GAIN: "gain over the shortest context (nats)",
+    RISE: "loss above the best with less context (nats)",
     FAR_TEXT: "lost with foreign far text (nats)",
     "perplexity/last-quarter": "perplexity, last quarter",
     "perplexity/single-pass": "perplexity, single pass",

@@ -54,7 +54,7 @@ class Size:
 SIZES: dict[SuiteName, Size] = {
     "quick": Size(8, 8, 16, 0, ("context", "perplexity", "needle/code", "needle/prose", "multi-key")),
     "full": Size(
-        8, 50, 32, 100,
+        8, 50, 32, 30,
         ("context", "perplexity", "sliding", "long-perplexity", "needle/code", "needle/prose", "passkey",
          "key-value", "multi-key", "copy", "mqar", "ruler"),
     ),

@@ -64,15 +64,20 @@ class Item:
     def asking(self) -> int:
         return len(self.prompt) + len(self.answer)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Tokens of question and of answer: items of one shape are choices for one another."""
+        return len(self.prompt), len(self.answer)
+
 
 def draw_equal(count: int, draw: Callable[[], Item]) -> list[Item]:
-    """`count` items that take equally many tokens to ask for; DataError when the tokenizer makes none."""
+    """`count` items of one shape, with different answers; DataError when the tokenizer makes none."""
     items = [draw()]
     for _ in range(EQUAL_TRIES * count):
         if len(items) == count:
             return items
         item = draw()
-        if item.asking == items[0].asking and all(item.answer != other.answer for other in items):
+        if item.shape == items[0].shape and all(item.answer != other.answer for other in items):
             items.append(item)
     if len(items) == count:
         return items

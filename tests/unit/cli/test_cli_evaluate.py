@@ -1,0 +1,76 @@
+"""`yarn-ops evaluate`, as typed, on models that are not ours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+PNG = b"\x89PNG\r\n"
+DOCUMENTS = "stdlib:json/*.py"
+
+
+def saved(config, base512: Path, folder: Path) -> Path:
+    """A model of this config with random weights and the demo's tokenizer."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base512 / name, folder)
+    return folder
+
+
+@pytest.fixture
+def llama(base512: Path, tmp_path: Path) -> Path:
+    config = LlamaConfig(
+        vocab_size=8192, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=256,
+    )  # fmt: skip
+    return saved(config, base512, tmp_path / "other-llama")
+
+
+def test_a_foreign_model_is_measured_without_a_recipe_and_once(yarn_ops, llama, tmp_path):
+    out = tmp_path / "capacity"
+    arguments = ("evaluate", llama, "--documents", DOCUMENTS, "--out", out)
+    first = yarn_ops(*arguments)
+    assert first.status == 0, first.err
+    assert "other-llama: sees" in first.out and "finds nothing even in short texts" in first.out
+    assert (out / "capacity.png").read_bytes().startswith(PNG)
+    page = (out / "capacity.html").read_text("utf-8")
+    assert "<h1>other-llama</h1>" in page and "http" not in page and str(tmp_path) not in page
+    found = json.loads((out / "scores.json").read_text("utf-8"))
+    again = yarn_ops(*arguments, "--json")
+    assert json.loads(again.out) == found
+    (facts,) = found
+    assert facts["costs"][-1]["kv_bytes"] == 2 * 8 * 2 * 256  # keys and values, one head of 8, bfloat16
+
+
+def test_positions_need_not_be_rotary(yarn_ops, base512, tmp_path):
+    config = GPT2Config(vocab_size=8192, n_embd=16, n_layer=1, n_head=2, n_positions=128)
+    model = saved(config, base512, tmp_path / "gpt2")
+    result = yarn_ops("evaluate", model, "--documents", DOCUMENTS)
+    assert result.status == 0, result.err
+    assert "gpt2: " in result.out
+    beyond = yarn_ops("evaluate", model, "--longest", 256)
+    assert beyond.status == 2 and "no positions beyond 128 tokens" in beyond.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("shipped:base1",), "not shipped"),
+        (("/nowhere/at/all",), "/nowhere/at/all: no such directory"),
+        (("shipped:base512", "--longest", 100), "no task fits in fewer than 128"),
+        (("shipped:base512", "--documents", "/nowhere/*.txt"), "matches no file with text"),
+        (("shipped:base512", "--longest", 8192, "--documents", "stdlib:this.py"), "give more documents"),
+        (("shipped:base512", "--suite", "quik"), "quik"),
+    ],
+)
+def test_faults_are_one_line(yarn_ops, arguments, complaint):
+    result = yarn_ops("evaluate", *arguments)
+    assert result.status == 2
+    assert result.err.startswith("yarn-ops: ") and complaint in result.err
+    assert result.err.count("\n") == 1
