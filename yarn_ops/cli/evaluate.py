@@ -107,9 +107,9 @@ def show(models: Sequence[Capacity], out: Path | None, *, as_json: bool) -> None
         CONSOLE.print(f"{model.name}: {model.verdict}", style="bold")
         task = model.reach.task
         table = Table(box=None, pad_edge=False, header_style="dim")
-        heads = ("tokens", "same tokens (nats)", "perplexity", task or "needles", "by depth, farthest first")
-        for head in heads:
-            table.add_column(head, no_wrap=True)
+        for head in ("tokens", "nats", "perplexity", task or "needles"):
+            table.add_column(head, no_wrap=True, min_width=len(head))
+        table.add_column("by depth, farthest first")
         for length in model.lengths:
             shown = [model.score(name, length) for name in (*SHOWN, task or "")]
             parts = " ".join(f"{part.value:.2f}" for part in model.parts(task or "", length))
