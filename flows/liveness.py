@@ -16,6 +16,7 @@ from yarn_ops.registry import this_process
 PROCESS = "yarn_ops.process"
 """label: the process of a flow run, as leases name their holders"""
 RUN_VARIABLE = "PREFECT__FLOW_RUN_ID"
+TRAINER = "yarn_ops.train"
 START_S = 120.0
 """within which a run that was taken from its queue says who it is"""
 
@@ -54,7 +55,8 @@ def _run_ids() -> Iterator[str]:
     for process in psutil.process_iter():
         try:
             run_id = process.environ().get(RUN_VARIABLE)
-            if run_id and process.status() != psutil.STATUS_ZOMBIE:
+            # A trainer outlives its flow by the time that its checkpoint takes.
+            if run_id and process.status() != psutil.STATUS_ZOMBIE and TRAINER not in process.cmdline():
                 yield run_id
         except psutil.Error:
             continue
