@@ -146,7 +146,7 @@ def evaluate(
     longest: Annotated[
         int | None, typer.Option(min=1, metavar="TOKENS", help="Left out: what the model's config says.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of texts and needles: another asks anew.")] = 0,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write capacity.html and capacity.png there.")
     ] = None,
