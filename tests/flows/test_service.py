@@ -118,7 +118,7 @@ def test_a_run_shows_its_progress_and_its_report(up: Up, run: dict[str, Any]) ->
     assert artifacts["progress-train"]["data"] == 100
     report = artifacts["report"]
     assert report["description"] == "small version 1, gate passed"
-    assert report["data"].count("](data:image/png;base64,") == 3
+    assert report["data"].count("](data:image/png;base64,") == 4
     assert f"{up.service.mlflow_uri}/#/models/small/versions/1" in report["data"]
 
 
