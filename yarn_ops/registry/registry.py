@@ -263,7 +263,9 @@ def _facts(key: str, record: Record) -> Iterator[Table]:
         yield ArtifactRow(key=key, kind=type(record).__name__, **record.tree.model_dump())
     if isinstance(record, Scorecard):
         for score in record.scores:
-            cell = score.model_dump(exclude={"items"}) | {"depth": ALL_DEPTHS if score.depth is None else score.depth}
+            cell = score.model_dump(exclude={"items"}) | {
+                "depth": ALL_DEPTHS if score.depth is None else score.depth
+            }
             yield ScoreRow(key=key, checkpoint_digest=record.model_digest, **cell)
     if isinstance(record, Release):
         yield ReleaseRow(
