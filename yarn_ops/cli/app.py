@@ -1,0 +1,91 @@
+"""What commands share: their groups, common options, the way to a recipe, its services and the registry."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from yarn_ops.recipe import Recipe
+
+app = typer.Typer(
+    help="Extend RoPE language models to long contexts: safely, measurably and on a schedule.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+recipe_app = typer.Typer(help="Recipes: what to do.", no_args_is_help=True)
+rope_app = typer.Typer(help="Rotary position embeddings.", no_args_is_help=True)
+runs_app = typer.Typer(help="Runs in the registry, newest first.", invoke_without_command=True)
+db_app = typer.Typer(help="The run registry's database.", no_args_is_help=True)
+app.add_typer(recipe_app, name="recipe")
+app.add_typer(rope_app, name="rope")
+app.add_typer(runs_app, name="runs")
+app.add_typer(db_app, name="db")
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A TOML file, or the name of a shipped recipe.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value.")
+]
+TagOption = Annotated[
+    list[str] | None, typer.Option("--tag", metavar="K=V", help="Only versions with this tag.")
+]
+ARMS_HELP = (
+    "Of zero-shot, lora (as the recipe has it), lora-only (norms frozen), lora+norms, lora+norms+embeddings, "
+    "full; behind a lora +r64 is another rank, +all-linear or +qv other layers."
+)
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@contextmanager
+def services_of(recipe: Recipe) -> Iterator[None]:
+    """Within the block, a run of the recipe finds every service it needs, Prefect's server among them."""
+    from yarn_ops import servers
+    from yarn_ops.services import require_services
+    from yarn_ops.settings import adopt_environment, read_settings
+
+    settings = read_settings()
+    require_services(settings, recipe.publish.experiment)  # before a server is started for nothing
+    try:
+        with servers.run_environment(settings) as environment:
+            adopt_environment(environment)
+            yield
+    except KeyboardInterrupt:
+        sys.stderr.write("yarn-ops: stopped; the same command goes on from here\n")
+        raise
+
+
+def load_asked(recipe: str, overrides: list[str] | None) -> Recipe:
+    from yarn_ops.recipe import load_recipe
+    from yarn_ops.shipped import recipe_path
+
+    return load_recipe(recipe_path(recipe), overrides or ())
+
+
+def run_registry():  # type: ignore[no-untyped-def]
+    from yarn_ops.services import open_run_registry
+    from yarn_ops.settings import read_settings
+
+    return open_run_registry(read_settings())
+
+
+def tracking():  # type: ignore[no-untyped-def]
+    from yarn_ops.services import try_mlflow
+    from yarn_ops.settings import read_settings
+
+    return try_mlflow(read_settings())
+
+
+def pairs_of(tags: list[str] | None) -> dict[str, str]:
+    pairs = [tag.partition("=") for tag in tags or ()]
+    for key, equals, _ in pairs:
+        if not key or not equals:
+            raise typer.BadParameter("write --tag key=value")
+    return {key: value for key, _, value in pairs}

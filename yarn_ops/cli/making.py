@@ -1,0 +1,208 @@
+"""Commands that do what a recipe says, or look at a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from yarn_ops.cli.app import (
+    ARMS_HELP,
+    JsonOption,
+    RecipeArgument,
+    SetOption,
+    app,
+    load_asked,
+    recipe_app,
+    rope_app,
+    services_of,
+)
+
+
+@app.command()
+def extend(recipe: RecipeArgument, set_: SetOption = None) -> None:
+    """Run a recipe here: extend, measure, judge and register one model."""
+    import yarn_ops.cli.display as display
+
+    asked = load_asked(recipe, set_)
+    with services_of(asked):
+        from flows.extend import run_here
+
+        view = run_here(asked)
+    display.show_run(view)
+
+
+@app.command()
+def compare(
+    recipe: RecipeArgument,
+    methods: Annotated[str, typer.Option(help="Separated by commas.")] = "none,linear,ntk,by-parts,yarn",
+    arms: Annotated[str, typer.Option(help=ARMS_HELP)] = "zero-shot,lora",
+    set_: SetOption = None,
+) -> None:
+    """Compare RoPE methods on a recipe's base and data, zero-shot and trained; the gate names the winner."""
+    import yarn_ops.cli.display as display
+    from yarn_ops.recipe import parse_arms, parse_methods
+
+    asked, chosen, ways = (
+        load_asked(recipe, set_),
+        parse_methods(methods.split(",")),
+        parse_arms(arms.split(",")),
+    )
+    with services_of(asked):
+        from flows.compare import compare_here
+
+        view = compare_here(asked, chosen, ways)
+    display.show_comparison(view)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    gpu: Annotated[str | None, typer.Option(help="H100 or H200; without it, the GPU that is here.")] = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Memory, time and disk that training a recipe takes, and what its layers keep; nothing is trained."""
+    import yarn_ops.cli.plan as planning
+
+    planning.show(planning.plan_run(load_asked(recipe, set_), gpu), as_json=json)
+
+
+@app.command()
+def fit(
+    recipe: RecipeArgument,
+    method: Annotated[
+        Literal["yarn", "longrope"], typer.Option(help="Whose parameters: betas, or a factor for each pair.")
+    ] = "yarn",
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Search RoPE parameters for a recipe's base on its held-out documents; print a [rope] section."""
+    import yarn_ops.cli.rope as rope
+
+    asked = load_asked(recipe, set_)
+    with services_of(asked):
+        from flows.fit import fit_here
+
+        found = fit_here(asked, method)
+    rope.show_fit(found, as_json=json)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="Any causal model directory; or a base as a recipe names it."),
+    ],
+    suite: Annotated[
+        Literal["quick", "full"], typer.Option(help="quick: minutes for a small model; full: every task.")
+    ] = "quick",
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Measured on the same texts, beside it.")
+    ] = None,
+    documents: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Your own texts; left out: Python's standard library."),
+    ] = None,
+    longest: Annotated[
+        int | None, typer.Option(min=1, metavar="TOKENS", help="Left out: what the model's config says.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of texts and needles: another asks anew.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write capacity.html and capacity.png there.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure how far a model sees and how far it uses; no recipe needed."""
+    import yarn_ops.cli.evaluate as evaluation
+    from yarn_ops.settings import read_settings
+
+    measured = evaluation.evaluate(
+        read_settings(), model, suite, base=base, documents=documents or (), longest=longest, seed=seed,
+        out=out,
+    )  # fmt: skip
+    evaluation.show(measured, out, as_json=json)
+
+
+@recipe_app.command("show")
+def recipe_show(recipe: RecipeArgument, set_: SetOption = None, json: JsonOption = False) -> None:
+    """Print a recipe resolved, every default written out, with its digest."""
+    import yarn_ops.cli.display as display
+
+    display.show_recipe(load_asked(recipe, set_), as_json=json)
+
+
+@recipe_app.command("list")
+def recipe_list() -> None:
+    """Name the shipped recipes."""
+    from yarn_ops.shipped import recipes
+
+    for path in recipes():
+        typer.echo(f"{path.stem:<24} {path.read_text('utf-8').splitlines()[0].lstrip('# ')}")
+
+
+@rope_app.command("show")
+def rope_show(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A directory, or a base as in a recipe: shipped:base512, …")
+    ],
+    method: Annotated[
+        str | None,
+        typer.Option(metavar="METHOD", help="E.g. yarn; left out: what the model itself asks for."),
+    ] = None,
+    factor: Annotated[float | None, typer.Option(help="Target context / original context.")] = None,
+    beta_fast: Annotated[float | None, typer.Option(help="Turns above which a dimension is kept.")] = None,
+    beta_slow: Annotated[float | None, typer.Option(help="Turns below which one is interpolated.")] = None,
+    theta: Annotated[float | None, typer.Option(help="abf: the base frequency that replaces.")] = None,
+    original: Annotated[
+        int | None, typer.Option(min=1, metavar="TOKENS", help="Original context of a model already scaled.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it as well.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show which dimensions a method keeps, blends and interpolates, and how attention changes."""
+    import yarn_ops.cli.rope as rope
+
+    asked = {
+        "method": method, "factor": factor, "beta_fast": beta_fast, "beta_slow": beta_slow, "theta": theta,
+    }  # fmt: skip
+    spec = rope.asked_spec(model, {key: value for key, value in asked.items() if value is not None}, original)
+    rope.show(spec, as_json=json)
+    if to is not None:
+        rope.draw(spec, to)
+
+
+@app.command("remedies")
+def remedies_(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A directory, or a base as in a recipe: shipped:base512, …")
+    ],
+    factor: Annotated[
+        float | None, typer.Option(help="Read a model that is not extended yet zero-shot by YaRN.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The model before it was extended.")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(min=1, metavar="TOKENS", help="Of a document; as the model's config says.")
+    ] = None,
+    documents: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Text to hide answers in; may be repeated.")
+    ] = None,
+    templates: Annotated[str, typer.Option(help="Of code, prose.")] = "code",
+    windows: Annotated[int, typer.Option(min=1, help="Documents; four answers lie in each.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of places, keys and documents.")] = 0,
+    to: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it as well.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare ways to answer from a long document: attention, rolling, blocks, search, agent; with costs."""
+    import yarn_ops.cli.remedies as remedies
+
+    side = remedies.run(
+        model, base=base, factor=factor, length=length, documents=documents, templates=templates,
+        windows=windows, seed=seed,
+    )  # fmt: skip
+    remedies.show(side, as_json=json)
+    if to is not None:
+        remedies.draw(side, to)

@@ -1,0 +1,158 @@
+"""Commands about what is kept and what runs: runs, models, the database, the service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from yarn_ops.cli.app import (
+    JsonOption,
+    TagOption,
+    app,
+    db_app,
+    pairs_of,
+    run_registry,
+    runs_app,
+    tracking,
+)
+
+
+@runs_app.callback()
+def runs(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    json: JsonOption = False,
+) -> None:
+    """List runs, newest first."""
+    if context.invoked_subcommand is None:
+        import yarn_ops.cli.display as display
+
+        display.show_runs(run_registry().runs(limit), as_json=json)
+
+
+@runs_app.command("show")
+def runs_show(
+    run_id: Annotated[str | None, typer.Argument(metavar="ID")] = None,
+    last: Annotated[bool, typer.Option("--last", help="The newest run.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Show one run: stages, scores, verdict, release."""
+    import yarn_ops.cli.display as display
+
+    if last == (run_id is not None):
+        raise typer.BadParameter("give a run's id, or --last")
+    display.show_run(run_registry().run_view(run_id or "last"), as_json=json)
+
+
+@app.command()
+def models(tag: TagOption = None, json: JsonOption = False) -> None:
+    """List registered model versions, newest first."""
+    import yarn_ops.cli.display as display
+
+    display.show_models(tracking().models(pairs_of(tag)), as_json=json)
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="Registered model name.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where the model directory goes.")],
+    tag: TagOption = None,
+    alias: Annotated[str | None, typer.Option(help="E.g. champion.")] = None,
+    version: Annotated[int | None, typer.Option(min=1)] = None,
+    any_gate: Annotated[
+        bool, typer.Option("--any-gate", help="Versions that failed their gate too.")
+    ] = False,
+) -> None:
+    """Download the newest version that matches, every file verified, and prove its RoPE."""
+    tags = pairs_of(tag)
+    from yarn_ops.cli.pull import pull_release
+
+    release = pull_release(name, to, tags=tags, alias=alias, version=version, include_rejected=any_gate)
+    typer.echo(f"{release.name} version {release.version} -> {to}")
+
+
+@app.command("export")
+def export_(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL_DIR", help="An extended model, e.g. one that was pulled.")
+    ],
+    engine: Annotated[
+        Literal["transformers", "vllm", "vllm-0.29", "sglang", "llama.cpp"],
+        typer.Option("--for", help="What will serve it; vllm-0.29 is vLLM up to 0.29."),
+    ],
+    to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where files go that the engine needs.")
+    ] = None,
+    weights: Annotated[
+        Literal["f16", "bf16", "q8_0"], typer.Option("--type", help="Of the matrices in a GGUF.")
+    ] = "f16",
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Serve --base with this LoRA adapter, unmerged.")
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The model that the adapter was trained on.")
+    ] = None,
+) -> None:
+    """Print the command that serves a model by its own RoPE and write the files it needs, or say why not."""
+    from yarn_ops.cli.export import export
+
+    exported = export(model, engine, to=to, weights=weights, adapter=adapter, base=base)
+    typer.echo(f"# {exported.requires}\n{exported.command}")
+
+
+@db_app.command("upgrade")
+def db_upgrade() -> None:
+    """Create the registry's tables, or bring them up to date."""
+    from yarn_ops import registry
+    from yarn_ops.settings import read_settings
+
+    settings = read_settings()
+    settings.make_home()
+    registry.upgrade(settings.database)
+    typer.echo("registry: up to date")
+
+
+@app.command()
+def up(
+    prefect_port: Annotated[int, typer.Option(help="Wanted port of the Prefect server and UI.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Wanted port of the MLflow server.")] = 5000,
+) -> None:
+    """Start the service on loopback: Prefect, MLflow, a worker, the deployments. Ctrl-C stops it."""
+    from yarn_ops.cli.up import run_service
+    from yarn_ops.settings import read_settings
+
+    run_service(read_settings(), prefect_port=prefect_port, mlflow_port=mlflow_port)
+
+
+@app.command()
+def gc(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what and how much; remove nothing.")
+    ] = False,
+    older_than: Annotated[
+        float, typer.Option(min=0, metavar="DAYS", help="Only what nobody wrote to for as long.")
+    ] = 7.0,
+    json: JsonOption = False,
+) -> None:
+    """Remove what nothing refers to: broken-off uploads, unreferenced directories, stale working files."""
+    import yarn_ops.cli.display as display
+    from yarn_ops.cli.gc import collect
+    from yarn_ops.settings import read_settings
+
+    found = collect(read_settings(), older_than_days=older_than, dry_run=dry_run)
+    display.show_garbage(found, removed=not dry_run, as_json=json)
+
+
+@app.command()
+def doctor(json: JsonOption = False) -> None:
+    """Check every dependency: reachable, of the right version; the remedy where one is not."""
+    import yarn_ops.cli.display as display
+    from yarn_ops.cli.doctor import examine
+    from yarn_ops.settings import read_settings
+
+    findings = examine(read_settings())
+    display.show_findings(findings, as_json=json)
+    if not all(finding.healthy for finding in findings):
+        raise typer.Exit(2)
