@@ -1,4 +1,4 @@
-"""Garbage: what the store, the work folder and MLflow hold that no run will use, and how much of it."""
+"""Garbage: what the store, the state directory and MLflow hold that no run will use, and how much of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNFINISHED = "unfinished"
 
 @dataclass(frozen=True)
 class Garbage:
-    """One thing to remove. `kind`: upload, tree or work (a stage's working directory)."""
+    """One thing to remove. `kind`: upload, tree, work (a stage's working directory) or cache (a file)."""
 
     kind: str
     name: str
@@ -31,6 +31,7 @@ class Garbage:
     modified: datetime
     leftover: Leftover | None = None
     folder: Path | None = None
+    file: Path | None = None
 
 
 def find_garbage(
@@ -45,6 +46,7 @@ def find_garbage(
     leftovers += [tree for tree in trees if tree.name not in used]
     found = [Garbage(one.kind, one.name, one.size_bytes, one.modified, one) for one in leftovers]
     found += _work_folders(settings.home / "work", records.completed_keys(registry), before)
+    found += _cached_files(settings.home / "cache", before)
     return sorted(found, key=lambda one: one.size_bytes, reverse=True)
 
 
@@ -54,6 +56,8 @@ def remove(store: Store, garbage: Garbage) -> None:
         sweep.remove(store, garbage.leftover)
     if garbage.folder is not None:
         shutil.rmtree(garbage.folder, ignore_errors=True)
+    if garbage.file is not None:
+        garbage.file.unlink(missing_ok=True)
 
 
 def half_registered(registry: Registry, tracking: Tracking) -> list[tuple[str, int]]:
@@ -85,3 +89,15 @@ def _work_folders(root: Path, completed: set[str], before: datetime) -> Iterator
         if modified < before or (folder.name in done and modified < datetime.now(UTC) - timedelta(hours=1)):
             size = sum(fact.st_size for fact in facts) if files else 0
             yield Garbage("work", folder.name, size, modified, folder=folder)
+
+
+def _cached_files(cache: Path, before: datetime) -> Iterator[Garbage]:
+    """Pulled files that no directory links to any more, and pulls that were broken off and not taken up."""
+    for path in (*cache.glob("files/*"), *cache.glob("bases/files/*")):
+        try:
+            facts = path.stat()
+        except FileNotFoundError:  # it has just arrived under its own name
+            continue
+        modified = datetime.fromtimestamp(facts.st_ctime, UTC)  # also when a link was made or removed
+        if facts.st_nlink == 1 and modified < before:
+            yield Garbage("cache", path.name, 512 * facts.st_blocks, modified, file=path)

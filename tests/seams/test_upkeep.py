@@ -18,6 +18,7 @@ from yarn_ops.registry import upkeep as records
 from yarn_ops.release import Tracking
 from yarn_ops.settings import Settings
 from yarn_ops.store import Store
+from yarn_ops.store.pull import pull_tree
 from yarn_ops.store.s3 import S3Store
 from yarn_ops.store.trees import put_tree, tree_present
 
@@ -84,6 +85,22 @@ def test_working_files_of_a_finished_stage_and_of_one_given_up(
     for one in found:
         upkeep.remove(store, one)
     assert list((settings.home / "work").iterdir()) == []
+
+
+def test_cached_files_that_no_directory_links_to(
+    store: Store, registry: Registry, settings: Settings, tmp_path: Path
+) -> None:
+    source = make_tree(tmp_path / "source", {"a": bytes(2 << 20), "b": b"1" * (2 << 20)})
+    tree = put_tree(store, source)
+    cache = settings.home / "cache"
+    pull_tree(store, tree.uri, tmp_path / "to", cache=cache)
+    (tmp_path / "to" / "b").unlink()
+    assert upkeep.find_garbage(settings, store, registry, timedelta(days=1)) == []
+    found = [one for one in upkeep.find_garbage(settings, store, registry, NOW) if one.kind == "cache"]
+    assert [one.size_bytes for one in found] == [2 << 20]
+    upkeep.remove(store, found[0])
+    (kept,) = (cache / "files").iterdir()
+    assert kept.samefile(tmp_path / "to" / "a")
 
 
 def test_leases_of_the_dead_and_expired_ones_are_freed(registry: Registry, run_id: str) -> None:

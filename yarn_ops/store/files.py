@@ -24,7 +24,8 @@ from yarn_ops.store.disk import disk_errors, is_still, sync_directory
 from yarn_ops.store.manifest import FileEntry
 from yarn_ops.store.transfer import Transfer
 
-PART_BYTES = 16 << 20
+PART_BYTES = 32 << 20
+"""as uploads are cut: a part is then one object of the server's"""
 COPIED_BYTES = 1 << 20
 """files up to here are copied, never linked: a config.json is edited in place, weights are not"""
 
@@ -133,12 +134,14 @@ class _Arrival:
         futures: list[Future[None]] = [
             pool.submit(self._fetch_part, number, store, key, transfer) for number in range(len(self._starts))
         ]
-        sha256 = hashlib.sha256()
+        sha256, buffer = hashlib.sha256(), memoryview(bytearray(CHUNK_BYTES))
         try:
             for future, start in zip(futures, self._starts, strict=True):
                 future.result()
-                for piece in _read(self._handle, start, min(start + PART_BYTES, self._size_bytes)):
-                    sha256.update(piece)
+                stop = min(start + PART_BYTES, self._size_bytes)
+                while count := os.preadv(self._handle, [buffer[: stop - start]], start):
+                    sha256.update(buffer[:count])
+                    start += count
         finally:
             for future in futures:
                 future.cancel()
@@ -174,12 +177,6 @@ def _held(path: Path) -> Iterator[int]:
                 return
         finally:
             os.close(handle)
-
-
-def _read(handle: int, start: int, stop: int) -> Iterator[bytes]:
-    while start < stop and (piece := os.pread(handle, min(CHUNK_BYTES, stop - start), start)):
-        start += len(piece)
-        yield piece
 
 
 def _write(handle: int, data: bytes, at: int) -> None:

@@ -23,19 +23,19 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as NoConnection
 
-from yarn_ops.digests import CHUNK_BYTES
 from yarn_ops.errors import StoreError
 from yarn_ops.store import ObjectInfo, StoreOptions
 from yarn_ops.store.disk import disk_errors
 from yarn_ops.store.keys import check_key, join
 
 MIB = 1 << 20
-UPLOAD = TransferConfig(multipart_threshold=16 * MIB, multipart_chunksize=16 * MIB, max_concurrency=8)
+UPLOAD = TransferConfig(multipart_threshold=16 * MIB, multipart_chunksize=32 * MIB, max_concurrency=8)
 # The server moves the bytes: large parts, few requests. One request may copy 5 GiB at most (S3).
 COPY = TransferConfig(multipart_threshold=64 * MIB, multipart_chunksize=64 * MIB, max_concurrency=8)
 CONNECTIONS = 32
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 60
+PIECE_BYTES = 256 << 10  # larger ones cost the allocator more than they save
 ATTEMPTS = 4
 """of a request, and of a broken download without a byte of progress"""
 
@@ -201,7 +201,7 @@ class S3Store:
         wanted = {"Range": f"bytes={start}-{stop - 1}", **condition}
         body = self._client.get_object(**self._named(key), **wanted)["Body"]
         with body:
-            yield from body.iter_chunks(CHUNK_BYTES)
+            yield from body.iter_chunks(PIECE_BYTES)
 
     @contextmanager
     def _errors(self, where: str) -> Iterator[None]:
