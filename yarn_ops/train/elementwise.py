@@ -1,14 +1,19 @@
 """The parts of a decoder layer that multiply no matrices, each with its derivative written out.
 
-They only move memory, so on a GPU each is compiled into one kernel; on a CPU they run as they stand. All
-compute in float32 (or wider) and return the dtype they were given.
+They only move memory, so on a GPU each is compiled into one kernel, where torch can build one (that takes
+Triton and a C compiler); elsewhere they run as they stand. All compute in float32 (or wider) and return the
+dtype they were given.
 
 Axes in names: N positions (windows times tokens), D width, B windows, T tokens, H heads, K head width.
 """
 
 from __future__ import annotations
 
+import functools
+import os
+import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -21,9 +26,15 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     compiled = torch.compile(function, dynamic=False)
 
     def call(first: Tensor, *others: Any) -> Any:
-        return (compiled if first.is_cuda else function)(first, *others)
+        return (compiled if first.is_cuda and _can_compile() else function)(first, *others)
 
     return call
+
+
+@functools.cache
+def _can_compile() -> bool:
+    compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
+    return find_spec("triton") is not None and any(shutil.which(name) for name in compilers if name)
 
 
 @fused
