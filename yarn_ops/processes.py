@@ -9,9 +9,11 @@ import pwd
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 
 import psutil
 
@@ -49,6 +51,20 @@ def start(
             start_new_session=True,
             preexec_fn=_death_signal(end_by),
         )
+
+
+_interrupted = threading.Event()
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A signal handler: KeyboardInterrupt, and a note of it, because libraries may swallow the exception."""
+    _interrupted.set()
+    raise KeyboardInterrupt
+
+
+def interrupted() -> bool:
+    """Whether this process was asked to end."""
+    return _interrupted.is_set()
 
 
 def stop(

@@ -7,6 +7,7 @@ import sys
 
 from typer.exceptions import TyperException
 
+from yarn_ops import processes
 from yarn_ops.cli import making, running  # noqa: F401  (they register their commands)
 from yarn_ops.cli.app import app
 from yarn_ops.errors import YarnOpsError
@@ -14,7 +15,8 @@ from yarn_ops.errors import YarnOpsError
 
 def main() -> None:
     """Entry point: a user's fault is one line on standard error and exit code 2."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a command started, it also ends
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, processes.interrupt)  # what a command started, it also ends
     try:
         sys.exit(app(prog_name="yarn-ops", standalone_mode=False))
     except YarnOpsError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 
 from rich.console import Console
@@ -43,8 +44,7 @@ def run_service(settings: Settings, *, prefect_port: int, mlflow_port: int) -> N
         finally:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
-            for server in reversed(started):
-                processes.stop(server.process)
+            _stop(started)
     console.print("stopped.")
 
 
@@ -71,6 +71,14 @@ def _watch(started: list[Server]) -> None:
         for server in started:
             server.check()
         time.sleep(WATCH_S)
+
+
+def _stop(started: list[Server]) -> None:
+    """The workers first, side by side: each may be ending a run and needs the servers for that."""
+    workers = [server for server in started if not server.url]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda worker: processes.stop(worker.process), workers))
+        list(pool.map(lambda server: processes.stop(server.process), [s for s in started if s.url]))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

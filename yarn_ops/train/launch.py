@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from yarn_ops.errors import Stopped, TrainerKilled, TrainError
-from yarn_ops.processes import last_lines, start, stop
+from yarn_ops.processes import interrupted, last_lines, start, stop
 from yarn_ops.records import Adapter
 from yarn_ops.settings import child_environment
 from yarn_ops.train.events import Event, EventTail
@@ -90,6 +90,8 @@ def _follow(
             on_event(last)
         if ended:
             return last
+        if interrupted():
+            raise KeyboardInterrupt
         if should_stop():
             stop(trainer, STOP_S)
         else:
