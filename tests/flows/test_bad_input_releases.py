@@ -77,7 +77,7 @@ def test_a_disk_full_of_the_model(released: Person, empty: Path) -> None:
     fails(
         released,
         ["pull", "small", "--to", empty / "model"],
-        "no space left on the disk; free some and run again",
+        "model.safetensors: no space left on the disk; free some and run again",
         largest_file_bytes=2_000_000,
     )
     assert not (empty / "model").exists()

@@ -46,7 +46,7 @@ class FileCache:
         """
         path = self._root / entry.sha256
         partial, parts = (self._root / f".{entry.sha256}.{kind}" for kind in ("partial", "parts"))
-        with disk_errors(path), _held(partial) as handle:
+        with disk_errors(f"{self._root}: {key}"), _held(partial) as handle:
             if not self._has(path, entry, transfer):
                 with _held(parts) as account:
                     if not _fetch(

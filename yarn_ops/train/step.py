@@ -162,11 +162,13 @@ class _SummedLoss(torch.autograd.Function):
                 of_weight.addmm_(of_logits.t(), hidden_ND[chunk])
             if of_bias is not None:
                 of_bias += of_logits.sum(0)
-        ctx.gradients = (of_hidden, None, None, of_weight, of_bias, None, None)
+        ctx.save_for_backward(of_hidden, of_weight, of_bias)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None
-        return tuple(None if gradient is None else gradient.mul_(outer) for gradient in gradients)
+        of_hidden, of_weight, of_bias = (
+            None if gradient is None else gradient * outer for gradient in ctx.saved_tensors
+        )
+        return of_hidden, None, None, of_weight, of_bias, None, None
