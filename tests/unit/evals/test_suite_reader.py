@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -92,14 +94,40 @@ def test_a_model_whose_cache_lies_is_read_whole():
     assert isinstance(open_reader(Forgetful(LlamaConfig(**SIZES)).eval(), SPEC), WholeReader)
 
 
-def test_suffix_attention_is_the_masked_one():
-    from types import SimpleNamespace
+@pytest.mark.parametrize("grain_tokens", [4, 16])
+def test_a_grain_changes_where_reading_begins_and_nothing_else(tiny_llama, grain_tokens):
+    coarse, fine = SharedReader(tiny_llama, 16, grain_tokens), SharedReader(tiny_llama, 16)
+    for text in texts():
+        for reader in (coarse, fine):
+            reader.read(text)
+        for ours, theirs in zip(coarse.ask(QUESTIONS), fine.ask(QUESTIONS), strict=True):
+            assert ours.nll == pytest.approx(theirs.nll, abs=1e-4)
+    assert coarse.read_tokens - fine.read_tokens == 30 % grain_tokens + 10 % grain_tokens
 
+
+def suffix_attention(query, key, value, mask=None):
+    module = SimpleNamespace(num_key_value_groups=2, is_causal=True)
+    return suffix.attend(suffix.KERNELS["cpu"]["cpu"], module, query, key, value, mask, scaling=0.3)[0]
+
+
+def reference(query, key, value, seen):
+    scores = 0.3 * query @ key.repeat_interleave(2, 1).transpose(-1, -2)
+    wanted = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value.repeat_interleave(2, 1)
+    return wanted.transpose(1, 2)
+
+
+def test_suffix_attention_is_the_masked_one():
     torch.manual_seed(0)
     query, key, value = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 10, 8), torch.randn(1, 2, 10, 8)
-    module = SimpleNamespace(num_key_value_groups=2, is_causal=True)
-    ours, _ = suffix.attend(module, query, key, value, None, scaling=0.3)
-    scores = 0.3 * query @ key.repeat_interleave(2, 1).transpose(-1, -2)
-    scores = scores.masked_fill(~torch.ones(3, 10, dtype=torch.bool).tril(7), -torch.inf)
-    wanted = scores.softmax(-1) @ value.repeat_interleave(2, 1)
-    torch.testing.assert_close(ours, wanted.transpose(1, 2), rtol=1e-5, atol=1e-6)
+    causal = torch.ones(3, 10, dtype=torch.bool).tril(7)
+    ours = suffix_attention(query, key, value)
+    torch.testing.assert_close(ours, reference(query, key, value, causal), rtol=1e-5, atol=1e-6)
+    packed = causal.clone()
+    packed[2, 7:9] = False  # a question that sees the text and itself, not the one before it
+    ours = suffix_attention(query, key, value, packed[None, None])
+    torch.testing.assert_close(ours, reference(query, key, value, packed), rtol=1e-5, atol=1e-6)
+
+
+def test_on_a_cpu_the_suffix_kernel_reads(tiny_llama):
+    open_reader(tiny_llama, SPEC)
+    assert tiny_llama.config._attn_implementation == f"{suffix.NAME}-cpu"

@@ -5,6 +5,9 @@ kept, the rest is cut off and read in chunks. So a grid whose needles move from 
 start reads each text from its needle on. All questions of one text are asked in one forward: packed side by
 side at the same positions, under a mask in which none sees another.
 
+On a GPU, chunks end at multiples of the chunk and what is shared is cut at multiples of a grain, since a
+kernel is planned anew for every length it has not met.
+
 Axes: R rows of packed questions, N tokens read, B = 1, V vocabulary.
 """
 
@@ -27,7 +30,9 @@ from yarn_ops.evals.suite.sample import Ids, Question, Tokens
 from yarn_ops.rope.methods import LENGTH_DEPENDENT, RopeSpec
 
 CHUNK_TOKENS = 4096
-"""read at once; a mask of so many rows over 128k keys is 512 MiB"""
+"""read at once"""
+GRAIN_TOKENS = {"cuda": 1024}
+"""read again at most, to begin where a kernel has begun before"""
 PACKED_ROWS = 1024
 PROBE_TOKENS, PROBE_PREFIX, PROBE_CHUNK = 48, 20, 16
 PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
@@ -73,8 +78,8 @@ def open_reader(model: PreTrainedModel, spec: RopeSpec | None) -> Reader:
     if spec is None or spec.method in LENGTH_DEPENDENT or _windowed(model.config):
         return WholeReader(model)
     usual = model.config._attn_implementation
-    attempts = (suffix.register_attention(), usual) if model.device.type == "cuda" else (usual,)
-    for implementation in attempts:
+    ours = suffix.register_attention(model.device.type) if suffix.stands_for(usual) else ()
+    for implementation in (*ours, usual):
         model.set_attn_implementation(implementation)
         if _reads_alike(model):
             return SharedReader(model)
@@ -85,9 +90,13 @@ def open_reader(model: PreTrainedModel, spec: RopeSpec | None) -> Reader:
 class SharedReader:
     """Keeps the keys and values of what was read."""
 
-    def __init__(self, model: PreTrainedModel, chunk_tokens: int = CHUNK_TOKENS) -> None:
+    def __init__(
+        self, model: PreTrainedModel, chunk_tokens: int = CHUNK_TOKENS, grain_tokens: int | None = None
+    ) -> None:
+        """`grain_tokens`: what is kept of a text is cut to a multiple of it; None: as suits the device."""
         self.model = model
         self.chunk_tokens = chunk_tokens
+        self._grain = grain_tokens or GRAIN_TOKENS.get(model.device.type, 1)
         self.read_tokens = 0
         self._ids: Ids = np.empty(0, dtype=np.int64)
         self._cache: Any = DynamicCache()
@@ -96,9 +105,13 @@ class SharedReader:
     def read(self, ids: Ids) -> None:
         """Make `ids`, int64 [N], the text that is asked about."""
         shared = _common_prefix(self._ids, ids)
+        if shared < len(ids):
+            shared -= shared % self._grain
         self._cut(len(self._ids) - shared)
-        for start in range(shared, len(ids), self.chunk_tokens):
-            self._through(ids[start : start + self.chunk_tokens])
+        while shared < len(ids):
+            end = shared + self.chunk_tokens - (shared % self.chunk_tokens if self._grain > 1 else 0)
+            self._through(ids[shared:end])
+            shared = end
         self._ids = ids
 
     @torch.inference_mode()

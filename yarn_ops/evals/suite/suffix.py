@@ -1,30 +1,50 @@
-"""Attention of a text's last rows over all of it, without a mask in memory, for CUDA.
+"""Attention of a text's last rows over all of it, without a mask over the text in memory.
 
-PyTorch's kernels know this shape as `causal_lower_right`; transformers would build a mask of rows × keys,
-which the quick kernels refuse.
+What lies before the rows is seen by every one of them: a call without a mask, in which the query heads that
+share a key head are laid one below the other as rows, so that no key is copied for its query heads. Among
+themselves the rows see what is earlier, or what the mask of packed questions allows. The two are weighed by
+their sums of exponentials, as FlashAttention weighs its blocks. PyTorch's own answer to this shape is
+FlashAttention-2 or a mask of rows × keys; this one runs on whichever kernel is the quickest there.
+
+Axes: B texts, H query heads, G key heads, R rows, N keys, D head width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
 NAME = "yarn-ops-suffix"
+aten = torch.ops.aten
+
+Kernel = Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
+"""(query [B, H, R, D], key and value [B, G, N, D], causal, scale) -> output, log-sum-exp [B, H, R]"""
 
 
-def register_attention() -> str:
-    """Make `attend` known to transformers; the name to set a model to."""
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, _no_mask)
-    return NAME
+def stands_for(implementation: str) -> bool:
+    """Whether `attend` computes what this implementation does: no soft cap, no sink of its own."""
+    return implementation == "sdpa" or implementation.startswith(NAME)
+
+
+def register_attention(device: str) -> tuple[str, ...]:
+    """Make `attend` known to transformers, once for each kernel of the device, the quickest first."""
+    names = []
+    for kernel, run in KERNELS.get(device, {}).items():
+        name = f"{NAME}-{kernel}"
+        AttentionInterface.register(name, partial(attend, run))
+        AttentionMaskInterface.register(name, _no_mask)
+        names.append(name)
+    return tuple(names)
 
 
 def attend(
+    kernel: Kernel,
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -33,22 +53,65 @@ def attend(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """query [B, heads, rows, D], key and value [B, KV heads, keys, D] -> [B, rows, heads, D].
+    """query [B, H, R, D], key and value [B, G, N, D] -> [B, R, H, D].
 
-    Without a mask, row r of R sees keys up to keys - R + r.
+    The rows are the last R of the N; what comes before them is seen by all. Without a mask each row sees
+    the rows up to itself, else those that the mask, bool [1, 1, R, N], allows.
     """
     rows, keys = query.shape[2], key.shape[2]
-    if attention_mask is not None or rows == keys or rows == 1:
+    if rows == keys or rows == 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-    groups = query.shape[1] // key.shape[1]
-    attended = F.scaled_dot_product_attention(
-        query,
-        repeat_kv(key, groups),
-        repeat_kv(value, groups),
-        attn_mask=causal_lower_right(rows, keys),
-        scale=scaling,
-    )
+    scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
+    before, after = [keys - rows, rows], 2
+    (key_before, key_own), (value_before, value_own) = key.split(before, after), value.split(before, after)
+    far, far_sum = kernel(_by_key_head(query, key), key_before, value_before, False, scale)
+    far, far_sum = far.reshape(query.shape), far_sum.reshape(query.shape[:-1])
+    if attention_mask is None:
+        own, own_sum = kernel(query, key_own, value_own, True, scale)
+    else:
+        own, own_sum = _masked(query, key_own, value_own, attention_mask[..., -rows:], scale)
+    share = torch.sigmoid(far_sum.float() - own_sum.float().reshape(far_sum.shape))[..., None]
+    attended = torch.lerp(own.float(), far.float(), share).to(query.dtype)
     return attended.transpose(1, 2).contiguous(), None
+
+
+def _by_key_head(query: Tensor, key: Tensor) -> Tensor:
+    """[B, H, R, D] -> [B, G, H / G · R, D]"""
+    return query.reshape(query.shape[0], key.shape[1], -1, query.shape[-1])
+
+
+def _masked(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """As a `Kernel`, by a mask of the rows; every row sees itself at least."""
+    groups = query.shape[1] // key.shape[1]
+    products = (query @ repeat_kv(key, groups).transpose(-1, -2)).float() * scale
+    products = products.masked_fill(~seen, -torch.inf)
+    return products.softmax(-1).to(value.dtype) @ repeat_kv(value, groups), products.logsumexp(-1)
+
+
+def _cudnn(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    output, sums, *_ = aten._scaled_dot_product_cudnn_attention(
+        q, k, v, None, True, 0.0, causal, False, scale=scale
+    )
+    return output, sums.reshape(q.shape[:-1])
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    output, sums, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
+    return output, sums
+
+
+def _on_cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    groups = q.shape[1] // k.shape[1]
+    output, sums = aten._scaled_dot_product_flash_attention_for_cpu(
+        q, repeat_kv(k, groups), repeat_kv(v, groups), 0.0, causal, scale=scale
+    )
+    return output, sums
+
+
+KERNELS: Mapping[str, Mapping[str, Kernel]] = {
+    "cuda": {"cudnn": _cudnn, "flash": _flash},
+    "cpu": {"cpu": _on_cpu},
+}
 
 
 def _no_mask(*sizes: Any, **options: Any) -> None:
