@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
+
+from rich.console import Console
 
 OURS = ("yarn_ops", "flows", "prefect.flow_runs", "prefect.task_runs")
 _ABOUT: ContextVar[Mapping[str, str]] = ContextVar("about", default=MappingProxyType({}))
@@ -25,10 +28,11 @@ def about(**facts: str) -> Iterator[None]:
 
 
 def _install() -> None:
-    """Once a process: what makes log records says the facts first."""
+    """Once a process: what makes log records says the facts first, and outlives the reader."""
     usual = logging.getLogRecordFactory()
     if getattr(usual, "says_what_it_is_about", False):
         return
+    outlive_readers()
 
     def make(*args: Any, **values: Any) -> logging.LogRecord:
         record = usual(*args, **values)
@@ -42,3 +46,19 @@ def _install() -> None:
 
     make.says_what_it_is_about = True  # type: ignore[attr-defined]
     logging.setLogRecordFactory(make)
+
+
+def outlive_readers() -> None:
+    """From now on a broken pipe on output silences this process and does not end it.
+
+    A worker reads what its runs print: killed, it would take them along, because Prefect and we print by
+    rich, which exits on a broken pipe.
+    """
+    setattr(Console, "on_broken_pipe", _be_silent)  # noqa: B010  (a method of somebody else's class)
+
+
+def _be_silent(console: Console) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
