@@ -30,7 +30,8 @@ from yarn_ops.settings import read_settings
 from yarn_ops.shipped import recipe_path
 
 NIGHTLY = "0 2 * * *"
-RUNS_AT_ONCE = {CPU_POOL: 2, GPU_POOL: 1}  # runs wait in the pool, the lease of a stage is what excludes
+RUNS_AT_ONCE = {CPU_POOL: 2, GPU_POOL: 3}
+"""Admission only: one of a machine's runs has the GPU, by its lease; the others prepare, merge, register."""
 EVERY_HOUR = "17 * * * *"
 EVERY_FIVE_MINUTES = "*/5 * * * *"
 BEFORE_DAWN = "40 3 * * *"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from uuid import UUID
 
 import psutil
 from prefect import runtime
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
 
 from yarn_ops.registry import this_process
+from yarn_ops.train.launch import PID, end_orphan
 
 PROCESS = "yarn_ops.process"
 """label: the process of a flow run, as leases name their holders"""
@@ -27,6 +30,16 @@ def sign() -> None:
     if flow_run_id is not None:
         with get_client(sync_client=True) as client:
             client.update_flow_run_labels(UUID(flow_run_id), {PROCESS: this_process()})
+
+
+def queue_priority() -> int:
+    """Of the work queue that this flow run came from, 1 the most urgent; 1 without one: a person waits."""
+    context = FlowRunContext.get()
+    queue = context.flow_run.work_queue_id if context is not None and context.flow_run is not None else None
+    if queue is None:
+        return 1
+    with get_client(sync_client=True) as client:
+        return client.read_work_queue(queue).priority or 1
 
 
 def abandoned(run: FlowRun, here: set[str], *, alone: bool = False) -> bool:
@@ -49,6 +62,14 @@ def abandoned(run: FlowRun, here: set[str], *, alone: bool = False) -> bool:
 def runs_on_this_machine() -> set[str]:
     """The ids of the flow runs for which a process runs here."""
     return set(_run_ids())
+
+
+def end_trainers_except(keys: set[str], work: Path) -> None:
+    """End every trainer at work below `work` for another stage than these: it lost its right to go on."""
+    folders = {key[:16] for key in keys}
+    for record in work.glob(f"*/{PID}"):
+        if record.parent.name not in folders:
+            end_orphan(record)
 
 
 def _run_ids() -> Iterator[str]:

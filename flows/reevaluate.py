@@ -9,11 +9,11 @@ from prefect.logging.handlers import APILogHandler
 
 from flows.stages import evaluate, fetch_base, judge, prepare, survey
 from flows.workshop import Workshop, open_workshop
+from yarn_ops.catalogue import ModelVersion
 from yarn_ops.errors import GateFailed, RegistryError
 from yarn_ops.recipe import Base, Recipe, parse_recipe
 from yarn_ops.records import Verdict
 from yarn_ops.registry import open_registry
-from yarn_ops.release import ModelVersion
 from yarn_ops.services import open_run_registry, try_mlflow
 from yarn_ops.settings import Settings, read_settings
 

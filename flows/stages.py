@@ -98,7 +98,7 @@ def rehearse(
     return rehearsal.rehearse(section, legs, patched, shards, device=bench.shop.device)
 
 
-@stage("train", version=1)
+@stage("train", version=1, alone_on="device")
 def train(
     bench: Bench,
     section: Train,
@@ -139,7 +139,7 @@ def train(
     return launch.run_trainer(job, on_event=on_event, should_stop=bench.lost)
 
 
-@stage("merge", version=1)
+@stage("merge", version=1, alone_on="gpu")
 def merge(
     bench: Bench,
     base: Local[BaseModel] | Local[Checkpoint],
@@ -155,7 +155,7 @@ def merge(
     )
 
 
-@stage("evaluate", version=2)
+@stage("evaluate", version=2, alone_on="device")
 def evaluate(
     bench: Bench,
     section: Evaluate,
@@ -168,7 +168,7 @@ def evaluate(
     return _measured(bench, section, model, shards, original_context_tokens, patched)
 
 
-@stage("leg-evaluate", version=1)
+@stage("leg-evaluate", version=1, alone_on="device")
 def evaluate_leg(
     bench: Bench,
     section: Evaluate,
@@ -231,7 +231,7 @@ def _judged(gate: Gate, before: Scorecard, after: Scorecard, target_context_toke
     )
 
 
-@stage("fit", version=1)
+@stage("fit", version=1, alone_on="device")
 def search(
     bench: Bench,
     section: Evaluate,

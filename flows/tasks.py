@@ -11,22 +11,23 @@ import shutil
 import tempfile
 import time
 import typing
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.liveness import end_trainers_except
 from flows.logs import about
 from flows.workshop import Workshop, workshop
 from yarn_ops.bars import Report
 from yarn_ops.digests import digest_of
 from yarn_ops.recipe import Section
 from yarn_ops.records import Local, Record
-from yarn_ops.registry import Held, hold, this_process
+from yarn_ops.registry import Ahead, Held, hold, keys_at_work, occupied, this_process
 from yarn_ops.store.disk import room_in
 from yarn_ops.store.trees import put_tree, tree_present
 
@@ -48,14 +49,20 @@ class Bench:
     """whether the lease is gone, and the work must stop"""
 
 
-def stage(name: str, version: int) -> Callable[[Callable[..., R]], Callable[..., R]]:
+Need = Literal["nothing", "device", "gpu"]
+"""of what a stage must be the only user: the GPU, or the processor where there is none; the GPU if any"""
+
+
+def stage(
+    name: str, version: int, alone_on: Need = "nothing"
+) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Make a Prefect task of a stage. Raise `version` when the same inputs give another result."""
 
     def obtain(shop: Workshop, fn: Callable[..., R], inputs: tuple[Any, ...]) -> tuple[R, str, bool]:
         key = stage_key(name, version, inputs)
         with about(key=key[:12]):
             get_run_logger().info("begins")
-            record, reused = _obtain(shop, name, key, fn, inputs)
+            record, reused = _obtain(shop, name, key, fn, inputs, alone_on)
         return record, key, reused
 
     return lambda fn: _as_task(name, fn, obtain)
@@ -81,10 +88,10 @@ def _as_task(
     @task(name=name, task_run_name=name, description=fn.__doc__, cache_policy=NO_CACHE, persist_result=False)
     def run(*inputs: Any) -> R:
         shop = workshop()
-        started = time.monotonic()
+        started, waited_s = time.monotonic(), shop.waited_s
         with about(run=shop.run.id, stage=name):
             record, key, reused = obtain(shop, fn, inputs)
-            seconds = time.monotonic() - started
+            seconds = time.monotonic() - started - (shop.waited_s - waited_s)
             shop.registry.note_use(shop.run.id, key, reused=reused, seconds=seconds)
             how = "reused" if reused else "done"
             with about(key=key[:12]):
@@ -113,7 +120,7 @@ def _identity(value: Any) -> Any:
 
 
 def _obtain(
-    shop: Workshop, name: str, key: str, fn: Callable[..., R], inputs: tuple[Any, ...]
+    shop: Workshop, name: str, key: str, fn: Callable[..., R], inputs: tuple[Any, ...], alone_on: Need
 ) -> tuple[R, bool]:
     made = _record_type(fn)
     finished = shop.registry.finished(key)
@@ -125,7 +132,7 @@ def _obtain(
     with _lease(shop, name, key) as held:
         if held.record is not None:  # somebody else made it while we waited
             return made.model_validate(held.record), True
-        return _make(shop, name, key, fn, inputs, held), False
+        return _make(shop, name, key, fn, inputs, held, alone_on), False
 
 
 def _lease(shop: Workshop, name: str, key: str) -> AbstractContextManager[Held]:
@@ -138,6 +145,27 @@ def _lease(shop: Workshop, name: str, key: str) -> AbstractContextManager[Held]:
         lease_s=shop.settings.lease_s,
         on_wait=lambda holder: shop.progress.waiting(name, holder),
     )
+
+
+@contextmanager
+def _device(shop: Workshop, name: str, held: Held, alone_on: Need) -> Iterator[None]:
+    """Within the block, no other stage uses what this one needs to itself."""
+    if alone_on == "nothing" or (alone_on == "gpu" and shop.device == "cpu"):
+        yield
+        return
+
+    def waits(ahead: Ahead) -> None:
+        doing = "is on it" if ahead.has_it else "comes first"
+        get_run_logger().info(
+            "waits for %s: %s of run %s %s", shop.device_name, ahead.stage, ahead.run_id, doing
+        )
+        shop.progress.waiting(name, ahead.holder)
+
+    asked = time.monotonic()
+    with occupied(shop.registry, held, shop.device_name, rank=shop.rank, on_wait=waits):
+        shop.waited_s += time.monotonic() - asked
+        end_trainers_except(keys_at_work(shop.registry), shop.settings.home / "work")
+        yield
 
 
 def _observe(shop: Workshop, name: str, fn: Callable[..., R], inputs: tuple[Any, ...]) -> tuple[R, str, bool]:
@@ -157,7 +185,13 @@ def _observe(shop: Workshop, name: str, fn: Callable[..., R], inputs: tuple[Any,
 
 
 def _make(
-    shop: Workshop, name: str, key: str, fn: Callable[..., R], inputs: tuple[Any, ...], held: Held
+    shop: Workshop,
+    name: str,
+    key: str,
+    fn: Callable[..., R],
+    inputs: tuple[Any, ...],
+    held: Held,
+    alone_on: Need,
 ) -> R:
     assert held.lease is not None
     work = shop.work_dir(key)
@@ -167,7 +201,9 @@ def _make(
     out.mkdir()
     with room_in(work), shop.progress.of(name) as report:
         bench = Bench(shop, key, work, out, report, held.lost.is_set)
-        record = fn(bench, *_fetched(shop, fn, inputs))
+        fetched = _fetched(shop, fn, inputs)
+        with _device(shop, name, held, alone_on):
+            record = fn(bench, *fetched)
         tree = put_tree(shop.store, bench.out, report=report) if any(bench.out.iterdir()) else None
         record = record.model_copy(update={"tree": tree, "parents": _parents(inputs)})
         held.complete(record)

@@ -11,11 +11,11 @@ from prefect.client.schemas.objects import StateType
 from prefect.logging import get_run_logger
 
 from flows.liveness import sign
+from yarn_ops.catalogue import ModelVersion
 from yarn_ops.errors import RecipeError
 from yarn_ops.recipe import Recipe, parse_recipe
 from yarn_ops.registry import open_registry
 from yarn_ops.registry import upkeep as records
-from yarn_ops.release import ModelVersion
 from yarn_ops.services import try_mlflow
 from yarn_ops.settings import read_settings
 

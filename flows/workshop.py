@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from typing import Any, Literal
 from prefect.context import get_run_context
 from prefect.exceptions import MissingContextError
 
-from flows.liveness import sign
+from flows.liveness import queue_priority, sign
 from flows.progress import Progress
 from yarn_ops.bars import Bars
 from yarn_ops.data.files import Files
@@ -65,6 +66,8 @@ class Workshop:
         self._logged_step: int | None = None
         self.part = ""
         """of a run with several arms: which one is at work; "" in a run of one"""
+        self.waited_s = 0.0
+        """for the device, in all"""
 
     @cached_property
     def store_options(self) -> StoreOptions:
@@ -85,6 +88,20 @@ class Workshop:
     @cached_property
     def device(self) -> Literal["cpu", "cuda"]:
         return resolve_device(self.settings.device)
+
+    @cached_property
+    def device_name(self) -> str:
+        """The device as everybody who shares it calls it."""
+        if self.device == "cpu":
+            return f"{platform.node()}/cpu"
+        from torch import cuda
+
+        return f"gpu-{cuda.get_device_properties(0).uuid}"
+
+    @cached_property
+    def rank(self) -> int:
+        """Who waits for the device with a lower one gets it first: the priority of the run's work queue."""
+        return queue_priority()
 
     @cached_property
     def mlflow_run_id(self) -> str:

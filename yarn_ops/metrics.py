@@ -71,6 +71,15 @@ class Collector:
                 .where(RunStageRow.reused.is_(True))
                 .group_by(StageRunRow.stage)
             ).all()
+            devices = session.execute(
+                select(StageRunRow.device, StageRunRow.device_since.is_(None), func.count())
+                .where(StageRunRow.device.is_not(None))
+                .group_by(StageRunRow.device, StageRunRow.device_since.is_(None))
+            ).all()
+        on_device = [(device, "waits" if waits else "at work", count) for device, waits, count in devices]
+        yield _gauge(
+            "yarn_ops_device_stages", "stages on a device, or waiting", ["device", "state"], on_device
+        )
         yield _gauge("yarn_ops_runs", "runs by their status", ["status"], runs)
         yield _gauge("yarn_ops_stages", "stages by their status", ["stage", "status"], stages)
         seconds = SummaryMetricFamily(

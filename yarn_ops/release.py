@@ -12,19 +12,16 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from yarn_ops.catalogue import GATE_TAG, ModelVersion, read_versions
 from yarn_ops.errors import ReleaseError
 from yarn_ops.recipe import MODEL_NAME
 from yarn_ops.settings import Settings, adopt_environment, mlflow_environment
-
-GATE_TAG = "gate"
-PASSED = "passed"
 
 END_STATUS = {"completed": "FINISHED", "rejected": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 """MLflow's word for each end of a run. A rejected model was measured to the end; its gate tag tells."""
@@ -50,31 +47,15 @@ QUIET = {
 }
 
 
-@dataclass(frozen=True)
-class ModelVersion:
-    """A version of a registered model. `source` is the URI of its directory."""
-
-    name: str
-    version: int
-    source: str
-    mlflow_run_id: str
-    tags: dict[str, str]
-    aliases: tuple[str, ...]
-    description: str
-    created_at: datetime
-
-    @property
-    def passed(self) -> bool:
-        return self.tags.get(GATE_TAG) == PASSED
-
-
 def open_tracking(settings: Settings) -> Tracking:
     """The MLflow that the settings name; contacted at its first use.
 
     Its client takes a user, a password and an S3 server's address from the environment alone.
     """
     adopt_environment(mlflow_environment(settings))
-    return Tracking(settings.mlflow, settings.store)
+    user, password = settings.mlflow_username, settings.mlflow_password
+    auth = (user, password.get_secret_value()) if user and password else None
+    return Tracking(settings.mlflow, settings.store, auth)
 
 
 class Tracking:
@@ -83,10 +64,11 @@ class Tracking:
     Every method raises ReleaseError, in one line, when MLflow cannot be reached or refuses.
     """
 
-    def __init__(self, uri: str, store_url: str) -> None:
+    def __init__(self, uri: str, store_url: str, auth: tuple[str, str] | None = None) -> None:
         if not uri.startswith(("http://", "https://", "sqlite:///")):
             raise ReleaseError(f"MLflow at {_without_password(uri)}: write http://… or sqlite:///file")
         self.uri = uri
+        self._auth = auth
         self._artifact_root = f"{store_url.rstrip('/')}/mlflow"
 
     def __repr__(self) -> str:
@@ -241,9 +223,11 @@ class Tracking:
 
     def models(self, tags: Mapping[str, str] | None = None) -> list[ModelVersion]:
         """Every released version with these tags: by name, newest first; no other programs' models."""
-        with self._mlflow() as client:
-            names = [model.name for model in _pages(client.search_registered_models)]
-        found = [version for name in sorted(names) for version in self._versions(name)]
+        found = read_versions(self.uri, self._auth)
+        if found is None:
+            with self._mlflow() as client:
+                names = [model.name for model in _pages(client.search_registered_models)]
+            found = [version for name in sorted(names) for version in self._versions(name)]
         return [version for version in found if GATE_TAG in version.tags and _matches(version, tags or {})]
 
     def asking(self, tag: str) -> list[ModelVersion]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from yarn_ops.catalogue import GATE_TAG, PASSED
 from yarn_ops.registry import Registry
 from yarn_ops.registry import upkeep as records
-from yarn_ops.release import GATE_TAG, PASSED, Tracking
+from yarn_ops.release import Tracking
 from yarn_ops.settings import Settings
 from yarn_ops.store import Store, sweep
 from yarn_ops.store.sweep import Leftover

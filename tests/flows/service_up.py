@@ -62,12 +62,16 @@ class Remote:
     def run(self, run_id: str) -> dict[str, Any]:
         return self._get(f"/flow_runs/{run_id}")
 
-    def run_of(self, recipe: dict[str, Any]) -> dict[str, Any]:
-        """The finished run of this recipe; asked for once, whoever asks."""
+    def begin(self, recipe: dict[str, Any]) -> str:
+        """The run of this recipe; asked for once, whoever asks."""
         key = json.dumps(recipe)
         if key not in self._runs:
             self._runs[key] = self.submit(recipe).raise_for_status().json()["id"]
-        return self.finished(self._runs[key])
+        return self._runs[key]
+
+    def run_of(self, recipe: dict[str, Any]) -> dict[str, Any]:
+        """The finished run of this recipe."""
+        return self.finished(self.begin(recipe))
 
     def finished(self, run_id: str) -> dict[str, Any]:
         """The run, once it has ended."""

@@ -13,9 +13,10 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from yarn_ops.catalogue import ModelVersion
 from yarn_ops.recipe import load_recipe
 from yarn_ops.registry import RunView, StageView, open_registry
-from yarn_ops.release import ModelVersion, open_tracking
+from yarn_ops.release import open_tracking
 from yarn_ops.settings import Settings
 
 pytestmark = pytest.mark.timeout(600)  # on a machine that does other work too

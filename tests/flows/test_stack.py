@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 import stat
@@ -22,6 +23,7 @@ import pytest
 from botocore.exceptions import ClientError
 from service_up import Remote, wait_until
 
+from yarn_ops.registry import open_registry
 from yarn_ops.settings import Settings
 from yarn_ops.stack.parts import Stack
 from yarn_ops.stack.plan import Layout, ensure_plan
@@ -155,6 +157,49 @@ def test_doctor_names_every_password_that_is_wrong(stack: Running) -> None:
     assert "hunter2" not in answer.stdout
 
 
+def test_one_run_trains_another_prepares_and_goes_on_when_the_first_is_cancelled(
+    stack: Running, small_recipe: Path
+) -> None:
+    recipe = tomllib.loads(small_recipe.read_text("utf-8"))
+    long = tomllib.loads(small_recipe.read_text("utf-8"))
+    long["train"]["steps"], long["data"]["seed"], long["publish"]["name"] = 2000, 1, "long"
+    registry = open_registry(stack.settings.database)
+    first = stack.submit(long).raise_for_status().json()["id"]
+
+    def at_work() -> dict[str, tuple[str, bool]]:
+        """{model: (stage, whether it waits for the device)} of runs that go on."""
+        return {
+            run.recipe["publish"]["name"]: (run.at_work[-1].stage, run.at_work[-1].waits)
+            for run in registry.runs()
+            if run.at_work
+        }
+
+    wait_until(lambda: at_work().get("long") == ("train", False), timeout_s=180)
+    second = stack.begin(recipe)
+    wait_until(lambda: at_work().get("small", ("", False))[1], timeout_s=120)
+    assert at_work() == {"long": ("train", False), "small": ("evaluate", True)}
+    done = [stage.stage for stage in registry.run_view().stages if stage.status == "completed"]
+    assert done == ["base", "patch", "documents", "shards", "rehearse"]
+
+    work = stack.layout.home / "work"
+    wait_until(lambda: any(event["event"] == "step" for event in events(work)), timeout_s=180)
+    stack.cancel(first)
+    assert stack.finished(first)["state_type"] == "CANCELLED"
+    assert [event["event"] for event in events(work)][-2:] == ["checkpoint", "stopped"]
+    assert stack.finished(second)["state_type"] == "COMPLETED"
+    told = " ".join(log["message"] for log in stack.find("logs", second))
+    assert f"waits for {platform.node()}/cpu: train of run " in told
+    (cancelled,) = [run for run in registry.runs() if run.recipe["publish"]["name"] == "long"]
+    assert cancelled.status == "stopped"
+    registry.close()
+
+
+def events(work: Path) -> list[Any]:
+    """Those of the trainer that was at work here last."""
+    logs = sorted(work.glob("*/events.jsonl"), key=lambda log: log.stat().st_mtime)
+    return list(read_events(logs[-1])) if logs else []
+
+
 def test_a_run_asked_for_over_the_api(stack: Running, small_recipe: Path) -> None:
     run = stack.run_of(tomllib.loads(small_recipe.read_text("utf-8")))
     assert run["state_type"] == "COMPLETED", run["state"]
@@ -209,24 +254,6 @@ def test_a_flow_killed_in_training_is_finished_once(stack: Running) -> None:
         os.environ.update(before)
     assert outcome is not None
     assert (outcome.fault, outcome.attempts) == ("", 2)
-
-
-@pytest.mark.slow
-def test_a_cancelled_run_stops_after_a_checkpoint(stack: Running, small_recipe: Path) -> None:
-    recipe = tomllib.loads(small_recipe.read_text("utf-8"))
-    recipe["train"]["steps"] = 2000
-    run_id = stack.submit(recipe).raise_for_status().json()["id"]
-    work = stack.layout.home / "work"
-
-    def events() -> list[Any]:
-        return [event for log in work.glob("*/events.jsonl") for event in read_events(log)]
-
-    wait_until(lambda: any(event["event"] == "step" for event in events()), timeout_s=180)
-    stack.cancel(run_id)
-    assert stack.finished(run_id)["state_type"] == "CANCELLED"
-    assert [event["event"] for event in events()][-2:] == ["checkpoint", "stopped"]
-    newest = json.loads(stack.command("runs", "--limit", "1", "--json").stdout)[0]
-    assert newest["status"] == "stopped"
 
 
 @pytest.mark.slow

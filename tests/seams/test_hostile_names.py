@@ -9,9 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from yarn_ops.catalogue import ModelVersion
 from yarn_ops.errors import RecipeError, ReleaseError, StoreError
 from yarn_ops.recipe import MODEL_NAME, Recipe, parse_recipe
-from yarn_ops.release import ModelVersion, Tracking
+from yarn_ops.release import Tracking
 from yarn_ops.store.keys import check_key
 
 HOSTILE = (

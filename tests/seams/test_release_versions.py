@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from yarn_ops.catalogue import read_versions
 from yarn_ops.errors import ReleaseError
 from yarn_ops.release import Tracking
 
@@ -93,6 +94,28 @@ def test_an_alias_moves(tracking: Tracking, name: str) -> None:
         (2, ()),
         (1, ("champion", "stable")),
     ]
+
+
+def test_the_quick_list_is_the_clients(tracking: Tracking, name: str) -> None:
+    for number in range(3):
+        release(tracking, name, factor=str(number))
+    tracking.move_alias(name, "champion", 2)
+    tracking.move_alias(name, "stable", 2)
+    tracking.register(f"{name}-bare", *reversed(model_of(tracking)), {})
+    with tracking._mlflow() as client:
+        client.delete_model_version(name, "1")
+    quick = read_versions(tracking.uri)
+    assert quick is not None
+    for model, numbers in ((name, [3, 2]), (f"{name}-bare", [1])):
+        assert [found.version for found in quick if found.name == model] == numbers
+        assert [found for found in quick if found.name == model] == tracking._versions(model)
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:////nowhere/mlflow.db", "http://127.0.0.1:9", f"sqlite:///{__file__}"]
+)
+def test_what_is_not_sure_is_left_to_mlflows_client(uri: str) -> None:
+    assert read_versions(uri) is None
 
 
 def test_a_reference_leads_to_the_directory(tracking: Tracking, name: str) -> None:

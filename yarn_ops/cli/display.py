@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from yarn_ops.catalogue import ModelVersion
     from yarn_ops.cli.doctor import Finding
     from yarn_ops.recipe import Recipe
     from yarn_ops.registry import RunSummary, RunView
-    from yarn_ops.release import ModelVersion
     from yarn_ops.upkeep import Garbage
 
 CONSOLE = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # what users name is not markup
@@ -50,9 +50,18 @@ def show_runs(runs: Sequence[RunSummary], *, as_json: bool) -> None:
         )
         release = "" if run.release is None else f"{run.release.name} {run.release.version}"
         table.add_row(
-            run.id, run.status, took, run.recipe["base"]["model"], run.recipe["rope"]["method"], release
+            run.id, _status(run), took, run.recipe["base"]["model"], run.recipe["rope"]["method"], release
         )  # fmt: skip
     CONSOLE.print(table, soft_wrap=False)
+
+
+def _status(run: RunSummary) -> str:
+    """Of a run that goes on, at what, and where that has a device to itself or waits for it."""
+    told = []
+    for stage in run.at_work if run.status == "running" else ():
+        where = "" if stage.device is None else f" {'waits for' if stage.waits else 'on'} {stage.device}"
+        told.append(f"{stage.stage}{where}")
+    return f"{run.status}: {', '.join(told)}" if told else run.status
 
 
 def show_run(run: RunView, *, as_json: bool = False) -> None:

@@ -35,6 +35,8 @@ from yarn_ops.registry.tables import (
 FACTS = (ArtifactRow, ScoreRow, ReleaseRow)
 """the tables that a stage's record fills"""
 
+NO_DEVICE = {"device": None, "device_since": None, "device_rank": None}
+
 RunEnd = Literal["completed", "failed", "rejected", "stopped"]
 
 
@@ -160,6 +162,7 @@ class Registry:
             "status": "running",
             "lease_expires": database_now(lease_s),
             "started_at": database_now(),
+            **NO_DEVICE,
         }
         free = or_(StageRunRow.lease_expires.is_(None), StageRunRow.lease_expires < database_now())
         statement = (
@@ -193,14 +196,18 @@ class Registry:
                 )
             )
 
-    def take_from(self, key: str, holder: str) -> None:
-        """Let anybody claim the stage of a holder that is known to have ended; nothing if it has another."""
+    def take_from(self, key: str, holder: str, *, if_expired: bool = False) -> None:
+        """Let anybody claim the stage of a holder that is known to have ended; nothing if it has another.
+
+        `if_expired`: nothing is known but that its lease had run out; nothing if it was renewed since.
+        """
+        taken = update(StageRunRow).where(
+            StageRunRow.key == key, StageRunRow.holder == holder, StageRunRow.status == "running"
+        )
+        if if_expired:
+            taken = taken.where(StageRunRow.lease_expires < database_now())
         with self._database.begin() as session:
-            session.execute(
-                update(StageRunRow)
-                .where(StageRunRow.key == key, StageRunRow.holder == holder, StageRunRow.status == "running")
-                .values(status="stopped", **_ended())
-            )
+            session.execute(taken.values(status="stopped", **_ended()))
 
     def renew(self, lease: Lease) -> None:
         """Let the lease live for `life_s` from now. LeaseLost when another process has claimed the stage."""
@@ -225,7 +232,7 @@ class Registry:
     def release(self, lease: Lease) -> None:
         """Give the stage back undone; anybody may claim it at once. Does nothing when the lease is lost."""
         with self._database.begin() as session:
-            session.execute(_held(lease).values(status="stopped", **_ended()))
+            session.execute(held_row(lease).values(status="stopped", **_ended()))
 
     def discard(self, key: str, record: Mapping[str, Any], reason: str) -> None:
         """Forget a finished stage's record, artifact, scores and release: its output no longer verifies.
@@ -278,18 +285,19 @@ def _must_exist(session: Session, run_id: str) -> None:
         raise RegistryError(f"run {run_id!r}: not in the registry; `yarn-ops runs` lists them")
 
 
-def _held(lease: Lease) -> Any:
+def held_row(lease: Lease) -> Any:
+    """UPDATE of the lease's stage, while the lease is ours."""
     return update(StageRunRow).where(
         StageRunRow.key == lease.key, StageRunRow.fence == lease.fence, StageRunRow.status == "running"
     )
 
 
 def _ended() -> dict[str, Any]:
-    return {"lease_expires": None, "finished_at": database_now()}
+    return {"lease_expires": None, "finished_at": database_now(), **NO_DEVICE}
 
 
 def _write(session: Session, lease: Lease, **values: Any) -> None:
-    if session.execute(_held(lease).values(**values).returning(StageRunRow.key)).first() is None:
+    if session.execute(held_row(lease).values(**values).returning(StageRunRow.key)).first() is None:
         raise LeaseLost(
             f"stage {lease.stage} ({lease.key[:12]}): another process has taken it over; "
             "nothing was recorded, run again to use its result"

@@ -25,6 +25,9 @@ from yarn_ops.registry.columns import AnyText, UtcTime
 ALL_DEPTHS = -1.0
 """`scores.depth` of a score over all depths: NULLs would escape the unique constraint."""
 
+ON_DEVICE = text("device_since IS NOT NULL")
+"""Stages that have their device to themselves; literal SQL as below."""
+
 UNFINISHED = text("status IN ('running', 'failed', 'stopped')")
 """Runs that the next one with the same recipe continues. Literal SQL: the predicate of a partial index."""
 
@@ -82,7 +85,12 @@ class StageRunRow(Table):
     """One stage with one input: who computes it, or what it returned."""
 
     __tablename__ = "stage_runs"
-    __table_args__ = (CheckConstraint("status IN ('running', 'completed', 'failed', 'stopped')", "status"),)
+    __table_args__ = (
+        CheckConstraint("status IN ('running', 'completed', 'failed', 'stopped')", "status"),
+        Index(
+            "uq_stage_runs_device", "device", unique=True, sqlite_where=ON_DEVICE, postgresql_where=ON_DEVICE
+        ),
+    )
 
     key: Mapped[str] = mapped_column(primary_key=True)
     stage: Mapped[str]
@@ -95,6 +103,12 @@ class StageRunRow(Table):
     """counts claims; a write that names an older one is refused"""
     lease_expires: Mapped[datetime | None]
     """NULL: nobody holds it"""
+    device: Mapped[str | None]
+    """what the holder has to itself or waits for, e.g. node-3/cpu"""
+    device_since: Mapped[datetime | None]
+    """NULL: it waits"""
+    device_rank: Mapped[int | None]
+    """of those who wait, the lowest is next"""
     started_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
     output: Mapped[dict[str, Any] | None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from datetime import datetime
 from typing import Any
 
@@ -29,6 +30,15 @@ class ReleaseView(_View):
     released_at: datetime
 
 
+class StageAtWork(_View):
+    """A stage that is being computed, as `runs` tells it."""
+
+    stage: str
+    device: str | None
+    """what it has to itself or waits for"""
+    waits: bool
+
+
 class RunSummary(_View):
     """A run as one line of a list. Times are UTC."""
 
@@ -46,6 +56,7 @@ class RunSummary(_View):
     """of the first attempt"""
     finished_at: datetime | None
     release: ReleaseView | None = None
+    at_work: tuple[StageAtWork, ...] = ()
 
 
 class StageView(_View):
@@ -94,8 +105,12 @@ def read_runs(session: Session, limit: int) -> list[RunSummary]:
     newest = select(RunRow).order_by(RunRow.started_at.desc(), RunRow.id.desc()).limit(limit)
     rows = session.scalars(newest).all()
     releases = _releases(session, [row.id for row in rows])
+    at_work = _at_work(session, [row.id for row in rows if row.status == "running"])
     return [
-        RunSummary.model_validate(row).model_copy(update={"release": releases.get(row.id)}) for row in rows
+        RunSummary.model_validate(row).model_copy(
+            update={"release": releases.get(row.id), "at_work": tuple(at_work[row.id])}
+        )
+        for row in rows
     ]
 
 
@@ -109,8 +124,9 @@ def read_run(session: Session, run_id: str) -> RunView:
             what if run_id == "last" else f"run {run_id!r}: not in the registry; see `yarn-ops runs`"
         )
     return RunView(
-        **RunSummary.model_validate(row).model_dump(exclude={"release"}),
+        **RunSummary.model_validate(row).model_dump(exclude={"release", "at_work"}),
         release=_releases(session, [row.id]).get(row.id),
+        at_work=tuple(_at_work(session, [row.id])[row.id]),
         stages=(*_used_stages(session, row.id), *_open_stages(session, row.id)),
         scores=tuple(_scores(session, row.id)),
     )
@@ -125,6 +141,20 @@ def _releases(session: Session, run_ids: list[str]) -> dict[str, ReleaseView]:
         .order_by(RunStageRow.id)
     )
     return {run_id: ReleaseView.model_validate(release) for run_id, release in rows}
+
+
+def _at_work(session: Session, run_ids: list[str]) -> defaultdict[str, list[StageAtWork]]:
+    """The stages that each run computes or waits with."""
+    found: defaultdict[str, list[StageAtWork]] = defaultdict(list)
+    rows = session.scalars(
+        select(StageRunRow)
+        .where(StageRunRow.status == "running", StageRunRow.run_id.in_(run_ids))
+        .order_by(StageRunRow.started_at)
+    )
+    for row in rows if run_ids else ():
+        waits = row.device is not None and row.device_since is None
+        found[row.run_id].append(StageAtWork(stage=row.stage, device=row.device, waits=waits))
+    return found
 
 
 def _used_stages(session: Session, run_id: str) -> list[StageView]:
