@@ -155,6 +155,18 @@ class Score(_Frozen):
     nats, or 1 and 0 for each pair found or not; empty where only the sum was kept"""
 
 
+@dataclass(frozen=True)
+class CellKey:
+    """One cell of a suite: the same key is the same figures."""
+
+    checkpoint_digest: str
+    protocol: str
+    """digest of everything else that moves the figures: documents, precision, how much is asked"""
+    cell: str
+    context_tokens: int
+    seed: int
+
+
 class Scorecard(Record):
     model_digest: str
     original_context_tokens: int

@@ -3,54 +3,28 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, astuple
-from functools import cache
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from yarn_ops.bars import Bars
-from yarn_ops.checkpoints import tensor_shapes
 from yarn_ops.cli.display import CONSOLE
 from yarn_ops.cli.rope import directory_of
 from yarn_ops.errors import EvaluationError
-from yarn_ops.evals.capacity.cost import costs, shape_of
-from yarn_ops.evals.capacity.heads import Diagnosis, diagnose
+from yarn_ops.evals.capacity.measure import measure, require_positions
 from yarn_ops.evals.capacity.page import write_report
-from yarn_ops.evals.capacity.reach import Length, reach_of
 from yarn_ops.evals.capacity.reading import Capacity, interval, tokens
-from yarn_ops.evals.suite import needles
 from yarn_ops.evals.suite.haystack import STANDARD_LIBRARY, read_haystack
-from yarn_ops.evals.suite.journal import CellKey
-from yarn_ops.evals.suite.plan import SIZES, Plan, SuiteName, lengths_to, needed_tokens, plan
-from yarn_ops.evals.suite.reader import SharedReader, open_reader
-from yarn_ops.evals.suite.run import run_suite
-from yarn_ops.evals.suite.subject import Subject, open_subject
-from yarn_ops.records import Score
-from yarn_ops.registry.measurements import Measurements, open_measurements
+from yarn_ops.evals.suite.plan import SIZES, SuiteName, lengths_to, needed_tokens, plan
+from yarn_ops.evals.suite.subject import open_subject
+from yarn_ops.registry.measurements import open_measurements
 from yarn_ops.services import open_run_registry
 from yarn_ops.settings import Settings
 from yarn_ops.store import files_for, store_options
 from yarn_ops.train.precision import resolve_device, resolve_dtype
 
-DIAGNOSED_PARTS = 4
 SHOWN = ("loss/same-targets", "perplexity/last-quarter")
-
-
-class Kept:
-    """The registry's measurements as a suite's journal."""
-
-    def __init__(self, measurements: Measurements) -> None:
-        self._measurements = measurements
-
-    def known(self, key: CellKey) -> tuple[Score, ...] | None:
-        return self._measurements.known(*astuple(key))
-
-    def keep(self, key: CellKey, scores: tuple[Score, ...]) -> None:
-        self._measurements.keep(
-            key.checkpoint_digest, key.protocol, key.cell, key.context_tokens, key.seed, scores
-        )
 
 
 def evaluate(
@@ -71,7 +45,7 @@ def evaluate(
     subjects = [open_subject(directory_of(name, None), name=_name(name)) for name in (model, base) if name]
     size = SIZES[suite]
     lengths = lengths_to(longest or subjects[0].context_tokens)
-    _require_positions(subjects, lengths[-1])
+    require_positions(subjects, lengths[-1])
     haystack = read_haystack(
         documents or STANDARD_LIBRARY, files_for(store_options(settings)), subjects[0].path,
         subjects[0].vocab_size, encode=subjects[0].encode,
@@ -81,10 +55,16 @@ def evaluate(
         raise EvaluationError(f"{base}: its tokenizer is not {model}'s, so their losses cannot be compared")
     cells = plan(size, lengths, haystack, seed)
     open_run_registry(settings).close()
-    measurements = open_measurements(settings.database)
+    measurements, device = open_measurements(settings.database), resolve_device(settings.device)
     try:
         with Bars() as bars:
-            measured = [_measure(subject, cells, settings, Kept(measurements), bars) for subject in subjects]
+            measured = [
+                measure(
+                    subject, cells, device=device, precision=resolve_dtype("auto", device),
+                    journal=measurements, report=bars.of(subject.name),
+                )
+                for subject in subjects
+            ]  # fmt: skip
     finally:
         measurements.close()
     if out is not None:
@@ -141,59 +121,6 @@ def facts(models: Sequence[Capacity]) -> list[dict[str, Any]]:
         }
         for model in models
     ]
-
-
-def _measure(subject: Subject, cells: Plan, settings: Settings, kept: Kept, bars: Bars) -> Capacity:
-    device = resolve_device(settings.device)
-    precision = resolve_dtype("auto", device)
-    digest = subject.digest()
-
-    @cache
-    def load() -> Any:
-        return subject.load(device, precision)
-
-    measured = run_suite(
-        cells, load, subject.spec, checkpoint_digest=digest, precision=precision, journal=kept,
-        report=bars.of(subject.name),
-    )  # fmt: skip
-    reach = reach_of(measured.scores)
-    parameters = sum(math.prod(shape) for shape in tensor_shapes(subject.path).values())
-    shape = shape_of(subject.config, parameters)
-    return Capacity(
-        name=subject.name,
-        digest=digest,
-        context_tokens=subject.context_tokens,
-        original_context_tokens=subject.original_context_tokens,
-        lengths=cells.lengths,
-        scores=measured.scores,
-        skipped=measured.skipped,
-        reach=reach,
-        shape=shape,
-        costs=costs(shape, cells.lengths) if shape else (),
-        diagnosis=_diagnosis(cells, load(), subject, reach.task, reach.uses),
-    )
-
-
-def _diagnosis(
-    cells: Plan, model: Any, subject: Subject, task: str | None, uses: Length | None
-) -> Diagnosis | None:
-    """At the longest length that is used; None where nothing is, or where attention cannot be looked at."""
-    usable = [length for length in cells.lengths if uses is not None and length <= uses.tokens]
-    reader = open_reader(model, subject.spec) if usable and task else None
-    if not isinstance(reader, SharedReader) or task is None or not task.startswith("needle/"):
-        return None
-    shape = task.removeprefix("needle/")
-    samples = needles.grid(shape, cells.haystack, usable[-1], DIAGNOSED_PARTS, 1, cells.seed)
-    return diagnose(reader, samples, usable[-1], cells.seed)
-
-
-def _require_positions(subjects: Sequence[Subject], longest: int) -> None:
-    for subject in subjects:
-        if subject.spec is None and longest > subject.context_tokens:
-            raise EvaluationError(
-                f"{subject.name}: has no positions beyond {subject.context_tokens} tokens (they are not "
-                f"rotary); give --longest {subject.context_tokens}"
-            )
 
 
 def _name(model: str) -> str:

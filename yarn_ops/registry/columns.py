@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,9 +12,10 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import literal
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import DateTime, Float, Text, TypeDecorator
+from sqlalchemy.types import DateTime, Float, LargeBinary, Text, TypeDecorator
 
 REPLACEMENT = "\ufffd"
+DOUBLES = 8
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -31,6 +34,34 @@ class UtcTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Items(TypeDecorator[tuple[float, ...]]):
+    """Outcomes item by item, in few bytes: a bit each where all are 0 or 1, else eight bytes each.
+
+    The first byte says which: 0 to 7 are the bits left over in the last one, 8 are doubles.
+    """
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: Sequence[float] | None, dialect: Dialect) -> bytes | None:
+        if not value:
+            return None
+        if all(item in (0.0, 1.0) for item in value):
+            spare = -len(value) % 8
+            bits = int("".join("1" if item else "0" for item in value), 2) << spare
+            return bytes([spare]) + bits.to_bytes((len(value) + spare) // 8, "big")
+        return bytes([DOUBLES]) + struct.pack(f"<{len(value)}d", *value)
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> tuple[float, ...]:
+        if value is None:
+            return ()
+        kind, packed = value[0], value[1:]
+        if kind == DOUBLES:
+            return struct.unpack(f"<{len(packed) // 8}d", packed)
+        bits = f"{int.from_bytes(packed, 'big'):0{8 * len(packed)}b}"
+        return tuple(map(float, bits[: len(bits) - kind]))
 
 
 class AnyText(TypeDecorator[str]):

@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from yarn_ops.registry.columns import AnyText, UtcTime
+from yarn_ops.registry.columns import AnyText, Items, UtcTime
 
 ALL_DEPTHS = -1.0
 """`scores.depth` of a score over all depths: NULLs would escape the unique constraint."""
@@ -205,4 +205,6 @@ class MeasurementRow(Table):
     low: Mapped[float | None]
     high: Mapped[float | None]
     samples: Mapped[int] = mapped_column(BigInteger)
+    items: Mapped[list[float] | None] = mapped_column(Items)
+    """what the value sums up, item by item; NULL: only the sum was kept"""
     measured_at: Mapped[datetime]

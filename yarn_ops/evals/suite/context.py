@@ -94,5 +94,5 @@ def _mean(task: str, context_tokens: int, values: Losses, seed: int) -> Score:
     low, high = mean_interval(numbers) or (None, None)
     return Score(
         task=task, context_tokens=context_tokens, value=float(np.mean(numbers)), low=low, high=high,
-        samples=len(numbers), seed=seed,
+        samples=len(numbers), seed=seed, items=tuple(numbers) if task == SAME_TARGETS else (),
     )  # fmt: skip

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
 from yarn_ops.digests import canonical_json
-from yarn_ops.records import Score
+from yarn_ops.records import CellKey, Score
+
+__all__ = ["CellKey", "Journal", "JsonLines"]
 
 SCORES = TypeAdapter(tuple[Score, ...])
-
-
-@dataclass(frozen=True)
-class CellKey:
-    """One cell: the same key is the same figures."""
-
-    checkpoint_digest: str
-    protocol: str
-    """digest of everything else that moves the figures: documents, precision, how much is asked"""
-    cell: str
-    context_tokens: int
-    seed: int
 
 
 class Journal(Protocol):

@@ -169,7 +169,7 @@ def _score(task: str, shares: list[float], context_tokens: int, seed: int) -> Sc
     }
     return Score(
         task=task, context_tokens=context_tokens, value=float(np.mean(shares)), samples=len(shares),
-        seed=seed, **bounds,
+        seed=seed, items=tuple(shares), **bounds,
     )  # fmt: skip
 
 

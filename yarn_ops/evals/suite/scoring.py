@@ -38,6 +38,7 @@ def recall(
             Score(
                 task=name, context_tokens=context_tokens, depth=depth, value=sum(hits) / len(hits), low=low,
                 high=high, samples=len(hits), seed=seed,
+                items=tuple(map(float, hits)) if depth is None else (),
             )
         ]  # fmt: skip
 
@@ -87,5 +88,5 @@ def _mean(task: str, values: Sequence[float], context_tokens: int, depth: float 
     low, high = mean_interval(values) or (None, None)
     return Score(
         task=task, context_tokens=context_tokens, depth=depth, value=float(np.mean(values)), low=low,
-        high=high, samples=len(values), seed=seed,
+        high=high, samples=len(values), seed=seed, items=tuple(values) if depth is None else (),
     )  # fmt: skip
