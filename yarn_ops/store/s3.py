@@ -36,7 +36,7 @@ CONNECTIONS = 32
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 60
 PIECE_BYTES = 256 << 10  # larger ones cost the allocator more than they save
-ATTEMPTS = 4
+ATTEMPTS = 5
 """of a request, and of a broken download without a byte of progress"""
 
 # Some of these are OSErrors too: they must be caught before `disk_errors` sees them.
@@ -111,7 +111,14 @@ class S3Store:
 
     def read(self, key: str) -> bytes:
         with self._errors(self.uri_of(key)):
-            return self._client.get_object(**self._named(key))["Body"].read()
+            idle = 0
+            while True:
+                try:
+                    return self._client.get_object(**self._named(key))["Body"].read()
+                except BROKEN_OFF:
+                    idle += 1
+                    if idle == ATTEMPTS:
+                        raise
 
     def write(self, key: str, data: bytes) -> None:
         with self._errors(self.uri_of(key)):
