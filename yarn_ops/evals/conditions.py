@@ -1,8 +1,9 @@
 """Conditions of a gate over any score: absolute or relative to the base, by figure or by interval.
 
-Intervals of a difference and of a ratio are made from those of the two scores (Newcombe 1998; Donner and
-Zou 2012, the method of variance estimates recovery), as if these were independent. Scores of one text are
-not, so the interval is too wide rather than too narrow.
+Where both scores kept what they sum up, the interval of a change is that of the differences item by item.
+Else it is made from those of the two scores (Newcombe 1998; Donner and Zou 2012, the method of variance
+estimates recovery), as if these were independent. Scores of one text are not, so that interval is too wide
+rather than too narrow.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from yarn_ops.evals.paired import change_interval
 from yarn_ops.recipe import Condition
 from yarn_ops.records import Check, Score, Scorecard
 
@@ -44,7 +46,10 @@ def decide(
 
 
 def compared(result: Score, base: Score, measure: Literal["ratio", "difference"]) -> Bounds:
-    """result / base or result - base, with its 95 % interval where both have one. Ratio: both above 0."""
+    """result / base or result - base, with its 95 % interval where there is one. Ratio: both above 0."""
+    if paired := change_interval(base, result, measure):
+        value = result.value / base.value if measure == "ratio" else result.value - base.value
+        return value, *paired
     if measure == "ratio":
         value, low, high = _difference(_log(result), _log(base))
         return (

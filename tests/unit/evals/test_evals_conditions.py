@@ -133,3 +133,42 @@ def test_two_runs_of_one_model_rarely_fail_the_gate():
         verdict = judge(gate, run(truth), run(truth), original_context_tokens=512, target_context_tokens=2048)
         alarms += not verdict.passed
     assert alarms / trials <= 0.05
+
+
+def pairs(before: list[float], after: list[float], task: str) -> tuple[Scorecard, Scorecard]:
+    """Two models' items as their scorecards."""
+
+    def one(items: list[float]) -> Scorecard:
+        mean = float(np.mean(items))
+        value = float(np.exp(mean)) if task.startswith("perplexity/") else mean
+        low, high = wilson(round(sum(items)), len(items)) if set(items) <= {0.0, 1.0} else (value, value)
+        score = Score(
+            task=task, context_tokens=2048, value=value, low=low, high=high, samples=len(items), seed=0,
+            items=tuple(items),
+        )  # fmt: skip
+        return card(score)
+
+    return one(before), one(after)
+
+
+def test_the_same_items_make_a_narrow_interval():
+    """10 of 200 lost and none won: surely worse, where two independent shares could still be equal."""
+    before, after = pairs([1.0] * 190 + [0.0] * 10, [1.0] * 180 + [0.0] * 20, "needle/code")
+    condition = Condition(score="needle/code", measure="difference", at_least=-0.01, evidence="unrefuted")
+    assert not check(condition, before, after).passed
+    alone = [card(one.scores[0].model_copy(update={"items": ()})) for one in (before, after)]
+    assert check(condition, *alone).passed
+    other_seed = after.scores[0].model_copy(update={"seed": 1})
+    assert check(condition, before, card(other_seed)).passed
+
+
+def test_a_ratio_of_perplexities_is_judged_window_by_window():
+    """Windows between 1 and 4 nats, each a little worse by the same amount: sure of it all the same."""
+    losses = np.linspace(1, 4, 12)
+    noise = 0.001 * np.sin(np.arange(12))
+    before, after = pairs(losses.tolist(), (losses + 0.06 + noise).tolist(), "perplexity/last-quarter")
+    condition = Condition(
+        score="perplexity/last-quarter", measure="ratio", at_most=1.05, evidence="unrefuted"
+    )
+    found = check(condition, before, after)
+    assert not found.passed and found.measured == pytest.approx(np.exp(0.06), rel=1e-3)
