@@ -23,10 +23,15 @@ from torch import Tensor
 
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     """One kernel on a GPU, the plain function elsewhere."""
-    compiled = torch.compile(function, dynamic=False)
+
+    @functools.cache
+    def compiled() -> Callable[..., Any]:
+        return torch.compile(function, dynamic=False)  # loads the compiler: two seconds
 
     def call(first: Tensor, *others: Any) -> Any:
-        return (compiled if first.is_cuda and _can_compile() else function)(first, *others)
+        if first.is_cuda and _can_compile():
+            return compiled()(first, *others)
+        return function(first, *others)
 
     return call
 
