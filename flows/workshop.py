@@ -114,7 +114,9 @@ class Workshop:
             {"run": self.run.id, "recipe": self.recipe.digest(), "git_commit": git_commit() or "unknown"},
         )
         self.tracking.log_params(run_id, flat_params(self.recipe))
-        return self.registry.set_mlflow_run(self.run.id, run_id)
+        tied = self.registry.set_mlflow_run(self.run.id, run_id)
+        self.tracking.keep_run(self.recipe.publish.experiment, self.run.id, tied)
+        return tied
 
     def log_training_step(self, event: Mapping[str, Any], earlier_steps: int) -> None:
         """One step's figures to MLflow, `earlier_steps` after those of the legs before; each step once.

@@ -106,6 +106,14 @@ class Tracking:
         run_id: str = run.info.run_id
         return run_id
 
+    def keep_run(self, experiment: str, name: str, run_id: str) -> None:
+        """Of the experiment's runs of this name keep this one: an answer that was lost is asked for again."""
+        experiment_id = self.ensure_experiment(experiment)
+        with self._mlflow() as client:
+            for run in client.search_runs([experiment_id], f"run_name = '{name}'"):
+                if run.info.run_id != run_id:
+                    _gone(client.delete_run, run.info.run_id)
+
     def log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
         """What was asked for. The same again is fine; ReleaseError when a value differs from before."""
         with self._mlflow() as client:
@@ -156,18 +164,18 @@ class Tracking:
     ) -> int:
         """The version of `name` with this source and run: one, whatever is repeated or interrupted.
 
-        MLflow has no unique constraint here, so of two that were made at once the older one stays.
+        MLflow has no unique constraint here, and its client asks again when an answer is lost: of several
+        the oldest one stays.
         """
         with self._mlflow() as client:
             _ensure_model(client, name)
-            version = _registered(client, name, source_uri, run_id)
-            if version is None:
-                made = client.create_model_version(
+            if not _registered(client, name, source_uri, run_id):
+                client.create_model_version(
                     name, source=source_uri, run_id=run_id, tags=dict(tags), description=description or None
                 )
-                version = _registered(client, name, source_uri, run_id) or made
-                if version.version != made.version:
-                    client.delete_model_version(name, str(made.version))
+            version, *twins = _registered(client, name, source_uri, run_id)
+            for twin in twins:
+                _gone(client.delete_model_version, name, str(twin.version))
             _complete(client, version, tags, description)
         return int(version.version)
 
@@ -310,11 +318,20 @@ def _ensure_model(client: Any, name: str) -> None:
             raise
 
 
-def _registered(client: Any, name: str, source_uri: str, run_id: str) -> Any:
-    """MLflow's oldest version of a model with this source and run; None without one."""
+def _registered(client: Any, name: str, source_uri: str, run_id: str) -> list[Any]:
+    """MLflow's versions of a model with this source and run, the oldest first."""
     found = _pages(client.search_model_versions, filter_string=f"name = '{name}' AND run_id = '{run_id}'")
     same = [version for version in found if version.source == source_uri]
-    return min(same, key=lambda version: int(version.version), default=None)
+    return sorted(same, key=lambda version: int(version.version))
+
+
+def _gone(delete: Callable[..., Any], *what: str) -> None:
+    """Delete something, unless somebody else has."""
+    try:
+        delete(*what)
+    except _mlflow_exception() as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
 
 
 def _complete(client: Any, version: Any, tags: Mapping[str, str], description: str) -> None:
