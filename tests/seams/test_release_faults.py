@@ -16,11 +16,8 @@ TAGS = {"gate": "passed"}
 DONE_AND_REFUSED = refusal(500, afterwards=True)
 
 
-@pytest.mark.parametrize("lost", [1, 3, 4])
-def test_a_version_whose_making_seemed_to_fail(
-    mlflow_server: MlflowServer, tmp_path: Path, lost: int
-) -> None:
-    """The client asks three times again by itself; 4 lost answers are a failure, and a later attempt."""
+def test_a_version_whose_making_seemed_to_fail(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    """The client asks three times more by itself, and makes a version each time; then we ask again."""
     name = f"model-{uuid.uuid4().hex[:8]}"
     with Proxy(
         mlflow_server.uri, first(4, "/model-versions/create", DONE_AND_REFUSED), keep_host=False
