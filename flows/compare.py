@@ -53,7 +53,7 @@ def compare(recipe: Recipe, methods: list[RopeMethod] = METHODS, arms: list[Arm]
         base = fetch_base(recipe.base)
         corpus = survey(recipe.data)
         shards = prepare(recipe.data, corpus, base)
-        before = evaluate(recipe.evaluate, base, shards, base.context_tokens)
+        before = evaluate(recipe.evaluate.scores_alone, base, shards, base.context_tokens)
 
         scores: list[Scorecard] = []
         trained: list[int] = []
@@ -72,12 +72,13 @@ def contend(recipe: Recipe, arm: Arm, base: BaseModel, shards: ShardSet) -> tupl
     legs = recipe.curriculum(base.context_tokens)
     if arm == ZERO_SHOT:
         patched = patch(recipe.rope, legs[-1].ungated(), base)
-        return evaluate(recipe.evaluate, base, shards, base.context_tokens, [patched]), 0
+        return evaluate(recipe.evaluate.scores_alone, base, shards, base.context_tokens, [patched]), 0
     configs = [patch(recipe.rope, leg.ungated(), base) for leg in legs]
     trained = train_legs(recipe, legs, configs, base, shards)
     last = trained.adapters[-1]
     checkpoint = merge(trained.weights, trained.patched, last, shards)
-    return evaluate(recipe.evaluate, checkpoint, shards, base.context_tokens), last.trainable_parameters
+    card = evaluate(recipe.evaluate.scores_alone, checkpoint, shards, base.context_tokens)
+    return card, last.trainable_parameters
 
 
 def of_arm(recipe: Recipe, method: RopeMethod, arm: Arm) -> Recipe:

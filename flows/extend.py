@@ -7,9 +7,9 @@ from prefect.logging.handlers import APILogHandler
 
 from flows.curriculum import train_legs
 from flows.reporting import show_report
+from flows.scoring import score
 from flows.stages import (
     draw,
-    evaluate,
     fetch_base,
     judge,
     merge,
@@ -48,15 +48,16 @@ def extend(recipe: Recipe) -> str:
         corpus = survey(recipe.data)
         shards = prepare(recipe.data, corpus, base)
         rehearse(recipe.train, legs, configs[-1], shards)
-        before = evaluate(recipe.evaluate, base, shards, base.context_tokens)
+        before = score(recipe, base, shards, base.context_tokens)
 
-        trained = train_legs(recipe, legs, configs, base, shards, before)
+        trained = train_legs(recipe, legs, configs, base, shards, before.card)
         patched, adapters = trained.patched, trained.adapters
         checkpoint = merge(trained.weights, patched, adapters[-1], shards)
-        after = evaluate(recipe.evaluate, checkpoint, shards, base.context_tokens)
-        verdict = judge(recipe.gate, before, after, checkpoint.context_tokens)
-        report = draw(recipe, base, shards, patched, adapters, checkpoint, before, after, verdict)
-        release = publish(recipe.publish, base, checkpoint, before, after, verdict, report)
+        after = score(recipe, checkpoint, shards, base.context_tokens)
+        scores, suites = (before.card, after.card), after.suites + before.suites
+        verdict = judge(recipe.gate, *scores, checkpoint.context_tokens)
+        report = draw(recipe, base, shards, patched, adapters, checkpoint, *scores, verdict, suites)
+        release = publish(recipe.publish, base, checkpoint, *scores, verdict, report)
         show_report(release, report)
         if not verdict.passed:
             raise GateFailed(f"{release.name} version {release.version} was rejected: {verdict.reasons}")

@@ -7,7 +7,9 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 from prefect.logging.handlers import APILogHandler
 
-from flows.stages import evaluate, fetch_base, judge, prepare, survey
+from flows.reporting import show_capacity
+from flows.scoring import score
+from flows.stages import chart, fetch_base, judge, log_scores, prepare, survey
 from flows.workshop import Workshop, open_workshop
 from yarn_ops.catalogue import ModelVersion
 from yarn_ops.errors import GateFailed, RegistryError
@@ -49,10 +51,14 @@ def reevaluate(name: str, alias: str = "champion", seed: int = 1) -> str:
         released = fetch_base(Base(model=source, original_context_tokens=base.context_tokens))
         corpus = survey(recipe.data)
         shards = prepare(recipe.data, corpus, base)
-        before = evaluate(recipe.evaluate, base, shards, base.context_tokens)
-        after = evaluate(recipe.evaluate, released, shards, base.context_tokens)
+        before = score(recipe, base, shards, base.context_tokens)
+        after = score(recipe, released, shards, base.context_tokens)
         target = round(recipe.rope.resolve_factor(base.context_tokens) * base.context_tokens)
-        verdict = judge(recipe.gate, before, after, target)
+        verdict = judge(recipe.gate, before.card, after.card, target)
+        log_scores(shop, before.card, after.card)
+        names, lengths = (f"{name} version {version.version}", "base"), (target, base.context_tokens)
+        cards, suites = (after.card, before.card), after.suites + before.suites
+        show_capacity(chart(names, cards, suites, lengths))
         tell(shop, version, alias, verdict)
         if not verdict.passed:
             raise GateFailed(f"{name} version {version.version} fell below its gate: {verdict.reasons}")

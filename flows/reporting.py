@@ -21,6 +21,26 @@ def show_report(release: Release, report: Report) -> None:
         key="report",
         description=f"{release.name} version {release.version}, gate {release.gate}",
     )
+    _capacity_artifact(folder)
+
+
+def show_capacity(report: Report) -> None:
+    """The capacity page and its picture as an artifact, and in the run's MLflow run."""
+    shop = workshop()
+    folder = shop.fetch(report).path
+    for name in (*report.pictures, *report.pages):
+        shop.tracking.log_picture(shop.mlflow_run_id, folder / name)
+    _capacity_artifact(folder)
+
+
+def _capacity_artifact(folder: Path) -> None:
+    """Who sees and uses how far, in a sentence each, above the picture."""
+    from yarn_ops.evals.report import SUMMARY
+
+    summary = (folder / SUMMARY).read_text("utf-8")
+    create_markdown_artifact(
+        _inline_pictures(summary, folder), key="capacity", description=summary.partition("\n")[0]
+    )
 
 
 def show_comparison(comparison: Comparison) -> None:

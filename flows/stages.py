@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from flows.tasks import Bench, observation, stage
-from flows.workshop import git_commit
+from flows.workshop import Workshop, git_commit
 from yarn_ops import bases
 from yarn_ops.data import corpus as corpora
 from yarn_ops.data import shards as tokenised
@@ -23,6 +23,7 @@ from yarn_ops.recipe import (
     Rope,
     Stage,
     StageGate,
+    SuiteName,
     Train,
 )
 from yarn_ops.records import (
@@ -41,6 +42,7 @@ from yarn_ops.records import (
     ShardSet,
     Verdict,
 )
+from yarn_ops.registry.measurements import open_measurements
 from yarn_ops.store.trees import compose_tree
 from yarn_ops.train import launch
 from yarn_ops.train.events import Event
@@ -203,6 +205,38 @@ def _measured(
     )
 
 
+@stage("suite", version=1, alone_on="device")
+def suite(
+    bench: Bench,
+    name: SuiteName,
+    seed: int,
+    model: Local[BaseModel] | Local[Checkpoint],
+    shards: Local[ShardSet],
+    longest_tokens: int,
+    original_context_tokens: int,
+) -> Scorecard:
+    """How far the model sees and uses; cells that the registry knows are not measured again."""
+    from yarn_ops.evals.capacity.stage import measure_capacity
+
+    measurements = open_measurements(bench.shop.settings.database)
+    try:
+        return measure_capacity(
+            name,
+            seed,
+            model,
+            shards,
+            longest_tokens,
+            bench.out,
+            original_context_tokens=original_context_tokens,
+            device=bench.shop.device,
+            precision=resolve_dtype("auto", bench.shop.device),
+            journal=measurements,
+            report=bench.report,
+        )
+    finally:
+        measurements.close()
+
+
 @stage("gate", version=1)
 def judge(
     bench: Bench, gate: Gate, before: Scorecard, after: Scorecard, target_context_tokens: int
@@ -276,7 +310,21 @@ def rank(
     return comparisons.compare(gate, before, entries, bench.out)
 
 
-@stage("report", version=3)
+@stage("capacity", version=1)
+def chart(
+    bench: Bench,
+    names: tuple[str, ...],
+    cards: tuple[Scorecard, ...],
+    suites: tuple[Local[Scorecard], ...],
+    context_tokens: tuple[int, ...],
+) -> Report:
+    """The capacity page and its picture: of the model under test, then of its base."""
+    from yarn_ops.evals import report as reports
+
+    return reports.capacity_report(reports.capacities(names, cards, suites, context_tokens), bench.out)
+
+
+@stage("report", version=4)
 def draw(
     bench: Bench,
     recipe: Recipe,
@@ -288,8 +336,9 @@ def draw(
     before: Scorecard,
     after: Scorecard,
     verdict: Verdict,
+    suites: tuple[Local[Scorecard], ...],
 ) -> Report:
-    """Pictures and the model card."""
+    """Pictures, the capacity page and the model card. suites: of the result, then of the base, or none."""
     from yarn_ops.evals import report as reports
     from yarn_ops.evals.card import Extension
     from yarn_ops.train.lora import read_losses
@@ -306,7 +355,11 @@ def draw(
         before=before,
         after=after,
         verdict=verdict,
-    )
+        capacities=reports.capacities(
+            (recipe.publish.name, "base"), (after, before), suites,
+            (checkpoint.context_tokens, base.context_tokens),
+        ),
+    )  # fmt: skip
     losses = [loss for adapter in adapters for loss in read_losses(adapter.path)]
     return reports.report(extension, list(enumerate(losses, start=1)), bench.out)
 
@@ -330,7 +383,7 @@ def publish(
     target = f"{tracking.artifact_uri(run_id)}/model"
     assert checkpoint.tree is not None
     compose_tree(shop.store, checkpoint.tree, {reports.CARD: card}, target)
-    tracking.log_metrics(run_id, 0, score_metrics(before, "before") | score_metrics(after, "after"))
+    log_scores(shop, before, after)
     for name in (*report.record.pictures, *report.record.pages):
         tracking.log_picture(run_id, report.path / name)
     gate = "passed" if verdict.passed else "failed"
@@ -359,10 +412,20 @@ def publish(
     )
 
 
+def log_scores(shop: Workshop, before: Scorecard, after: Scorecard) -> None:
+    """All scores of base and result as MLflow metrics, how far each sees and uses among them."""
+    metrics = score_metrics(before, "before") | score_metrics(after, "after")
+    shop.tracking.log_metrics(shop.mlflow_run_id, 0, metrics)
+
+
 def score_metrics(card: Scorecard, when: str) -> dict[str, float]:
-    """{task/tokens/when: value} of a scorecard's scores over all depths, as MLflow metrics."""
+    """{task/tokens/when: value} of a scorecard's scores over all depths; {capacity/uses/when: tokens}."""
+    from yarn_ops.evals.gate import with_capacity
+
     return {
-        f"{score.task}/{score.context_tokens}/{when}": score.value
-        for score in card.scores
+        f"{score.task}/{when}"
+        if score.task.startswith("capacity/")
+        else f"{score.task}/{score.context_tokens}/{when}": score.value
+        for score in with_capacity(card).scores
         if score.depth is None
     }

@@ -9,6 +9,7 @@ A record without a tree is facts alone; its digest is that of the facts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -178,6 +179,18 @@ class Scorecard(Record):
             if (score.task, score.context_tokens, score.depth) == (task, context_tokens, None):
                 return score.value
         return None
+
+    def joined(self, others: Sequence[Scorecard]) -> Scorecard:
+        """With the scores of other cards of the same model, of tasks that this one does not have."""
+        scores = self.scores
+        parents: tuple[str, ...] = (self.digest,)
+        for other in others:
+            own = {score.task for score in scores}
+            scores += tuple(score for score in other.scores if score.task not in own)
+            parents += (other.digest,)
+        return (
+            self.model_copy(update={"tree": None, "parents": parents, "scores": scores}) if others else self
+        )
 
 
 class Check(_Frozen):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -138,6 +138,8 @@ def _show_outcome(run: RunView) -> None:
         )
         for check in verdict["checks"]:
             CONSOLE.print(f"  {'✓' if check['passed'] else '✗'} {check['reason']}")
+    for line in _reach(run):
+        CONSOLE.print(line)
     for reason in _advice(run):
         CONSOLE.print(f"advice: {reason}")
     for stage in run.stages:
@@ -149,6 +151,19 @@ def _show_outcome(run: RunView) -> None:
     if run.release is not None:
         alias = f", alias {run.release.alias}" if run.release.alias else ""
         CONSOLE.print(f"release: {run.release.name} version {run.release.version}{alias}", style="bold")
+
+
+def _reach(run: RunView) -> Iterator[str]:
+    """How far base and result see and use, where a suite was run."""
+    cards = [stage.record for stage in run.stages if stage.stage == "suite" and stage.record]
+    for name, card in zip(("base", "result"), cards, strict=False):
+        reached = {score["task"]: score for score in card["scores"] if score["task"].startswith("capacity/")}
+        told = [
+            f"{task.removeprefix('capacity/')} {score['value']:,.0f} tokens "
+            f"[{score['low']:,.0f}, {score['high']:,.0f}]"
+            for task, score in reached.items()
+        ]
+        yield f"{name}: {', '.join(told)}"
 
 
 def _advice(run: RunView) -> tuple[str, ...]:

@@ -16,8 +16,9 @@ from yarn_ops.evals.capacity.measure import measure, require_positions
 from yarn_ops.evals.capacity.page import write_report
 from yarn_ops.evals.capacity.reading import Capacity, interval, tokens
 from yarn_ops.evals.suite.haystack import STANDARD_LIBRARY, read_haystack
-from yarn_ops.evals.suite.plan import SIZES, SuiteName, lengths_to, needed_tokens, plan
+from yarn_ops.evals.suite.plan import SIZES, lengths_to, needed_tokens, plan
 from yarn_ops.evals.suite.subject import open_subject
+from yarn_ops.recipe import SuiteName
 from yarn_ops.registry.measurements import open_measurements
 from yarn_ops.services import open_run_registry
 from yarn_ops.settings import Settings

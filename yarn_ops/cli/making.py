@@ -96,7 +96,8 @@ def evaluate(
         typer.Argument(metavar="MODEL", help="Any causal model directory; or a base as a recipe names it."),
     ],
     suite: Annotated[
-        Literal["quick", "full"], typer.Option(help="quick: minutes for a small model; full: every task.")
+        Literal["tiny", "quick", "full"],
+        typer.Option(help="tiny: seconds for a small model; quick: minutes; full: every task."),
     ] = "quick",
     base: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Measured on the same texts, beside it.")

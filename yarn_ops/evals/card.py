@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from yarn_ops.evals.advice import advise
-from yarn_ops.evals.capacity.reading import capacity_of
+from yarn_ops.evals.capacity.reading import Capacity
 from yarn_ops.evals.perplexity import LAST_QUARTER, SINGLE_PASS, SLIDING
 from yarn_ops.evals.recall import TEMPLATES, task_name
 from yarn_ops.recipe import Data, Train
@@ -43,6 +43,8 @@ class Extension:
     before: Scorecard
     after: Scorecard
     verdict: Verdict
+    capacities: tuple[Capacity, ...]
+    """of the result, then of the base"""
 
 
 def model_card(extension: Extension) -> str:
@@ -76,8 +78,7 @@ def _summary(extension: Extension) -> Iterator[str]:
     yield ""
     yield "![Perplexity and recall against length, before and after](overview.png)"
     yield ""
-    capacity = capacity_of(extension.after, extension.name, extension.checkpoint.context_tokens)
-    yield f"By its own evaluation it {capacity.verdict}; more on the page `capacity.html`."
+    yield f"By its own evaluation it {extension.capacities[0].verdict}; more on the page `capacity.html`."
     yield ""
     yield "![How far it sees and uses, before and after](capacity.png)"
 

@@ -42,7 +42,7 @@ def judge(
     if gate.max_short_recall_loss is not None:
         checks.append(_short_recall_loss(before, after, original, gate.max_short_recall_loss))
     if gate.conditions:
-        base, result = _with_capacity(before), _with_capacity(after)
+        base, result = with_capacity(before), with_capacity(after)
         checks += [decide(condition, base, result, original, target) for condition in gate.conditions]
     return Verdict(
         parents=(before.digest, after.digest),
@@ -51,8 +51,11 @@ def judge(
     )
 
 
-def _with_capacity(card: Scorecard) -> Scorecard:
-    return card.model_copy(update={"scores": card.scores + capacity_scores(card)})
+def with_capacity(card: Scorecard) -> Scorecard:
+    """A suite's card knows how far; of another it is read off recall and perplexity."""
+    known = {score.task for score in card.scores}
+    found = tuple(score for score in capacity_scores(card) if score.task not in known)
+    return card.model_copy(update={"scores": card.scores + found})
 
 
 def _base_uses_its_window(before: Scorecard, original: int) -> Check:

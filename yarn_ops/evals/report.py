@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import starmap
 from pathlib import Path
 
 from yarn_ops.evals import pictures
 from yarn_ops.evals.capacity.page import PAGE, PICTURE, write_report
-from yarn_ops.evals.capacity.reading import capacity_of
+from yarn_ops.evals.capacity.reading import Capacity, capacity_of, read_capacity
 from yarn_ops.evals.card import Extension, model_card
-from yarn_ops.records import Report
+from yarn_ops.records import Local, Report, Scorecard
 
-CARD = "README.md"
+CARD, SUMMARY = "README.md", "capacity.md"
 
 
 def report(extension: Extension, losses: Sequence[tuple[int, float]], out: Path) -> Report:
@@ -30,13 +31,7 @@ def report(extension: Extension, losses: Sequence[tuple[int, float]], out: Path)
     pictures.draw_perplexity(comparison, out / "perplexity.png")
     pictures.draw_recall(comparison, out / "recall.png")
     pictures.draw_training_loss(losses, out / "training-loss.png")
-    write_report(
-        [
-            capacity_of(extension.after, extension.name, extension.checkpoint.context_tokens),
-            capacity_of(extension.before, "base", extension.base.context_tokens),
-        ],
-        out,
-    )
+    capacity = capacity_report(extension.capacities, out)
     (out / CARD).write_text(model_card(extension), "utf-8")
     inputs = (
         extension.base, extension.shards, extension.patched, extension.adapter, extension.checkpoint,
@@ -44,6 +39,28 @@ def report(extension: Extension, losses: Sequence[tuple[int, float]], out: Path)
     )  # fmt: skip
     return Report(
         parents=tuple(record.digest for record in inputs),
-        pictures=(PICTURE, "overview.png", "perplexity.png", "recall.png", "training-loss.png"),
-        pages=(PAGE,),
+        pictures=(*capacity.pictures, "overview.png", "perplexity.png", "recall.png", "training-loss.png"),
+        pages=capacity.pages,
     )
+
+
+def capacities(
+    names: Sequence[str],
+    cards: Sequence[Scorecard],
+    suites: Sequence[Local[Scorecard]],
+    context_tokens: Sequence[int],
+) -> tuple[Capacity, ...]:
+    """Of models, as their suites found it; without suites as far as their scorecards tell."""
+    if suites:
+        return tuple(read_capacity(suite.path, name) for name, suite in zip(names, suites, strict=True))
+    return tuple(starmap(capacity_of, zip(cards, names, context_tokens, strict=True)))
+
+
+def capacity_report(models: Sequence[Capacity], out: Path) -> Report:
+    """Write page, picture and a summary in a few lines into `out`. models: the one under test first."""
+    write_report(models, out)
+    lines = [f"- **{model.name}** {model.verdict}" for model in models]
+    (out / SUMMARY).write_text(
+        "\n".join([*lines, "", f"![How far it sees and uses]({PICTURE})", ""]), "utf-8"
+    )
+    return Report(pictures=(PICTURE,), pages=(PAGE,))

@@ -6,7 +6,7 @@ person reads there.
 """
 
 from yarn_ops.recipe.arms import ZERO_SHOT, Arm, arm_training, parse_arms
-from yarn_ops.recipe.choices import FittedMethod, RopeMethod, parse_methods
+from yarn_ops.recipe.choices import FittedMethod, RopeMethod, SuiteName, parse_methods
 from yarn_ops.recipe.reading import load_recipe, parse_recipe
 from yarn_ops.recipe.section import Section
 from yarn_ops.recipe.sections import ALIAS, MODEL_NAME, Base, Condition, Data, Evaluate, Gate, Publish, Rope
@@ -32,6 +32,7 @@ __all__ = [
     "Section",
     "Stage",
     "StageGate",
+    "SuiteName",
     "Train",
     "arm_training",
     "load_recipe",

@@ -10,6 +10,7 @@ from yarn_ops.errors import RecipeError
 RopeMethod = Literal[
     "none", "linear", "ntk", "dynamic-ntk", "by-parts", "yarn", "dynamic-yarn", "llama3", "longrope", "abf"
 ]
+SuiteName = Literal["tiny", "quick", "full"]
 FittedMethod = Literal["yarn", "longrope"]
 """methods with parameters that can be searched for"""
 

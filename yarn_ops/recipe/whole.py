@@ -63,5 +63,7 @@ class Recipe(Section):
         """What the gate of a leg needs measured: perplexity at both ends, recall where it asks for it."""
         lengths = sorted({1.0, leg.context_tokens / original_context_tokens})
         templates = () if leg.gate.min_recall is None else self.evaluate.templates
-        changes = {"lengths": tuple(lengths), "templates": templates, "sliding_stride_tokens": 0}
+        changes = {
+            "lengths": tuple(lengths), "templates": templates, "sliding_stride_tokens": 0, "suite": "none",
+        }  # fmt: skip
         return self.evaluate.model_copy(update=changes)

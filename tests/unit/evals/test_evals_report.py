@@ -9,7 +9,7 @@ import pytest
 
 from yarn_ops.evals.card import Extension, model_card
 from yarn_ops.evals.gate import judge
-from yarn_ops.evals.report import report
+from yarn_ops.evals.report import capacities, report
 from yarn_ops.recipe import Data, Gate, Train
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, LengthShare, PatchedModel, ShardSet
 
@@ -30,6 +30,7 @@ def extension(scorecard) -> Extension:
         depths={512: (0.94, 1.0), 2048: (0.8, 0.9)},
     )
     return Extension(
+        capacities=capacities(("demo-long", "base"), (after, before), (), (2048, 512)),
         name="demo-long",
         data=Data(sources=("stdlib:**/*.py", "/srv/private/texts/*.txt")),
         training=Train(),
@@ -89,6 +90,7 @@ def test_report_writes_card_and_pictures(extension: Extension, tmp_path: Path) -
     report(extension, losses, tmp_path / "b")
     assert {path.name for path in (tmp_path / "a").iterdir()} == {
         "README.md",
+        "capacity.md",
         *record.pictures,
         *record.pages,
     }

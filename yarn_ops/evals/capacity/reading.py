@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from yarn_ops.evals.capacity.cost import Cost, Shape
 from yarn_ops.evals.capacity.heads import Diagnosis
 from yarn_ops.evals.capacity.reach import Length, Reach, reach_of
 from yarn_ops.evals.perplexity import LAST_QUARTER
 from yarn_ops.records import Score, Scorecard
+
+FILE = "capacity.json"
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,19 @@ class Capacity:
             return f"sees {tokens(sees)}, finds nothing even in short texts"
         about = "uses all of it" if sees and uses.tokens >= sees.tokens else f"uses about {tokens(uses)}"
         return f"sees {tokens(sees)}, {about}" if sees else about
+
+
+CAPACITY = TypeAdapter(Capacity)
+
+
+def write_capacity(capacity: Capacity, folder: Path) -> None:
+    """Into `folder`, for `read_capacity`."""
+    (folder / FILE).write_bytes(CAPACITY.dump_json(capacity, indent=1))
+
+
+def read_capacity(folder: Path, name: str) -> Capacity:
+    """As it was written there, under another name."""
+    return replace(CAPACITY.validate_json((folder / FILE).read_bytes()), name=name)
 
 
 def capacity_of(card: Scorecard, name: str, context_tokens: int) -> Capacity:

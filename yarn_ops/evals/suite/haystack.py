@@ -13,6 +13,7 @@ from numpy.random import Generator
 
 from yarn_ops.data.documents import NotText, read_documents
 from yarn_ops.data.files import Files
+from yarn_ops.data.layout import ShardReader
 from yarn_ops.data.tokenizer import Tokenizer
 from yarn_ops.errors import DataError
 from yarn_ops.evals.suite.sample import Encode, Ids
@@ -104,6 +105,36 @@ def read_haystack(
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     prefix = tuple(int(token) for token in tokenizer.prefix)
     return Haystack(tuple(texts), tuple(documents), prefix, encode, digest, decode)
+
+
+def held_out_haystack(
+    reader: ShardReader,
+    tokenizer: Tokenizer,
+    *,
+    encode: Encode,
+    decode: Callable[[Sequence[int]], str],
+    tokens: int,
+    seed: int = 0,
+) -> Haystack:
+    """Documents that were kept from training, in an order by seed, until there are `tokens` of them."""
+    order = sorted(
+        range(reader.documents), key=lambda number: _shuffled(f"{seed}:{reader.document_id(number)}")
+    )
+    between = np.asarray(encode(BETWEEN), dtype=np.int64)
+    prefix = tuple(int(token) for token in tokenizer.prefix)
+    documents: list[Ids] = []
+    total = 0
+    for number in order:
+        if total >= tokens:
+            break
+        ids = reader.document(number)[len(prefix) :][:tokens].astype(np.int64)
+        if len(ids) and ids[-1] == tokenizer.eos:
+            ids = ids[:-1]
+        documents.append(np.concatenate([ids, between]))
+        total += len(documents[-1])
+    digest = hashlib.sha256(b"".join(ids.tobytes() for ids in documents)).hexdigest()
+    texts = tuple(decode(ids.tolist()) for ids in documents)
+    return Haystack(texts, tuple(documents), prefix, encode, digest, decode)
 
 
 def _expand(pattern: str, files: Files) -> list:  # type: ignore[type-arg]

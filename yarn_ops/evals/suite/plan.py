@@ -1,6 +1,7 @@
 """Which cells a suite measures, and how much of each.
 
-`quick`: minutes on two cores for a model of some million parameters; needle grids, context, perplexity.
+`tiny`: seconds on two cores for a model of some million parameters, for trying out; wide intervals.
+`quick`: minutes; needle grids, context, perplexity.
 `full`: 200 samples a depth, every task, RULER.
 """
 
@@ -10,7 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -22,9 +22,9 @@ from yarn_ops.evals.suite import context, copying, needles, pairs, ruler, scorin
 from yarn_ops.evals.suite.haystack import Haystack
 from yarn_ops.evals.suite.reader import Reader
 from yarn_ops.evals.suite.sample import Ids, Sample
+from yarn_ops.recipe import SuiteName
 from yarn_ops.records import Score
 
-SuiteName = Literal["quick", "full"]
 VERSION = 1
 """raised when the same cell would give other figures"""
 LENGTHS = 5
@@ -52,6 +52,7 @@ class Size:
 
 
 SIZES: dict[SuiteName, Size] = {
+    "tiny": Size(4, 2, 4, 0, ("context", "needle/code")),
     "quick": Size(8, 8, 16, 0, ("context", "perplexity", "needle/code", "needle/prose", "multi-key")),
     "full": Size(
         8, 50, 32, 30,

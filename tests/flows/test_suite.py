@@ -1,0 +1,77 @@
+"""The suite as a stage: in the gate, in MLflow, in the registry, on the page; measured once."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from yarn_ops.registry import RunView, open_registry
+from yarn_ops.release import open_tracking
+from yarn_ops.settings import Settings
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+SUITE = """\
+suite = "tiny"
+[gate]
+conditions = [
+  {score = "needle/code", at_least = 0.01},
+  {score = "capacity/uses", measure = "difference", at_least = 1},
+]
+"""
+
+
+def last_run(state: Path) -> RunView:
+    registry = open_registry(Settings(state_dir=state).database)
+    try:
+        return registry.run_view("last")
+    finally:
+        registry.close()
+
+
+def test_a_run_with_a_suite(cli, small_recipe: Path, state: Path):
+    recipe = small_recipe.read_text("utf-8")
+    small_recipe.write_text(recipe.replace("[gate]\n", SUITE), "utf-8")
+    done = cli("extend", small_recipe)
+    assert done.returncode == 0, done.stderr
+    assert "needle/code at 1024 tokens is" in done.stdout
+    assert "capacity/uses at 1024 tokens less base's is" in done.stdout
+    assert "base: sees" in done.stdout and "result: sees" in done.stdout
+
+    run = last_run(state)
+    suites = [stage for stage in run.stages if stage.stage == "suite"]
+    assert len(suites) == 2
+    tasks = {score.task for score in run.scores if score.stage == "suite"}
+    assert {"needle/code", "loss/same-targets", "capacity/sees", "capacity/uses"} <= tasks
+    with sqlite3.connect(state / "registry.db") as database:
+        kept = database.execute(
+            "SELECT checkpoint_digest, cell, cell_tokens, seed, length(items) FROM measurements "
+            "WHERE task = 'needle/code' AND depth = -1 ORDER BY id"
+        ).fetchall()
+    assert len({row[0] for row in kept}) == 2 and {row[2] for row in kept} == {128, 256, 512, 1024}
+    assert {row[4] for row in kept} == {1 + 4}  # 2 texts of 4 parts of 4 needles, a bit each
+
+    from mlflow import MlflowClient
+
+    settings = Settings(state_dir=state)
+    client = MlflowClient(settings.mlflow, settings.mlflow)
+    experiment = client.get_experiment_by_name("yarn-ops")
+    (found,) = client.search_runs([experiment.experiment_id])
+    uses = next(s for s in suites[1].record["scores"] if s["task"] == "capacity/uses")
+    assert found.data.metrics["capacity/uses/after"] == uses["value"]
+    assert {"capacity/sees/before", "needle/code/1024/after"} <= set(found.data.metrics)
+    pictures = {Path(file.path).name for file in client.list_artifacts(found.info.run_id, "pictures")}
+    assert {"capacity.html", "capacity.png"} <= pictures
+    assert open_tracking(settings).models()
+
+    again = cli("extend", small_recipe, "--set", "gate.max_short_loss=3")  # another gate measures nothing
+    assert again.returncode == 0, again.stderr
+    reused = {stage.stage: stage.reused for stage in last_run(state).stages}
+    assert reused["suite"] and reused["evaluate"] and not reused["gate"]
+    without = cli("extend", small_recipe, "--set", "evaluate.suite=none")  # nor does another suite score anew
+    assert without.returncode != 0
+    assert "needle/code at 1024 tokens of the result was not measured" in without.stderr
+    reused = {stage.stage: stage.reused for stage in last_run(state).stages}
+    assert "suite" not in reused and reused["evaluate"] and reused["train"]
