@@ -11,16 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from yarn_ops.evals.forward import Ids
 from yarn_ops.evals.recall import Encode
 from yarn_ops.remedies import remedy
-from yarn_ops.remedies.costs import Cost, Meter
+from yarn_ops.remedies.costs import Meter
 from yarn_ops.remedies.questions import Question
 from yarn_ops.remedies.remedy import Reply
-from yarn_ops.remedies.search import Index, Search
+from yarn_ops.remedies.search import Indexed, Search
 
 MAX_STEPS = 4
 REPLY_TOKENS = 8
@@ -35,22 +32,16 @@ class Agent:
 
     def prefill(self, document: Ids) -> Acting:
         indexed = self.search.prefill(document)
-        return Acting(self, indexed.index, indexed.cost)
+        return Acting(self.search, indexed.index, indexed.cost, self.encode)
 
 
 @dataclass(frozen=True)
-class Acting:
-    agent: Agent
-    index: Index
-    cost: Cost
-
-    @property
-    def held_bytes(self) -> int:
-        return self.index.nbytes
+class Acting(Indexed):
+    encode: Encode
 
     def answer(self, question: Question) -> Reply:
         """The last step's reply, as long as the expected answer; `seen` is the most of any step."""
-        search, device = self.agent.search, self.agent.search.model.device
+        search, device = self.search, self.search.model.device
         text: str | None = question.text
         asked: list[str] = []
         reply: tuple[int, ...] = ()
@@ -59,12 +50,9 @@ class Acting:
             while text is not None and text not in asked and len(asked) < MAX_STEPS:
                 asked.append(text)
                 memory, found = search.open(self.index, text)
-                prompt = tuple(self.agent.encode(text))
+                prompt = tuple(self.encode(text))
                 reply = remedy.write(memory, device, prompt, max(REPLY_TOKENS, len(question.answer)))
                 read += found + len(prompt) + len(reply) - 1
                 seen = max(seen, memory.seen)
                 text = question.follow(search.decode(reply))
         return Reply(reply[: len(question.answer)], meter.cost(read), seen)
-
-    def losses(self, continuation: Ids) -> NDArray[np.float32] | None:
-        return None

@@ -12,6 +12,7 @@ from yarn_ops.evals.capacity.heads import Diagnosis
 from yarn_ops.evals.capacity.picture import draw_capacity
 from yarn_ops.evals.capacity.reach import KEPT
 from yarn_ops.evals.capacity.reading import Capacity, interval, tokens
+from yarn_ops.evals.conditions import compared
 from yarn_ops.evals.suite.context import FAR_TEXT, GAIN, RISE, SAME_TARGETS
 from yarn_ops.records import Score
 
@@ -142,7 +143,8 @@ def _short(models: Sequence[Capacity]) -> Iterator[str]:
         if after is None or before is None:
             continue
         recalled = [f"{score.value:.2f}" if score else "" for score in (found[1], found[0])]
-        ratio = f"{after.value / before.value:.3f}"
+        value, low, high = compared(after, before, "ratio")
+        ratio = f"{value:.3f}" + ("" if low is None or high is None else f" [{low:.3f}, {high:.3f}]")
         rows.append([tokens(length), f"{before.value:.2f}", f"{after.value:.2f}", ratio, *recalled])
     if rows:
         yield "<h2>What short texts pay</h2>"
@@ -151,19 +153,23 @@ def _short(models: Sequence[Capacity]) -> Iterator[str]:
 
 
 def _ruler(model: Capacity) -> Iterator[str]:
-    own = [model.score(RULER, length) for length in published.LENGTHS]
-    mine = [score for score in model.scores if score.task == RULER]
+    found = (score for score in model.scores if score.task == RULER)
+    mine = dict(sorted((score.context_tokens, 100 * score.value) for score in found))
     if not mine:
         return
     yield "<h2>RULER beside published models</h2>"
-    rows = [
-        [f"<b>{escape(model.name)}</b>", *(f"{100 * s.value:.1f}" if s else "" for s in own)],
-        *(
-            [escape(name), *(f"{value:.1f}" for value in values), *[""] * (len(own) - len(values))]
-            for name, values in published.AVERAGES.items()
-        ),
-    ]
-    yield from _table(["", *(tokens(length) for length in published.LENGTHS)], rows, escaped=True)
+    models = {f"<b>{escape(model.name)}</b>": mine} | {
+        escape(name): dict(zip(published.LENGTHS, values, strict=False))
+        for name, values in published.AVERAGES.items()
+    }
+    lengths = sorted({*mine, *published.LENGTHS})
+    rows = []
+    for name, averages in models.items():
+        effective = published.effective_tokens(tuple(averages.values()), tuple(averages))
+        shown = (f"{averages[length]:.1f}" if length in averages else "" for length in lengths)
+        rows.append([name, *shown, tokens(effective) if effective else "none"])
+    heads = ["", *(tokens(length) for length in lengths), f"effective, by {published.RULER_THRESHOLD}"]
+    yield from _table(heads, rows, escaped=True)
     yield (
         f"<p><small>RULER calls a length effective from {published.RULER_THRESHOLD} on. The tasks here are "
         "rewritten, over other documents, with cloze questions in place of its two question sets: read the "

@@ -13,6 +13,7 @@ Axes: R rows of packed questions, N tokens read, B = 1, V vocabulary.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from yarn_ops.evals.forward import logits_of
 from yarn_ops.evals.suite import suffix
 from yarn_ops.evals.suite.sample import Ids, Question, Tokens
 from yarn_ops.rope.methods import LENGTH_DEPENDENT, RopeSpec
+
+log = logging.getLogger(__name__)
 
 CHUNK_TOKENS = 4096
 """read at once"""
@@ -324,7 +327,10 @@ def _reads_alike(model: PreTrainedModel) -> bool:
         shared.read(text)
         whole.read(text)
         pairs = list(zip(shared.ask(questions), whole.ask(questions), strict=True))
-    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a foreign forward refuses in any way it likes; whole ones are always right
+        log.info("%s is read anew for every question: %r", type(model).__name__, error)
         return False
     tolerance = PROBE_TOLERANCE.get(model.dtype, 1e-3) * max(len(question.answer) for question in questions)
     return all(math.isclose(one.nll, other.nll, abs_tol=tolerance, rel_tol=0.02) for one, other in pairs)
