@@ -45,7 +45,7 @@ def evaluate(
     """
     subjects = [open_subject(directory_of(name, None), name=_name(name)) for name in (model, base) if name]
     size = SIZES[suite]
-    lengths = lengths_to(longest or subjects[0].context_tokens)
+    lengths = lengths_to(longest or subjects[0].context_tokens, subjects[0].original_context_tokens)
     require_positions(subjects, lengths[-1])
     haystack = read_haystack(
         documents or STANDARD_LIBRARY, files_for(store_options(settings)), subjects[0].path,

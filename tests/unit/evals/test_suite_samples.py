@@ -97,6 +97,8 @@ def test_planting_keeps_the_filler_and_says_where():
 def test_lengths_halve_down_to_what_a_task_fits_in():
     assert lengths_to(32_768) == (2048, 4096, 8192, 16_384, 32_768)
     assert lengths_to(512) == (128, 256, 512)
+    assert lengths_to(1536, 512) == (192, 384, 512, 768, 1536)
+    assert lengths_to(2048, 512) == lengths_to(2048) == lengths_to(2048, 4096) == lengths_to(2048, 100)
     with pytest.raises(DataError, match="no task fits"):
         lengths_to(100)
 

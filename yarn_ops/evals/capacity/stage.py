@@ -39,7 +39,7 @@ def measure_capacity(
     text cannot fill the longest length, before the model is loaded.
     """
     subject = open_subject(model.path)
-    size, lengths = SIZES[suite], lengths_to(longest_tokens)
+    size, lengths = SIZES[suite], lengths_to(longest_tokens, original_context_tokens)
     haystack = held_out_haystack(
         ShardReader(shards.path, "held_out"), Tokenizer(model.path, subject.vocab_size),
         encode=subject.encode, decode=subject.tokenizer.decode, tokens=needed_tokens(size, lengths[-1]),

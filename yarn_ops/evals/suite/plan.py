@@ -96,12 +96,17 @@ class Plan:
         return digest_of([VERSION, size, list(self.lengths), self.haystack.digest, precision])
 
 
-def lengths_to(longest: int) -> tuple[int, ...]:
-    """The longest length and its halves, ascending; DataError when even the longest is too short."""
+def lengths_to(longest: int, original: int | None = None) -> tuple[int, ...]:
+    """The longest length, its halves and the original context if that is shorter, ascending.
+
+    DataError when even the longest is too short.
+    """
     if longest < LEAST_TOKENS:
         raise DataError(f"{longest} tokens: no task fits in fewer than {LEAST_TOKENS}; measure longer texts")
     halves = [longest >> step for step in range(LENGTHS)]
-    return tuple(sorted(length for length in halves if length >= LEAST_TOKENS))
+    if original is not None and original < longest:
+        halves.append(original)
+    return tuple(sorted({length for length in halves if length >= LEAST_TOKENS}))
 
 
 def needed_tokens(size: Size, longest: int) -> int:
