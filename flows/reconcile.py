@@ -31,6 +31,7 @@ from prefect.states import Cancelled, Scheduled
 
 from flows.liveness import abandoned, runs_on_this_machine, sign
 from yarn_ops import upkeep
+from yarn_ops.processes import birth
 from yarn_ops.registry import Registry, RunEnd, open_registry
 from yarn_ops.registry import upkeep as records
 from yarn_ops.servers import WORK_POOLS
@@ -100,7 +101,7 @@ def _orphan_trainers(work: Path) -> Iterator[str]:
             trainer = psutil.Process(written["pid"])
             command = trainer.cmdline()
             declared = int(command[command.index("--parent") + 1])
-            if trainer.create_time() != written["started"] or trainer.ppid() == declared:
+            if birth(trainer.pid) != written["started"] or trainer.ppid() == declared:
                 continue
         except (OSError, ValueError, KeyError, IndexError, psutil.Error):
             continue

@@ -86,6 +86,19 @@ def stop(
     return process.wait()
 
 
+def birth(pid: int) -> float:
+    """When the process began: no later one of the same number has the same. psutil.NoSuchProcess without one.
+
+    On Linux in seconds since the machine's start: the time of day, from which psutil reckons, may be set.
+    """
+    try:
+        facts = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return float(psutil.Process(pid).create_time())
+    # The name, in parentheses, may hold anything; the start is the 22nd field (proc_pid_stat(5)).
+    return int(facts.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+
+
 def last_lines(log: Path, count: int = 5) -> str:
     """The last lines of a log, in one."""
     try:

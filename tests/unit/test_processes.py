@@ -97,3 +97,16 @@ def test_the_last_lines_of_a_log_are_told_in_one(tmp_path: Path) -> None:
     log.write_text("first\n\n  second\nthird\n\n", "utf-8")
     assert processes.last_lines(log, count=2) == "second | third"
     assert processes.last_lines(tmp_path / "missing") == ""
+
+
+def test_a_process_is_known_by_its_birth() -> None:
+    child = subprocess.Popen([sys.executable, "-c", SAYS_READY], stdout=subprocess.DEVNULL)
+    try:
+        since_start = psutil.Process(child.pid).create_time() - psutil.boot_time()
+        assert processes.birth(child.pid) == pytest.approx(since_start, abs=2)
+        assert processes.birth(child.pid) > processes.birth(os.getpid())
+    finally:
+        child.kill()
+        child.wait()
+    with pytest.raises(psutil.NoSuchProcess):
+        processes.birth(child.pid)

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from yarn_ops.errors import Stopped, TrainerKilled, TrainError
-from yarn_ops.processes import interrupted, last_lines, start, stop
+from yarn_ops.processes import birth, interrupted, last_lines, start, stop
 from yarn_ops.records import Adapter
 from yarn_ops.settings import child_environment
 from yarn_ops.train.events import Event, EventTail
@@ -54,7 +54,7 @@ def end_orphan(record: Path) -> None:
     try:
         written = json.loads(record.read_bytes())
         orphan = psutil.Process(written["pid"])
-        if orphan.create_time() != written["started"]:
+        if birth(orphan.pid) != written["started"]:
             return
         orphan.terminate()
         try:
@@ -71,7 +71,7 @@ def _start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     job_file.write_text(job.model_dump_json(indent=2), encoding="utf-8")
     command = [sys.executable, "-m", "yarn_ops.train", str(job_file), "--parent", str(os.getpid())]
     process = start(command, log=job.work_dir / LOG, env=environment)
-    record = {"pid": process.pid, "started": psutil.Process(process.pid).create_time()}
+    record = {"pid": process.pid, "started": birth(process.pid)}
     (job.work_dir / PID).write_text(json.dumps(record), encoding="utf-8")
     return process
 

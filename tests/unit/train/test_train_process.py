@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from yarn_ops.digests import digest_tree
 from yarn_ops.errors import Stopped, TrainError
+from yarn_ops.processes import birth
 from yarn_ops.train.events import read_events
 from yarn_ops.train.job import Job
 from yarn_ops.train.launch import PID, end_orphan, run_trainer
@@ -139,7 +140,7 @@ def test_an_orphan_is_ended_and_another_process_of_its_number_is_not(tmp_path: P
     sleeper = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(1000)"], start_new_session=True
     )
-    started = psutil.Process(sleeper.pid).create_time()
+    started = birth(sleeper.pid)
     (tmp_path / PID).write_text(json.dumps({"pid": sleeper.pid, "started": started - 1}))
     end_orphan(tmp_path / PID)
     assert psutil.Process(sleeper.pid).is_running()
