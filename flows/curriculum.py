@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flows.scoring import score
 from flows.stages import evaluate_leg, judge_leg, merge, train
 from yarn_ops.errors import GateFailed
 from yarn_ops.recipe import Recipe, Stage
-from yarn_ops.records import Adapter, BaseModel, Checkpoint, PatchedModel, Scorecard, ShardSet
+from yarn_ops.records import Adapter, BaseModel, Checkpoint, PatchedModel, ShardSet
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,10 @@ def train_legs(
     configs: Sequence[PatchedModel],
     base: BaseModel,
     shards: ShardSet,
-    before: Scorecard | None = None,
+    *,
+    gated: bool = False,
 ) -> Trained:
-    """Train leg after leg. GateFailed where one does not pass its gate; None for `before`: no gates."""
+    """Train leg after leg; if `gated`, GateFailed where one does not pass its gate."""
     section = recipe.train.shared_by_legs()
     weights: BaseModel | Checkpoint = base
     adapters: list[Adapter] = []
@@ -44,7 +46,8 @@ def train_legs(
             section, leg.ungated(), data, weights, patched, shards, previous, steps, keep_optimizer
         )
         adapters.append(adapter)
-        if before is not None and leg.gate.asks:
+        if gated and leg.gate.asks:
+            before = score(recipe, base, shards, base.context_tokens).card
             checkpoint = merge(weights, patched, adapter, shards)
             wanted = recipe.evaluation_of(leg, before.original_context_tokens)
             scores = evaluate_leg(wanted, checkpoint, shards, before.original_context_tokens)

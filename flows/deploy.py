@@ -7,6 +7,7 @@ puts right what died. `--alone`: no worker runs, so every run that counts as und
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLi
 from prefect.deployments.runner import EntrypointType, RunnerDeployment
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.schedules import Cron
+from prefect.settings import PREFECT_API_URL
 
 from flows.compare import ARMS, METHODS, compare
 from flows.extend import extend
@@ -23,10 +25,10 @@ from flows.fit import fit
 from flows.reconcile import reconcile, settle
 from flows.reevaluate import reevaluate
 from flows.watch import watch
-from yarn_ops.errors import YarnOpsError
+from yarn_ops.errors import SettingsError, YarnOpsError
 from yarn_ops.recipe import Recipe, load_recipe
-from yarn_ops.servers import CPU_POOL, GPU_POOL
-from yarn_ops.settings import read_settings
+from yarn_ops.servers import CPU_POOL, GPU_POOL, POLL_S, START_S, answers
+from yarn_ops.settings import Settings, read_settings
 from yarn_ops.shipped import recipe_path
 
 NIGHTLY = "0 2 * * *"
@@ -139,7 +141,18 @@ def _form_values(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def _until_served(settings: Settings) -> None:
+    """Until Prefect and MLflow answer: we may be started together with them, to import meanwhile."""
+    places = [place for place in (PREFECT_API_URL.value(), settings.mlflow_uri) if place is not None]
+    deadline = time.monotonic() + START_S
+    while not all(answers(f"{place}/health") for place in places if place.startswith("http")):
+        if time.monotonic() > deadline:
+            raise SettingsError(f"{' or '.join(places)}: does not answer; see the logs of the servers")
+        time.sleep(POLL_S)
+
+
 def main() -> None:
+    _until_served(read_settings())
     register()
     try:
         for kind, names in settle(read_settings(), alone="--alone" in sys.argv[1:]).items():

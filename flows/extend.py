@@ -48,11 +48,11 @@ def extend(recipe: Recipe) -> str:
         corpus = survey(recipe.data)
         shards = prepare(recipe.data, corpus, base)
         rehearse(recipe.train, legs, configs[-1], shards)
-        before = score(recipe, base, shards, base.context_tokens)
 
-        trained = train_legs(recipe, legs, configs, base, shards, before.card)
+        trained = train_legs(recipe, legs, configs, base, shards, gated=True)
         patched, adapters = trained.patched, trained.adapters
         checkpoint = merge(trained.weights, patched, adapters[-1], shards)
+        before = score(recipe, base, shards, base.context_tokens)
         after = score(recipe, checkpoint, shards, base.context_tokens)
         scores, suites = (before.card, after.card), after.suites + before.suites
         verdict = judge(recipe.gate, *scores, checkpoint.context_tokens)

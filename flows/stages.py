@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 
+from prefect import get_run_logger
+
 from flows.tasks import Bench, observation, stage
 from flows.workshop import Workshop, git_commit
 from yarn_ops import bases
@@ -135,6 +137,8 @@ def train(
 
     def on_event(event: Event) -> None:
         if event["event"] == "step":
+            if event["step"] == 1:
+                get_run_logger().info("step 1 of %d, loss %.3f", event["steps"], event["loss"])
             shop.log_training_step(event, earlier_steps)
             bench.report(event["step"], event["steps"], f"loss {event['loss']:.3f}")
 

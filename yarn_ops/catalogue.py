@@ -1,4 +1,4 @@
-"""Every model version of an MLflow, read in milliseconds: MLflow's own client takes seconds to import.
+"""What an MLflow knows, read in milliseconds: MLflow's own client takes seconds to import.
 
 Only what is sure is told here. Whatever is unusual (no database yet, another schema, a refusal) is left to
 the client, which makes what is missing and knows what to say.
@@ -12,7 +12,7 @@ import sqlite3
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException
@@ -25,6 +25,7 @@ PASSED = "passed"
 READY = "READY"
 DELETED = "Deleted_Internal"
 """MLflow's stage of a version that was deleted"""
+FAULTS = (OSError, ValueError, KeyError, TypeError, HTTPException, sqlite3.Error)
 ANSWER_S = 10.0
 PAGE = 1000
 
@@ -47,6 +48,33 @@ class ModelVersion:
         return self.tags.get(GATE_TAG) == PASSED
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """Where runs belong. `stage`: active or deleted."""
+
+    id: str
+    stage: str
+    artifact_location: str
+
+
+def read_experiment(uri: str, name: str, auth: tuple[str, str] | None = None) -> Experiment | None:
+    """The experiment of this name; None where there is none, or MLflow's client has to be asked."""
+    try:
+        if uri.startswith("sqlite:///"):
+            with _database(uri) as database:
+                found = database.execute(
+                    "SELECT experiment_id, lifecycle_stage, artifact_location FROM experiments "
+                    "WHERE name = ?",
+                    (name,),
+                ).fetchone()
+            return None if found is None else Experiment(str(found[0]), *found[1:])
+        asked = {"experiment_name": name}
+        told = _answer(uri.rstrip("/"), "experiments/get-by-name", asked, auth)["experiment"]
+        return Experiment(told["experiment_id"], told["lifecycle_stage"], told["artifact_location"])
+    except FAULTS:
+        return None
+
+
 def read_versions(uri: str, auth: tuple[str, str] | None = None) -> list[ModelVersion] | None:
     """Every usable version: by name, newest first; None where MLflow's client has to be asked.
 
@@ -54,42 +82,44 @@ def read_versions(uri: str, auth: tuple[str, str] | None = None) -> list[ModelVe
     """
     try:
         if uri.startswith("sqlite:///"):
-            found = list(_in_database(Path(uri.removeprefix("sqlite:///"))))
+            if not _path(uri).exists() and _path(uri).parent.is_dir():
+                return []  # MLflow makes it when there is something to keep
+            with _database(uri) as database:
+                found = list(_in_database(database))
         else:
             found = list(_on_server(uri.rstrip("/"), auth))
-    except (OSError, ValueError, KeyError, TypeError, HTTPException, sqlite3.Error):
+    except FAULTS:
         return None
     return sorted(found, key=lambda version: (version.name, -version.version))
 
 
-def _in_database(path: Path) -> Iterator[ModelVersion]:
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-        tags: dict[tuple[str, int], dict[str, str]] = {}
-        for name, version, key, value in database.execute(
-            "SELECT name, version, key, value FROM model_version_tags"
-        ):
-            tags.setdefault((name, version), {})[key] = value
-        aliases: dict[tuple[str, int], list[str]] = {}
-        for name, version, alias in database.execute(
-            "SELECT name, version, alias FROM registered_model_aliases"
-        ):
-            aliases.setdefault((name, version), []).append(alias)
-        for name, version, source, run_id, description, created_ms in database.execute(
-            "SELECT name, version, source, run_id, description, creation_time FROM model_versions "
-            "WHERE status = ? AND current_stage <> ?",
-            (READY, DELETED),
-        ):
-            key = (name, version)
-            yield _version(
-                name,
-                version,
-                source,
-                run_id,
-                tags.get(key, {}),
-                aliases.get(key, []),
-                description,
-                created_ms,
-            )
+@contextmanager
+def _database(uri: str) -> Iterator[sqlite3.Connection]:
+    """Read-only; sqlite3.Error when there is none."""
+    with closing(sqlite3.connect(f"{_path(uri).as_uri()}?mode=ro", uri=True)) as database:
+        yield database
+
+
+def _path(uri: str) -> Path:
+    return Path(uri.removeprefix("sqlite:///")).absolute()
+
+
+def _in_database(database: sqlite3.Connection) -> Iterator[ModelVersion]:
+    tags: dict[tuple[str, int], dict[str, str]] = {}
+    for name, version, key, value in database.execute(
+        "SELECT name, version, key, value FROM model_version_tags"
+    ):
+        tags.setdefault((name, version), {})[key] = value
+    aliases: dict[tuple[str, int], list[str]] = {}
+    for name, version, alias in database.execute("SELECT name, version, alias FROM registered_model_aliases"):
+        aliases.setdefault((name, version), []).append(alias)
+    for name, version, source, run_id, description, created_ms in database.execute(
+        "SELECT name, version, source, run_id, description, creation_time FROM model_versions "
+        "WHERE status = ? AND current_stage <> ?",
+        (READY, DELETED),
+    ):
+        told, called = tags.get((name, version), {}), aliases.get((name, version), [])
+        yield _version(name, version, source, run_id, told, called, description, created_ms)
 
 
 def _on_server(uri: str, auth: tuple[str, str] | None) -> Iterator[ModelVersion]:
@@ -118,16 +148,21 @@ def _pages(uri: str, path: str, field: str, auth: tuple[str, str] | None) -> Ite
     """All results of one of the server's searches."""
     asked: dict[str, Any] = {"max_results": PAGE}
     while True:
-        request = urllib.request.Request(f"{uri}/api/2.0/mlflow/{path}/search?{urlencode(asked)}")
-        if auth is not None:
-            token = base64.b64encode(":".join(auth).encode()).decode()
-            request.add_header("Authorization", f"Basic {token}")
-        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
-            page = json.loads(answer.read())
+        page = _answer(uri, f"{path}/search", asked, auth)
         yield from page.get(field, ())
         if not page.get("next_page_token"):
             return
         asked["page_token"] = page["next_page_token"]
+
+
+def _answer(uri: str, path: str, asked: Mapping[str, Any], auth: tuple[str, str] | None) -> dict[str, Any]:
+    request = urllib.request.Request(f"{uri}/api/2.0/mlflow/{path}?{urlencode(asked)}")
+    if auth is not None:
+        token = base64.b64encode(":".join(auth).encode()).decode()
+        request.add_header("Authorization", f"Basic {token}")
+    with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
+        found: dict[str, Any] = json.loads(answer.read())
+    return found
 
 
 def _version(

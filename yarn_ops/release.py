@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from yarn_ops.catalogue import GATE_TAG, ModelVersion, read_versions
+from yarn_ops.catalogue import GATE_TAG, Experiment, ModelVersion, read_experiment, read_versions
 from yarn_ops.errors import ReleaseError
 from yarn_ops.recipe import MODEL_NAME
 from yarn_ops.settings import Settings, adopt_environment, mlflow_environment
@@ -81,11 +81,8 @@ class Tracking:
 
         ReleaseError when it was deleted, or keeps its artifacts outside the store.
         """
-        with self._mlflow() as client:
-            experiment = client.get_experiment_by_name(name) or _create_experiment(
-                client, name, f"{self._artifact_root}/{name}"
-            )
-        if experiment.lifecycle_stage != "active":
+        experiment = read_experiment(self.uri, name, self._auth) or self._make_experiment(name)
+        if experiment.stage != "active":
             raise ReleaseError(
                 f"experiment {name!r}: deleted in MLflow; restore it or choose another publish.experiment"
             )
@@ -94,8 +91,14 @@ class Tracking:
                 f"experiment {name!r}: keeps its artifacts at {experiment.artifact_location}, outside "
                 f"{self._artifact_root}; choose another publish.experiment"
             )
-        identity: str = experiment.experiment_id
-        return identity
+        return experiment.id
+
+    def _make_experiment(self, name: str) -> Experiment:
+        with self._mlflow() as client:
+            found = client.get_experiment_by_name(name) or _create_experiment(
+                client, name, f"{self._artifact_root}/{name}"
+            )
+        return Experiment(found.experiment_id, found.lifecycle_stage, found.artifact_location)
 
     def start_run(self, experiment: str, name: str, tags: Mapping[str, str]) -> str:
         """The id of the experiment's run of this name, begun with these tags unless there is one."""

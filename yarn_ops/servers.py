@@ -22,7 +22,7 @@ from yarn_ops.settings import Settings, child_environment, mlflow_environment
 LOOPBACK = "127.0.0.1"
 START_S = 180.0  # a first start creates its database: 11 s seen on 2 cores, a minute when others use them
 POLL_S = 0.1
-WORKER_POLL_S = 3  # Prefect's own 10 is what a person waits for at most after "Submit"
+WORKER_POLL_S = 1  # what a person waits for at most after "Submit"; Prefect's own is 10
 CPU_POOL = "yarn-ops"
 GPU_POOL = "yarn-ops-gpu"
 """for flows that train or measure; on a machine without a GPU the processor does it"""
@@ -265,10 +265,13 @@ def start_mlflow(settings: Settings, port: int) -> Server:
     return _start(settings, "mlflow-server", *process, f"http://{LOOPBACK}:{port}")
 
 
-def register_deployments(settings: Settings, service: Service) -> None:
-    """Register the deployments; SettingsError when that fails."""
+@contextmanager
+def registering_deployments(settings: Settings, service: Service) -> Iterator[None]:
+    """Register the deployments as soon as the servers that the block waits for answer; SettingsError when
+    that fails."""
     registration = _start(settings, "deployments", *deploy(settings, service))
     try:
+        yield
         status = registration.process.wait()
     finally:
         processes.stop(registration.process)

@@ -7,16 +7,18 @@ import urllib.error
 import urllib.request
 import uuid
 from http.client import HTTPException
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from yarn_ops import registry
 from yarn_ops.errors import ReleaseError, SettingsError, StoreError
-from yarn_ops.registry import Registry
 from yarn_ops.release import Tracking, open_tracking
 from yarn_ops.settings import Settings
 from yarn_ops.store import open_store, store_options
+
+if TYPE_CHECKING:
+    from yarn_ops.registry import Registry
 
 PROBE = b"probe"
 ANSWER_S = 5.0
@@ -40,6 +42,8 @@ def open_run_registry(settings: Settings) -> Registry:
 
     A shared database is upgraded by hand: other machines may still run an older program on it.
     """
+    from yarn_ops import registry  # SQLAlchemy and Alembic: not for who only asks MLflow
+
     settings.make_home()
     if settings.database_url is None:
         registry.upgrade(settings.database)
@@ -75,6 +79,8 @@ def try_prefect(settings: Settings) -> None:
 
 def try_mlflow(settings: Settings) -> Tracking:
     """The MLflow of these settings; ReleaseError, soon, when it is a server and nothing answers there."""
+    if settings.mlflow_uri is None:
+        settings.make_home()
     tracking = open_tracking(settings)
     address = urlsplit(settings.mlflow)
     host = address.netloc.rpartition("@")[2]

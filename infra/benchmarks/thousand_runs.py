@@ -1,7 +1,8 @@
 """How long `yarn-ops runs` and `yarn-ops models` take with 1,000 finished runs.
 
 Fills a registry (SQLite, or the PostgreSQL of YARN_OPS_DATABASE_URL) and an MLflow database in a temporary
-state directory, then times the commands, their queries alone, and the start of the interpreter.
+state directory, then times the commands, their queries alone, and the start of the interpreter. MLflow is
+asked as a file and as a server over it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from yarn_ops import processes, servers
 from yarn_ops.recipe import parse_recipe
 from yarn_ops.registry import Registry
 from yarn_ops.registry.tables import ArtifactRow, ReleaseRow, RunRow, RunStageRow, ScoreRow, StageRunRow
@@ -102,9 +105,20 @@ def _processor_s() -> float:
     return sum(os.times()[:4])
 
 
-def command(*arguments: str) -> Callable[[], Any]:
+def command(*arguments: str, **variables: str) -> Callable[[], Any]:
     line = [sys.executable, "-m", "yarn_ops.cli", *arguments]
-    return lambda: subprocess.run(line, check=True, capture_output=True)
+    return lambda: subprocess.run(line, check=True, capture_output=True, env={**os.environ, **variables})
+
+
+@contextmanager
+def mlflow_server(settings: Settings) -> Iterator[str]:
+    """The address of a server over the same database."""
+    server = servers.start_mlflow(settings, servers.free_port())
+    try:
+        server.wait()
+        yield server.url
+    finally:
+        processes.stop(server.process)
 
 
 def main() -> None:
@@ -114,21 +128,28 @@ def main() -> None:
         registry, tracking = open_run_registry(settings), open_tracking(settings)
         Path(folder, "store").mkdir()
         fill(registry, tracking)
-        print(f"{RUNS} runs, {MODELS} models of {RUNS // MODELS} versions; medians of {REPEATS}, seconds")
-        print("| what | wall s | processor s |\n|---|---|---|")
-        for name, work in {
-            "registry.runs(20)": lambda: registry.runs(20),
-            "registry.runs(1000)": lambda: registry.runs(RUNS),
-            "registry.run_view(last)": lambda: registry.run_view("last"),
-            "tracking.models()": lambda: tracking.models(),
-            "yarn-ops --help": command("--help"),
-            "yarn-ops runs": command("runs"),
-            "yarn-ops runs --limit 1000": command("runs", "--limit", str(RUNS)),
-            "yarn-ops models": command("models"),
-        }.items():
-            wall, processor = seconds(work)
-            print(f"| `{name}` | {wall:.2f} | {processor:.2f} |", flush=True)
+        with mlflow_server(settings) as address:
+            measure(registry, tracking, address)
         registry.close()
+
+
+def measure(registry: Registry, tracking: Tracking, address: str) -> None:
+    """One line a question."""
+    print(f"{RUNS} runs, {MODELS} models of {RUNS // MODELS} versions; medians of {REPEATS}, seconds")
+    print("| what | wall s | processor s |\n|---|---|---|")
+    for name, work in {
+        "registry.runs(20)": lambda: registry.runs(20),
+        "registry.runs(1000)": lambda: registry.runs(RUNS),
+        "registry.run_view(last)": lambda: registry.run_view("last"),
+        "tracking.models()": lambda: tracking.models(),
+        "yarn-ops --help": command("--help"),
+        "yarn-ops runs": command("runs"),
+        "yarn-ops runs --limit 1000": command("runs", "--limit", str(RUNS)),
+        "yarn-ops models": command("models"),
+        "yarn-ops models (server)": command("models", YARN_OPS_MLFLOW_URI=address),
+    }.items():
+        wall, processor = seconds(work)
+        print(f"| `{name}` | {wall:.2f} | {processor:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from yarn_ops.catalogue import read_versions
+from yarn_ops.catalogue import read_experiment, read_versions
 from yarn_ops.errors import ReleaseError
 from yarn_ops.release import Tracking
 
@@ -116,6 +116,20 @@ def test_the_quick_list_is_the_clients(tracking: Tracking, name: str) -> None:
 )
 def test_what_is_not_sure_is_left_to_mlflows_client(uri: str) -> None:
     assert read_versions(uri) is None
+    assert read_experiment(uri, "yarn-ops") is None
+
+
+def test_an_experiment_is_read_quickly_and_as_it_is(tracking: Tracking, name: str) -> None:
+    assert read_experiment(tracking.uri, name) is None
+    identity = tracking.ensure_experiment(name)
+    found = read_experiment(tracking.uri, name)
+    assert found is not None
+    assert (found.id, found.stage) == (identity, "active")
+    with tracking._mlflow() as client:
+        assert client.get_experiment(identity).artifact_location == found.artifact_location
+        client.delete_experiment(identity)
+    with pytest.raises(ReleaseError, match="deleted in MLflow"):
+        tracking.ensure_experiment(name)
 
 
 def test_a_reference_leads_to_the_directory(tracking: Tracking, name: str) -> None:

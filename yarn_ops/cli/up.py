@@ -57,10 +57,10 @@ def _start(settings: Settings, started: list[Server], prefect_port: int, mlflow_
     if not mlflow_uri.startswith("http"):
         started.append(servers.start_mlflow(settings, servers.free_port(mlflow_port)))
         mlflow_uri = started[-1].url
-    for server in started:
-        server.wait()
     service = Service(prefect_url, mlflow_uri)
-    servers.register_deployments(settings, service)
+    with servers.registering_deployments(settings, service):
+        for server in started:
+            server.wait()
     started.extend(servers.start_worker(settings, service, pool) for pool in servers.WORK_POOLS)
     servers.announce(settings, service)
     return service

@@ -6,6 +6,7 @@ import configparser
 import io
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from yarn_ops import registry, servers
@@ -53,8 +54,9 @@ class Stack:
 
     def prepare(self) -> None:
         """Clusters and configuration on disk."""
-        self.postgres.prepare()
-        self.swift.prepare()
+        with ThreadPoolExecutor() as pool:
+            for made in [pool.submit(self.postgres.prepare), pool.submit(self.swift.prepare)]:
+                made.result()
 
     def storage(self) -> list[Part]:
         """What keeps the data."""
@@ -71,7 +73,7 @@ class Stack:
         return [self._prefect(), self._mlflow()]
 
     def deploy(self) -> Part:
-        """Ends by itself, when pools and deployments stand."""
+        """Waits for the servers; ends by itself, when pools and deployments stand."""
         return self._part("deployments", servers.deploy(self.settings, self.service), "")
 
     def workers(self) -> list[Part]:

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import FrameType
@@ -114,9 +115,13 @@ class Supervisor:
         self.tell("starting", "databases, bucket")
         stack.furnish()
         write_environment(self._layout, stack.settings)
-        self._launch(stack.servers())
-        self.tell("starting", "deployments")
-        self._run(stack.deploy())
+        deploy = RunningPart.start(stack.deploy(), self._layout.logs)  # it waits for the servers itself
+        try:
+            self._launch(stack.servers())
+            self.tell("starting", "deployments")
+            self._finish(deploy)
+        finally:
+            deploy.stop()
         self._launch([*stack.workers(), stack.metrics()])
         self.tell("healthy", f"in {time.monotonic() - self._began:.0f} s")
 
@@ -143,15 +148,16 @@ class Supervisor:
             time.sleep(WATCH_S)
 
     def stop(self) -> None:
-        """Workers and the runs in them first, what keeps the data last."""
+        """Workers and the runs in them first, what keeps the data last; side by side what may."""
+        keeping = ("postgres", "s3-")
         workers = [running for running in self._running if running.part.name.startswith("worker-")]
-        for running in workers:
-            running.stop()
+        storage = [running for running in self._running if running.part.name.startswith(keeping)]
+        _stop(workers)
         known = {running.process.pid for running in self._running} | {os.getpid()}
         servers = {child.pid for running in self._running for child in _children(running.process.pid)}
         _end([one for one in members(self._layout) if one.pid not in known | servers])
-        for running in reversed(self._running):
-            running.stop()
+        _stop([running for running in self._running if running not in storage])
+        _stop(storage)
         self._running.clear()
         self._end_leftovers()
 
@@ -185,19 +191,20 @@ class Supervisor:
         for running in self._running[-len(parts) :]:
             running.wait()
 
-    def _run(self, part: Part) -> None:
-        running = RunningPart.start(part, self._layout.logs)
-        try:
-            status = running.process.wait()
-        finally:
-            running.stop()
-        if status != 0:
+    def _finish(self, running: RunningPart) -> None:
+        if running.process.wait() != 0:
             last = processes.last_lines(running.log)
-            raise SettingsError(f"{part.name} failed; the end of {running.log}: {last}")
+            raise SettingsError(f"{running.part.name} failed; the end of {running.log}: {last}")
 
     def _end_leftovers(self) -> None:
         """Processes of an earlier supervisor that was killed."""
         _end([one for one in members(self._layout) if one.pid != os.getpid()])
+
+
+def _stop(parts: Sequence[RunningPart]) -> None:
+    if parts:
+        with ThreadPoolExecutor(len(parts)) as pool:
+            list(pool.map(RunningPart.stop, parts))
 
 
 def _children(pid: int) -> list[psutil.Process]:
