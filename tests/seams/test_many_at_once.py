@@ -1,4 +1,4 @@
-"""Sixteen submissions at once on PostgreSQL: the identical ones join, the different ones all finish."""
+"""Thirty-two submissions at once on PostgreSQL: the identical ones join, the different ones all finish."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from yarn_ops.registry import Registry, open_registry, upgrade
 from yarn_ops.release import open_tracking
 from yarn_ops.settings import Settings
 
-IDENTICAL, DIFFERENT = 8, 8
+IDENTICAL, DIFFERENT = 16, 16
 
 
 @pytest.fixture
