@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from yarn_ops.bars import Bars
@@ -41,20 +41,29 @@ def evaluate(
 ) -> list[Capacity]:
     """Measure `model`, and `base` on the same texts if given; write the report into `out` if given.
 
-    What the registry knows already is not measured again. Errors of user's faults before a model is loaded.
+    Perplexity is told apart by the globs of `documents`, where there are several. What the registry knows
+    already is not measured again. Errors of user's faults before a model is loaded.
     """
     subjects = [open_subject(directory_of(name, None), name=_name(name)) for name in (model, base) if name]
     size = SIZES[suite]
     lengths = lengths_to(longest or subjects[0].context_tokens, subjects[0].original_context_tokens)
     require_positions(subjects, lengths[-1])
+    files = files_for(store_options(settings))
     haystack = read_haystack(
-        documents or STANDARD_LIBRARY, files_for(store_options(settings)), subjects[0].path,
+        documents or STANDARD_LIBRARY, files, subjects[0].path,
         subjects[0].vocab_size, encode=subjects[0].encode,
         decode=subjects[0].tokenizer.decode, tokens=needed_tokens(size, lengths[-1]),
     )  # fmt: skip
     if base and subjects[1].encode(haystack.texts[0]) != subjects[0].encode(haystack.texts[0]):
         raise EvaluationError(f"{base}: its tokenizer is not {model}'s, so their losses cannot be compared")
-    cells = plan(size, lengths, haystack, seed)
+    kinds = {
+        kind_name(pattern): read_haystack(
+            [pattern], files, subjects[0].path, subjects[0].vocab_size, encode=subjects[0].encode,
+            decode=subjects[0].tokenizer.decode, tokens=needed_tokens(size, lengths[-1]),
+        )
+        for pattern in (documents if len(documents) > 1 else ())
+    }  # fmt: skip
+    cells = plan(size, lengths, haystack, seed, kinds)
     open_run_registry(settings).close()
     measurements, device = open_measurements(settings.database), resolve_device(settings.device)
     try:
@@ -122,6 +131,11 @@ def facts(models: Sequence[Capacity]) -> list[dict[str, Any]]:
         }
         for model in models
     ]
+
+
+def kind_name(pattern: str) -> str:
+    """Documents by their glob, without the directories of this machine."""
+    return "/".join(PurePosixPath(pattern).parts[-2:])
 
 
 def _name(model: str) -> str:

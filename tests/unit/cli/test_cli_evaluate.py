@@ -48,6 +48,19 @@ def test_a_foreign_model_is_measured_without_a_recipe_and_once(yarn_ops, llama, 
     assert facts["costs"][-1]["kv_bytes"] == 2 * 8 * 2 * 256  # keys and values, one head of 8, bfloat16
 
 
+def test_kinds_of_documents_have_perplexities_of_their_own(yarn_ops, llama, tmp_path):
+    (tmp_path / "note.txt").write_text("Too short to measure.", "utf-8")
+    globs = ("--documents", DOCUMENTS, "--documents", "stdlib:email/*.py", "--documents", tmp_path / "*.txt")
+    result = yarn_ops("evaluate", llama, *globs, "--longest", 128, "--json")
+    assert result.status == 0, result.err
+    (facts,) = json.loads(result.out)
+    value = {score["task"]: score["value"] for score in facts["scores"]}
+    of_kinds = [value[f"perplexity/last-quarter of stdlib:{name}/*.py"] for name in ("json", "email")]
+    assert of_kinds[0] != of_kinds[1] and value["perplexity/last-quarter"] in of_kinds
+    (why,) = [why for cell, why in facts["skipped"].items() if cell.startswith("perplexity of")]
+    assert "give more documents" in why
+
+
 def test_positions_need_not_be_rotary(yarn_ops, base512, tmp_path):
     config = GPT2Config(vocab_size=8192, n_embd=16, n_layer=1, n_head=2, n_positions=128)
     model = saved(config, base512, tmp_path / "gpt2")

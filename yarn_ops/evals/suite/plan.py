@@ -8,9 +8,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -33,6 +34,10 @@ LEAST_TOKENS = 128
 """no task fits in less"""
 SLIDING_STRIDE_TOKENS = 256
 
+OF_KINDS = ("perplexity", "sliding")
+"""tasks that tell kinds of documents apart"""
+
+Measure = Callable[[Reader, PreTrainedModel], tuple[Score, ...]]
 Make = Callable[[Haystack, int, int, int, int], list[Sample]]
 """(documents, tokens, parts, texts, seed) -> samples"""
 
@@ -79,7 +84,7 @@ class Cell:
     context_tokens: int
     weight: int
     """about how many tokens go through the model"""
-    measure: Callable[[Reader, PreTrainedModel], tuple[Score, ...]]
+    measure: Measure
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,11 +94,14 @@ class Plan:
     haystack: Haystack
     seed: int
     cells: tuple[Cell, ...]
+    kinds: Mapping[str, Haystack]
 
     def protocol(self, precision: str) -> str:
         """Digest of what moves the figures besides model, cell, length and seed."""
         size = asdict(self.size) | {"tasks": None}
-        return digest_of([VERSION, size, list(self.lengths), self.haystack.digest, precision])
+        kinds = [[name, haystack.digest] for name, haystack in self.kinds.items()]
+        what = [VERSION, size, list(self.lengths), self.haystack.digest, precision]
+        return digest_of([*what, kinds] if kinds else what)
 
 
 def lengths_to(longest: int, original: int | None = None) -> tuple[int, ...]:
@@ -114,8 +122,14 @@ def needed_tokens(size: Size, longest: int) -> int:
     return 2 * (size.windows + size.texts) * (longest + 1)
 
 
-def plan(size: Size, lengths: Sequence[int], haystack: Haystack, seed: int) -> Plan:
-    """All cells, cheapest first."""
+def plan(
+    size: Size,
+    lengths: Sequence[int],
+    haystack: Haystack,
+    seed: int,
+    kinds: Mapping[str, Haystack] = MappingProxyType({}),
+) -> Plan:
+    """All cells, cheapest first. kinds: parts of the documents, by name, whose perplexity is told apart."""
     windows = haystack.windows(size.windows, lengths[-1] + 1, seed)
     cells: list[Cell] = []
     for task in size.tasks:
@@ -126,7 +140,34 @@ def plan(size: Size, lengths: Sequence[int], haystack: Haystack, seed: int) -> P
             cells.append(Cell(task, lengths[-1], tokens, measure))
             continue
         cells += [_cell(task, size, length, windows, haystack, seed) for length in lengths]
-    return Plan(size, tuple(lengths), haystack, seed, tuple(sorted(cells, key=lambda cell: cell.weight)))
+        if task in OF_KINDS:
+            for name, kind in kinds.items():
+                cells += _cells_of_kind(task, name, size, lengths, kind, seed)
+    ordered = tuple(sorted(cells, key=lambda cell: cell.weight))
+    return Plan(size, tuple(lengths), haystack, seed, ordered, kinds)
+
+
+def _cells_of_kind(
+    task: str, name: str, size: Size, lengths: Sequence[int], kind: Haystack, seed: int
+) -> Iterator[Cell]:
+    """Of one kind of documents; where it is too short for a length, the cell says so when it is measured."""
+    for length in lengths:
+        full_name = f"{task} of {name}"
+        try:
+            windows = kind.windows(size.windows, lengths[-1] + 1, seed)
+            cell = _cell(task, size, length, windows, kind, seed)
+            yield Cell(full_name, length, cell.weight, partial(_named, name=name, measure=cell.measure))
+        except DataError as error:
+            yield Cell(full_name, length, 0, partial(_refuse, why=str(error)))
+
+
+def _named(reader: Reader, model: PreTrainedModel, name: str, measure: Measure) -> tuple[Score, ...]:
+    found = (score for score in measure(reader, model) if score.task.startswith("perplexity/"))
+    return tuple(score.model_copy(update={"task": f"{score.task} of {name}"}) for score in found)
+
+
+def _refuse(reader: Reader, model: PreTrainedModel, why: str) -> tuple[Score, ...]:
+    raise DataError(why)
 
 
 def _cell(task: str, size: Size, length: int, windows: Ids, haystack: Haystack, seed: int) -> Cell:
