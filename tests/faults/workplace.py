@@ -134,6 +134,24 @@ class Workplace:
                 continue
         return found
 
+    def fault(self, finished: set[str]) -> str:
+        """What is wrong with a newest run that should be complete and have repeated none of `finished`."""
+        run = self.run()
+        if run is None or run.status != "completed":
+            return f"run is {run.status if run else 'unknown'}"
+        repeated = [one.stage for one in run.stages if one.key in finished and one.attempts != 1]
+        if repeated:
+            return f"repeated {repeated}"
+        versions = [version.version for version in self.tracking.models()]
+        runs = [(one.info.run_name, one.info.status) for one in self.mlflow_runs()]
+        if versions != [1] or runs != [(run.id, "FINISHED")]:
+            return f"versions {versions}, MLflow runs {runs}"
+        return ""
+
+    def close(self) -> None:
+        if self._registry is not None:
+            self._registry.close()
+
     def nobody_is_left(self) -> bool:
         """Whether all of these processes end by themselves in a while."""
         _, left = psutil.wait_procs(self.processes(), timeout=GONE_S)

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import kill_matrix
 import psycopg
 import pytest
 from botocore.exceptions import ClientError
+from kills import kill
+from service import Service
 from service_up import Remote, wait_until
 
 from yarn_ops.registry import open_registry
@@ -117,7 +118,8 @@ def test_a_stranger_is_refused_by_every_server(stack: Running) -> None:
         )
     version = f"{stack.service.prefect_api_url}/admin/version"
     experiments = f"{stack.service.mlflow_uri}/api/2.0/mlflow/experiments/search?max_results=1"
-    for url in (version, experiments):
+    page = f"{stack.service.mlflow_uri}/"
+    for url in (version, experiments, page):
         assert httpx.get(url).status_code == 401
         assert httpx.get(url, auth=("yarn-ops", "hunter2")).status_code == 401
     swift = stack.stack.swift
@@ -245,10 +247,9 @@ def test_a_killed_server_is_started_again(stack: Running) -> None:
 
 def test_a_flow_killed_in_training_is_finished_once(stack: Running) -> None:
     """One cell of the kill matrix; `infra/faults` runs all."""
-    recipe = tomllib.loads(Path(kill_matrix.__file__).with_suffix(".toml").read_text("utf-8"))
     before = dict(os.environ)
     try:
-        outcome = kill_matrix.Matrix(stack.layout.home, recipe).cell("flow", "train", 1)
+        outcome = kill(Service(stack.layout.home), "flow", "train")
     finally:  # MLflow's client is told its password by the environment
         os.environ.clear()
         os.environ.update(before)
