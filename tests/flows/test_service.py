@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Person, browser
 from service_up import Up
 
 Recipe = dict[str, Any]
@@ -162,35 +163,17 @@ def test_another_shell_uses_the_service(up: Up, run: dict[str, Any], small_recip
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
 def test_a_person_runs_the_form_in_a_browser(up: Up, run: dict[str, Any], recipe: Recipe) -> None:
-    """Change a value, submit, see the run complete, read the report, find the version in MLflow."""
+    """Change the target, submit, see the run complete, read the report, find the version in MLflow."""
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here")
+    recipe["rope"] = {"target_context_tokens": 1024}
     up.change_deployment(parameters={"recipe": recipe})  # or the form asks for the whole demo
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=shutil.which("chromium"),
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"],
+    with playwright.sync_playwright() as driver, browser(driver) as page:
+        person = Person(page, up)
+        person.extend("from-the-form", 1536)
+        person.watch()
+        assert "extended from 512 to 1,536 tokens" in person.read_report(
+            "from-the-form version 1, gate passed"
         )
-        page = browser.new_page(viewport={"width": 1300, "height": 1000})
-        page.set_default_timeout(120_000)
-        elsewhere: list[str] = []
-        page.on("request", lambda request: elsewhere.append(request.url))
-
-        page.goto(f"{up.service.prefect_ui_url}/deployments/deployment/{up.deployment['id']}/run")
-        label = page.get_by_text("Model name (Optional)", exact=True)
-        page.locator(".schema-form-property").filter(has=label).last.locator("textarea").fill("from-the-form")
-        page.get_by_role("button", name="Submit").click()
-        page.get_by_role("link", name="from-the-form", exact=True).first.click()
-        page.get_by_text("Completed", exact=True).first.wait_for()
-
-        page.get_by_text("Artifacts", exact=True).click()
-        page.get_by_text("from-the-form version 1, gate passed").click()
-        pictures = page.locator("img[src^='data:image/png']")
-        pictures.nth(2).wait_for()
-        assert all(picture.evaluate("image => image.naturalWidth > 0") for picture in pictures.all())
-
-        page.goto(page.get_by_role("link", name="Model version").get_attribute("href"))
-        page.get_by_text("from-the-form").first.wait_for()
-        page.get_by_text("context_length", exact=True).wait_for()
-        browser.close()
+        assert "1536" in person.find_version("from-the-form")
     ours = (up.service.prefect_ui_url, up.service.mlflow_uri, "data:", "blob:")
-    assert [url for url in elsewhere if not url.startswith(ours)] == []
+    assert [url for url in person.addresses if not url.startswith(ours)] == []

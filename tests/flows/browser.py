@@ -1,0 +1,127 @@
+"""What a person does in a browser: fill in the form, watch the run, read the report, find the version.
+
+`python tests/flows/browser.py --to infra/screenshots` does it with a service of its own and keeps pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from service_up import Remote, Up
+
+SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+            "--disable-sync", "--disable-quic", "--no-first-run"]  # fmt: skip
+LONGEST_MS = 280_000
+RECIPE: dict[str, Any] = {
+    "base": {"model": "shipped:base512"},
+    "rope": {"target_context_tokens": 1024},
+    "data": {"sources": ["stdlib:json/*.py", "stdlib:email/*.py", "stdlib:asyncio/*.py"]},
+    "train": {"steps": 60, "context_tokens": 512, "learning_rate": 1e-3},
+    "evaluate": {"lengths": [0.5, 1, 2, 3], "windows": 8, "recall_windows": 8},
+    "gate": {"min_recall": 0, "max_short_loss": 9, "max_long_growth": 9, "max_short_recall_loss": 1},
+    "publish": {"name": "shown"},
+}
+"""What the pictures show."""
+
+
+class Person:
+    """In front of a browser. With `pictures`, each page that was come to is kept there."""
+
+    def __init__(self, page: Any, service: Remote, pictures: Path | None = None) -> None:
+        self._page = page
+        self._service = service
+        self._pictures = pictures
+        self.addresses: list[str] = []
+        """everything that the browser asked for"""
+        page.set_default_timeout(LONGEST_MS)
+        page.on("request", lambda request: self.addresses.append(request.url))
+
+    def extend(self, name: str, context_tokens: int) -> None:
+        """Open the form, change the target context and the model's name, submit."""
+        ui, deployment = self._service.service.prefect_ui_url, self._service.deployment["id"]
+        self._page.goto(f"{ui}/deployments/deployment/{deployment}/run")
+        self._field("Target context (tokens) (Optional)").locator("input").last.fill(str(context_tokens))
+        self._field("Model name (Optional)").locator("textarea").fill(name)
+        self._page.mouse.wheel(0, -100_000)
+        self._keep("run-form")
+        self._page.get_by_role("button", name="Submit").click()
+        self._page.get_by_role("link", name=name, exact=True).first.click()
+
+    def watch(self) -> None:
+        """See it train, and complete."""
+        if self._pictures is not None:
+            self._page.get_by_text("progress-train").first.wait_for()
+            self._page.wait_for_timeout(3_000)
+            self._keep("running")
+        self._page.get_by_text("Completed", exact=True).first.wait_for()
+        self._page.wait_for_timeout(1_000 if self._pictures is not None else 0)
+        self._keep("flow-run")
+
+    def read_report(self, described: str) -> str:
+        """Open it; its text, once its pictures are drawn."""
+        self._page.get_by_text("Artifacts", exact=True).click()
+        self._page.get_by_text(described).click()
+        pictures = self._page.locator("img[src^='data:image/png']")
+        pictures.nth(2).wait_for()
+        assert all(picture.evaluate("image => image.naturalWidth > 0") for picture in pictures.all())
+        self._keep("report")
+        text: str = self._page.locator("body").inner_text()
+        return text
+
+    def find_version(self, name: str) -> str:
+        """Follow the report's link into MLflow; what its page of the model version says."""
+        self._page.goto(self._page.get_by_role("link", name="Model version").get_attribute("href"))
+        self._page.get_by_text(name).first.wait_for()
+        self._page.get_by_text("context_length", exact=True).wait_for()
+        self._keep("model-version")
+        text: str = self._page.locator("body").inner_text()
+        return text
+
+    def _field(self, title: str) -> Any:
+        label = self._page.get_by_text(title, exact=True)
+        return self._page.locator(".schema-form-property").filter(has=label).last
+
+    def _keep(self, name: str) -> None:
+        if self._pictures is not None:
+            self._page.screenshot(path=self._pictures / f"{name}.png")
+
+
+@contextmanager
+def browser(driver: Any) -> Iterator[Any]:
+    """A page of Debian's chromium."""
+    running = driver.chromium.launch(executable_path=shutil.which("chromium"), args=SWITCHES)
+    try:
+        yield running.new_page(viewport={"width": 1300, "height": 1000})
+    finally:
+        running.close()
+
+
+def main() -> None:
+    from playwright.sync_api import sync_playwright
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--to", type=Path, required=True)
+    to = parser.parse_args().to
+    with tempfile.TemporaryDirectory() as folder:
+        service = Up(Path(folder) / "state")
+        try:
+            service.change_deployment(parameters={"recipe": RECIPE})
+            with sync_playwright() as driver, browser(driver) as page:
+                person = Person(page, service, to)
+                person.extend("demo-long", 1536)
+                person.watch()
+                person.read_report("demo-long version 1, gate passed")
+                person.find_version("demo-long")
+        finally:
+            service.end(signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()
