@@ -1,4 +1,4 @@
-"""`infra/audit` does not take silence for safety: pip-audit calls packages clean that nobody was asked about."""
+"""`infra/audit` does not take silence for safety: pip-audit calls packages clean that nobody knows."""
 
 from __future__ import annotations
 
