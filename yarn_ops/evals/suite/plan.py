@@ -26,7 +26,7 @@ from yarn_ops.evals.suite.sample import Ids, Sample
 from yarn_ops.recipe import SuiteName
 from yarn_ops.records import Score
 
-VERSION = 1
+VERSION = 2
 """raised when the same cell would give other figures"""
 LENGTHS = 5
 """the longest and its halves"""
@@ -175,8 +175,10 @@ def _cell(task: str, size: Size, length: int, windows: Ids, haystack: Haystack, 
         tokens = perplexity.last_quarter_chunks(windows, length)[..., 1:].size
         return Cell(task, length, tokens, partial(_perplexity, windows=windows, length=length, seed=seed))
     if task == "sliding":
-        document_tokens = length + 2 * SLIDING_STRIDE_TOKENS + 1
-        documents = haystack.windows(max(4, size.windows // 8), document_tokens, seed)
+        longest, beyond = windows.shape[1] - 1, 2 * SLIDING_STRIDE_TOKENS + 1
+        documents = haystack.windows(max(4, size.windows // 8), longest + beyond, seed)
+        documents = documents[:, -(length + beyond) :]  # the ends of the same texts at every length
+        document_tokens = documents.shape[1]
         strides = math.ceil((document_tokens - 1 - length) / min(SLIDING_STRIDE_TOKENS, length)) + 1
         measure = partial(_sliding, documents=documents, length=length, seed=seed)
         return Cell(task, length, len(documents) * strides * length, measure)
