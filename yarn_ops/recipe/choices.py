@@ -11,6 +11,8 @@ RopeMethod = Literal[
     "none", "linear", "ntk", "dynamic-ntk", "by-parts", "yarn", "dynamic-yarn", "llama3", "longrope", "abf"
 ]
 SuiteName = Literal["tiny", "quick", "full"]
+SuiteChoice = Literal["none", "tiny", "quick", "full"]
+"""one flat list: a run form shows a union as alternatives"""
 FittedMethod = Literal["yarn", "longrope"]
 """methods with parameters that can be searched for"""
 

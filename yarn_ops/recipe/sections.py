@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from yarn_ops.errors import RecipeError
-from yarn_ops.recipe.choices import RopeMethod, SuiteName
+from yarn_ops.recipe.choices import RopeMethod, SuiteChoice
 from yarn_ops.recipe.section import Fraction, Positive, Section
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
@@ -152,7 +152,7 @@ class Evaluate(Section):
     templates: tuple[Literal["code", "prose"], ...] = Field(
         ("code", "prose"), title="Templates", description="Shapes of the planted key-value pairs."
     )
-    suite: Literal["none"] | SuiteName = Field(
+    suite: SuiteChoice = Field(
         "none",
         title="Suite",
         description="How far the model sees and uses, with needle grids up to the target: tiny in seconds, "
