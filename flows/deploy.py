@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
 from prefect.deployments.runner import EntrypointType, RunnerDeployment
+from prefect.events import AutomationCore, EventTrigger, Posture, RunDeployment
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.schedules import Cron
 from prefect.settings import PREFECT_API_URL
 
+from flows.alert import alert
 from flows.compare import ARMS, METHODS, compare
 from flows.extend import extend
 from flows.fit import fit
 from flows.reconcile import reconcile, settle
-from flows.reevaluate import reevaluate
+from flows.reevaluate import FELL, reevaluate
 from flows.watch import watch
 from yarn_ops.errors import SettingsError, YarnOpsError
 from yarn_ops.recipe import Recipe, load_recipe
@@ -77,6 +80,12 @@ def deployments() -> list[RunnerDeployment]:
             parameters={"name": "demo-long", "alias": "champion", "seed": 1},
             schedules=[Cron(SUNDAYS, active=False, slug="weekly")],
         ),
+        alert.to_deployment(
+            name="alert",
+            work_pool_name=CPU_POOL,
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            parameters={"name": "demo-long", "version": "1"},
+        ),
         watch.to_deployment(
             name="watch-models",
             work_pool_name=CPU_POOL,
@@ -105,6 +114,7 @@ def register() -> None:
             _ensure_pool(client, pool, runs_at_once)
         for deployment in deployments():
             _ensure_deployment(client, deployment)
+        _ensure_alert(client)
 
 
 def _ensure_pool(client: SyncPrefectClient, name: str, runs_at_once: int) -> None:
@@ -131,6 +141,26 @@ def _ensure_deployment(client: SyncPrefectClient, deployment: RunnerDeployment) 
         parameter_openapi_schema=deployment._parameter_openapi_schema.model_dump(exclude_unset=True),
     )
     client.update_deployment(known.id, renewed)
+
+
+def _ensure_alert(client: SyncPrefectClient) -> None:
+    """The automation that tells of a release that fell; one of its name stays as a person has made it."""
+    if client.read_automations_by_name(FELL):
+        return
+    told = {
+        name: {"__prefect_kind": "jinja", "template": f"{{{{ event.payload['{name}'] }}}}"}
+        for name in ("name", "version")
+    }
+    told["reasons"] = {"__prefect_kind": "jinja", "template": "{{ event.payload['reasons'] | join('; ') }}"}
+    deployment = client.read_deployment_by_name("alert/alert")
+    client.create_automation(
+        AutomationCore(
+            name=FELL,
+            description="A released model no longer passes its gate.",
+            trigger=EventTrigger(expect={FELL}, posture=Posture.Reactive, threshold=1, within=timedelta(0)),
+            actions=[RunDeployment(source="selected", deployment_id=deployment.id, parameters=told)],
+        )
+    )
 
 
 def _form_values(recipe: Recipe) -> dict[str, Any]:

@@ -47,6 +47,9 @@ class Settings(BaseSettings):
         None, description="a Prefect server; default one of our own on loopback, started when needed"
     )
     prefect_auth: SecretStr | None = Field(None, description="user:password of a Prefect server with auth")
+    alert_url: SecretStr | None = Field(
+        None, description="a webhook that is told, as JSON, of every release that falls below its gate"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run")
     lease_s: float = Field(60.0, gt=1, description="life of a stage lease; renewed at a third of it")
 

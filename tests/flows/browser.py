@@ -98,7 +98,7 @@ def browser(driver: Any) -> Iterator[Any]:
     """A page of Debian's chromium."""
     running = driver.chromium.launch(executable_path=shutil.which("chromium"), args=SWITCHES)
     try:
-        yield running.new_page(viewport={"width": 1300, "height": 1000})
+        yield running.new_page(viewport={"width": 1300, "height": 1250})
     finally:
         running.close()
 

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from browser import Person, browser
-from service_up import Up
+from service_up import Up, wait_until
 
 Recipe = dict[str, Any]
 
@@ -27,7 +29,27 @@ pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+def heard() -> Iterator[list[dict[str, Any]]]:
+    """What is told at YARN_OPS_ALERT_URL."""
+    told: list[dict[str, Any]] = []
+
+    class Ear(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Ear) as server, pytest.MonkeyPatch.context() as patch:
+        Thread(target=server.serve_forever, daemon=True).start()
+        patch.setenv("YARN_OPS_ALERT_URL", f"http://127.0.0.1:{server.server_port}/hook")
+        yield told
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory, heard: list[dict[str, Any]]) -> Iterator[Up]:
     """One service for all; it has to end without leaving a process."""
     service = Up(tmp_path_factory.mktemp("service") / "state")
     yield service
@@ -104,6 +126,17 @@ def test_nightly_exists_and_is_paused(up: Up) -> None:
     assert schedule["slug"] == "nightly"
     assert schedule["schedule"]["cron"] == "0 2 * * *"
     assert schedule["active"] is False
+
+
+def test_somebody_is_told_of_a_release_that_fell(up: Up, heard: list[dict[str, Any]]) -> None:
+    reasons = ["recall at 1024 tokens is 0.2, below 0.9", "'; DROP TABLE runs; -- {{ 7 * 7 }}"]
+    payload = {"name": "small", "version": 3, "reasons": reasons}
+    up.emit("yarn-ops.release.fell", "yarn-ops.release.small.3", payload)
+    up.emit("yarn-ops.release.held", "yarn-ops.release.other.1", {**payload, "name": "other"})
+    wait_until(lambda: bool(heard), timeout_s=120)
+    (alert,) = heard
+    assert (alert["name"], alert["version"]) == ("small", "3")
+    assert alert["text"] == f"small version 3 fell below its gate: {'; '.join(reasons)}"
 
 
 def test_a_run_completes_with_a_task_for_every_stage(up: Up, run: dict[str, Any]) -> None:
