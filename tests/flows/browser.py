@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from service_up import Remote, Up
+from service_up import Remote, Up, wait_until
 
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
             "--disable-sync", "--disable-quic", "--no-first-run"]  # fmt: skip
@@ -57,9 +57,11 @@ class Person:
     def watch(self) -> None:
         """See it train, and complete."""
         if self._pictures is not None:
-            self._page.get_by_text("progress-train").first.wait_for()
+            wait_until(self._trains, timeout_s=LONGEST_MS / 1000)
+            self._page.get_by_text("Artifacts", exact=True).click()
             self._page.wait_for_timeout(3_000)
             self._keep("running")
+            self._page.get_by_text("Logs", exact=True).first.click()
         self._page.get_by_text("Completed", exact=True).first.wait_for()
         self._page.wait_for_timeout(1_000 if self._pictures is not None else 0)
         self._keep("flow-run")
@@ -83,6 +85,11 @@ class Person:
         self._keep("model-version")
         text: str = self._page.locator("body").inner_text()
         return text
+
+    def _trains(self) -> bool:
+        newest = self._service.runs()[:1]
+        found = [one for run in newest for one in self._service.find("artifacts", run["id"])]
+        return any(one["key"] == "progress-train" and one["data"] > 20 for one in found)
 
     def _field(self, title: str) -> Any:
         label = self._page.get_by_text(title, exact=True)
