@@ -38,9 +38,8 @@ def _capacity_artifact(folder: Path) -> None:
     from yarn_ops.evals.report import SUMMARY
 
     summary = (folder / SUMMARY).read_text("utf-8")
-    create_markdown_artifact(
-        _inline_pictures(summary, folder), key="capacity", description=summary.partition("\n")[0]
-    )
+    told = summary.partition("\n")[0].removeprefix("- ").replace("**", "")
+    create_markdown_artifact(_inline_pictures(summary, folder), key="capacity", description=told)
 
 
 def show_comparison(comparison: Comparison) -> None:

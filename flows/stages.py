@@ -14,6 +14,7 @@ from flows.workshop import Workshop, git_commit
 from yarn_ops import bases
 from yarn_ops.data import corpus as corpora
 from yarn_ops.data import shards as tokenised
+from yarn_ops.errors import LeaseLost
 from yarn_ops.recipe import (
     Base,
     Data,
@@ -222,6 +223,11 @@ def suite(
     """How far the model sees and uses; cells that the registry knows are not measured again."""
     from yarn_ops.evals.capacity.stage import measure_capacity
 
+    def report(done: int, total: int, note: str) -> None:
+        if bench.lost():
+            raise LeaseLost(f"suite: its lease is gone before {note}; what was measured is kept")
+        bench.report(done, total, note)
+
     measurements = open_measurements(bench.shop.settings.database)
     try:
         return measure_capacity(
@@ -235,7 +241,7 @@ def suite(
             device=bench.shop.device,
             precision=resolve_dtype("auto", bench.shop.device),
             journal=measurements,
-            report=bench.report,
+            report=report,
         )
     finally:
         measurements.close()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +34,17 @@ def last_run(state: Path) -> RunView:
         registry.close()
 
 
-def test_a_run_with_a_suite(cli, small_recipe: Path, state: Path):
+def artifact(api: str, key: str) -> dict[str, Any]:
+    """The newest of this key in Prefect."""
+    query = json.dumps({"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC", "limit": 1}).encode()
+    request = urllib.request.Request(
+        f"{api}/artifacts/filter", data=query, headers={"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)[0]
+
+
+def test_a_run_with_a_suite(cli, small_recipe: Path, state: Path, prefect_api: str):
     recipe = small_recipe.read_text("utf-8")
     small_recipe.write_text(recipe.replace("[gate]\n", SUITE), "utf-8")
     done = cli("extend", small_recipe)
@@ -65,6 +78,10 @@ def test_a_run_with_a_suite(cli, small_recipe: Path, state: Path):
     pictures = {Path(file.path).name for file in client.list_artifacts(found.info.run_id, "pictures")}
     assert {"capacity.html", "capacity.png"} <= pictures
     assert open_tracking(settings).models()
+
+    shown = artifact(prefect_api, "capacity")
+    assert shown["description"].startswith("small sees ")
+    assert "**base** sees" in shown["data"] and "](data:image/png;base64," in shown["data"]
 
     again = cli("extend", small_recipe, "--set", "gate.max_short_loss=3")  # another gate measures nothing
     assert again.returncode == 0, again.stderr

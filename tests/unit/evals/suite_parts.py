@@ -13,8 +13,14 @@ from yarn_ops.evals.suite.haystack import Haystack
 from yarn_ops.evals.suite.needles import CHANCE  # noqa: F401  what the tests compare with
 
 SYLLABLES = ["ba", "de", "fi", "go", "lu", "ma", "ne", "pi", "ro", "tu", "sha", "the", "ing", "ou", "er"]
-PLANTED = re.compile(r"number for (\w{4}) is: (\d+)\.")
-ASKED = re.compile(r"number for (\w{4})\? It is:((?: \d*)?)$")
+PLANTED = {
+    "code": re.compile(r"KEY_(\w{4}) = (\d+)\n"),
+    "prose": re.compile(r"number for (\w{4}) is: (\d+)\."),
+}
+ASKED = {
+    "code": re.compile(r"assert KEY_(\w{4}) ==((?: \d*)?)$"),
+    "prose": re.compile(r"number for (\w{4})\? It is:((?: \d*)?)$"),
+}
 ROWS = 12
 """last positions that a model here says something about: more than an answer has tokens"""
 
@@ -31,13 +37,18 @@ def documents(encode, tokens: int = 6000, prefix: tuple[int, ...] = ()) -> Hayst
 class Finder(torch.nn.Module):
     """Writes the value that the text gives for the key it is asked for.
 
-    window: it sees so many tokens back and no further. shuffled: it takes the value of any key it saw.
+    window: it sees so many tokens before the text's end and no further. shuffled: it takes the value of any
+    key it saw. rows: how many of the last positions it says something about.
     Its hidden states are one-hot next tokens.
     """
 
-    def __init__(self, tokenizer, *, window: int | None = None, shuffled: bool = False) -> None:
+    def __init__(
+        self, tokenizer, template: str = "prose", *, window: int | None = None, shuffled: bool = False,
+        rows: int = ROWS,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.tokenizer, self.window, self.shuffled = tokenizer, window, shuffled
+        self.tokenizer, self.window, self.shuffled, self.rows = tokenizer, window, shuffled, rows
+        self.planted, self.asked = PLANTED[template], ASKED[template]
         self.config = SimpleNamespace(vocab_size=tokenizer.vocab_size)
         self.device = torch.device("cpu")
 
@@ -48,13 +59,13 @@ class Finder(torch.nn.Module):
         hidden = torch.zeros(*input_ids.shape, self.config.vocab_size)
         for row, ids in enumerate(input_ids.tolist()):
             start = max(0, len(ids) - self.window) if self.window else 0
-            seen = dict(PLANTED.findall(self.tokenizer.decode(ids[start:])))
-            for at in range(max(0, len(ids) - ROWS), len(ids)):
+            seen = dict(self.planted.findall(self.tokenizer.decode(ids[start:])))
+            for at in range(max(0, len(ids) - self.rows), len(ids)):
                 hidden[row, at, self._next(ids[max(0, at - 40) : at + 1], seen)] = 20.0
         return SimpleNamespace(last_hidden_state=hidden)
 
     def _next(self, ids: list[int], seen: dict[str, str]) -> int:
-        question = ASKED.search(self.tokenizer.decode(ids))
+        question = self.asked.search(self.tokenizer.decode(ids))
         if question is None:
             return 0
         value = seen.get(question[1])

@@ -3,54 +3,18 @@
 from __future__ import annotations
 
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from suite_parts import Finder
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from yarn_ops.errors import EvaluationError
 from yarn_ops.evals import recall
 
-READ = {
-    "code": (r"KEY_(\w{4}) = (\d+)\n", r"assert KEY_(\w{4}) ==((?: \d*)?)$"),
-    "prose": (r"number for (\w{4}) is: (\d+)\.", r"number for (\w{4})\? It is:((?: \d*)?)$"),
-}
-
-
-class Reader(torch.nn.Module):
-    """Finds the asked key in the text that it has read, by regular expression, and writes its value.
-
-    `window`: it sees no further back than so many tokens. Its hidden states are one-hot next tokens.
-    """
-
-    def __init__(self, tokenizer, template: str, window: int | None = None) -> None:
-        super().__init__()
-        self.tokenizer, self.template, self.window = tokenizer, template, window
-        self.config = SimpleNamespace(vocab_size=tokenizer.vocab_size)
-        self.device = torch.device("cpu")
-
-    def get_output_embeddings(self):
-        return torch.nn.Identity()
-
-    def base_model(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
-        hidden = torch.zeros(*input_ids.shape, self.config.vocab_size)
-        for row, ids in enumerate(input_ids.tolist()):
-            for at in range(len(ids) - 200, len(ids)):
-                start = max(0, at + 1 - self.window) if self.window else 0
-                hidden[row, at, self._next(ids[start : at + 1])] = 1
-        return SimpleNamespace(last_hidden_state=hidden)
-
-    def _next(self, ids: list[int]) -> int:
-        planted, asked = READ[self.template]
-        question = re.search(asked, self.tokenizer.decode(ids[-40:]))
-        if question is None:
-            return 0
-        value = dict(re.findall(planted, self.tokenizer.decode(ids))).get(question[1], "99")
-        answer = self.tokenizer.encode(f" {value}", add_special_tokens=False)
-        written = self.tokenizer.encode(question[2], add_special_tokens=False)
-        return answer[len(written)] if answer[: len(written)] == written and len(written) < len(answer) else 0
+ROWS = 200
+"""the questions at a window's end take fewer tokens"""
 
 
 def texts(count: int, tokens: int) -> list[np.ndarray]:
@@ -67,7 +31,9 @@ def test_a_model_that_copies_recalls_everything_and_guesses_nothing(
     template, base512_tokenizer, encode
 ) -> None:
     samples = recall.make_samples(texts(3, 512), encode, template, 512, pairs=4, seed=0)
-    scores = by_task(recall.recall_scores(Reader(base512_tokenizer, template), samples, template, 4, seed=0))
+    scores = by_task(
+        recall.recall_scores(Finder(base512_tokenizer, template, rows=ROWS), samples, template, 4, seed=0)
+    )
     assert scores == {
         (f"recall/{template}", None): 1.0,
         **{(f"recall/{template}", depth): 1.0 for depth in (0.125, 0.375, 0.625, 0.875)},
@@ -79,7 +45,7 @@ def test_a_model_with_a_window_recalls_what_lies_in_it(base512_tokenizer, encode
     """A window of 1100 of 2048 tokens holds the two nearest quarters, and never the two farthest."""
     samples = recall.make_samples(texts(2, 2048), encode, "code", 2048, pairs=4, seed=0)
     scores = by_task(
-        recall.recall_scores(Reader(base512_tokenizer, "code", window=1100), samples, "code", 4, 0)
+        recall.recall_scores(Finder(base512_tokenizer, "code", window=1100, rows=ROWS), samples, "code", 4, 0)
     )
     assert [scores["recall/code", depth] for depth in (0.125, 0.375, 0.625, 0.875)] == [0, 0, 1, 1]
     assert scores["recall/code", None] == 0.5
