@@ -22,13 +22,22 @@ def has_ended(holder: str) -> bool:
 
     A later process of the same number passes for the holder: then its lease runs out in its own time.
     """
+    return _runs(holder) is False
+
+
+def runs_here(holder: str) -> bool:
+    """Whether it is a process of this machine, and runs."""
+    return _runs(holder) is True
+
+
+def _runs(holder: str) -> bool | None:
     pid, _, numbering = holder.partition("@")
     if numbering != _numbering() or not pid.isdecimal():
-        return False
+        return None
     try:
-        return psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
-        return True
+        return False
 
 
 def _numbering() -> str:

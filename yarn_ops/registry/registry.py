@@ -205,7 +205,8 @@ class Registry:
             StageRunRow.key == key, StageRunRow.holder == holder, StageRunRow.status == "running"
         )
         if if_expired:
-            taken = taken.where(StageRunRow.lease_expires < database_now())
+            expires = StageRunRow.lease_expires
+            taken = taken.where(or_(expires.is_(None), expires < database_now()))
         with self._database.begin() as session:
             session.execute(taken.values(status="stopped", **_ended()))
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import or_, select
 
 from yarn_ops.registry.columns import database_now
-from yarn_ops.registry.holder import has_ended
+from yarn_ops.registry.holder import has_ended, runs_here
 from yarn_ops.registry.registry import Registry
 from yarn_ops.registry.tables import ArtifactRow, ReleaseRow, RunRow, StageRunRow
 
@@ -33,7 +33,11 @@ class OpenRun:
 
 
 def free_leases(registry: Registry) -> list[OpenStage]:
-    """Give back every lease that has run out, or whose holder is seen to have ended; which ones."""
+    """Give back every lease that has run out, or whose holder is seen to have ended; which ones.
+
+    One that has run out while its holder runs on this machine stays: the clock was set, or the holder stood
+    still, and will renew it. Whoever needs the stage may claim it all the same.
+    """
     expired = or_(StageRunRow.lease_expires.is_(None), StageRunRow.lease_expires < database_now())
     with registry.begin() as session:
         rows = session.execute(
@@ -41,8 +45,9 @@ def free_leases(registry: Registry) -> list[OpenStage]:
         ).all()
     freed = []
     for row, late in rows:
-        if late or has_ended(row.holder or ""):
-            registry.take_from(row.key, row.holder or "")
+        ended = has_ended(row.holder or "")
+        if ended or (late and not runs_here(row.holder or "")):
+            registry.take_from(row.key, row.holder or "", if_expired=not ended)
             freed.append(OpenStage(row.key, row.stage, row.run_id, row.holder or ""))
     return freed
 
