@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -37,10 +38,10 @@ def fetch_base(
     """The base's record (without tree) and a directory that holds the checkpoint's files and nothing else.
 
     `find_release` maps a models:/ reference to the URI of its files. A directory that is already clean is
-    used where it is, read-only; anything else lies in `cache`. Raises BaseModelError for a base that cannot
-    be found or trusted, StoreError for one that cannot be fetched.
+    used where it is, read-only; anything else lies in `cache`, its files shared with pulled models. Raises
+    BaseModelError for a base that cannot be found or trusted, StoreError for one that cannot be fetched.
     """
-    source, path = _locate(base.model, cache / "bases", store_options, find_release)
+    source, path = _locate(base.model, cache, store_options, find_release)
     record = inspect_checkpoint(path, source=source, original_context_tokens=base.original_context_tokens)
     return record, _clean_view(path, cache / "bases")
 
@@ -118,7 +119,7 @@ def _from_store(uri: str, cache: Path, options: StoreOptions) -> Path:
     infos = [info for info in store.list("") if "/" not in info.key]
     if any(info.key == MANIFEST for info in infos):
         return fetch_tree(store, read_manifest(store, "").tree_at(store.url), cache)
-    return _unlisted(store, infos, cache)
+    return _unlisted(store, infos, cache / "bases")
 
 
 def _unlisted(store: Store, infos: list[ObjectInfo], cache: Path) -> Path:
@@ -131,6 +132,7 @@ def _unlisted(store: Store, infos: list[ObjectInfo], cache: Path) -> Path:
     with arriving(path) as partial:
         if partial is not None:
             transfer.run(lambda info: store.get_file(info.key, partial / info.key), wanted)
+    os.utime(path)
     return path
 
 
@@ -155,4 +157,5 @@ def _clean_view(path: Path, cache: Path) -> Path:
             for name, original in zip(names, originals, strict=True):
                 (partial / name).unlink(missing_ok=True)
                 (partial / name).symlink_to(original)
+    os.utime(view)
     return view

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ UNFINISHED = "unfinished"
 
 @dataclass(frozen=True)
 class Garbage:
-    """One thing to remove. `kind`: upload, tree, work (a stage's working directory) or cache (a file)."""
+    """One thing to remove. `kind`: upload, tree, work (a stage's working directory) or cache (what was
+    fetched)."""
 
     kind: str
     name: str
@@ -48,6 +50,7 @@ def find_garbage(
     found = [Garbage(one.kind, one.name, one.size_bytes, one.modified, one) for one in leftovers]
     found += _work_folders(settings.home / "work", records.completed_keys(registry), before)
     found += _cached_files(settings.home / "cache", before)
+    found += _cached_folders(settings.home / "cache", before)
     return sorted(found, key=lambda one: one.size_bytes, reverse=True)
 
 
@@ -92,9 +95,20 @@ def _work_folders(root: Path, completed: set[str], before: datetime) -> Iterator
             yield Garbage("work", folder.name, size, modified, folder=folder)
 
 
+def _cached_folders(cache: Path, before: datetime) -> Iterator[Garbage]:
+    """Fetched directories that no run has come to use for long; what they have alone goes with them."""
+    for folder in (*cache.glob("*"), *cache.glob("bases/*")):
+        if not re.fullmatch("[0-9a-f]{64}", folder.name):
+            continue
+        modified = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
+        if modified < before:
+            size = sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+            yield Garbage("cache", folder.name, size, modified, folder=folder)
+
+
 def _cached_files(cache: Path, before: datetime) -> Iterator[Garbage]:
     """Pulled files that no directory links to any more, and pulls that were broken off and not taken up."""
-    for path in (*cache.glob("files/*"), *cache.glob("bases/files/*")):
+    for path in cache.glob("files/*"):
         try:
             facts = path.stat()
         except FileNotFoundError:  # it has just arrived under its own name

@@ -87,8 +87,8 @@ class Person:
         return text
 
     def _trains(self) -> bool:
-        newest = self._service.runs()[:1]
-        found = [one for run in newest for one in self._service.find("artifacts", run["id"])]
+        run_id = self._page.url.rstrip("/").rpartition("/")[2].partition("?")[0]
+        found = self._service.find("artifacts", run_id)
         return any(one["key"] == "progress-train" and one["data"] > 20 for one in found)
 
     def _field(self, title: str) -> Any:

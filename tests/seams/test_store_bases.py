@@ -44,6 +44,8 @@ def test_a_stored_tree(swift: SwiftCluster, s3: Store, tmp_path: Path) -> None:
     tree = put_tree(s3, BASE512)
     path = fetch(swift, tree.uri, tmp_path / "cache")
     assert list(tree_files(path)) == CLEAN
+    kept = list((tmp_path / "cache" / "files").iterdir())  # where pulled models have theirs
+    assert any(file.samefile(path / "model.safetensors") for file in kept)
     s3.write(f"artifacts/{tree.digest}/config.json", b"{}")
     with pytest.raises(StoreError, match=r"config\.json: 2 bytes long"):
         fetch(swift, tree.uri, tmp_path / "another cache")

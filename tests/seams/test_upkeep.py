@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from yarn_ops.settings import Settings
 from yarn_ops.store import Store
 from yarn_ops.store.pull import pull_tree
 from yarn_ops.store.s3 import S3Store
-from yarn_ops.store.trees import put_tree, tree_present
+from yarn_ops.store.trees import fetch_tree, put_tree, tree_present
 
 NOW = timedelta(seconds=-5)  # S3 counts in whole seconds
 
@@ -101,6 +102,24 @@ def test_cached_files_that_no_directory_links_to(
     upkeep.remove(store, found[0])
     (kept,) = (cache / "files").iterdir()
     assert kept.samefile(tmp_path / "to" / "a")
+
+
+def test_fetched_directories_that_no_run_uses(
+    store: Store, registry: Registry, settings: Settings, tmp_path: Path
+) -> None:
+    if not isinstance(store, S3Store):
+        pytest.skip("a local store's directories are used where they are")
+    tree = put_tree(store, make_tree(tmp_path / "source", {"a": bytes(2 << 20)}))
+    path = fetch_tree(store, tree, settings.home / "cache")
+    os.utime(path, (0, 0))
+    assert fetch_tree(store, tree, settings.home / "cache") == path
+    assert upkeep.find_garbage(settings, store, registry, timedelta(days=1)) == []
+    os.utime(path, (0, 0))
+    (found,) = upkeep.find_garbage(settings, store, registry, timedelta(days=1))
+    upkeep.remove(store, found)
+    assert (found.kind, found.folder, path.exists()) == ("cache", path, False)
+    (left,) = (one for one in upkeep.find_garbage(settings, store, registry, NOW) if one.kind == "cache")
+    assert left.size_bytes == 2 << 20
 
 
 def test_leases_of_the_dead_and_expired_ones_are_freed(registry: Registry, run_id: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -96,6 +97,7 @@ def fetch_tree(store: Store, tree: Tree, cache: Path, *, report: Report | None =
         return path
     path = cache / tree.digest
     pull_files(store, prefix, manifest, path, cache=cache, report=report)
+    os.utime(path)  # its last use, by which the cache is swept
     return path
 
 
