@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import urllib.error
 import urllib.request
 import uuid
@@ -14,6 +15,7 @@ from pydantic import SecretStr
 
 from yarn_ops.errors import ReleaseError, SettingsError, StoreError
 from yarn_ops.release import Tracking, open_tracking
+from yarn_ops.servers import WORK_POOLS
 from yarn_ops.settings import Settings
 from yarn_ops.store import open_store, store_options
 
@@ -77,6 +79,24 @@ def try_prefect(settings: Settings) -> None:
         )
 
 
+def try_workers(settings: Settings, api_url: str) -> list[str]:
+    """The work pools that a worker asks for runs; SettingsError when one of ours has none, or is paused."""
+    try:
+        pools = json.loads(_answer(f"{api_url}/work_pools/filter", settings.prefect_auth, b"{}"))
+    except (OSError, ValueError, HTTPException):
+        raise SettingsError(f"{api_url}: does not tell its work pools; see what is said of prefect") from None
+    found = {pool["name"]: pool for pool in pools}
+    for name in WORK_POOLS:
+        if name not in found:
+            raise SettingsError(f"work pool {name}: not there; run `python -m flows.deploy`")
+        if found[name]["is_paused"]:
+            raise SettingsError(f"work pool {name}: paused; resume it in Prefect's UI")
+        if found[name]["status"] != "READY":
+            command = f"`prefect worker start --pool {name}`"
+            raise SettingsError(f"work pool {name}: no worker asks it for runs; start one: {command}")
+    return list(WORK_POOLS)
+
+
 def try_mlflow(settings: Settings) -> Tracking:
     """The MLflow of these settings; ReleaseError, soon, when it is a server and nothing answers there."""
     if settings.mlflow_uri is None:
@@ -107,14 +127,23 @@ def _reachable(url: str) -> bool:
 
 def _status(url: str, auth: SecretStr | None = None) -> int | None:
     """The HTTP status of a GET, with this user:password; None when nothing answers."""
-    request = urllib.request.Request(url)
-    if auth is not None:
-        token = base64.b64encode(auth.get_secret_value().encode()).decode()
-        request.add_header("Authorization", f"Basic {token}")
     try:
-        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
-            return int(answer.status)
+        _answer(url, auth)
     except urllib.error.HTTPError as error:
         return error.code
     except (OSError, ValueError, HTTPException):
         return None
+    return 200
+
+
+def _answer(url: str, auth: SecretStr | None = None, data: bytes | None = None) -> bytes:
+    """The body of a GET, or a POST of JSON; HTTPError for a status that is none of success."""
+    request = urllib.request.Request(url, data)
+    if data is not None:
+        request.add_header("Content-Type", "application/json")
+    if auth is not None:
+        token = base64.b64encode(auth.get_secret_value().encode()).decode()
+        request.add_header("Authorization", f"Basic {token}")
+    with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
+        body: bytes = answer.read()
+    return body

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,6 +144,12 @@ def test_another_host_or_origin_is_refused_by_mlflow(stack: Running) -> None:
         assert "access-control-allow-origin" not in answer.headers
 
 
+def test_doctor_finds_the_stack_healthy(stack: Running) -> None:
+    found = {one["name"]: one for one in json.loads(stack.command("doctor", "--json").stdout)}
+    assert [name for name, one in found.items() if not one["healthy"]] == []
+    assert found["workers"]["found"] == "of yarn-ops, yarn-ops-gpu"
+
+
 def test_doctor_names_every_password_that_is_wrong(stack: Running) -> None:
     wrong = ("YARN_OPS_PREFECT_AUTH", "YARN_OPS_MLFLOW_PASSWORD", "YARN_OPS_S3_SECRET_KEY")
     right = dict(stack.environment)
@@ -152,7 +159,7 @@ def test_doctor_names_every_password_that_is_wrong(stack: Running) -> None:
     finally:
         stack.environment = right
     sick = {found["name"]: found["remedy"] for found in json.loads(answer.stdout) if not found["healthy"]}
-    assert list(sick) == ["store", "mlflow", "prefect"]
+    assert list(sick) == ["store", "mlflow", "prefect", "workers"]
     assert "check YARN_OPS_S3_ACCESS_KEY" in sick["store"]
     assert "check YARN_OPS_MLFLOW_USERNAME and YARN_OPS_MLFLOW_PASSWORD" in sick["mlflow"]
     assert "write user:password" in sick["prefect"]
@@ -200,6 +207,30 @@ def events(work: Path) -> list[Any]:
     """Those of the trainer that was at work here last."""
     logs = sorted(work.glob("*/events.jsonl"), key=lambda log: log.stat().st_mtime)
     return list(read_events(logs[-1])) if logs else []
+
+
+@pytest.mark.slow
+def test_a_cancelled_run_goes_on_from_its_checkpoint(stack: Running, small_recipe: Path) -> None:
+    recipe = tomllib.loads(small_recipe.read_text("utf-8"))
+    recipe["train"]["steps"], recipe["publish"]["name"] = 2000, "cancelled"
+    work, last = stack.layout.home / "work", 0
+    for _ in range(2):
+        asked_at = time.time()
+        run_id = stack.submit(recipe).raise_for_status().json()["id"]
+        wait_until(lambda since=asked_at: steps(work, since) != [], timeout_s=180)  # type: ignore[misc]
+        assert steps(work, asked_at)[0] == last + 1
+        cancelled_at = time.time()
+        stack.cancel(run_id)
+        assert stack.finished(run_id)["state_type"] == "CANCELLED"
+        checkpoint, stopped = events(work)[-2:]
+        assert (checkpoint["event"], stopped["event"]) == ("checkpoint", "stopped")
+        print(f"stopped {stopped['time'] - cancelled_at:.1f} s after the cancellation")
+        last = checkpoint["step"]
+
+
+def steps(work: Path, since: float) -> list[int]:
+    """Those that a trainer has taken since then."""
+    return [one["step"] for one in events(work) if one["event"] == "step" and one["time"] > since]
 
 
 def test_a_run_asked_for_over_the_api(stack: Running, small_recipe: Path) -> None:

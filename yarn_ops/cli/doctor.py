@@ -38,6 +38,7 @@ def examine(settings: Settings) -> list[Finding]:
         ("store", _store),
         ("mlflow", _mlflow),
         ("prefect", _prefect),
+        ("workers", _workers),
         ("device", _device),
     ]
     return [_finding(name, check, settings) for name, check in checks]
@@ -107,6 +108,16 @@ def _prefect(settings: Settings) -> str:
         return settings.prefect_api_url
     service = servers.running_service(settings)
     return service.prefect_api_url if service else "our own, started when needed"
+
+
+def _workers(settings: Settings) -> str:
+    address = settings.prefect_api_url
+    if address is None:
+        service = servers.running_service(settings)
+        if service is None:
+            return "none: runs are done by who asks for them"
+        address = service.prefect_api_url
+    return f"of {', '.join(services.try_workers(settings, address))}"
 
 
 def _device(settings: Settings) -> str:

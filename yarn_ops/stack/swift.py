@@ -48,44 +48,22 @@ pipeline = {kind}-server
 use = egg:swift#{kind}
 """
 
-PROXY_PIPELINE = """
+FILTERS = {
+    **dict.fromkeys(("catch_errors", "gatekeeper", "listing_formats", "bulk"), ""),
+    "s3api": "s3_acl = false\nlocation = us-east-1\n",
+    "tempauth": "user_yarn_ops = {secret_key} .admin\n",
+    **dict.fromkeys(("slo", "dlo", "symlink"), ""),
+}
+"""what a request passes on its way to the proxy, in this order, and the settings of each"""
+
+PROXY_PIPELINE = f"""
 [pipeline:main]
-pipeline = catch_errors gatekeeper listing_formats bulk s3api tempauth slo dlo symlink proxy-server
+pipeline = {" ".join(FILTERS)} proxy-server
 
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
-
-[filter:catch_errors]
-use = egg:swift#catch_errors
-
-[filter:gatekeeper]
-use = egg:swift#gatekeeper
-
-[filter:listing_formats]
-use = egg:swift#listing_formats
-
-[filter:bulk]
-use = egg:swift#bulk
-
-[filter:s3api]
-use = egg:swift#s3api
-s3_acl = false
-location = us-east-1
-
-[filter:tempauth]
-use = egg:swift#tempauth
-user_yarn_ops = {secret_key} .admin
-
-[filter:slo]
-use = egg:swift#slo
-
-[filter:dlo]
-use = egg:swift#dlo
-
-[filter:symlink]
-use = egg:swift#symlink
-"""
+""" + "".join(f"\n[filter:{name}]\nuse = egg:swift#{name}\n{more}" for name, more in FILTERS.items())
 
 RINGS = """
 import sys
