@@ -1,16 +1,17 @@
 """Our training step against transformers + PEFT on a real base: gradients, and 50 steps on the same batches.
 
-    python infra/benchmarks/train_against_peft.py BASE TEXT [--tokens 32768] [--steps 50]
+    python infra/benchmarks/train_against_peft.py BASE TEXT [--tokens 32768] [--steps 50] [--ways PEFT,ours]
 
 BASE: a model directory; TEXT: a text file of some million characters. LoRA r=16 on every linear layer, YaRN
 ×4, learning rate 2e-3, one window a step, the same windows and the same first adapters for all three:
 
     ours        bf16, our layers
+    fp8         the same with the frozen weights' products in 8 bits (Hopper or newer)
     PEFT        bf16 base, float32 adapters, autocast
     reference   transformers + PEFT in float32
 
-Gradients are compared with the reference's at the adapters that it has learnt by the last step. Prints a
-table.
+Gradients are compared with those of the first way, at the adapters that it has learnt by the last step.
+Prints a table.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--ways", default="reference,PEFT,ours")
     arguments = parser.parse_args()
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.base)
@@ -52,10 +54,12 @@ def main() -> None:
     ways: dict[str, tuple[torch.dtype, Callable[[PreTrainedModel], Callable[[Tensor], Tensor]]]] = {
         "reference": (torch.float32, lambda model: theirs(model, torch.float32)),
         "PEFT": (torch.bfloat16, lambda model: theirs(model, torch.bfloat16)),
-        "ours": (torch.bfloat16, lambda model: ours(model, arguments.tokens)),
+        "ours": (torch.bfloat16, lambda model: ours(model, arguments.tokens, float8=False)),
+        "fp8": (torch.bfloat16, lambda model: ours(model, arguments.tokens, float8=True)),
     }
     curves, learnt, gradients = {}, {}, {}
-    for name, (dtype, way) in ways.items():
+    for name in arguments.ways.split(","):
+        dtype, way = ways[name]
         model = load(arguments.base, arguments.tokens, dtype, arguments.device)
         loss_of = way(model)
         curves[name] = train(model, loss_of, batches)
@@ -70,10 +74,11 @@ def main() -> None:
 
     heads = ("loss first", "last 5", "off PEFT", "gradients: all", "median", "worst")
     print(" " * 10, *(f"{head:>15}" for head in heads))
+    first = next(iter(curves))
     for name, curve in curves.items():
         off = max(abs(one / other - 1) for one, other in zip(curve, curves["PEFT"], strict=True))
-        errors = [relative(gradients[name][key], value) for key, value in gradients["reference"].items()]
-        whole = relative(together(gradients[name]), together(gradients["reference"]))
+        errors = [relative(gradients[name][key], value) for key, value in gradients[first].items()]
+        whole = relative(together(gradients[name]), together(gradients[first]))
         figures = f"{curve[0]:15.4f} {statistics.fmean(curve[-5:]):15.4f} {off:15.2%}"
         print(f"{name:10} {figures} {whole:15.1e} {statistics.median(errors):15.1e} {max(errors):15.1e}")
 
@@ -103,8 +108,11 @@ def adapters_of(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
-def ours(model: PreTrainedModel, tokens: int) -> Callable[[Tensor], Tensor]:
-    loss = CausalLoss(model, Backbone(model, torch.bfloat16, windows=1, window=tokens), torch.bfloat16)
+def ours(model: PreTrainedModel, tokens: int, *, float8: bool) -> Callable[[Tensor], Tensor]:
+    backbone = Backbone(model, torch.bfloat16, windows=1, window=tokens, float8=float8)
+    if float8:
+        backbone.quantise()
+    loss = CausalLoss(model, backbone, torch.bfloat16)
 
     def loss_of(ids: Tensor) -> Tensor:
         return loss(Batch(ids[:, :-1], ids[:, 1:], None, ids.shape[1] - 1, frozenset())) / (ids.shape[1] - 1)

@@ -2,13 +2,14 @@
 
     python infra/benchmarks/train_step.py --arms peer,plan --tokens 32768 --out rows.jsonl
 
-The shape is Llama 3 8B's with random weights, LoRA r=16 on every linear layer, batch 1, YaRN ×4. Each arm is
-a new model; a step is timed whole (forward, backward, optimizer) between synchronisations, and the median of
-`--steps` after a warm-up counts.
+The shape is a Llama's (`--shape`, 8B unless told) with random weights, LoRA (`--rank`, 16) on every linear
+layer, batch 1, YaRN ×4. Each arm is a new model; a step is timed whole (forward, backward, optimizer) between
+synchronisations, and the median of `--steps` after a warm-up counts.
 
     peer                  transformers + PEFT + Liger kernels with gradient checkpointing, autocast
     plan                  our layers as the planner chooses what they keep
     ours:attention        our layers, told what to keep; `everything*24+input@host*8` mixes it by layer
+    fp8, fp8:attention    the same with the frozen weights' products in 8 bits
     correct               our bf16 gradients against transformers' in float32, on a small shape
 
 Beside what was measured stands what the planner foretold. `--backward-layers N` ends a step after N layers'
@@ -41,10 +42,21 @@ from yarn_ops.train.layer import LayerPolicy
 from yarn_ops.train.step import Batch, CausalLoss
 
 PEAK_FLOPS = 790e12
-SHAPE = {
-    "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 8,
+SHAPES = {
+    "llama-3-8b": {
+        "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8,
+    },
+    "llama-3.2-3b": {
+        "vocab_size": 128256, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28,
+        "num_attention_heads": 24, "num_key_value_heads": 8,
+    },
+    "llama-3.2-1b": {
+        "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8,
+    },
 }  # fmt: skip
+SHAPE = SHAPES["llama-3-8b"]
 SMALL = SHAPE | {"vocab_size": 8192, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 4}
 SMALL |= {"num_attention_heads": 8, "num_key_value_heads": 2}
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
@@ -54,7 +66,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--arms", default="peer,plan")
     parser.add_argument("--tokens", type=int, default=32768)
-    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--shape", choices=SHAPES, default="llama-3-8b")
+    parser.add_argument("--layers", type=int, help="fewer than the shape has")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--backward-layers", type=int)
@@ -79,12 +92,15 @@ def measure(arm: str, arguments: argparse.Namespace) -> dict[str, Any]:
     torch.cuda.reset_peak_memory_stats()
     tokens = arguments.tokens
     kind, _, policy = arm.partition(":")
-    config = shape_config(SHAPE | {"num_hidden_layers": arguments.layers}, tokens)
+    shape = SHAPES[arguments.shape]
+    config = shape_config(
+        shape | {"num_hidden_layers": arguments.layers or shape["num_hidden_layers"]}, tokens
+    )
     lora = LoraConfig(r=arguments.rank, lora_alpha=2 * arguments.rank, target_modules="all-linear")
     if kind == "peer":
         step, foretold = peer(config, lora), {}
     else:
-        step, foretold = ours(config, lora, tokens, policy)
+        step, foretold = ours(config, lora, tokens, policy, float8=kind == "fp8")
     torch.cuda.reset_peak_memory_stats()
     if arguments.backward_layers:
         return {"arm": arm, "tokens": tokens, **part_of_step(step, config, arguments), **foretold}
@@ -101,6 +117,8 @@ def measure(arm: str, arguments: argparse.Namespace) -> dict[str, Any]:
     step_s = statistics.median(seconds[1:] or seconds)
     return {
         "arm": arm,
+        "shape": arguments.shape,
+        "device": torch.cuda.get_device_name(),
         "tokens": tokens,
         "rank": arguments.rank,
         "step_s": round(step_s, 3),
@@ -198,7 +216,7 @@ def peer(config: LlamaConfig, lora: LoraConfig) -> Callable[[torch.Tensor], floa
 
 
 def ours(
-    config: LlamaConfig, lora: LoraConfig, tokens: int, policy: str
+    config: LlamaConfig, lora: LoraConfig, tokens: int, policy: str, *, float8: bool
 ) -> tuple[Callable[[torch.Tensor], float], dict[str, Any]]:
     model = random_model(config)
     model.requires_grad_(False)
@@ -208,7 +226,9 @@ def ours(
         parameter.data = parameter.data.float()
     optimizer = torch.optim.AdamW(learning, lr=1e-4, fused=True)
     told = policies(policy, config) if policy else None
-    backbone = Backbone(model, torch.bfloat16, windows=1, window=tokens, policies=told)
+    backbone = Backbone(model, torch.bfloat16, windows=1, window=tokens, policies=told, float8=float8)
+    if float8:
+        backbone.quantise()
     loss_of = CausalLoss(model, backbone, torch.bfloat16)
 
     def step(ids: torch.Tensor) -> float:

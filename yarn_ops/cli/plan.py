@@ -61,13 +61,13 @@ def plan_run(recipe: Recipe, gpu: str | None) -> RunPlan:
     original = recipe.base.original_context_tokens or read_config(directory)["max_position_embeddings"]
     model = lay_out(directory)
     make_trainable(model, recipe.train)
-    whole = recipe.train.method == "full"
+    whole, float8 = recipe.train.method == "full", recipe.train.precision == "fp8"
     shape = Shape.of(model, element_bytes=2, weight_bytes=4 if whole else 2)
     legs = []
     for leg in recipe.curriculum(original):
         window = leg.context_tokens
         positions = window * recipe.train.batch_windows
-        device, memory, rates, peak = _device(gpu, shape, positions, window)
+        device, memory, rates, peak = _device(gpu, shape, positions, window, float8)
         found = plan_step(shape, positions, window, rates, memory_bytes=memory, host_bytes=HOST_BYTES)
         legs.append(_leg(shape, found, leg.steps, window, positions, recipe.train.accumulate, peak))
     adapter = shape.trained * torch.float32.itemsize
@@ -99,7 +99,7 @@ def show(plan: RunPlan, *, as_json: bool) -> None:
 
 
 def _device(
-    gpu: str | None, shape: Shape, positions: int, window: int
+    gpu: str | None, shape: Shape, positions: int, window: int, float8: bool
 ) -> tuple[str, float, Rates, float | None]:
     """Name, bytes, rates and peak FLOP/s of the asked GPU, or of the one that is here, which is probed."""
     import torch
@@ -115,13 +115,14 @@ def _device(
             raise RecipeError(
                 f"--gpu {gpu}: not measured yet; choose from {names}, or plan where that GPU is"
             )
-        return known.name, known.memory_bytes, known.rates, known.peak_flops
+        rates = known.rates._replace(products=known.float8_products) if float8 else known.rates
+        return known.name, known.memory_bytes, rates, known.peak_flops
     if not torch.cuda.is_available():
         names = " or ".join(f"--gpu {each.name}" for each in GPUS)
         raise RecipeError(f"plan: no GPU here to plan for; name one: {names}")
     name, known = torch.cuda.get_device_name(), known_gpu(torch.cuda.get_device_name())
     kernel = choose_kernel("cuda", torch.bfloat16, shape.head_width, documents=False)
-    rates = measure_rates(shape, positions, window, kernel)
+    rates = measure_rates(shape, positions, window, kernel, float8=float8)
     return name, torch.cuda.mem_get_info()[0], rates, known and known.peak_flops
 
 

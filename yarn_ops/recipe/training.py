@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from yarn_ops.recipe.section import Positive, Section
 from yarn_ops.recipe.sections import Data, Gate
@@ -111,11 +111,19 @@ class Train(Section):
     )
     weight_decay: float = Field(0.0, ge=0, title="Weight decay")
     clip_norm: float = Field(1.0, gt=0, title="Gradient clipping", description="Largest gradient norm.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", title="Precision", description="auto: bf16 on a GPU, fp32 on a CPU."
-    )
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
+        "auto", title="Precision",
+        description="auto: bf16 on a GPU, fp32 on a CPU. fp8: bf16, and products of frozen weights in "
+        "8 bits; Hopper or newer, LoRA only.",
+    )  # fmt: skip
     checkpoint_every: Positive = Field(10, title="Checkpoint every (steps)")
     seed: int = Field(0, ge=0, title="Seed")
+
+    @model_validator(mode="after")
+    def _frozen_in_8_bits(self) -> Train:
+        if self.precision == "fp8" and self.method == "full":
+            raise ValueError("precision fp8 holds frozen weights, and with method full none is; use bf16")
+        return self
 
     def shared_by_legs(self) -> Train:
         """The section without what each leg says itself: a change to one leg leaves the others alone."""

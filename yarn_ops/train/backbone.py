@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from yarn_ops.errors import TrainError
 from yarn_ops.train.attention import choose_kernel
 from yarn_ops.train.decoder import Decoder, unsupported
 from yarn_ops.train.layer import LayerPolicy
@@ -48,9 +49,10 @@ class Backbone:
         windows: int,
         window: int,
         policies: Sequence[LayerPolicy] | None = None,
+        float8: bool = False,
     ) -> None:
         """`policies`: what each layer keeps; without them the planner chooses, and raises TrainError when not
-        even the most frugal step of `windows` × `window` tokens fits."""
+        even the most frugal step of `windows` × `window` tokens fits. `float8`: `quantise` will be called."""
         self._positions, self._window = windows * window, window
         self.shape = Shape.of(
             model, element_bytes=dtype.itemsize, weight_bytes=next(model.parameters()).dtype.itemsize
@@ -59,7 +61,11 @@ class Backbone:
         """why transformers' own forward runs; None when ours does"""
         self.flops = model_flops(self.shape, self._positions, window)
         """of a micro-batch: what it must do, without recomputation"""
-        memory, host, self._rates = _capacity(self.shape, model.device, dtype, self._positions, window)
+        if float8 and self.instead is not None:
+            raise TrainError(f"train.precision: fp8 is for our own layers, and {self.instead}; use bf16")
+        memory, host, self._rates = _capacity(
+            self.shape, model.device, dtype, self._positions, window, float8
+        )
         if policies is None:
             self.plan: Plan = plan_step(
                 self.shape, self._positions, window, self._rates, memory_bytes=memory, host_bytes=host
@@ -78,6 +84,11 @@ class Backbone:
         """Hidden states (B × T × D, after the last norm); positions restart at 0 with every document."""
         return self._forward(inputs_BT, positions_BT)
 
+    def quantise(self) -> None:
+        """Multiply by frozen weights in 8 bits from now on; TrainError where their shapes do not allow it."""
+        assert isinstance(self._forward, Decoder)
+        self._forward.quantise()
+
     def step_down(self) -> bool:
         """Keep less from now on, after a step that ran out of memory; False when there is no less."""
         policies = step_down(self.plan.policies)
@@ -89,13 +100,13 @@ class Backbone:
 
 
 def _capacity(
-    shape: Shape, device: torch.device, dtype: torch.dtype, positions: int, window: int
+    shape: Shape, device: torch.device, dtype: torch.dtype, positions: int, window: int, float8: bool
 ) -> tuple[float, float, Rates]:
     """Bytes that the step may take on its device (weights included) and on the host; the device's rates."""
     host = CPU_SHARE * psutil.virtual_memory().available
     if device.type == "cpu":
         return host + shape.fixed_bytes, host, CPU_RATES
     kernel = choose_kernel(device.type, dtype, shape.head_width, documents=False)
-    rates = measure_rates(shape, positions, window, kernel)
+    rates = measure_rates(shape, positions, window, kernel, float8=float8)
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     return free, host, rates

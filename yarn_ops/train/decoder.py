@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from yarn_ops.train.attention import Documents, choose_kernel
 from yarn_ops.train.elementwise import rms_norm, rms_norm_backward, rms_norm_weight_gradient
+from yarn_ops.train.float8 import Float8Weight
 from yarn_ops.train.host import HostStash
 from yarn_ops.train.layer import Context, LayerPolicy, Weights, decoder_layer
 from yarn_ops.train.projection import Linear
@@ -52,7 +53,18 @@ class Decoder:
         self._head_width: int = self._layers[0].self_attn.head_dim
         self._eps: float = model.config.rms_norm_eps
         self._dtype, self._stash = dtype, HostStash()
+        self._float8: dict[nn.Module, Float8Weight] = {}
         self.policies = list(policies)
+
+    @torch.no_grad()
+    def quantise(self) -> None:
+        """Multiply by the layers' frozen weights in 8 bits from now on. The others are freed: the model's own
+        forward runs no more."""
+        for layer in self._layers:
+            for module in _linears(layer):
+                base = _base(module)
+                self._float8[base] = Float8Weight.of(base.weight)
+                base.weight.data = base.weight.new_empty(0)
 
     def __call__(self, inputs_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
         """Hidden states (B × T × D, after the last norm, in the decoder's dtype).
@@ -84,14 +96,8 @@ class Decoder:
             return _RmsNorm.apply(x, self._norm.weight.to(self._dtype), self._eps)  # type: ignore[no-any-return]
 
     def _weights(self, layer: Any) -> Weights:
-        attention, mlp = layer.self_attn, layer.mlp
-        inputs = {
-            "qkv_a": (attention.q_proj, attention.k_proj, attention.v_proj),
-            "o_a": (attention.o_proj,),
-            "gate_up_a": (mlp.gate_proj, mlp.up_proj),
-            "down_a": (mlp.down_proj,),
-        }
-        linears = (*inputs["qkv_a"], *inputs["o_a"], *inputs["gate_up_a"], *inputs["down_a"])
+        linears, attention = _linears(layer), layer.self_attn
+        sharing = (linears[:3], linears[3:4], linears[4:6], linears[6:])
         norms = (
             layer.input_layernorm,
             getattr(attention, "q_norm", None),
@@ -100,16 +106,16 @@ class Decoder:
         values = [
             *(None if norm is None else self._cast(norm.weight) for norm in norms),
             self._cast(layer.post_attention_layernorm.weight),
-            *(self._shared_a(modules) for modules in inputs.values()),
+            *(self._shared_a(modules) for modules in sharing),
             *(self._linear(module) for module in linears),
         ]
         return Weights(*values)  # type: ignore[arg-type]
 
     def _linear(self, module: Any) -> Linear:
-        base = module.get_base_layer() if isinstance(module, LoraLayer) else module
+        base = _base(module)
         bias = None if base.bias is None else self._cast(base.bias)
         b = self._cast(module.lora_B[ADAPTER].weight * module.scaling[ADAPTER]) if _adapted(module) else None
-        return Linear(self._cast(base.weight), bias, b)
+        return Linear(self._float8.get(base) or self._cast(base.weight), bias, b)
 
     def _shared_a(self, modules: Iterable[Any]) -> Tensor | None:
         parts = [self._cast(module.lora_A[ADAPTER].weight) for module in modules if _adapted(module)]
@@ -133,6 +139,19 @@ class _RmsNorm(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_weight = rms_norm_weight_gradient(grad, x, ctx.eps) if ctx.needs_input_grad[1] else None
         return rms_norm_backward(grad, x, weight, ctx.eps, None), of_weight, None
+
+
+def _linears(layer: Any) -> tuple[Any, ...]:
+    """In the order of `Weights`."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return (
+        *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
+        *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
+    )
+
+
+def _base(module: Any) -> Any:
+    return module.get_base_layer() if isinstance(module, LoraLayer) else module
 
 
 def _adapted(module: Any) -> bool:

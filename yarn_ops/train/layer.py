@@ -31,6 +31,7 @@ from yarn_ops.train.elementwise import (
 from yarn_ops.train.host import HostStash, Stashed
 from yarn_ops.train.projection import (
     Linear,
+    LinearGradients,
     input_gradient,
     low_rank_gradient,
     parameter_gradients,
@@ -69,7 +70,7 @@ class Weights(NamedTuple):
     up: Linear
     down: Linear
 
-    def flat(self) -> tuple[Tensor | None, ...]:
+    def flat(self) -> tuple[Any, ...]:
         """What autograd sees; `of` undoes it."""
         return flatten(self)
 
@@ -80,12 +81,12 @@ class Weights(NamedTuple):
 
 
 LINEARS = Weights._fields.index("q")
-NO_GRADIENT: Linear = Linear(*[None] * 3)  # type: ignore[arg-type]
+NO_GRADIENTS = LinearGradients()
 
 
-def flatten(values: Sequence[Any]) -> tuple[Tensor | None, ...]:
-    """Weights, or their gradients, as tensors alone."""
-    return (*values[:LINEARS], *(tensor for linear in values[LINEARS:] for tensor in linear or NO_GRADIENT))
+def flatten(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Weights, or their gradients, each by itself."""
+    return (*values[:LINEARS], *(tensor for linear in values[LINEARS:] for tensor in linear or NO_GRADIENTS))
 
 
 @dataclass(frozen=True)
@@ -300,6 +301,6 @@ def _sum(total: Any, more: Any) -> Any:
     """Of gradients tile by tile: tensors, or layers of them."""
     if total is None or more is None:
         return more if total is None else total
-    if isinstance(more, Linear):
-        return Linear(*(_sum(*pair) for pair in zip(total, more, strict=True)))
+    if isinstance(more, LinearGradients):
+        return LinearGradients(*(_sum(*pair) for pair in zip(total, more, strict=True)))
     return total.add_(more)

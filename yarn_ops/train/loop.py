@@ -67,6 +67,7 @@ class Loop:
         self._job, self._events, self._stop = job, events, stop
         self._device = resolve_device(job.device)
         self._dtype = resolve_dtype(job.train.precision, self._device)
+        self._float8 = job.train.precision == "fp8"
         self._sampler = WindowSampler(
             ShardReader(job.shards_dir, "train"),
             window_tokens=job.leg.context_tokens,
@@ -76,7 +77,11 @@ class Loop:
         self._model = load_model(job, self._device, self._dtype)
         self._parameters = trained_parameters(self._model)
         self._backbone = Backbone(
-            self._model, DTYPES[self._dtype], windows=job.train.batch_windows, window=job.leg.context_tokens
+            self._model,
+            DTYPES[self._dtype],
+            windows=job.train.batch_windows,
+            window=job.leg.context_tokens,
+            float8=self._float8,
         )
         self._loss = CausalLoss(self._model, self._backbone, DTYPES[self._dtype])
         self._optimizer = make_optimizer(list(self._parameters.values()), job.train.weight_decay)
@@ -105,10 +110,13 @@ class Loop:
     def run(self) -> None:
         """Steps up to the leg's last; a snapshot every `checkpoint_every`, at the end and on a stop."""
         steps, every = self._job.leg.steps, self._job.train.checkpoint_every
-        self._events.emit("start", step=self._step, device=self._device, precision=self._dtype)
+        precision = "fp8" if self._float8 else self._dtype
+        self._events.emit("start", step=self._step, device=self._device, precision=precision)
         self._tell_plan()
         self._model.train()
         self._loss.prove(next(self._batches()).inputs_BT)
+        if self._float8:
+            self._backbone.quantise()
         while self._step < steps:
             if not self._train_step():
                 self._save_snapshot()

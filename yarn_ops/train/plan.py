@@ -111,11 +111,13 @@ class Gpu(NamedTuple):
     """that a large bf16 product reaches for a moment: the denominator of MFU"""
     rates: Rates
     """over a whole step, with cuDNN's attention"""
+    float8_products: float
+    """instead of the rates' own, where frozen weights are multiplied in 8 bits"""
 
 
 GPUS = (
-    Gpu("H100", 79.1 * GIB, 790e12, Rates(690e12, 540e12, 490e12, 3.0e12, 50e9)),
-    Gpu("H200", 139.8 * GIB, 790e12, Rates(726e12, 554e12, 500e12, 4.2e12, 50e9)),
+    Gpu("H100", 79.1 * GIB, 790e12, Rates(690e12, 540e12, 490e12, 3.0e12, 50e9), 1100e12),
+    Gpu("H200", 139.8 * GIB, 790e12, Rates(726e12, 554e12, 500e12, 4.2e12, 50e9), 1100e12),
 )
 
 

@@ -17,7 +17,7 @@ from yarn_ops.errors import TrainError
 from yarn_ops.settings import child_environment
 
 Device = Literal["auto", "cpu", "cuda"]
-Asked = Literal["auto", "fp32", "bf16"]
+Asked = Literal["auto", "fp32", "bf16", "fp8"]
 Dtype = Literal["fp32", "bf16"]
 
 BELOW_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
@@ -40,14 +40,16 @@ def resolve_device(device: Device) -> Literal["cpu", "cuda"]:
 
 
 def resolve_dtype(asked: Asked, device: Literal["cpu", "cuda"]) -> Dtype:
-    """auto: bf16 on a GPU, fp32 on a CPU."""
+    """Of what is not multiplied in 8 bits; auto: bf16 on a GPU, fp32 on a CPU."""
     if asked != "auto":
-        return asked
+        return "bf16" if asked == "fp8" else asked
     return "bf16" if device == "cuda" else "fp32"
 
 
 def trainer_environment(asked: Asked, device: Device) -> Mapping[str, str]:
     """The variables that a trainer needs for its arithmetic to run; TrainError when none help."""
+    if asked == "fp8":
+        _require_float8(device)
     if asked != "bf16" or device == "cuda":
         return {}
     status = 0
@@ -59,6 +61,14 @@ def trainer_environment(asked: Asked, device: Device) -> Mapping[str, str]:
     raise TrainError(
         f"train.precision: a bf16 matrix product does not run on this CPU ({reason}); use fp32 or auto"
     )
+
+
+def _require_float8(device: Device) -> None:
+    if resolve_device(device) == "cpu":
+        raise TrainError("train.precision: fp8 needs a GPU of Hopper's generation or newer; use bf16 or auto")
+    from yarn_ops.train.float8 import require_float8
+
+    require_float8()
 
 
 def _probe(device: Device, environment: Mapping[str, str]) -> int:

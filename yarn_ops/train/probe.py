@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from yarn_ops.train.attention import Kernel, attend, attend_backward
+from yarn_ops.train.float8 import multiply, require_float8, to_rows
 from yarn_ops.train.plan import Rates, Shape
 
 PROBE_POSITIONS = 1 << 15
@@ -16,12 +17,20 @@ SUSTAINED = 0.92
 """of the rate of a short burst: over a whole step the chip's power limits it"""
 
 
-def measure_rates(shape: Shape, positions: int, window: int, kernel: Kernel) -> Rates:
-    """Of bf16 products, attention and copies on the current CUDA device."""
+def measure_rates(
+    shape: Shape, positions: int, window: int, kernel: Kernel, *, float8: bool = False
+) -> Rates:
+    """Of products (bf16, or in 8 bits with what it takes to bring their left operand there), attention and
+    copies on the current CUDA device."""
     rows, tokens = min(positions, PROBE_POSITIONS), min(window, PROBE_POSITIONS)
     x = _random(rows, shape.hidden)
     weight = _random(shape.mlp, shape.hidden)
-    product = _seconds(lambda: x @ weight.t())
+    if float8:
+        require_float8()
+        eight = to_rows(weight)
+        product = _seconds(lambda: multiply(to_rows(x), eight, x.dtype))
+    else:
+        product = _seconds(lambda: x @ weight.t())
 
     q, grad = (_random(1, tokens, shape.heads, shape.head_width) for _ in range(2))
     k, v = (_random(1, tokens, shape.kv_heads, shape.head_width) for _ in range(2))

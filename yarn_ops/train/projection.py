@@ -2,7 +2,8 @@
 
 The adapters' A matrices lie in one, so the input is read once for all of them; B carries PEFT's scaling. The
 low-rank product is the smaller by a thousand and is written first: the wide product then adds itself to it in
-its own last pass, so an adapter costs no pass over the output. A residual rides the same way.
+its own last pass, so an adapter costs no pass over the output. A residual rides the same way. Products in
+8 bits cannot add; there the adapter's does.
 
 Axes in names: N positions, I input width, O output width, R ranks of all adapters of the group together.
 """
@@ -15,18 +16,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from yarn_ops.train.float8 import Float8Weight, Rows, multiply, to_rows
+
 
 class Linear(NamedTuple):
-    weight_OI: Tensor
+    weight_OI: Tensor | Float8Weight
     bias_O: Tensor | None = None
     b_OR: Tensor | None = None
     """of this layer's own rank"""
 
 
+class LinearGradients(NamedTuple):
+    weight_OI: Tensor | None = None
+    bias_O: Tensor | None = None
+    b_OR: Tensor | None = None
+
+
 class Gradients(NamedTuple):
     a_RI: Tensor | None
-    linears: list[Linear]
-    """the gradient of each weight where it was asked for, else an empty tensor"""
+    linears: list[LinearGradients]
 
 
 def project(
@@ -34,22 +42,43 @@ def project(
 ) -> list[Tensor]:
     """The outputs (each N × O); `onto` is added to the first and left as it is."""
     low_NR = None if a_RI is None else x_NI @ a_RI.t()
+    rows = to_rows(x_NI) if isinstance(linears[0].weight_OI, Float8Weight) else None
     outputs, rank = [], 0
     for linear in linears:
-        start = onto_NO
-        if linear.bias_O is not None:
-            start = linear.bias_O if start is None else start + linear.bias_O
+        own_NR = None
         if linear.b_OR is not None:
             assert low_NR is not None
-            own, rank = low_NR[:, rank : rank + linear.b_OR.shape[1]], rank + linear.b_OR.shape[1]
-            start = own @ linear.b_OR.t() if start is None else torch.addmm(start, own, linear.b_OR.t())
-            outputs.append(start.addmm_(x_NI, linear.weight_OI.t()))
-        elif start is None:
-            outputs.append(x_NI @ linear.weight_OI.t())
+            own_NR, rank = low_NR[:, rank : rank + linear.b_OR.shape[1]], rank + linear.b_OR.shape[1]
+        if rows is None:
+            outputs.append(_output(x_NI, linear, own_NR, onto_NO))
         else:
-            outputs.append(torch.addmm(start, x_NI, linear.weight_OI.t()))
+            outputs.append(_float8_output(rows, linear, own_NR, onto_NO, x_NI.dtype))
         onto_NO = None
     return outputs
+
+
+def _output(x_NI: Tensor, linear: Linear, own_NR: Tensor | None, onto_NO: Tensor | None) -> Tensor:
+    start, weight_OI = onto_NO, linear.weight_OI
+    assert isinstance(weight_OI, Tensor)
+    if linear.bias_O is not None:
+        start = linear.bias_O if start is None else start + linear.bias_O
+    if own_NR is not None and linear.b_OR is not None:
+        start = own_NR @ linear.b_OR.t() if start is None else torch.addmm(start, own_NR, linear.b_OR.t())
+        return start.addmm_(x_NI, weight_OI.t())
+    return x_NI @ weight_OI.t() if start is None else torch.addmm(start, x_NI, weight_OI.t())
+
+
+def _float8_output(
+    x: Rows, linear: Linear, own_NR: Tensor | None, onto_NO: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    assert isinstance(linear.weight_OI, Float8Weight)
+    output = multiply(x, linear.weight_OI.outputs, dtype)
+    if own_NR is not None and linear.b_OR is not None:
+        output.addmm_(own_NR, linear.b_OR.t())
+    for more in (linear.bias_O, onto_NO):
+        if more is not None:
+            output += more
+    return output
 
 
 def low_rank_gradient(grads_NO: Sequence[Tensor], linears: Sequence[Linear]) -> Tensor | None:
@@ -64,11 +93,26 @@ def input_gradient(
     grads_NO: Sequence[Tensor], a_RI: Tensor | None, low_grad_NR: Tensor | None, linears: Sequence[Linear]
 ) -> Tensor:
     """Gradient of x (N × I)."""
+    if isinstance(linears[0].weight_OI, Float8Weight):
+        return _float8_input_gradient(grads_NO, a_RI, low_grad_NR, linears)
     total = None if a_RI is None or low_grad_NR is None else low_grad_NR @ a_RI
     for grad, linear in zip(grads_NO, linears, strict=True):
+        assert isinstance(linear.weight_OI, Tensor)
         total = grad @ linear.weight_OI if total is None else total.addmm_(grad, linear.weight_OI)
     assert total is not None
     return total
+
+
+def _float8_input_gradient(
+    grads_NO: Sequence[Tensor], a_RI: Tensor | None, low_grad_NR: Tensor | None, linears: Sequence[Linear]
+) -> Tensor:
+    total: Tensor | None = None
+    for grad, linear in zip(grads_NO, linears, strict=True):
+        assert isinstance(linear.weight_OI, Float8Weight)
+        more = multiply(to_rows(grad), linear.weight_OI.inputs, grad.dtype)
+        total = more if total is None else total.add_(more)
+    assert total is not None
+    return total if a_RI is None or low_grad_NR is None else total.addmm_(low_grad_NR, a_RI)
 
 
 def parameter_gradients(
@@ -88,8 +132,8 @@ def parameter_gradients(
             assert low_NR is not None
             of_b = grad.t() @ low_NR[:, rank : rank + linear.b_OR.shape[1]]
             rank += linear.b_OR.shape[1]
-        of_weight = grad.t() @ x_NI if whole else grad.new_empty(0)
+        of_weight = grad.t() @ x_NI if whole else None
         of_bias = grad.sum(0) if whole and linear.bias_O is not None else None
-        gradients.append(Linear(of_weight, of_bias, of_b))
+        gradients.append(LinearGradients(of_weight, of_bias, of_b))
     of_a = None if low_grad_NR is None else low_grad_NR.t() @ x_NI
     return Gradients(of_a, gradients)
