@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +16,28 @@ from yarn_ops.errors import DataError
 from yarn_ops.evals.suite import ruler
 
 LENGTH = 1024
+GOLDEN = Path(__file__).parents[2] / "golden" / "ruler_samples.json"
+"""of each task the sha256 of two samples' texts, and what is to be answered, which a person has read; delete
+it and run the test below to make it again: a change is a new version of the suite"""
 
 
 @pytest.fixture(scope="module")
 def haystack(encode, base512_tokenizer):
     return replace(documents(encode), decode=base512_tokenizer.decode)
+
+
+def test_samples_are_the_golden_ones(haystack):
+    found = {
+        name: [
+            [sha256(text_of(sample, haystack).encode()).hexdigest(), *sample.references]
+            for sample in ruler.samples(name, haystack, LENGTH, 2, 0)
+        ]
+        for name in ruler.TASKS
+    }
+    if not GOLDEN.is_file():
+        GOLDEN.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        pytest.fail(f"{GOLDEN.name} was made; read it and run again")
+    assert found == json.loads(GOLDEN.read_text("utf-8"))
 
 
 def text_of(sample, haystack) -> str:
