@@ -52,7 +52,9 @@ class Person:
         self._page.mouse.wheel(0, -100_000)
         self._keep("run-form")
         self._page.get_by_role("button", name="Submit").click()
+        self._page.wait_for_url("**tab=Runs")  # where the form leads by itself
         self._page.get_by_role("link", name=name, exact=True).first.click()
+        self._page.wait_for_url("**/runs/flow-run/**")
 
     def watch(self) -> None:
         """See it train, and complete."""

@@ -190,7 +190,9 @@ def test_one_run_trains_another_prepares_and_goes_on_when_the_first_is_cancelled
     done = [stage.stage for stage in registry.run_view().stages if stage.status == "completed"]
     assert done == ["base", "patch", "documents", "shards", "rehearse"]
 
-    work = stack.layout.home / "work"
+    (running,) = [run for run in registry.runs() if run.recipe["publish"]["name"] == "long"]
+    (key,) = (one.key for one in registry.run_view(running.id).stages if one.stage == "train")
+    work = stack.layout.home / "work" / key[:16]
     wait_until(lambda: any(event["event"] == "step" for event in events(work)), timeout_s=180)
     stack.cancel(first)
     assert stack.finished(first)["state_type"] == "CANCELLED"
@@ -204,8 +206,8 @@ def test_one_run_trains_another_prepares_and_goes_on_when_the_first_is_cancelled
 
 
 def events(work: Path) -> list[Any]:
-    """Those of the trainer that was at work here last."""
-    logs = sorted(work.glob("*/events.jsonl"), key=lambda log: log.stat().st_mtime)
+    """Those of the trainer that was at work in this stage's folder, or below it in one last."""
+    logs = sorted(work.glob("**/events.jsonl"), key=lambda log: log.stat().st_mtime)
     return list(read_events(logs[-1])) if logs else []
 
 
