@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from pydantic import ValidationError
+from test_train_decoder import gradients, small_model
 from transformers import LlamaConfig, Qwen3Config
 
-from tests.unit.train.test_train_decoder import gradients, small_model
 from yarn_ops.errors import TrainError
 from yarn_ops.recipe import Train
 from yarn_ops.train.decoder import Decoder
