@@ -198,8 +198,7 @@ def _make(
     for left in work.glob("out-*"):
         shutil.rmtree(left, ignore_errors=True)
     out = work / f"out-{held.lease.fence}"  # a holder that lost its lease unnoticed writes to its own
-    out.mkdir()
-    with room_in(work), shop.progress.of(name) as report:
+    with room_in(work), _made_or_gone(out), shop.progress.of(name) as report:
         bench = Bench(shop, key, work, out, report, held.lost.is_set)
         fetched = _fetched(shop, fn, inputs)
         with _device(shop, name, held, alone_on):
@@ -209,6 +208,17 @@ def _make(
         held.complete(record)
     shop.discard(work)
     return record
+
+
+@contextmanager
+def _made_or_gone(out: Path) -> Iterator[None]:
+    """A new directory, which a failure within the block takes along: it may have filled the disk."""
+    out.mkdir()
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 def _fetched(shop: Workshop, fn: Callable[..., R], inputs: tuple[Any, ...]) -> list[Any]:

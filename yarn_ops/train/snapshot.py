@@ -54,6 +54,7 @@ def save_snapshot(directory: Path, snapshot: Snapshot) -> Path:
         }
         (partial / FACTS).write_text(json.dumps(facts), encoding="utf-8")
     except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
         raise TrainError(f"{final}: the snapshot cannot be written ({error}); free disk space") from error
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)

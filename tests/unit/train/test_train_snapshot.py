@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,14 @@ def test_an_unwritable_place_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "snapshots").write_text("a file in the way")
     with pytest.raises(TrainError, match="cannot be written"):
         save_snapshot(tmp_path / "snapshots", snapshot(1))
+
+
+def test_a_disk_full_of_it_is_given_its_room_back(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))
+    try:
+        with pytest.raises(TrainError, match="the snapshot cannot be written"):
+            save_snapshot(tmp_path, snapshot(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
