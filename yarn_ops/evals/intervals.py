@@ -29,6 +29,14 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return fmean(values) - half, fmean(values) + half
 
 
+def shares_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Of the mean of shares, 0..1 each: Student's; Wilson's where all are 0 or 1, and perhaps all alike."""
+    if all(value in (0.0, 1.0) for value in values):
+        return wilson(round(sum(values)), len(values))
+    interval = mean_interval(values)
+    return None if interval is None else (max(0.0, interval[0]), min(1.0, interval[1]))
+
+
 def paired_share_interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
     """Agresti and Min's interval of the change of a share, from the same trials (1 or 0) before and after.
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from yarn_ops.evals.intervals import mean_interval, paired_share_interval, student_quantile, wilson
+from yarn_ops.evals.intervals import (
+    mean_interval,
+    paired_share_interval,
+    shares_interval,
+    student_quantile,
+    wilson,
+)
 
 RUNS = 4000
 
@@ -56,3 +62,19 @@ def test_paired_shares_cover() -> None:
         low, high = paired_share_interval(before, after)
         hits.append(low <= -0.03 <= high)
     assert np.mean(hits) == pytest.approx(0.95, abs=0.015)
+
+
+def test_shares_that_are_all_alike_are_not_certain() -> None:
+    assert shares_interval([0.0] * 30) == wilson(0, 30)
+    assert shares_interval([1.0, 0.0, 1.0]) == wilson(2, 3)
+    assert shares_interval([0.5, 1.0, 0.75, 1.0, 1.0])[1] == 1.0
+    assert shares_interval([0.5, 1.0]) is None
+
+
+def test_shares_of_parts_cover() -> None:
+    """Means of 30 answers, each the share of four references that were found."""
+    rng = np.random.default_rng(0)
+    for truth in (0.3, 0.7, 0.9):
+        found = rng.binomial(4, truth, (600, 30)) / 4
+        bounds = [shares_interval(row.tolist()) for row in found]
+        assert np.mean([low <= truth <= high for low, high in bounds]) >= 0.925

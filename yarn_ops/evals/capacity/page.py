@@ -29,6 +29,7 @@ TITLES = {
     "long-perplexity": "perplexity of far-repeated tokens",
     RULER: "RULER, mean of its tasks",
 }
+FAMILIES = ("perplexity", "needle", "recall", "multi-key", "key-value", "passkey", "copy", "mqar", "ruler")
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1f2328;max-width:1060px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.9rem;margin:0 0 .2rem}h2{font-size:1.15rem;margin:2rem 0 .4rem}
@@ -37,7 +38,8 @@ h1{font-size:1.9rem;margin:0 0 .2rem}h2{font-size:1.15rem;margin:2rem 0 .4rem}
 .card{flex:1;border:1px solid #e4e7eb;border-radius:10px;padding:.8rem 1rem}
 .card b{display:block;font-size:2rem;line-height:1.2}.card span{color:#6a737d}
 img{max-width:100%}table{border-collapse:collapse;margin:.4rem 0}
-td,th{padding:.2rem .8rem .2rem 0;text-align:right;border-bottom:1px solid #e4e7eb;white-space:nowrap}
+table{font-size:13px}.scroll{overflow-x:auto}
+td,th{padding:.2rem .6rem .2rem 0;text-align:right;border-bottom:1px solid #e4e7eb;white-space:nowrap}
 td:first-child,th:first-child{text-align:left}th{color:#6a737d;font-weight:500}
 small{color:#6a737d}
 """
@@ -113,12 +115,18 @@ def _measured(model: Capacity) -> Iterator[str]:
     yield f"<h2>Measured: {escape(model.name)}</h2>"
     tasks = dict.fromkeys(score.task for score in model.scores if score.depth is None)
     shown = [task for task in tasks if not task.startswith("loss-by") and not task.endswith("/nats")]
-    shown.sort(key=lambda task: (list(TITLES).index(task) if task in TITLES else len(TITLES), task))
+    shown.sort(key=_order)
     rows = [
         [TITLES.get(task, task), *(_figure(model.score(task, length)) for length in model.lengths)]
         for task in shown
     ]
     yield from _table(["", *(tokens(length) for length in model.lengths)], rows)
+
+
+def _order(task: str) -> tuple[int, int, str]:
+    titled = list(TITLES).index(task) if task in TITLES else len(TITLES)
+    family = task.partition("/")[0]
+    return titled, FAMILIES.index(family) if family in FAMILIES else len(FAMILIES), task
 
 
 def _figure(score: Score | None) -> str:
@@ -229,10 +237,10 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, escaped: bool
     def cell(text: str) -> str:
         return text if escaped else escape(text)
 
-    yield "<table><tr>" + "".join(f"<th>{escape(head)}</th>" for head in heads) + "</tr>"
+    yield '<div class="scroll"><table><tr>' + "".join(f"<th>{escape(head)}</th>" for head in heads) + "</tr>"
     for row in rows:
         yield "<tr>" + "".join(f"<td>{cell(text)}</td>" for text in row) + "</tr>"
-    yield "</table>"
+    yield "</table></div>"
 
 
 def _bytes(count: int) -> str:

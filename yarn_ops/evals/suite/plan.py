@@ -26,7 +26,7 @@ from yarn_ops.evals.suite.sample import Ids, Sample
 from yarn_ops.recipe import SuiteName
 from yarn_ops.records import Score
 
-VERSION = 2
+VERSION = 3
 """raised when the same cell would give other figures"""
 LENGTHS = 5
 """the longest and its halves"""

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.random import Generator
 
 from yarn_ops.errors import DataError
-from yarn_ops.evals.intervals import mean_interval
+from yarn_ops.evals.intervals import shares_interval
 from yarn_ops.evals.suite import ruler_lists, ruler_needles
 from yarn_ops.evals.suite.haystack import Haystack
 from yarn_ops.evals.suite.reader import Reader
@@ -162,14 +162,10 @@ def _most_units(fits: Callable[[int], bool], most: int) -> int:
 
 
 def _score(task: str, shares: list[float], context_tokens: int, seed: int) -> Score:
-    low, high = mean_interval(shares) or (None, None)
-    bounds: dict[str, Any] = {
-        "low": None if low is None else max(0.0, low),
-        "high": None if high is None else min(1.0, high),
-    }
+    low, high = shares_interval(shares) or (None, None)
     return Score(
         task=task, context_tokens=context_tokens, value=float(np.mean(shares)), samples=len(shares),
-        seed=seed, items=tuple(shares), **bounds,
+        seed=seed, items=tuple(shares), low=low, high=high,
     )  # fmt: skip
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from yarn_ops.evals.intervals import mean_interval, wilson
+from yarn_ops.evals.intervals import mean_interval, shares_interval, wilson
 from yarn_ops.evals.suite.reader import Reader, Reply
 from yarn_ops.evals.suite.sample import Question, Sample
 from yarn_ops.records import Score
@@ -67,7 +67,14 @@ def continued(
         ),
     ]
     scores = [
-        _mean(name, [float(np.mean(reply.right)) for _, reply in pairs], context_tokens, depth, seed)
+        _mean(
+            name,
+            [float(np.mean(reply.right)) for _, reply in pairs],
+            context_tokens,
+            depth,
+            seed,
+            shares_interval,
+        )
         for name, depth, pairs in groups
         if pairs
     ]
@@ -84,8 +91,15 @@ def _likelihood(task: str, planted: Sequence[Asked], context_tokens: int, seed: 
     return [_mean(f"{task}/nats", nats, context_tokens, None, seed)] if nats else []
 
 
-def _mean(task: str, values: Sequence[float], context_tokens: int, depth: float | None, seed: int) -> Score:
-    low, high = mean_interval(values) or (None, None)
+def _mean(
+    task: str,
+    values: Sequence[float],
+    context_tokens: int,
+    depth: float | None,
+    seed: int,
+    interval: Callable[[Sequence[float]], tuple[float, float] | None] = mean_interval,
+) -> Score:
+    low, high = interval(values) or (None, None)
     return Score(
         task=task, context_tokens=context_tokens, depth=depth, value=float(np.mean(values)), low=low,
         high=high, samples=len(values), seed=seed, items=tuple(values) if depth is None else (),
