@@ -1,13 +1,14 @@
-"""Tokenising documents: ours beside `datasets.map` with the same tokenizer, in turns, each in its own process.
+"""Tokenising documents: ours beside `datasets.map` with the same tokenizer, in turns, a process each.
 
     pip install datasets                                # it is no dependency of ours
     python infra/benchmarks/tokenise.py FOLDER --pattern '**/*.py' --rounds 3
 
-FOLDER holds text files, a document each. Both read them, tokenise on two cores and write what a trainer reads:
-ours shards, with equal texts dropped and every file fingerprinted (`survey` and `prepare`); `datasets` an Arrow
-table (`load_dataset("text", sample_by="document")`, then `map(batched=True, num_proc=2)`). Seconds are of that
-work, imports not counted; CPU seconds include children. Memory is the most that the process and its children
-held together, for all documents and for half of them: what grows with the corpus shows in the difference.
+FOLDER holds text files, a document each. Both read them, tokenise on two cores and write what a trainer
+reads: ours shards, with equal texts dropped and every file fingerprinted (`survey` and `prepare`);
+`datasets` an Arrow table (`load_dataset("text", sample_by="document")`, then `map(batched=True,
+num_proc=2)`). Seconds are of that work, imports not counted; CPU seconds include children. Memory is the
+most that the process and its children held together, for all documents and for half of them: what grows
+with the corpus shows in the difference.
 """
 
 from __future__ import annotations
