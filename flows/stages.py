@@ -15,6 +15,7 @@ from yarn_ops import bases
 from yarn_ops.data import corpus as corpora
 from yarn_ops.data import shards as tokenised
 from yarn_ops.errors import LeaseLost
+from yarn_ops.evals.suite.version import VERSION as SUITE_VERSION
 from yarn_ops.recipe import (
     Base,
     Data,
@@ -210,7 +211,7 @@ def _measured(
     )
 
 
-@stage("suite", version=1, alone_on="device")
+@stage("suite", version=SUITE_VERSION, alone_on="device")
 def suite(
     bench: Bench,
     name: SuiteName,

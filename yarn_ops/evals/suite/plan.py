@@ -23,11 +23,10 @@ from yarn_ops.evals.suite import context, copying, needles, pairs, ruler, scorin
 from yarn_ops.evals.suite.haystack import Haystack
 from yarn_ops.evals.suite.reader import Reader
 from yarn_ops.evals.suite.sample import Ids, Sample
+from yarn_ops.evals.suite.version import VERSION
 from yarn_ops.recipe import SuiteName
 from yarn_ops.records import Score
 
-VERSION = 3
-"""raised when the same cell would give other figures"""
 LENGTHS = 5
 """the longest and its halves"""
 LEAST_TOKENS = 128
