@@ -52,9 +52,8 @@ class Person:
         self._page.mouse.wheel(0, -100_000)
         self._keep("run-form")
         self._page.get_by_role("button", name="Submit").click()
-        self._page.wait_for_url("**tab=Runs")  # where the form leads by itself
         self._page.get_by_role("link", name=name, exact=True).first.click()
-        self._page.wait_for_url("**/runs/flow-run/**")
+        self._page.get_by_text("Subflow Runs", exact=True).first.wait_for()  # a tab of the run's page
 
     def watch(self) -> None:
         """See it train, and complete."""
@@ -89,7 +88,8 @@ class Person:
         return text
 
     def _trains(self) -> bool:
-        run_id = self._page.url.rstrip("/").rpartition("/")[2].partition("?")[0]
+        address: str = self._page.evaluate("location.pathname")
+        run_id = address.rstrip("/").rpartition("/")[2]
         found = self._service.find("artifacts", run_id)
         return any(one["key"] == "progress-train" and one["data"] > 20 for one in found)
 
