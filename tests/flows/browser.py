@@ -64,8 +64,6 @@ class Person:
             self._keep("running")
             self._page.get_by_text("Logs", exact=True).first.click()
         self._page.get_by_text("Completed", exact=True).first.wait_for()
-        self._page.wait_for_timeout(1_000 if self._pictures is not None else 0)
-        self._keep("flow-run")
 
     def read_report(self, described: str) -> str:
         """Open it; its text, once its pictures are drawn."""
