@@ -19,7 +19,7 @@ from yarn_ops.settings import Settings
 from yarn_ops.train.events import read_events
 from yarn_ops.train.launch import PID
 
-WAIT_S = 300
+WAIT_S = 600  # other programs may keep the machine busy
 POLL_S = 0.02
 GONE_S = 30
 
