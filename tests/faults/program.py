@@ -102,7 +102,7 @@ def main() -> None:
         if "disk" in tables:
             report.fill("disk", ["full"], stages, lambda _, stage: fill_up(stage, closed_environment()))
         if "clock" in tables:
-            report.fill("clock", KINDS, stages, lambda kind, stage: jump(service, kind, stage))
+            report.fill("clock", [*KINDS], ["the whole run"], lambda kind, _: jump(service, kind))
         if "kill" in tables:
             report.fill("killed", victims, stages, lambda victim, stage: kill(service, victim, stage))
     finally:
