@@ -7,7 +7,8 @@ from prefect.logging.handlers import APILogHandler
 
 from flows.curriculum import train_legs
 from flows.reporting import show_comparison
-from flows.stages import evaluate, fetch_base, merge, patch, prepare, rank, survey
+from flows.stages.making import fetch_base, merge, patch, prepare, survey
+from flows.stages.measuring import evaluate, rank
 from flows.workshop import open_workshop
 from yarn_ops import registry
 from yarn_ops.errors import RecipeError

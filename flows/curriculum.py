@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flows.scoring import score
-from flows.stages import evaluate_leg, judge_leg, merge, train
+from flows.stages.making import merge, train
+from flows.stages.measuring import evaluate_leg, judge_leg
 from yarn_ops.errors import GateFailed
 from yarn_ops.recipe import Recipe, Stage
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, PatchedModel, ShardSet

@@ -8,17 +8,9 @@ from prefect.logging.handlers import APILogHandler
 from flows.curriculum import train_legs
 from flows.reporting import show_report
 from flows.scoring import score
-from flows.stages import (
-    draw,
-    fetch_base,
-    judge,
-    merge,
-    patch,
-    prepare,
-    publish,
-    rehearse,
-    survey,
-)
+from flows.stages.making import fetch_base, merge, patch, prepare, rehearse, survey
+from flows.stages.measuring import judge
+from flows.stages.releasing import draw, publish
 from flows.workshop import open_workshop
 from yarn_ops import registry
 from yarn_ops.errors import GateFailed

@@ -5,7 +5,8 @@ from __future__ import annotations
 from prefect import flow
 from prefect.logging.handlers import APILogHandler
 
-from flows.stages import fetch_base, prepare, search, survey
+from flows.stages.making import fetch_base, prepare, survey
+from flows.stages.measuring import search
 from flows.workshop import open_workshop
 from yarn_ops.recipe import FittedMethod, Recipe
 from yarn_ops.records import Fit

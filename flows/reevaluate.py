@@ -9,7 +9,9 @@ from prefect.logging.handlers import APILogHandler
 
 from flows.reporting import show_capacity
 from flows.scoring import score
-from flows.stages import chart, fetch_base, judge, log_scores, prepare, survey
+from flows.stages.making import fetch_base, prepare, survey
+from flows.stages.measuring import judge
+from flows.stages.releasing import chart, log_scores
 from flows.workshop import Workshop, open_workshop
 from yarn_ops.catalogue import ModelVersion
 from yarn_ops.errors import GateFailed, RegistryError

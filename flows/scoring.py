@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flows.stages import evaluate, suite
+from flows.stages.measuring import evaluate, suite
 from yarn_ops.recipe import Recipe
 from yarn_ops.records import BaseModel, Checkpoint, Scorecard, ShardSet
 
