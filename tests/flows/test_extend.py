@@ -320,4 +320,4 @@ def test_every_method_runs_whole(workplace: Workplace, first: RunView, method: s
     assert run.release is not None
     assert (run.status, run.release.tags["rope_method"]) == ("completed", method)
     config = json.loads((directory(the("merge", run)) / "config.json").read_bytes())
-    assert config["max_position_embeddings"] == (512 if method == "none" else 1024)
+    assert config["max_position_embeddings"] == 1024
