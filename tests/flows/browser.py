@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import signal
 import tempfile
@@ -63,7 +64,9 @@ class Person:
             self._page.wait_for_timeout(3_000)
             self._keep("running")
             self._page.get_by_text("Logs", exact=True).first.click()
-        self._page.get_by_text("Completed", exact=True).first.wait_for()
+        ended = self._page.get_by_text(re.compile("^(Completed|Failed|Crashed|Cancelled)$")).first
+        ended.wait_for()
+        assert ended.inner_text() == "Completed"
 
     def read_report(self, described: str) -> str:
         """Open it; its text, once its pictures are drawn."""

@@ -199,6 +199,7 @@ def test_a_person_runs_the_form_in_a_browser(up: Up, run: dict[str, Any], recipe
     """Change the target, submit, see the run complete, read the report, find the version in MLflow."""
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here")
     recipe["rope"] = {"target_context_tokens": 1024}
+    recipe["evaluate"]["lengths"] = [1, 2, 3]
     up.change_deployment(parameters={"recipe": recipe})  # or the form asks for the whole demo
     with playwright.sync_playwright() as driver, browser(driver) as page:
         person = Person(page, up)

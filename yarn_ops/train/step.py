@@ -109,14 +109,19 @@ class CausalLoss:
 
     @torch.no_grad()
     def prove(self, inputs_BT: Tensor) -> None:
-        """TrainError unless our way through the model gives the model's own logits."""
+        """TrainError unless our way through the model gives the model's own logits, and they are numbers."""
         inputs_BT = inputs_BT[:, :PROOF_TOKENS]
         ours = Head.of(self._model, self._dtype).logits(self._backbone(inputs_BT, None))
         with torch.autocast(inputs_BT.device.type, self._dtype, enabled=self._dtype == torch.bfloat16):
             theirs = self._model(input_ids=inputs_BT, use_cache=False).logits
+        if not torch.isfinite(theirs).all():
+            raise TrainError(
+                "training: the model's output is not finite before training; its weights are damaged or overflow "
+                "in this precision; use another base or train.precision fp32"
+            )
         theirs = theirs.to(ours.dtype)
         apart = torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs)
-        if apart > PROOF_TOLERANCE[self._dtype]:  # not a number: the first step says so, and of what document
+        if not apart <= PROOF_TOLERANCE[self._dtype]:
             raise TrainError(
                 f"{type(self._model).__name__}: training would compute other logits than the model's own "
                 f"(relative difference {apart:.1e}); this architecture cannot be trained yet"

@@ -174,7 +174,7 @@ def test_an_unwritable_output_is_one_line(make_job: MakeJob, trained: Trained, t
         trained(make_job(steps=1, out_dir=tmp_path / "file" / "adapter"))
 
 
-def test_a_loss_that_is_not_finite_names_step_and_documents(
+def test_weights_that_are_no_numbers_are_told_before_training(
     tiny: Path, make_job: MakeJob, trained: Trained, tmp_path: Path
 ) -> None:
     base = tmp_path / "base"
@@ -183,5 +183,10 @@ def test_a_loss_that_is_not_finite_names_step_and_documents(
     tensors = load_file(tiny / "base/model.safetensors")
     tensors["model.norm.weight"][3] = torch.nan
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(TrainError, match=r"loss of step 1 is not finite; its documents are document-\d+"):
+    with pytest.raises(TrainError, match="not finite before training; its weights are damaged"):
         trained(make_job(base_dir=base))
+
+
+def test_a_loss_that_is_not_finite_names_step_and_documents(make_job: MakeJob, trained: Trained) -> None:
+    with pytest.raises(TrainError, match=r"of step \d is not finite; its documents are document-\d+"):
+        trained(make_job(alpha=1e38, warmup_steps=0))
