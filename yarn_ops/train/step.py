@@ -116,8 +116,8 @@ class CausalLoss:
             theirs = self._model(input_ids=inputs_BT, use_cache=False).logits
         if not torch.isfinite(theirs).all():
             raise TrainError(
-                "training: the model's output is not finite before training; its weights are damaged or overflow "
-                "in this precision; use another base or train.precision fp32"
+                "training: the model's output is not finite before training; its weights are damaged or "
+                "overflow in this precision; use another base or train.precision fp32"
             )
         theirs = theirs.to(ours.dtype)
         apart = torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs)
