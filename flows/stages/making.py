@@ -79,7 +79,8 @@ def rehearse(
     """What is wrong with training and merging as asked, told before the base is measured."""
     from yarn_ops.train import rehearsal
 
-    return rehearsal.rehearse(section, legs, patched, shards, device=bench.shop.device)
+    shop = bench.shop
+    return rehearsal.rehearse(section, legs, patched, shards, device=shop.device, processes=shop.processes)
 
 
 @stage("train", version=1, alone_on="device")

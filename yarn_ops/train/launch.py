@@ -28,6 +28,8 @@ LOG = "trainer.log"
 PID = "trainer.pid"
 POLL_S = 0.2
 STOP_S = 30.0
+ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+"""of GPU memory: layers that keep different things fragment it, by a quarter on one H100"""
 ADAPTER_FACTS = (
     "method", "steps", "window_tokens", "tokens_seen",
     "trainable_parameters", "first_loss", "final_loss", "seconds",
@@ -41,7 +43,7 @@ def run_trainer(job: Job, *, on_event: Callable[[Event], None], should_stop: Cal
     its own words or the last lines of its log. Stopped: it was asked to stop; the job can go on from there.
     Whatever is raised, here or in `on_event`, the process and its group are gone before it gets out.
     """
-    environment = trainer_environment(job.train.precision, job.device)
+    environment = {**ALLOCATOR, **trainer_environment(job.train.precision, job.device)}
     job.work_dir.mkdir(parents=True, exist_ok=True)
     end_orphan(job.work_dir / PID)
     tail = EventTail(job.events)

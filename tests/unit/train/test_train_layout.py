@@ -36,7 +36,9 @@ def chosen(processes: int, tokens: int, memory_gib: float = 79, **train: Any) ->
 def test_windows_are_shared_before_tokens() -> None:
     assert list(work(accumulate=4).shares(4)) == [(4, 1), (2, 2), (1, 4)]
     assert list(work(accumulate=3).shares(4)) == [(1, 4)]
-    assert chosen(2, 32768, accumulate=2) == Layout(data=2)
+    assert chosen(2, 32768, memory_gib=140, accumulate=2) == Layout(data=2)
+    # with less memory, half a window lets each layer keep more, which is worth what it costs to turn
+    assert chosen(2, 32768, memory_gib=79, accumulate=2) == Layout(context=2)
 
 
 def test_one_window_is_cut() -> None:
@@ -58,7 +60,7 @@ def test_sharding_and_cutting_take_memory_off_each_device() -> None:
         for context, shards in ((1, 1), (1, 2), (2, 1), (2, 2))
     ]
     assert peaks == sorted(peaks, reverse=True)
-    assert LLAMA_8B.shared(1, 2).fixed_bytes < 0.65 * LLAMA_8B.fixed_bytes
+    assert LLAMA_8B.shared(1, 2).fixed_bytes < 0.67 * LLAMA_8B.fixed_bytes
 
 
 @pytest.mark.parametrize(
