@@ -58,7 +58,7 @@ class PartedModel:
         return [self.front, *self.middle, self.back]
 
     def release(self, part: Part, dtype_of: Callable[[str], torch.dtype] | None = None) -> None:
-        """Take a part's data away; `dtype_of` a parameter's name: what it will be filled with, if not float32."""
+        """Take a part's data away; `dtype_of` a parameter: what it will be filled with, if not float32."""
         for name in part.names:
             module, leaf = _owner(self.model, name)
             if leaf in module._parameters:
@@ -66,14 +66,16 @@ class PartedModel:
                 empty = torch.empty_like(getattr(module, leaf), dtype=dtype, device="meta")
                 setattr(module, leaf, nn.Parameter(empty, requires_grad=False))
 
-    def fill(self, part: Part, weights: Weights, dtype_of: Callable[[str], torch.dtype] | None = None) -> None:
+    def fill(
+        self, part: Part, weights: Weights, dtype_of: Callable[[str], torch.dtype] | None = None
+    ) -> None:
         """Read a part's data, as `Weights.load` does."""
         self.release(part, dtype_of)
         weights.load(part)
         self.model.tie_weights()
 
     def tensors(self, part: Part) -> dict[str, Tensor]:
-        """A part's parameters as a file keeps them: by the names and in the layouts of published checkpoints."""
+        """A part's parameters as files keep them: names and layouts are those of published checkpoints."""
         return dict(revert_weight_conversion(self.model, self.values(part)))
 
     def values(self, part: Part) -> dict[str, Tensor]:
@@ -115,7 +117,10 @@ class Weights:
         except (OSError, SafetensorError) as error:
             raise BaseModelError(f"{self._path}: cannot be read ({error}); fetch it again") from None
         mismatched = {name for name, *_ in report.mismatched_keys}
-        for fault, names in {"missing": report.missing_keys & {*part.names}, "mismatched": mismatched}.items():
+        for fault, names in {
+            "missing": report.missing_keys & {*part.names},
+            "mismatched": mismatched,
+        }.items():
             if names:
                 raise BaseModelError(
                     f"{self._path}: {fault} tensor {min(names)} ({len(names)} in all); "
