@@ -98,9 +98,8 @@ def lay_out_proven(
 
     Buffers are on `device` with their values. Raises ProofError where the RoPE is not `spec`'s.
     """
-    config = copy.deepcopy(dict(config))
     try:
-        built, attn_implementation = _build(config, attn_implementation)
+        built, attn_implementation = _build(copy.deepcopy(dict(config)), attn_implementation)
         with quiet_transformers(), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 built, dtype=torch.float32, attn_implementation=attn_implementation
