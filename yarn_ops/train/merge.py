@@ -156,9 +156,7 @@ def _prove(
             _merge(parted, each)
         read("merged", number)
         for each in held:
-            rounded = {name: value.bfloat16() for name, value in parted.values(each).items()}
-            parted.fill(each, files)
-            _check_written(rounded, parted.values(each))
+            _fill_from_files(parted, each, files)
         read("written", number)
         for each in held:
             parted.release(each)
@@ -216,7 +214,11 @@ def _check_merged(trained: list[Tensor], merged: list[Tensor]) -> None:
         )
 
 
-def _check_written(merged: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> None:
+def _fill_from_files(parted: PartedModel, part: Part, files: Weights) -> None:
+    """Let a merged part hold what was written of it; MergeError unless that is what it held, rounded."""
+    merged = {name: value.bfloat16() for name, value in parted.values(part).items()}
+    parted.fill(part, files)
+    read = parted.values(part)
     wrong = [name for name, value in read.items() if not torch.equal(value.bfloat16(), merged[name])]
     if wrong:
         raise MergeError(

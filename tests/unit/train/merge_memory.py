@@ -1,5 +1,5 @@
-"""Run in a process of its own: merges a random base of several shards in argv[1], prints three numbers: bytes of
-the base, of its largest shard, and by how many the resident set grew at most."""
+"""Run in a process of its own: merges a random base of several shards in argv[1]. Prints three numbers: bytes
+of the base, of its largest shard, and by how many the resident set grew at most."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from yarn_ops.rope.config import patch_config
 from yarn_ops.train.lora import PEFT_NAME, PEFT_PREFIX, make_trainable, save_adapter, trained_parameters
 from yarn_ops.train.weight_files import write_weights
 
-LAYER_PARAMETERS = 4 * 512 * 512 + 3 * 512 * 2048
+WIDTH, MLP_WIDTH = 384, 1536
+LAYER_PARAMETERS = 4 * WIDTH * WIDTH + 3 * WIDTH * MLP_WIDTH
 LAYERS_A_SHARD = 4
 
 
 def prepare(root: Path, layers: int) -> SimpleNamespace:
     """A job whose base, patched config, adapter and shards lie in `root`."""
     config = LlamaConfig(
-        vocab_size=512, hidden_size=512, intermediate_size=2048, num_hidden_layers=layers,
+        vocab_size=512, hidden_size=WIDTH, intermediate_size=MLP_WIDTH, num_hidden_layers=layers,
         num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=32,
         architectures=["LlamaForCausalLM"],
     )  # fmt: skip
@@ -65,7 +66,7 @@ def status(field: str) -> int:
 
 
 def main(root: Path) -> None:
-    small, large = (prepare(root / name, layers) for name, layers in (("small", 1), ("large", 16)))
+    small, large = (prepare(root / name, layers) for name, layers in (("small", 1), ("large", 12)))
     merge(small, root / "small/merged")  # brings in whatever is loaded late
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
