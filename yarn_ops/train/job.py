@@ -11,6 +11,9 @@ from yarn_ops.digests import digest_of
 from yarn_ops.errors import TrainError
 from yarn_ops.recipe import Data, Section, Stage, Train
 
+LOG = "trainer.log"
+"""in the working directory"""
+
 
 class Job(Section):
     """One leg of training: where it reads and writes, and the recipe's words for how."""
