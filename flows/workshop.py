@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from prefect import runtime
 from prefect.context import get_run_context
 from prefect.exceptions import MissingContextError
 
@@ -30,6 +31,7 @@ from yarn_ops.services import require_services
 from yarn_ops.settings import Settings
 from yarn_ops.store import Store, StoreOptions, files_for, open_store, store_options
 from yarn_ops.store.trees import fetch_tree
+from yarn_ops.train.launch import Ahead
 from yarn_ops.train.precision import resolve_device
 
 STEP_FIGURES = (
@@ -44,6 +46,10 @@ STEP_FIGURES = (
     "mfu",
     "gpu_utilisation",
 )
+
+TRAINED_BY = ("base", "rope", "data", "train")
+"""the sections of a recipe that training depends on"""
+LOOK_BACK_RUNS = 100
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +74,8 @@ class Workshop:
         """of a run with several arms: which one is at work; "" in a run of one"""
         self.waited_s = 0.0
         """for the device, in all"""
+        self.trainer: Ahead | None = None
+        """that waits for this run's first leg"""
 
     @cached_property
     def store_options(self) -> StoreOptions:
@@ -213,6 +221,33 @@ def open_workshop(
         raise
     finally:
         _CURRENT.reset(token)
+
+
+@contextmanager
+def trainer_ahead(shop: Workshop) -> Iterator[None]:
+    """Within the block a trainer imports what it needs, while the run still prepares its base and its data.
+
+    Only for a run that a worker does, which somebody waits for, and only if it will train, as far as the
+    registry knows. A typed command finds its faults first.
+    """
+    if runtime.deployment.id is None or _was_trained(shop):
+        yield
+        return
+    shop.trainer = Ahead(shop.settings.home / "logs" / "trainer-ahead.log")
+    try:
+        yield
+    finally:
+        shop.trainer.close()
+
+
+def _was_trained(shop: Workshop) -> bool:
+    """Whether a recent run of the same base, method, data and training came to its end."""
+    asked = shop.recipe.model_dump(mode="json")
+    return any(
+        run.status in ("completed", "rejected")
+        and all(run.recipe.get(section) == asked[section] for section in TRAINED_BY)
+        for run in shop.registry.runs(LOOK_BACK_RUNS)
+    )
 
 
 def _end_by(error: BaseException) -> tuple[RunEnd, str]:

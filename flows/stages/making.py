@@ -124,7 +124,7 @@ def train(
             shop.log_training_step(event, earlier_steps)
             bench.report(event["step"], event["steps"], f"loss {event['loss']:.3f}")
 
-    return launch.run_trainer(job, on_event=on_event, should_stop=bench.lost)
+    return launch.run_trainer(job, on_event=on_event, should_stop=bench.lost, ahead=shop.trainer)
 
 
 @stage("merge", version=1, alone_on="gpu")
