@@ -25,6 +25,7 @@ from flows.alert import alert
 from flows.compare import ARMS, METHODS, compare
 from flows.extend import extend
 from flows.fit import fit
+from flows.grid import measure_cells
 from flows.reconcile import reconcile, settle
 from flows.reevaluate import FELL, reevaluate
 from flows.watch import watch
@@ -79,6 +80,11 @@ def deployments() -> list[RunnerDeployment]:
             entrypoint_type=EntrypointType.MODULE_PATH,
             parameters={"name": "demo-long", "alias": "champion", "seed": 1},
             schedules=[Cron(SUNDAYS, active=False, slug="weekly")],
+        ),
+        measure_cells.to_deployment(
+            name="measure-cells",
+            work_pool_name=GPU_POOL,
+            entrypoint_type=EntrypointType.MODULE_PATH,
         ),
         alert.to_deployment(
             name="alert",

@@ -51,7 +51,12 @@ class Settings(BaseSettings):
         None, description="a webhook that is told, as JSON, of every release that falls below its gate"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run")
-    lease_s: float = Field(60.0, gt=1, description="life of a stage lease; renewed at a third of it")
+    lease_s: float = Field(60.0, gt=1, description="life of a lease; renewed at a third of it")
+    grid_workers: int = Field(
+        1,
+        ge=1,
+        description="workers that share the cells of a suite: the run itself, and runs of the GPU pool",
+    )
 
     @field_serializer("database_url", "mlflow_uri", "prefect_api_url", "s3_endpoint_url", "store_url")
     def _masked(self, url: str | None) -> str | None:
