@@ -99,6 +99,15 @@ class Workshop:
         return f"gpu-{cuda.get_device_properties(0).uuid}"
 
     @cached_property
+    def processes(self) -> int:
+        """That may train together: one for every GPU, unless the settings say otherwise."""
+        if self.settings.processes is not None or self.device == "cpu":
+            return self.settings.processes or 1
+        from torch import cuda
+
+        return cuda.device_count()
+
+    @cached_property
     def rank(self) -> int:
         """Who waits for the device with a lower one gets it first: the priority of the run's work queue."""
         return queue_priority()

@@ -51,12 +51,13 @@ class Settings(BaseSettings):
         None, description="a webhook that is told, as JSON, of every release that falls below its gate"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run")
-    lease_s: float = Field(60.0, gt=1, description="life of a lease; renewed at a third of it")
-    grid_workers: int = Field(
-        1,
-        ge=1,
-        description="workers that share the cells of a suite: the run itself, and runs of the GPU pool",
+    processes: int | None = Field(
+        None, ge=1, description="that train together at most; default one for every GPU, one on a CPU"
     )
+    grid_workers: int = Field(
+        1, ge=1, description="that share the cells of a suite: the run itself, and helpers in the GPU pool"
+    )
+    lease_s: float = Field(60.0, gt=1, description="life of a lease; renewed at a third of it")
 
     @field_serializer("database_url", "mlflow_uri", "prefect_api_url", "s3_endpoint_url", "store_url")
     def _masked(self, url: str | None) -> str | None:
@@ -157,6 +158,11 @@ def clean_environment() -> dict[str, str]:
 def child_environment(values: Mapping[str, str]) -> dict[str, str]:
     """This process's environment with `values` on top, for a child process."""
     return {**os.environ, **values}
+
+
+def started_by_torchrun() -> bool:
+    """Whether this process is one of several that torchrun started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def adopt_environment(values: Mapping[str, str]) -> None:

@@ -113,6 +113,7 @@ def train(
         work_dir=bench.work,
         device=shop.settings.device,
         threads=os.cpu_count() or 1,
+        processes=shop.processes,
     )
 
     def on_event(event: Event) -> None:

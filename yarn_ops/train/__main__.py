@@ -1,4 +1,4 @@
-"""The trainer process: `python -m yarn_ops.train JOB.json [--parent PID]`.
+"""The trainer process: `python -m yarn_ops.train JOB.json [--parent PID]`, or several of them by torchrun.
 
 Exit status 0: done, or stopped with a snapshot; 2: a user's error, in the log and the last event; else a bug.
 """
@@ -6,13 +6,19 @@ Exit status 0: done, or stopped with a snapshot; 2: a user's error, in the log a
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from yarn_ops.errors import Stopped, TrainError, YarnOpsError
+from yarn_ops.settings import started_by_torchrun
 from yarn_ops.train.job import Job, read_job
 from yarn_ops.train.lifeline import stop_request
+
+if TYPE_CHECKING:
+    from yarn_ops.train.parallel.ranks import Ranks
 
 
 def main() -> int:
@@ -20,7 +26,8 @@ def main() -> int:
     parser.add_argument("job", type=Path, help="a job file (JSON, see yarn_ops/train/job.py)")
     parser.add_argument("--parent", type=int, help="stop when this process, our parent, is gone")
     arguments = parser.parse_args()
-    stop = stop_request(arguments.parent)  # before torch's import takes its seconds
+    parent = os.getppid() if started_by_torchrun() else arguments.parent
+    stop = stop_request(parent)  # before torch's import takes its seconds
     try:
         return train(read_job(arguments.job), stop)
     except YarnOpsError as error:
@@ -30,17 +37,30 @@ def main() -> int:
 
 def train(job: Job, stop: threading.Event) -> int:
     """Run the job between its first and its last event; the exit status."""
+    from yarn_ops.train.parallel.ranks import join
+    from yarn_ops.train.precision import resolve_device
+
+    job.work_dir.mkdir(parents=True, exist_ok=True)
+    with join(resolve_device(job.device), job.work_dir) as ranks:
+        return _train(job, stop, ranks)
+
+
+def _train(job: Job, stop: threading.Event, ranks: Ranks) -> int:
     from torch import OutOfMemoryError
 
-    from yarn_ops.train.events import EventLog
+    from yarn_ops.train.events import EventLog, NoEvents
     from yarn_ops.train.loop import run_job
     from yarn_ops.train.snapshot import newest_snapshot
 
-    job.work_dir.mkdir(parents=True, exist_ok=True)
     snapshot = newest_snapshot(job.snapshots, job.identity())
-    events = EventLog(job.events, steps=job.leg.steps, through_step=snapshot.step if snapshot else 0)
+    through_step = snapshot.step if snapshot else 0
+    if ranks.least([through_step, -through_step]) != [through_step, -through_step]:
+        raise TrainError(f"{job.snapshots}: the processes see different snapshots; share this directory")
+    events: EventLog | NoEvents = NoEvents()
+    if ranks.leads:
+        events = EventLog(job.events, steps=job.leg.steps, through_step=through_step)
     try:
-        run_job(job, events, stop, snapshot)
+        run_job(job, events, stop, snapshot, ranks)
     except Stopped as stopped:
         events.emit("stopped", reason=str(stopped))
     except YarnOpsError as error:
