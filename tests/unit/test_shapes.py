@@ -126,7 +126,9 @@ def test_what_kustomize_renders_is_valid_and_whole(overlay: str) -> None:
     for pool in asked["POOLS"].split():
         name, _, template = pool.partition(":")
         assert name in WORK_POOLS and f"{template}.json" in pools
-    expected = {"without-gpu": ("cpu", "1"), "gpu-pool": ("gpu", "4")}.get(overlay, ("gpu", "1"))
+    expected = {"overlays/without-gpu": ("cpu", "1"), "overlays/gpu-pool": ("gpu", "4")}.get(
+        overlay, ("gpu", "1")
+    )
     assert (asked["POOLS"].rpartition(":")[2], asked["YARN_OPS_GRID_WORKERS"]) == expected
 
 
@@ -205,7 +207,7 @@ def test_a_client_gets_every_address_and_secret(client: str, monkeypatch: pytest
         if name.startswith("YARN_OPS_"):
             monkeypatch.setenv(name, samples.get(name, value))
     settings = read_settings()
-    embedded = {"state_dir", "lease_s", "device", "work_dir", "alert_url"}
+    embedded = {"state_dir", "lease_s", "device", "work_dir", "alert_url", "processes"}
     missing = [
         name
         for name, field in Settings.model_fields.items()

@@ -13,7 +13,7 @@ import pytest
 from suite_parts import documents
 from test_suite_reader import SPEC
 
-from yarn_ops.evals.suite import plan as planning
+from yarn_ops.evals.suite import size as sizes
 from yarn_ops.evals.suite.haystack import Haystack
 from yarn_ops.evals.suite.journal import JsonLines
 from yarn_ops.evals.suite.plan import Plan, Size, plan
@@ -52,7 +52,7 @@ def helped(cells: Plan, model: Any, journal: Any) -> int:
 @pytest.fixture
 def divided(haystack: Haystack, monkeypatch: pytest.MonkeyPatch) -> Plan:
     """A block of each text."""
-    monkeypatch.setattr(planning, "BLOCK_TOKENS", 256)
+    monkeypatch.setattr(sizes, "BLOCK_TOKENS", 256)
     return plan(SIZE, (128, 256), haystack, 0)
 
 
@@ -73,7 +73,7 @@ def test_divided_or_not_the_scores_and_what_is_read_are_the_same(
 
 def test_every_text_is_in_one_block(haystack: Haystack, monkeypatch: pytest.MonkeyPatch) -> None:
     for tokens in (1, 700, 1500, 10**6):
-        monkeypatch.setattr(planning, "BLOCK_TOKENS", tokens)
+        monkeypatch.setattr(sizes, "BLOCK_TOKENS", tokens)
         for cell in plan(Size(2, 7, 4, 0, ("needle/code",)), (128, 256), haystack, 0).cells:
             asked = [block.measure.keywords.get("texts", range(7)) for block in cell.blocks]  # type: ignore[attr-defined]
             assert [text for texts in asked for text in texts] == list(range(7))
