@@ -23,7 +23,7 @@ from yarn_ops.bars import Bars
 from yarn_ops.data.files import Files
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import GateFailed, Stopped, YarnOpsError
-from yarn_ops.recipe import Recipe
+from yarn_ops.recipe import Recipe, parse_recipe
 from yarn_ops.records import AnyRecord, Local, Tree
 from yarn_ops.registry import Registry, Run, RunEnd, open_registry
 from yarn_ops.release import Tracking, open_tracking
@@ -221,6 +221,26 @@ def open_workshop(
         raise
     finally:
         _CURRENT.reset(token)
+
+
+@contextmanager
+def join_workshop(settings: Settings, run_id: str) -> Iterator[Workshop]:
+    """The workshop of a run that another process does: here it is neither begun nor ended."""
+    sign()
+    registry = open_registry(settings.database)
+    try:
+        view = registry.run_view(run_id)
+        asked = {name: values for name, values in view.recipe.items() if name != "compare"}
+        run = Run(view.id, view.attempts, view.mlflow_run_id)
+        bars = Bars()
+        token = _CURRENT.set(Workshop(settings, parse_recipe(asked, run_id), registry, run, bars))
+        try:
+            with bars:
+                yield workshop()
+        finally:
+            _CURRENT.reset(token)
+    finally:
+        registry.close()
 
 
 @contextmanager

@@ -54,7 +54,10 @@ class Settings(BaseSettings):
     processes: int | None = Field(
         None, ge=1, description="that train together at most; default one for every GPU, one on a CPU"
     )
-    lease_s: float = Field(60.0, gt=1, description="life of a stage lease; renewed at a third of it")
+    grid_workers: int = Field(
+        1, ge=1, description="that share the cells of a suite: the run itself, and helpers in the GPU pool"
+    )
+    lease_s: float = Field(60.0, gt=1, description="life of a lease; renewed at a third of it")
 
     @field_serializer("database_url", "mlflow_uri", "prefect_api_url", "s3_endpoint_url", "store_url")
     def _masked(self, url: str | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from yarn_ops.checkpoints import read_config
 from yarn_ops.errors import TrainError
@@ -13,7 +14,7 @@ from yarn_ops.train.job import Job
 from yarn_ops.train.lora import make_trainable
 from yarn_ops.train.parallel.layout import Layout, Work
 from yarn_ops.train.parallel.ranks import Ranks
-from yarn_ops.train.plan import Rates, Shape, plan_step
+from yarn_ops.train.plan import Plan, Rates, Shape, plan_step
 from yarn_ops.train.precision import resolve_device, resolve_dtype
 
 LINK_BYTES = 200e9
@@ -59,8 +60,33 @@ def choose_layout(
     host_bytes: float,
 ) -> Layout:
     """The fastest that fits, of those that the recipe allows; TrainError, with what to turn, if none does."""
+    return foretell(
+        processes, work, train, shape, rates, memory_bytes=memory_bytes, host_bytes=host_bytes
+    ).layout
+
+
+class Forecast(NamedTuple):
+    """The layout that a run takes, and an optimizer step in it."""
+
+    step_s: float
+    layout: Layout
+    plan: Plan
+    """of one process's micro-batch"""
+
+
+def foretell(
+    processes: int,
+    work: Work,
+    train: Train,
+    shape: Shape,
+    rates: Rates,
+    *,
+    memory_bytes: float,
+    host_bytes: float,
+) -> Forecast:
+    """As `choose_layout`, with what it costs."""
     refusal: TrainError | None = None
-    found: list[tuple[float, Layout]] = []
+    found: list[Forecast] = []
     for layout in _allowed(processes, work, train, shape):
         windows = work.micro_batch(layout.data)
         positions = windows * work.tokens // layout.context
@@ -73,9 +99,10 @@ def choose_layout(
             refusal = error
             continue
         micro_batches = -(-work.windows // (layout.data * windows))
-        found.append((micro_batches * (plan.step_s + _talk_s(shape, layout, positions)), layout))
+        step_s = micro_batches * (plan.step_s + _talk_s(shape, layout, positions))
+        found.append(Forecast(step_s, layout, plan))
     if found:
-        return min(found, key=lambda each: each[0])[1]
+        return min(found, key=lambda each: each.step_s)
     raise refusal or _impossible(processes, work, train)
 
 
