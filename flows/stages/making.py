@@ -10,6 +10,7 @@ from flows.tasks import Bench, observation, stage
 from yarn_ops import bases
 from yarn_ops.data import corpus as corpora
 from yarn_ops.data import shards as tokenised
+from yarn_ops.data.shards import LocalUnits
 from yarn_ops.recipe import (
     Base,
     Data,
@@ -50,7 +51,7 @@ def survey(bench: Bench, data: Data) -> Corpus:
     return corpora.survey(data, bench.shop.files, bench.out)
 
 
-@stage("shards", version=1)
+@stage("shards", version=2)
 def prepare(bench: Bench, data: Data, corpus: Local[Corpus], base: Local[BaseModel]) -> ShardSet:
     """Tokenised documents, split into train and held-out."""
     return tokenised.prepare(
@@ -58,9 +59,8 @@ def prepare(bench: Bench, data: Data, corpus: Local[Corpus], base: Local[BaseMod
         corpus,
         base,
         bench.out,
-        files=bench.shop.files,
+        units=LocalUnits(bench.work / "units", bench.shop.files, os.cpu_count() or 1),
         report=bench.report,
-        workers=os.cpu_count() or 1,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
 
+from yarn_ops.data.text import CUT, CUT_CHARS
 from yarn_ops.errors import BaseModelError, DataError
 
 PIECE_CHARS = 1 << 18
 """Longer texts are encoded in pieces: the Rust encoder holds about 400 bytes a token while it works."""
-CUT_CHARS = 4096
-# No pre-tokenizer in use (GPT-2's, Llama 3's, Qwen's, GPT-4o's) joins a letter or digit to the single blank
-# or line break after it, so to cut in front of one leaves the tokens of the whole text as they were.
-_CUT = re.compile(r"(?<=[^\W_])[ \n](?=[^\W_])")
 
 
 class Tokenizer:
@@ -72,7 +68,7 @@ def pieces(text: str) -> Iterator[tuple[int, int]]:
     start = 0
     while len(text) - start > PIECE_CHARS:
         end = start + PIECE_CHARS
-        places = [match.start() for match in _CUT.finditer(text, end - CUT_CHARS, end)]
+        places = [match.start() for match in CUT.finditer(text, end - CUT_CHARS, end)]
         stop = places[-1] if places else end
         yield start, stop
         start = stop
