@@ -11,6 +11,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +47,9 @@ class Documents:
         fragments: Fragments = np.concatenate(rows)
         self._begins = np.flatnonzero(fragments["first"])
         self._ends = np.append(self._begins[1:], len(fragments))
-        ends = np.cumsum(fragments["tokens"], dtype=np.int64)
-        self.tokens: NDArray[np.int64] = np.add.reduceat(fragments["tokens"], self._begins).astype(np.int64)
-        self.starts: NDArray[np.int64] = ends[self._begins] - fragments["tokens"][self._begins].astype(
-            np.int64
-        )
+        tokens = fragments["tokens"].astype(np.int64)
+        self.tokens: NDArray[np.int64] = np.add.reduceat(tokens, self._begins)
+        self.starts: NDArray[np.int64] = np.cumsum(tokens)[self._begins] - tokens[self._begins]
         self._passage_ends = np.cumsum(fragments["passages"], dtype=np.int64)
         self.fates = _fates(fragments["fate"], self._begins)
         self.digests = _digests(fragments["digest"], self._begins, self._ends)
@@ -68,11 +67,11 @@ class Documents:
         before: SourceFile | None = None
         rows = 0
         places = np.flatnonzero(np.diff(self._unit_of, prepend=-1) | np.diff(self._file_of, prepend=-1))
-        for start, stop in zip(places, np.append(places[1:], len(self)), strict=True):
+        for start, stop in pairwise([*places.tolist(), len(self)]):
             source = self._source(start)
             rows = rows if source == before else 0
             self._rows[start:stop] = np.arange(rows, rows + stop - start)
-            before, rows = source, rows + int(stop - start)
+            before, rows = source, rows + stop - start
 
     def _source(self, number: int) -> SourceFile:
         return self._units[self._unit_of[number]].sources[self._file_of[number]]
@@ -114,9 +113,9 @@ class Documents:
 def choose(documents: Documents, data: Data, measured: Documents | None) -> Mask:
     """Settle every document's fate; which documents are held out.
 
-    Of equal documents, and of near duplicates, the first is kept. A document's side of the split is decided by
-    its text and `data.seed` alone: held out where its draw from [0, 1) is below `data.held_out_fraction`;
-    besides, the lowest draw of all is held out and the highest trained on, so that neither side is ever empty.
+    Of equal documents, and of near duplicates, the first is kept. A document's side of the split is decided
+    by its text and `data.seed` alone: held out where its draw from [0, 1) is below `data.held_out_fraction`;
+    besides, the lowest draw of all is held out and the highest trained on, so that neither side is empty.
     Then those to train on are left out that have a passage in common with one held out, or `measured`.
     """
     fates = documents.fates
@@ -159,7 +158,7 @@ def _digests(
 
 
 def _drop_duplicates(documents: Documents) -> None:
-    """Of equal texts all but the first; where that is left out already, so are the others, and for its reason."""
+    """Of equal texts all but the first; where that is left out already, the others are for its reason."""
     fates = documents.fates
     texts = np.flatnonzero((fates == Fate.KEPT) | (fates >= Fate.LANGUAGE))
     _, first, group = np.unique(documents.digests[texts], return_index=True, return_inverse=True)

@@ -33,7 +33,7 @@ def passages(hashes: Hashes, shared_words: int) -> Hashes:
 
 
 def telling(measured: Iterable[Hashes]) -> Hashes:
-    """The hashes of documents that are measured with, in rising order, without those that many of them have."""
+    """The hashes of documents that are measured with, in rising order, less those that many of them have."""
     hashes, documents = np.unique(np.concatenate([np.empty(0, np.uint64), *measured]), return_counts=True)
     return hashes[documents <= COMMON_DOCUMENTS]
 

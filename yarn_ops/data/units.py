@@ -85,7 +85,7 @@ def kind_of(source: SourceFile) -> Kind:
 
 
 def partition(sources: Sequence[SourceFile], files: Files) -> list[Unit]:
-    """Units in the order of the sources. DataError when a Parquet file's own list of row groups is damaged."""
+    """Units in the order of the sources. DataError when a Parquet file does not tell its row groups."""
     target = unit_bytes(sum(source.size_bytes for source in sources))
     units: list[Unit] = []
     group: list[SourceFile] = []

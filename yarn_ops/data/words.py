@@ -54,6 +54,6 @@ def runs(hashes: Hashes, length: int) -> Hashes:
 
 
 def _mixed(hashes: Hashes) -> Hashes:
-    """Every bit of the sums spread over all bits, so that any order or remainder of them is as good as chance."""
+    """Every bit of the sums spread over all bits, so that any order of them is as good as chance."""
     hashes = (hashes ^ (hashes >> np.uint64(32))) * MULTIPLIER
     return hashes ^ (hashes >> np.uint64(29))

@@ -129,8 +129,8 @@ class Data(Section):
         ge=0.5,
         le=1,
         title="Near duplicates from",
-        description="Documents that share so much of their runs of five words with an earlier one are left out, "
-        "e.g. 0.8. Empty: only equal ones are.",
+        description="Documents that share so much of their runs of five words with an earlier one are left "
+        "out, e.g. 0.8. Empty: only equal ones are.",
     )
     shared_words: int | None = Field(
         None,
