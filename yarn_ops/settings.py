@@ -50,6 +50,9 @@ class Settings(BaseSettings):
     alert_url: SecretStr | None = Field(
         None, description="a webhook that is told, as JSON, of every release that falls below its gate"
     )
+    cluster: str | None = Field(
+        None, description="a Dask scheduler, tcp://host:8786, whose workers prepare documents; default none"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run")
     lease_s: float = Field(60.0, gt=1, description="life of a stage lease; renewed at a third of it")
 

@@ -10,7 +10,6 @@ from flows.tasks import Bench, observation, stage
 from yarn_ops import bases
 from yarn_ops.data import corpus as corpora
 from yarn_ops.data import shards as tokenised
-from yarn_ops.data.shards import LocalUnits
 from yarn_ops.recipe import (
     Base,
     Data,
@@ -59,7 +58,7 @@ def prepare(bench: Bench, data: Data, corpus: Local[Corpus], base: Local[BaseMod
         corpus,
         base,
         bench.out,
-        units=LocalUnits(bench.work / "units", bench.shop.files, os.cpu_count() or 1),
+        units=bench.shop.units(bench.work),
         report=bench.report,
     )
 

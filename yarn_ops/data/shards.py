@@ -56,7 +56,7 @@ def prepare(
     units are done. DataError when fewer than two different documents are found or a source is damaged.
     """
     tokenizer = Tokenizer(base.path, base.record.vocab_size)
-    work = work_of(data, tokenizer.digest, base.record.vocab_size)
+    work = work_of(data, tokenizer, base.record.vocab_size)
     parts = partition(read_sources(corpus.path), units.files)
     others = partition(read_evaluation_sources(corpus.path), units.files)
     keys = [unit_key(unit, work) for unit in [*parts, *others]]

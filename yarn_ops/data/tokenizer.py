@@ -29,7 +29,7 @@ class Tokenizer:
     """
 
     def __init__(self, base: Path, vocab_size: int) -> None:
-        definition, eos_token = _read_definition(base)
+        self._definition, self._eos_token = definition, eos_token = _read_definition(base)
         self.digest = hashlib.sha256(definition.encode()).hexdigest()
         self._fast = _parse_definition(definition, base)
         self._fast.no_truncation()
@@ -41,6 +41,12 @@ class Tokenizer:
         special: list[int] = self._fast.encode("").ids
         self.prefix = self._narrow([token for token in special if token != self.eos])
         self.suffix = self._narrow([] if self.eos is None else [self.eos])
+
+    def save(self, folder: Path) -> None:
+        """Write all that makes an equal tokenizer into the new directory `folder`."""
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text(self._definition, "utf-8")
+        (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": self._eos_token}), "utf-8")
 
     def encode(self, texts: list[str]) -> list[NDArray[np.unsignedinteger[Any]]]:
         """Token ids of each text, without prefix and EOS. Releases the GIL; one core a call."""

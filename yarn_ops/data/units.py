@@ -13,6 +13,7 @@ from typing import Literal
 
 from yarn_ops.data.files import Files, SourceFile
 from yarn_ops.data.text import FRAGMENT_BYTES
+from yarn_ops.data.tokenizer import Tokenizer
 from yarn_ops.digests import digest_of
 from yarn_ops.recipe import Data
 
@@ -51,6 +52,7 @@ class Work:
     """All that a unit's result depends on besides its bytes."""
 
     tokenizer_digest: str
+    eos_token_id: int | None
     vocab_size: int
     text_field: str
     languages: tuple[str, ...]
@@ -60,10 +62,11 @@ class Work:
     """passages of that many words are looked for; None: none are"""
 
 
-def work_of(data: Data, tokenizer_digest: str, vocab_size: int) -> Work:
+def work_of(data: Data, tokenizer: Tokenizer, vocab_size: int) -> Work:
     """What the recipe asks of every unit; the rest of its section is decided when units are composed."""
     return Work(
-        tokenizer_digest=tokenizer_digest,
+        tokenizer_digest=tokenizer.digest,
+        eos_token_id=tokenizer.eos,
         vocab_size=vocab_size,
         text_field=data.text_field,
         languages=tuple(sorted(set(data.languages))),
