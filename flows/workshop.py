@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -20,7 +21,9 @@ from prefect.exceptions import MissingContextError
 from flows.liveness import queue_priority, sign
 from flows.progress import Progress
 from yarn_ops.bars import Bars
+from yarn_ops.cluster import ClusterUnits
 from yarn_ops.data.files import Files
+from yarn_ops.data.shards import LocalUnits, Units
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import GateFailed, Stopped, YarnOpsError
 from yarn_ops.recipe import Recipe, parse_recipe
@@ -88,6 +91,12 @@ class Workshop:
     @cached_property
     def files(self) -> Files:
         return files_for(self.store_options)
+
+    def units(self, work: Path) -> Units:
+        """Where documents are prepared: in this process, or on the cluster that the settings name."""
+        if self.settings.cluster is None:
+            return LocalUnits(work / "units", self.files, os.cpu_count() or 1)
+        return ClusterUnits(self.settings, work / "units")
 
     @cached_property
     def tracking(self) -> Tracking:

@@ -50,7 +50,7 @@ def survey(bench: Bench, data: Data) -> Corpus:
     return corpora.survey(data, bench.shop.files, bench.out)
 
 
-@stage("shards", version=1)
+@stage("shards", version=2)
 def prepare(bench: Bench, data: Data, corpus: Local[Corpus], base: Local[BaseModel]) -> ShardSet:
     """Tokenised documents, split into train and held-out."""
     return tokenised.prepare(
@@ -58,9 +58,8 @@ def prepare(bench: Bench, data: Data, corpus: Local[Corpus], base: Local[BaseMod
         corpus,
         base,
         bench.out,
-        files=bench.shop.files,
+        units=bench.shop.units(bench.work),
         report=bench.report,
-        workers=os.cpu_count() or 1,
     )
 
 

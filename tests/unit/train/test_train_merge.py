@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from yarn_ops.errors import MergeError
-from yarn_ops.records import Adapter, BaseModel, Checkpoint, Local, PatchedModel, ShardSet
+from yarn_ops.records import Adapter, BaseModel, Checkpoint, Dropped, Local, PatchedModel, ShardSet
 from yarn_ops.train import merge as merging
 from yarn_ops.train.job import Job
 from yarn_ops.train.lora import attach_adapter, merge_lora
@@ -42,7 +42,7 @@ def merge(job: Job, out: Path) -> Checkpoint:
     )  # fmt: skip
     shards = ShardSet(
         tokenizer_digest="", vocab_size=96, train_documents=1, train_tokens=1, held_out_documents=1,
-        held_out_tokens=1, longest_document_tokens=1, duplicate_documents=0, lengths=(),
+        held_out_tokens=1, longest_document_tokens=1, dropped=Dropped(), lengths=(),
     )  # fmt: skip
     return merging.merge(
         Local(base, job.base_dir),
