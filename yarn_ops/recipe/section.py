@@ -6,6 +6,7 @@ import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic.config import JsonDict
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -14,7 +15,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 """what no file name, database or UTF-8 text holds"""
 PASSWORD = re.compile(r"\w+://[^/@]*:[^/@]*@")
-NO_PASSWORD = {"pattern": rf"^(?!{PASSWORD.pattern})"}
+NO_PASSWORD: JsonDict = {"pattern": rf"^(?!{PASSWORD.pattern})"}
 """of a place in the form's schema, so that Prefect keeps none either"""
 
 
