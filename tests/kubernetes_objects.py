@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-KUBERNETES = Path(__file__).parents[2] / "infra" / "kubernetes"
+KUBERNETES = Path(__file__).parents[1] / "infra" / "kubernetes"
 OVERLAYS = ("base", "overlays/without-gpu", "overlays/gpu-pool", "training")
 
 
