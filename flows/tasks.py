@@ -2,7 +2,7 @@
 
 A stage is a function `fn(bench, *inputs) -> Record`. Its inputs are recipe sections, plain values and
 records; a record that it declares as `Local[...]` reaches it fetched and verified. What it writes into
-`bench.out` becomes the record's tree.
+`bench.out` becomes the record's tree, unless it has put one into the store itself.
 """
 
 from __future__ import annotations
@@ -210,7 +210,9 @@ def _make(
         fetched = _fetched(shop, fn, inputs)
         with _device(shop, name, held, alone_on):
             record = fn(bench, *fetched)
-        tree = put_tree(shop.store, bench.out, report=report) if any(bench.out.iterdir()) else None
+        tree = record.tree
+        if tree is None and any(bench.out.iterdir()):
+            tree = put_tree(shop.store, bench.out, report=report)
         record = record.model_copy(update={"tree": tree, "parents": _parents(inputs)})
         held.complete(record)
     shop.discard(work)

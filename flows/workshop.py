@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -13,13 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from prefect import runtime
 from prefect.context import get_run_context
 from prefect.exceptions import MissingContextError
 
 from flows.liveness import queue_priority, sign
 from flows.progress import Progress
 from yarn_ops.bars import Bars
+from yarn_ops.cluster import ClusterUnits
 from yarn_ops.data.files import Files
+from yarn_ops.data.shards import LocalUnits, Units
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import GateFailed, Stopped, YarnOpsError
 from yarn_ops.recipe import Recipe, parse_recipe
@@ -30,6 +34,7 @@ from yarn_ops.services import require_services
 from yarn_ops.settings import Settings
 from yarn_ops.store import Store, StoreOptions, files_for, open_store, store_options
 from yarn_ops.store.trees import fetch_tree
+from yarn_ops.train.launch import Ahead
 from yarn_ops.train.precision import resolve_device
 
 STEP_FIGURES = (
@@ -44,6 +49,10 @@ STEP_FIGURES = (
     "mfu",
     "gpu_utilisation",
 )
+
+TRAINED_BY = ("base", "rope", "data", "train")
+"""the sections of a recipe that training depends on"""
+LOOK_BACK_RUNS = 100
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +77,8 @@ class Workshop:
         """of a run with several arms: which one is at work; "" in a run of one"""
         self.waited_s = 0.0
         """for the device, in all"""
+        self.trainer: Ahead | None = None
+        """that waits for this run's first leg"""
 
     @cached_property
     def store_options(self) -> StoreOptions:
@@ -80,6 +91,12 @@ class Workshop:
     @cached_property
     def files(self) -> Files:
         return files_for(self.store_options)
+
+    def units(self, work: Path) -> Units:
+        """Where documents are prepared: in this process, or on the cluster that the settings name."""
+        if self.settings.cluster is None:
+            return LocalUnits(work / "units", self.files, os.cpu_count() or 1)
+        return ClusterUnits(self.settings, work / "units")
 
     @cached_property
     def tracking(self) -> Tracking:
@@ -233,6 +250,33 @@ def join_workshop(settings: Settings, run_id: str) -> Iterator[Workshop]:
             _CURRENT.reset(token)
     finally:
         registry.close()
+
+
+@contextmanager
+def trainer_ahead(shop: Workshop) -> Iterator[None]:
+    """Within the block a trainer imports what it needs, while the run still prepares its base and its data.
+
+    Only for a run that a worker does, which somebody waits for, and only if it will train, as far as the
+    registry knows. A typed command finds its faults first.
+    """
+    if runtime.deployment.id is None or _was_trained(shop):
+        yield
+        return
+    shop.trainer = Ahead(shop.settings.home / "logs" / "trainer-ahead.log")
+    try:
+        yield
+    finally:
+        shop.trainer.close()
+
+
+def _was_trained(shop: Workshop) -> bool:
+    """Whether a recent run of the same base, method, data and training came to its end."""
+    asked = shop.recipe.model_dump(mode="json")
+    return any(
+        run.status in ("completed", "rejected")
+        and all(run.recipe.get(section) == asked[section] for section in TRAINED_BY)
+        for run in shop.registry.runs(LOOK_BACK_RUNS)
+    )
 
 
 def _end_by(error: BaseException) -> tuple[RunEnd, str]:

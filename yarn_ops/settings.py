@@ -50,6 +50,9 @@ class Settings(BaseSettings):
     alert_url: SecretStr | None = Field(
         None, description="a webhook that is told, as JSON, of every release that falls below its gate"
     )
+    cluster: str | None = Field(
+        None, description="a Dask scheduler, tcp://host:8786, whose workers prepare documents; default none"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run")
     processes: int | None = Field(
         None, ge=1, description="that train together at most; default one for every GPU, one on a CPU"

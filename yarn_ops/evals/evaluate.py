@@ -149,7 +149,7 @@ def _sliding_documents(reader: ShardReader, longest: int, section: Evaluate) -> 
     cut = max(round(SLIDING_TEXT * longest) + 1, least)
     by_length = np.argsort(-reader.lengths, kind="stable")[: max(1, section.windows // 4)]
     long = [int(index) for index in by_length if reader.lengths[index] >= least]
-    return [reader.document(index)[:cut].astype(np.int64) for index in long]
+    return [reader.document(index, stop=cut).astype(np.int64) for index in long]
 
 
 def _perplexity_cell(windows: Ids, length: int, seed: int) -> Cell:

@@ -11,6 +11,8 @@ from yarn_ops.digests import digest_of
 from yarn_ops.errors import TrainError
 from yarn_ops.recipe import Data, Section, Stage, Train
 
+LOG = "trainer.log"
+"""in the working directory"""
 NOT_IN_LOSSES = {"checkpoint_every", "context_parallel", "shard_base"}
 """fields of `train` that change how a loss is computed, not which"""
 

@@ -266,7 +266,7 @@ def _working_bytes(shape: Shape, policies: Sequence[LayerPolicy], positions: int
     untiled = positions * (f + 3 * d) if "everything" in keeps else 0
     made_again = a + d + a + 2 * kv if "input" in keeps else a + d + 2 * kv if "outputs" in keeps else 0
     in_mlp = max(tile, untiled) + positions * (2 * d + made_again)
-    turned = (5 * a + 4 * max(kv, a * shape.context // shape.heads)) * (shape.context > 1)
+    turned = (7 * a + 6 * kv) // max(1, shape.kv_heads // shape.context) * (shape.context > 1)
     in_attention = positions * (d + made_again + 3 * a + 2 * kv + turned)
     in_loss = positions * 3 * d
     return max(in_mlp, in_attention, in_loss + HEAD_BYTES // shape.element_bytes) * shape.element_bytes

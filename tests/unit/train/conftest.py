@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from yarn_ops.data.layout import ShardWriter
+from yarn_ops.data.layout import ShardWriter, TokenWriter
 from yarn_ops.recipe import Rope
 from yarn_ops.rope.config import patch_config
 from yarn_ops.train.events import EventLog
@@ -31,13 +31,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tiny")
     lay_down(root, heads=2, kv_heads=1)
     random = np.random.default_rng(0)
-    with ShardWriter(root / "shards", np.dtype("<u2")) as writer:
+    dtype = np.dtype("<u2")
+    with (
+        ShardWriter(root / "shards", dtype) as writer,
+        TokenWriter(root / "shards/tokens-00000.bin", dtype) as file,
+    ):
         for number in range(24):
             length = int(random.integers(40, 400))
-            writer.append(random.integers(0, VOCABULARY, length).astype(np.uint16))
+            file.append(random.integers(0, VOCABULARY, length).astype(np.uint16))
             split = "held_out" if number % 4 == 0 else "train"
-            writer.index(split, f"document-{number}", writer.end_document())
-        writer.finish({})
+            writer.index(split, f"document-{number}", file.end_document())
+    writer.finish([file.tokens], {})
     return root
 
 

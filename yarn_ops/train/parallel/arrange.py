@@ -107,8 +107,11 @@ def foretell(
 
 
 def _allowed(processes: int, work: Work, train: Train, shape: Shape) -> Iterable[Layout]:
+    if processes == 1:  # whatever the recipe would have several do
+        yield Layout()
+        return
     sharding = {"auto": (False, True), "yes": (True,), "no": (False,)}[train.shard_base]
-    if processes == 1 or shape.whole or train.precision == "fp8" or not work.ours:
+    if shape.whole or train.precision == "fp8" or not work.ours:
         sharding = () if train.shard_base == "yes" else (False,)
     for data, context in work.shares(processes):
         if train.context_parallel in (None, context):

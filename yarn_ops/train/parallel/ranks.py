@@ -31,8 +31,8 @@ BUCKET_BYTES = 1 << 28
 class Ranks:
     """Of one run; `leads` writes its files and events."""
 
-    def __init__(self, rank: int = 0, size: int = 1, peers: Peers | None = None) -> None:
-        self.rank, self.size, self._peers = rank, size, peers
+    def __init__(self, rank: int = 0, size: int = 1, peers: Peers | None = None, device: str = "cpu") -> None:
+        self.rank, self.size, self._peers, self._device = rank, size, peers, device
         self.layout, self.across = Layout(), None
 
     layout: Layout
@@ -62,6 +62,11 @@ class Ranks:
                 group = dist.new_group(list(range(first, first + layout.context)), timeout=PATIENCE)
                 if first == self.data_rank * layout.context:
                     self.across = Across(group, self.context_rank, layout.context)
+        # What talking takes of the memory is taken before the planner looks.
+        dist.all_reduce(torch.zeros(1, device=self._device))
+        if self.across is not None:
+            words = torch.zeros(layout.context, device=self._device)
+            dist.all_to_all_single(torch.empty_like(words), words, group=self.across.group)
 
     def total(self, value: float) -> float:
         """The sum over all ranks, in float64."""
@@ -134,7 +139,7 @@ def join(device: str, work_dir: Path) -> Ranks:
     dist.barrier(group=dist.new_group(backend="gloo"))
     peers.beat()
     peers.watch()
-    return Ranks(rank, size, peers)
+    return Ranks(rank, size, peers, device)
 
 
 def _buckets(gradients: Iterable[Tensor | None]) -> Iterator[list[Tensor]]:

@@ -10,7 +10,7 @@ Axes in names: B windows, T this process's tokens, S all tokens, H heads, K head
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -43,9 +43,13 @@ def attend_across(
     """As `attend`, of this process's tokens to all of the window; the sums stay as the kernel made them."""
     if across is None:
         return attend(kernel, q_BTHK, k_BTHK, v_BTHK, documents)
-    q, k, v = (to_heads(across, tensor) for tensor in (q_BTHK, k_BTHK, v_BTHK))
-    attended = attend(kernel, q, k, v, documents)
-    return replace(attended, output_BTHK=to_tokens(across, attended.output_BTHK))
+    output_BTHK, sums = torch.empty_like(q_BTHK), []
+    for turn in _turns(across, k_BTHK.shape[2]):
+        q, k, v = (turn.to_heads(each) for each in (q_BTHK, k_BTHK, v_BTHK))
+        attended = attend(kernel, q, k, v, documents)
+        turn.to_tokens(attended.output_BTHK, output_BTHK)
+        sums.append(attended.log_sum_exp)
+    return Attended(output_BTHK, torch.stack(sums), attended.random)
 
 
 def attend_across_backward(
@@ -61,39 +65,54 @@ def attend_across_backward(
     """As `attend_backward`."""
     if across is None:
         return attend_backward(kernel, grad_BTHK, q_BTHK, k_BTHK, v_BTHK, attended, documents)
-    grad, q, k, v = (to_heads(across, tensor) for tensor in (grad_BTHK, q_BTHK, k_BTHK, v_BTHK))
-    whole = replace(attended, output_BTHK=to_heads(across, attended.output_BTHK))
-    of_q, of_k, of_v = attend_backward(kernel, grad, q, k, v, whole, documents)
-    kv_heads = k_BTHK.shape[2]
-    return (
-        to_tokens(across, of_q),
-        _of_one_head(to_tokens(across, of_k), kv_heads),
-        _of_one_head(to_tokens(across, of_v), kv_heads),
-    )
+    gradients = tuple(torch.empty_like(each) for each in (q_BTHK, k_BTHK, v_BTHK))
+    for turn, sums in zip(_turns(across, k_BTHK.shape[2]), attended.log_sum_exp, strict=True):
+        grad, q, k, v = (turn.to_heads(each) for each in (grad_BTHK, q_BTHK, k_BTHK, v_BTHK))
+        whole = Attended(turn.to_heads(attended.output_BTHK), sums, attended.random)
+        found = attend_backward(kernel, grad, q, k, v, whole, documents)
+        del grad, q, k, v, whole
+        for of_heads, of_tokens in zip(found, gradients, strict=True):
+            turn.to_tokens(of_heads, of_tokens)
+    return gradients  # type: ignore[return-value]
 
 
-def to_heads(across: Across, tensor_BTHK: Tensor) -> Tensor:
-    """B × T × H × K of my tokens and all heads to B × S × H/C × K of all tokens and my heads."""
-    copies = max(1, across.size // tensor_BTHK.shape[2])
-    if copies > 1:
-        tensor_BTHK = tensor_BTHK.repeat_interleave(copies, 2)
-    sent_CBTHK = tensor_BTHK.unflatten(2, (across.size, -1)).movedim(2, 0).contiguous()
-    return _exchanged(across, sent_CBTHK).movedim(0, 1).flatten(1, 2)
+@dataclass(frozen=True)
+class _Turn:
+    """The heads that travel together: one key-value head of each process, and the queries that ask it. So
+    what is under way takes a fraction of all heads' memory."""
+
+    across: Across
+    place: int
+    """of the key-value head among those of one process"""
+    kv_heads: int
+
+    def to_heads(self, tensor_BTHK: Tensor) -> Tensor:
+        """B × T × H × K of my tokens to B × S × h × K of all tokens and my heads of this turn."""
+        sent_CBTHK = self._mine(tensor_BTHK).movedim(2, 0).contiguous()
+        return self._exchanged(sent_CBTHK).movedim(0, 1).flatten(1, 2)
+
+    def to_tokens(self, tensor_BSHK: Tensor, out_BTHK: Tensor) -> None:
+        """The way back, into the heads' places. Several processes' copies of one head are added."""
+        sent_CBTHK = tensor_BSHK.unflatten(1, (self.across.size, -1)).movedim(1, 0).contiguous()
+        received_BTCHK = self._exchanged(sent_CBTHK).movedim(0, 2)
+        if out_BTHK.shape[2] >= self.across.size:
+            self._mine(out_BTHK).copy_(received_BTCHK)
+        else:
+            out_BTHK.copy_(received_BTCHK.flatten(2, 3).unflatten(2, (out_BTHK.shape[2], -1)).sum(3))
+
+    def _mine(self, tensor_BTHK: Tensor) -> Tensor:
+        """B × T × C × h × K: of every process's heads those of this turn."""
+        size, turns = self.across.size, max(1, self.kv_heads // self.across.size)
+        if tensor_BTHK.shape[2] < size:
+            tensor_BTHK = tensor_BTHK.repeat_interleave(size // tensor_BTHK.shape[2], 2)
+        return tensor_BTHK.unflatten(2, (size, turns, -1))[:, :, :, self.place]
+
+    def _exchanged(self, sent_C: Tensor) -> Tensor:
+        """The i-th part goes to the i-th process; what comes from it is the i-th of the result."""
+        received_C = torch.empty_like(sent_C)
+        dist.all_to_all_single(received_C, sent_C, group=self.across.group)
+        return received_C
 
 
-def to_tokens(across: Across, tensor_BSHK: Tensor) -> Tensor:
-    """The way back."""
-    sent_CBTHK = tensor_BSHK.unflatten(1, (across.size, -1)).movedim(1, 0).contiguous()
-    return _exchanged(across, sent_CBTHK).movedim(0, 2).flatten(2, 3)
-
-
-def _exchanged(across: Across, sent_C: Tensor) -> Tensor:
-    """The i-th part goes to the i-th process; what comes from it is the i-th of the result."""
-    received_C = torch.empty_like(sent_C)
-    dist.all_to_all_single(received_C, sent_C, group=across.group)
-    return received_C
-
-
-def _of_one_head(grad_BTHK: Tensor, heads: int) -> Tensor:
-    copies = grad_BTHK.shape[2] // heads
-    return grad_BTHK if copies == 1 else grad_BTHK.unflatten(2, (heads, copies)).sum(3)
+def _turns(across: Across, kv_heads: int) -> list[_Turn]:
+    return [_Turn(across, place, kv_heads) for place in range(max(1, kv_heads // across.size))]
