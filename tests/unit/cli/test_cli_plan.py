@@ -37,17 +37,20 @@ def test_training_takes_one_nodes_gpus() -> None:
     assert (found.seconds, found.gpu_s, found.money) == (2 * HOUR, 16 * HOUR, 40.0)
 
 
-def test_an_evaluation_is_shared_by_all_gpus_but_for_what_is_not_divided() -> None:
+def test_an_evaluation_is_shared_with_the_other_nodes_but_for_what_is_not_divided() -> None:
     helper_s = costs.WORKER_START_S + 2 * WORK.model_bytes / costs.STORE_BYTES_PER_S
     found = parts(WORK, Machines(nodes=2, gpus=4, gpu_hour=1.0))["evaluation"]
-    assert found.seconds == pytest.approx(HOUR + 8 * HOUR / 8 + helper_s)
-    assert found.money == pytest.approx(1 + (HOUR + helper_s) * 8 / HOUR)
-    assert found.setting == "YARN_OPS_GRID_WORKERS=8"
+    each_s = 8 * HOUR / 5 + helper_s
+    assert found.seconds == pytest.approx(HOUR + each_s)
+    assert found.money == pytest.approx((4 * (HOUR + each_s) + 4 * each_s) / HOUR)
+    assert (found.limit, found.setting) == ("5 of 5 GPUs for 100 blocks", "YARN_OPS_GRID_WORKERS=5")
     alone = parts(WORK, Machines())["evaluation"]
     assert (alone.seconds, alone.gpu_s) == (9 * HOUR, 9 * HOUR)
     few = parts(Work(0, 0, 0, 9 * HOUR, 3, HOUR), Machines(nodes=10, gpus=8))["evaluation"]
     assert few.seconds == pytest.approx(HOUR + 8 * HOUR / 3 + costs.WORKER_START_S)
-    assert few.limit == "3 of 80 GPUs for 3 blocks"
+    assert few.limit == "3 of 73 GPUs for 3 blocks"
+    many = parts(WORK, Machines(nodes=10, gpus=8))["evaluation"]
+    assert (many.limit, many.setting) == ("scores that one GPU makes alone", "evaluate.sliding_stride_tokens")
 
 
 def test_model_files_hold_the_gpus_while_they_move() -> None:
@@ -110,12 +113,12 @@ def test_a_plan_for_several_machines(yarn_ops: Any, recipe: Path) -> None:
     told = {part["name"]: part for part in many["parts"]}
     assert told["documents"]["seconds"] == pytest.approx(1e12 / 3e6 / 64)
     assert told["training"]["money"] == pytest.approx(4 * many["legs"][0]["seconds"] / HOUR * 2)
-    assert told["evaluation"]["limit"].startswith("8 of 8 GPUs")
+    assert told["evaluation"]["gpu_s"] > one["parts"][-1]["gpu_s"]  # seven more have to start
     variables = many["job_variables"]
     assert set(variables) <= set(template_of("gpu")["variables"]["properties"])
     assert (variables["gpus"], one["job_variables"]["gpus"]) == ("4", "1")
     shown = yarn_ops("plan", recipe, *asked, COLUMNS="140").out
-    assert "4 × H100" in shown and "YARN_OPS_GRID_WORKERS=8" in shown and "in a night" in shown
+    assert "4 × H100" in shown and "YARN_OPS_GRID_WORKERS=5" in shown and "in a night" in shown
 
 
 @pytest.mark.parametrize(
