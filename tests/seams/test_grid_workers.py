@@ -74,7 +74,7 @@ def until(found: Callable[[], Any], timeout_s: float = 280.0) -> Any:
     deadline = time.monotonic() + timeout_s
     while not (value := found()):
         assert time.monotonic() < deadline, "nothing of the kind came"
-        time.sleep(0.02)
+        time.sleep(0.1)
     return value
 
 
