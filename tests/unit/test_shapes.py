@@ -15,7 +15,7 @@ import pytest
 import yaml
 from check_jsonschema.builtin_schemas import get_builtin_schema
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
-from kubernetes_objects import KUBERNETES, OVERLAYS, job_of_pool, pod_of, rendered, template_of
+from kubernetes_objects import KUBERNETES, OVERLAYS, as_kept, job_of_pool, pod_of, rendered, template_of
 from prefect.settings.legacy import _get_valid_setting_names
 from prefect.settings.models.root import Settings as PrefectSettings
 
@@ -47,7 +47,7 @@ def manifests() -> dict[str, dict[str, Any]]:
         for manifest in yaml.safe_load_all(path.read_text("utf-8")):
             found[f"{path.stem} {manifest['kind']} {manifest['metadata']['name']}"] = manifest
     for pool in ("cpu", "gpu"):
-        found[f"job of pool {pool}"] = job_of_pool(template_of(pool))
+        found[f"job of pool {pool}"] = as_kept(job_of_pool(template_of(pool)))
     return found
 
 
@@ -171,7 +171,7 @@ def test_what_a_job_asks_for_is_the_pools_to_say(pool: str) -> None:
     values = {"cpu": "7", "memory": "99Gi", "shm": "5Gi", "scratch": "77Gi"}
     chosen = {"node_selector": {"zone": "b"}, "tolerations": [{"operator": "Exists"}]}
     gpus = {"gpus": "3"} if pool == "gpu" else {}
-    job = job_of_pool(template_of(pool), **values, **chosen, **gpus)
+    job = as_kept(job_of_pool(template_of(pool), **values, **chosen, **gpus))
     kubernetes_validate.validate(job, VERSION, strict=True)
     pod = pod_of(job)
     (container,) = pod["containers"]

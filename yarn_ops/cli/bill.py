@@ -1,7 +1,8 @@
 """What a recipe takes on so many machines, in hours and money: each part by its measured unit cost.
 
-Machines are alike, with so many GPUs each. Documents are prepared on the cores of all machines; a run trains
-on the GPUs of one; the cells of an evaluation are shared by the GPUs of all.
+Machines are alike, with so many GPUs each. Documents are prepared on the cores of all machines. A run has the
+GPUs of one from its beginning to its end: it trains on all of them and measures on the first; helpers on the
+other machines' GPUs share the cells of its suite.
 """
 
 from __future__ import annotations
@@ -85,12 +86,17 @@ class Part:
 
 def bill(work: Work, machines: Machines) -> tuple[Part, ...]:
     """The parts in their order. Documents are charged by the node, the rest by the GPU."""
-    cores, gpus = machines.nodes * CORES, machines.nodes * machines.gpus
+    cores = machines.nodes * CORES
     preparing_s = work.document_bytes / TOKENISE_BYTES_PER_S / cores
-    workers = max(1, min(gpus, work.blocks))
+    there = 1 + (machines.nodes - 1) * machines.gpus
+    workers = max(1, min(there, work.blocks))
     moved_s = work.model_bytes / STORE_BYTES_PER_S
     helper_s = WORKER_START_S + 2 * moved_s if workers > 1 else 0.0  # while the first has begun
     each_s = (work.evaluation_s - work.alone_s) / workers + helper_s
+
+    limit, setting = f"{workers} of {there} GPUs for {work.blocks} blocks", f"YARN_OPS_GRID_WORKERS={workers}"
+    if work.alone_s > each_s:
+        limit, setting = "scores that one GPU makes alone", "evaluate.sliding_stride_tokens"
 
     def on_gpus(name: str, seconds: float, gpu_s: float, limit: str, setting: str) -> Part:
         return Part(name, seconds, gpu_s, gpu_s * machines.gpu_hour / HOUR_S, limit, setting)
@@ -109,8 +115,8 @@ def bill(work: Work, machines: Machines) -> tuple[Part, ...]:
             f"the GPUs of one node, {machines.gpus}", "--gpus, YARN_OPS_PROCESSES",
         ),
         on_gpus(
-            "evaluation", work.alone_s + each_s, work.alone_s + each_s * workers,
-            f"{workers} of {gpus} GPUs for {work.blocks} blocks", f"YARN_OPS_GRID_WORKERS={workers}",
+            "evaluation", work.alone_s + each_s,
+            (work.alone_s + each_s) * machines.gpus + each_s * (workers - 1), limit, setting,
         ),
     )  # fmt: skip
 

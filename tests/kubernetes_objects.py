@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-KUBERNETES = Path(__file__).parents[2] / "infra" / "kubernetes"
+KUBERNETES = Path(__file__).parents[1] / "infra" / "kubernetes"
 OVERLAYS = ("base", "overlays/without-gpu", "overlays/gpu-pool", "training")
 
 
@@ -34,13 +34,23 @@ def template_of(pool: str) -> dict[str, Any]:
 
 
 def job_of_pool(template: dict[str, Any], **variables: Any) -> dict[str, Any]:
-    """The template's job with its {{ variables }} filled in, as Prefect does it."""
+    """The template's job with its {{ variables }} filled in, accepted by Prefect's worker."""
     from prefect.utilities.templating import apply_values
+    from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
     known = template["variables"]["properties"]
     assert set(variables) <= set(known), "no such variable of the pool"
     values = {name: variable["default"] for name, variable in known.items()} | variables
-    return apply_values(copy.deepcopy(template["job_configuration"]["job_manifest"]), values)
+    manifest = apply_values(copy.deepcopy(template["job_configuration"]["job_manifest"]), values)
+    return KubernetesWorkerJobConfiguration(job_manifest=manifest).job_manifest
+
+
+def as_kept(job: dict[str, Any]) -> dict[str, Any]:
+    """A run's job without what Prefect's worker insists on in the wrong place, which the API server drops."""
+    kept = copy.deepcopy(job)
+    for field in ("parallelism", "completions"):
+        assert pod_of(kept).pop(field) == 1
+    return kept
 
 
 def pod_of(owner: dict[str, Any]) -> dict[str, Any]:
