@@ -36,7 +36,7 @@ class DaskCluster:
         self._nodes: dict[int, psutil.Popen] = {}
 
     def __enter__(self) -> DaskCluster:
-        port = str(self._settings.cluster).rpartition(":")[2]
+        port = self.address.rpartition(":")[2]
         self._scheduler = self._run("scheduler", "--host", "127.0.0.1", "--port", port)
         for node in range(self._count):
             self.start(node)
@@ -48,6 +48,10 @@ class DaskCluster:
             self.stop(node)
         self._scheduler.kill()
         self._scheduler.wait()
+
+    @property
+    def address(self) -> str:
+        return str(self._settings.cluster)
 
     def wait(self) -> None:
         """Until every node that was started is there."""
@@ -65,7 +69,7 @@ class DaskCluster:
     def start(self, node: int) -> None:
         home = self._home(node)
         self._nodes[node] = self._run(
-            "worker", str(self._settings.cluster), "--nworkers", "1", "--nthreads", "1", "--no-nanny",
+            "worker", self.address, "--nworkers", "1", "--nthreads", "1", "--no-nanny",
             "--local-directory", str(home / "dask"), YARN_OPS_STATE_DIR=str(home),
         )  # fmt: skip
 

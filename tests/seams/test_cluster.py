@@ -33,24 +33,29 @@ BASE = BaseModel(
 )  # fmt: skip
 
 
-@pytest.fixture
-def asking(swift: SwiftCluster, bucket: str, tmp_path: Path) -> Settings:
-    return with_cluster(
-        Settings(
-            state_dir=tmp_path / "asking",
-            store_url=f"s3://{bucket}/store",
-            s3_endpoint_url=swift.endpoint_url,
-            s3_access_key=swift.access_key,
-            s3_secret_key=swift.secret_key,
-            s3_region=swift.region,
-        )
+def settings_of(swift: SwiftCluster, place: Path, bucket: str) -> Settings:
+    return Settings(
+        state_dir=place / "asking",
+        store_url=f"s3://{bucket}/store",
+        s3_endpoint_url=swift.endpoint_url,
+        s3_access_key=swift.access_key,
+        s3_secret_key=swift.secret_key,
+        s3_region=swift.region,
     )
 
 
-@pytest.fixture
-def cluster(asking: Settings) -> Iterator[DaskCluster]:
-    with DaskCluster(asking, 2) as running:
+@pytest.fixture(scope="module")
+def cluster(swift: SwiftCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
+    """Two nodes for all tests here: where results go is said by who asks."""
+    place = tmp_path_factory.mktemp("cluster")
+    with DaskCluster(with_cluster(settings_of(swift, place, "elsewhere")), 2) as running:
         yield running
+
+
+@pytest.fixture
+def asking(swift: SwiftCluster, bucket: str, tmp_path: Path, cluster: DaskCluster) -> Settings:
+    settings = settings_of(swift, tmp_path, bucket)
+    return settings.model_copy(update={"cluster": cluster.address})
 
 
 class Asking:
@@ -65,11 +70,11 @@ class Asking:
         for number in range(4):
             rows = [
                 f"{number} {row} " + " ".join(f"w{row * 7919 % 101 * n}" for n in range(60))
-                for row in range(400)
+                for row in range(200)
             ]
             lines = "".join(json.dumps({"text": text}) + "\n" for text in [*rows, rows[0], "same"])
             self.store.write(f"in/{number}.jsonl", lines.encode())
-        self.store.write("in/long.txt", " ".join(f"word{n}" for n in range(40_000)).encode())
+        self.store.write("in/long.txt", " ".join(f"word{n}" for n in range(16_000)).encode())
 
     def prepare(self, name: str, units: Units | None = None, heard: list[str] | None = None) -> ShardSet:
         out = self._place / name
@@ -87,7 +92,7 @@ class Asking:
 
 
 def test_two_nodes_make_the_bytes_of_one_process_and_nothing_twice(
-    asking: Settings, cluster: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asking: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cutting, "LEAST_BYTES", 1 << 16)
     one = Asking(asking, tmp_path)
@@ -103,8 +108,7 @@ def test_two_nodes_make_the_bytes_of_one_process_and_nothing_twice(
     }.items()
 
     before = one.moments()
-    assert len(before) > 10
-    cluster.stop(0)  # one node finds what two have made
+    assert len(before) > 5
     assert one.prepare("again") == spread
     assert one.moments() == before
     one.store.write("in/more.jsonl", b'{"text": "one more document, of a corpus that grew"}\n')
@@ -119,27 +123,6 @@ def test_two_nodes_make_the_bytes_of_one_process_and_nothing_twice(
     one.store.write("in/broken.jsonl", b"{\n")
     with pytest.raises(DataError, match=r"in/broken\.jsonl, line 1: not JSON"):
         one.prepare("broken")
-
-
-def test_a_node_that_dies_costs_only_its_unit(
-    asking: Settings, cluster: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cutting, "LEAST_BYTES", 1 << 16)
-    one = Asking(asking, tmp_path)
-    alone = one.prepare("alone", LocalUnits(tmp_path / "units", one.files, 1))
-    found: list[ShardSet] = []
-    heard: list[str] = []
-    thread = Thread(target=lambda: found.append(one.prepare("spread", heard=heard)))
-    thread.start()
-    while len(heard) < 5 and thread.is_alive():
-        thread.join(0.01)
-    before = one.moments()
-    cluster.stop(0)
-    thread.join(120)
-    assert [record.model_copy(update={"tree": None}) for record in found] == [alone]
-    assert found[0].tree is not None
-    assert found[0].tree.digest == tree_digest(digest_tree(tmp_path / "alone/shards"))
-    assert before.items() <= one.moments().items()
 
 
 @pytest.mark.parametrize(
@@ -159,6 +142,7 @@ def test_a_cluster_that_cannot_be_used_is_told_in_one_line(
 
 
 def test_a_cluster_without_workers_is_told(asking: Settings) -> None:
+    asking = with_cluster(asking)
     with DaskCluster(asking, 0), pytest.raises(SettingsError, match="has no worker; start"):
         services.try_cluster(asking)
     assert (
@@ -180,3 +164,24 @@ def test_without_the_extra_one_line_says_what_to_install(
 def test_on_one_machine_nothing_of_dask_is_imported() -> None:
     program = "import sys, flows.extend; sys.exit('distributed' in sys.modules or 'dask' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_node_that_dies_costs_only_its_unit(
+    asking: Settings, cluster: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cutting, "LEAST_BYTES", 1 << 16)
+    one = Asking(asking, tmp_path)
+    alone = one.prepare("alone", LocalUnits(tmp_path / "units", one.files, 1))
+    found: list[ShardSet] = []
+    heard: list[str] = []
+    thread = Thread(target=lambda: found.append(one.prepare("spread", heard=heard)))
+    thread.start()
+    while len(heard) < 2 and thread.is_alive():
+        thread.join(0.01)
+    before = one.moments()
+    cluster.stop(0)
+    thread.join(120)
+    assert [record.model_copy(update={"tree": None}) for record in found] == [alone]
+    assert found[0].tree is not None
+    assert found[0].tree.digest == tree_digest(digest_tree(tmp_path / "alone/shards"))
+    assert before.items() <= one.moments().items()
