@@ -98,6 +98,7 @@ class Weights:
         for file in weight_files(path):
             for key, tensor in _slices(path / file):
                 name, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, places)
+                name = name if name in owner else key  # a rule may fit a name that needs none
                 if name in owner:  # the rest is what `from_pretrained` leaves out as well
                     self._slices[owner[name]][key] = tensor
         # As `from_pretrained` leaves it: what these files needed is undone on the way to others.
