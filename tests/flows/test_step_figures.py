@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mlflow import MlflowClient
+
 from flows.workshop import Workshop
 from yarn_ops.bars import Bars
 from yarn_ops.recipe import load_recipe
-from yarn_ops.registry import open_registry
+from yarn_ops.registry import open_registry, upgrade
 from yarn_ops.settings import Settings
 
 GPU_STEP = {
@@ -18,6 +20,7 @@ GPU_STEP = {
 
 def test_a_gpu_steps_figures_are_logged_once(small_recipe: Path, tmp_path: Path) -> None:
     settings, recipe = Settings(state_dir=tmp_path / "state"), load_recipe(small_recipe)
+    upgrade(settings.database)
     registry = open_registry(settings.database)
     run = registry.begin_run(
         recipe.model_dump(mode="json"), recipe.digest(), git_commit=None, flow_run_id=None
@@ -25,8 +28,8 @@ def test_a_gpu_steps_figures_are_logged_once(small_recipe: Path, tmp_path: Path)
     shop = Workshop(settings, recipe, registry, run, Bars())
     for _ in range(2):  # a trainer that resumed tells the step again
         shop.log_training_step({"event": "step", "step": 1, "steps": 4, "time": 0.0, **GPU_STEP}, 10)
-    with shop.tracking._mlflow() as client:
-        logged = client.get_run(shop.mlflow_run_id).data.metrics
-        assert logged == {f"train/{name}": value for name, value in GPU_STEP.items()}
-        for name in logged:
-            assert [point.step for point in client.get_metric_history(shop.mlflow_run_id, name)] == [11]
+    client = MlflowClient(shop.tracking.uri, shop.tracking.uri)
+    logged = client.get_run(shop.mlflow_run_id).data.metrics
+    assert logged == {f"train/{name}": value for name, value in GPU_STEP.items()}
+    for name in logged:
+        assert [point.step for point in client.get_metric_history(shop.mlflow_run_id, name)] == [11], name
