@@ -27,6 +27,7 @@ from flows.alert import alert
 from flows.compare import ARMS, METHODS, compare
 from flows.extend import extend
 from flows.fit import fit
+from flows.grid import measure_cells
 from flows.reconcile import reconcile, settle
 from flows.reevaluate import FELL, reevaluate
 from flows.watch import watch
@@ -74,6 +75,7 @@ def deployments() -> list[RunnerDeployment]:
             parameters={"name": "demo-long", "alias": "champion", "seed": 1},
             schedules=[Cron(SUNDAYS, active=False, slug="weekly")],
         ),
+        _offer(measure_cells, "measure-cells", GPU_POOL),
         _offer(alert, "alert", CPU_POOL, parameters={"name": "demo-long", "version": "1"}),
         _offer(
             watch, "watch-models", CPU_POOL,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -20,10 +21,12 @@ from prefect.exceptions import MissingContextError
 from flows.liveness import queue_priority, sign
 from flows.progress import Progress
 from yarn_ops.bars import Bars
+from yarn_ops.cluster import ClusterUnits
 from yarn_ops.data.files import Files
+from yarn_ops.data.shards import LocalUnits, Units
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import GateFailed, Stopped, YarnOpsError
-from yarn_ops.recipe import Recipe
+from yarn_ops.recipe import Recipe, parse_recipe
 from yarn_ops.records import AnyRecord, Local, Tree
 from yarn_ops.registry import Registry, Run, RunEnd, open_registry
 from yarn_ops.release import Tracking, open_tracking
@@ -89,6 +92,12 @@ class Workshop:
     def files(self) -> Files:
         return files_for(self.store_options)
 
+    def units(self, work: Path) -> Units:
+        """Where documents are prepared: in this process, or on the cluster that the settings name."""
+        if self.settings.cluster is None:
+            return LocalUnits(work / "units", self.files, os.cpu_count() or 1)
+        return ClusterUnits(self.settings, work / "units")
+
     @cached_property
     def tracking(self) -> Tracking:
         return open_tracking(self.settings)
@@ -105,6 +114,15 @@ class Workshop:
         from torch import cuda
 
         return f"gpu-{cuda.get_device_properties(0).uuid}"
+
+    @cached_property
+    def processes(self) -> int:
+        """That may train together: one for every GPU, unless the settings say otherwise."""
+        if self.settings.processes is not None or self.device == "cpu":
+            return self.settings.processes or 1
+        from torch import cuda
+
+        return cuda.device_count()
 
     @cached_property
     def rank(self) -> int:
@@ -212,6 +230,26 @@ def open_workshop(
         raise
     finally:
         _CURRENT.reset(token)
+
+
+@contextmanager
+def join_workshop(settings: Settings, run_id: str) -> Iterator[Workshop]:
+    """The workshop of a run that another process does: here it is neither begun nor ended."""
+    sign()
+    registry = open_registry(settings.database)
+    try:
+        view = registry.run_view(run_id)
+        asked = {name: values for name, values in view.recipe.items() if name != "compare"}
+        run = Run(view.id, view.attempts, view.mlflow_run_id)
+        bars = Bars()
+        token = _CURRENT.set(Workshop(settings, parse_recipe(asked, run_id), registry, run, bars))
+        try:
+            with bars:
+                yield workshop()
+        finally:
+            _CURRENT.reset(token)
+    finally:
+        registry.close()
 
 
 @contextmanager

@@ -116,6 +116,38 @@ class Data(Section):
     text_field: str = Field(
         "text", title="Text field", description="Of .jsonl and .parquet rows.", min_length=1
     )
+    languages: tuple[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")], ...] = Field(
+        (),
+        title="Languages",
+        description="Documents in others are left out: codes like en, de, zh. Empty: all are kept.",
+    )
+    min_document_tokens: int = Field(
+        0, ge=0, title="Shortest document (tokens)", description="Shorter documents are left out."
+    )
+    max_document_tokens: Positive | None = Field(
+        None, title="Longest document (tokens)", description="Longer documents are left out. Empty: none is."
+    )
+    near_duplicate_similarity: float | None = Field(
+        None,
+        ge=0.5,
+        le=1,
+        title="Near duplicates from",
+        description="Documents that share so much of their runs of five words with an earlier one are left "
+        "out, e.g. 0.8. Empty: only equal ones are.",
+    )
+    shared_words: int | None = Field(
+        None,
+        ge=13,
+        le=1024,
+        title="Shared words",
+        description="Documents that have a passage of so many words in common with held-out or evaluation "
+        "documents are not trained on, e.g. 50. Empty: not looked for.",
+    )
+    evaluation_sources: tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...] = Field(
+        (),
+        title="Evaluation sources",
+        description="Like sources: documents of other evaluations, whose passages are kept from training.",
+    )
     held_out_fraction: Fraction = Field(
         0.125,
         title="Held-out fraction",
@@ -131,6 +163,14 @@ class Data(Section):
         description="Attention stays within a document of a packed window.",
     )
     seed: int = Field(0, ge=0, title="Seed", description="Of the split and of the sampling of windows.")
+
+    @model_validator(mode="after")
+    def _sound(self) -> Data:
+        if self.max_document_tokens is not None and self.max_document_tokens < self.min_document_tokens:
+            raise ValueError("max_document_tokens is below min_document_tokens")
+        if self.evaluation_sources and self.shared_words is None:
+            raise ValueError("evaluation_sources needs shared_words, e.g. 50")
+        return self
 
 
 class Evaluate(Section):

@@ -103,7 +103,7 @@ def test_key_tokens_complete_a_run_that_is_only_far_away():
 
 def test_sliding_reads_the_ends_of_the_same_texts_at_every_length(encode):
     sliding = plan(Size(2, 1, 4, 0, ("sliding",)), (128, 256, 512), documents(encode), 0)
-    texts = {cell.context_tokens: cell.measure.keywords["documents"] for cell in sliding.cells}
+    texts = {cell.context_tokens: cell.blocks[0].measure.keywords["documents"] for cell in sliding.cells}
     for length in (128, 256):
         np.testing.assert_array_equal(texts[length], texts[512][:, -(length + 513) :])
 
