@@ -36,7 +36,7 @@ def worker(state: Path, database_url: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command,
         env={**os.environ, **variables, "YARN_OPS_DEVICE": "cpu"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 
