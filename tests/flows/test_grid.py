@@ -21,7 +21,7 @@ from flows.grid import Shared, helped
 from flows.workshop import Workshop
 from yarn_ops.bars import Bars
 from yarn_ops.recipe import Recipe
-from yarn_ops.records import BaseModel, ShardSet
+from yarn_ops.records import BaseModel, Dropped, ShardSet
 from yarn_ops.registry import open_registry
 from yarn_ops.servers import GPU_POOL
 from yarn_ops.services import open_run_registry
@@ -46,7 +46,7 @@ def client(prefect_api: str) -> Iterator[SyncPrefectClient]:
 
 SHARDS = ShardSet(
     tokenizer_digest="t" * 64, vocab_size=8192, train_documents=9, train_tokens=9000, held_out_documents=1,
-    held_out_tokens=1000, longest_document_tokens=1000, duplicate_documents=0, lengths=(),
+    held_out_tokens=1000, longest_document_tokens=1000, dropped=Dropped(), lengths=(),
 )  # fmt: skip
 
 

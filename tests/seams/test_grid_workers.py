@@ -45,32 +45,35 @@ def cells(registry: Registry) -> list[CellRow]:
         return list(session.scalars(select(CellRow).order_by(CellRow.key)))
 
 
-def held_by(registry: Registry, process: subprocess.Popen[str]) -> CellRow | None:
-    """The cell that a worker is measuring, once it has finished another."""
-    ours = [row for row in cells(registry) if row.holder.startswith(f"{process.pid}@")]
-    finished = any(row.finished_at for row in ours)
-    return next((row for row in ours if row.finished_at is None and finished), None)
+def at_work(registry: Registry) -> CellRow | None:
+    """A cell that is being measured, once another is finished."""
+    rows = cells(registry)
+    finished = any(row.finished_at for row in rows)
+    return next((row for row in rows if row.finished_at is None and row.lease_expires and finished), None)
 
 
-def kill_midway(registry: Registry, process: subprocess.Popen[str]) -> str:
-    """SIGKILL while it measures its second cell or a later one; the cell's key."""
+def kill_midway(registry: Registry, workers: list[subprocess.Popen[str]]) -> tuple[str, int]:
+    """SIGKILL to one that measures a cell: the cell's key, and the process's number."""
+    pids = {worker.pid for worker in workers}
 
-    def stopped_at_work() -> str | None:
-        if held_by(registry, process) is None:
-            return None
-        process.send_signal(signal.SIGSTOP)
-        held = held_by(registry, process)
+    def stopped_at_work() -> tuple[str, int] | None:
+        held = at_work(registry)
         if held is None:
-            process.send_signal(signal.SIGCONT)
-        return held and held.key
+            return None
+        pid = int(held.holder.partition("@")[0])
+        assert pid in pids
+        os.kill(pid, signal.SIGSTOP)
+        if held.key in {row.key for row in cells(registry) if row.finished_at is None}:
+            return held.key, pid
+        os.kill(pid, signal.SIGCONT)
+        return None
 
-    key = until(stopped_at_work)
-    process.kill()
-    process.wait()
-    return key
+    key, pid = until(stopped_at_work)
+    os.kill(pid, signal.SIGKILL)
+    return key, pid
 
 
-def until(found: Callable[[], Any], timeout_s: float = 280.0) -> Any:
+def until(found: Callable[[], Any], timeout_s: float = 400.0) -> Any:
     deadline = time.monotonic() + timeout_s
     while not (value := found()):
         assert time.monotonic() < deadline, "nothing of the kind came"
@@ -78,26 +81,28 @@ def until(found: Callable[[], Any], timeout_s: float = 280.0) -> Any:
     return value
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_two_workers_and_one_killed_find_what_one_finds(postgres: PostgresCluster, tmp_path: Path) -> None:
     url = postgres.create_database()
     upgrade(url)
-    lost, left = worker(tmp_path / "lost", url), worker(tmp_path / "left", url)
+    workers = [worker(tmp_path / name, url) for name in ("one", "other")]
     registry = open_registry(url)
     try:
-        key = kill_midway(registry, lost)
-        printed, complaints = left.communicate(timeout=280)
+        key, pid = kill_midway(registry, workers)
+        (left,) = (process for process in workers if process.pid != pid)
+        printed, complaints = left.communicate(timeout=400)
         assert left.returncode == 0, complaints
         computed = cells(registry)
         with registry.begin() as session:
             rows = session.scalars(select(MeasurementRow)).all()
     finally:
-        for process in (lost, left):
+        for process in workers:
             process.kill()
+            process.wait()
         registry.close()
     assert len(computed) == CELLS and all(row.finished_at for row in computed)
     assert {row.key: row.fence for row in computed} == {row.key: 1 + (row.key == key) for row in computed}
-    assert len({row.holder for row in computed}) == 2
+    assert not any(row.key == key and row.holder.startswith(f"{pid}@") for row in computed)
     alone = evaluate(
         Settings(state_dir=tmp_path / "alone", device="cpu"), MODEL, "tiny", base=None,
         documents=[DOCUMENTS], longest=LONGEST, seed=0, out=None,
