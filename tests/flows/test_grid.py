@@ -20,7 +20,7 @@ from flows.deploy import RUNS_AT_ONCE, _ensure_pool, deployments
 from flows.grid import Shared, helped
 from flows.workshop import Workshop
 from yarn_ops.bars import Bars
-from yarn_ops.recipe import Recipe
+from yarn_ops.recipe import parse_recipe
 from yarn_ops.records import BaseModel, Dropped, ShardSet
 from yarn_ops.registry import open_registry
 from yarn_ops.servers import GPU_POOL
@@ -54,7 +54,7 @@ SHARDS = ShardSet(
 def shop(tmp_path: Path) -> Iterator[Workshop]:
     settings = Settings(state_dir=tmp_path, grid_workers=3)
     registry = open_run_registry(settings)
-    recipe = Recipe()
+    recipe = parse_recipe({"rope": {"factor": 2}})
     run = registry.begin_run(recipe.model_dump(mode="json"), recipe.digest())
     yield Workshop(settings, recipe, registry, run, Bars())
     registry.close()
