@@ -113,13 +113,13 @@ def register() -> None:
     """Work pools and deployments, made or brought up to date."""
     with get_client(sync_client=True) as client:
         for pool, runs_at_once in RUNS_AT_ONCE.items():
-            _ensure_pool(client, pool, runs_at_once)
+            ensure_pool(client, pool, runs_at_once)
         for deployment in deployments():
             _ensure_deployment(client, deployment)
         _ensure_alert(client)
 
 
-def _ensure_pool(client: SyncPrefectClient, name: str, runs_at_once: int) -> None:
+def ensure_pool(client: SyncPrefectClient, name: str, runs_at_once: int) -> None:
     """Make the pool; one that is there, perhaps of another type or with another limit, stays."""
     try:
         client.create_work_pool(WorkPoolCreate(name=name, type="process", concurrency_limit=runs_at_once))

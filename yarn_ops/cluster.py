@@ -25,7 +25,7 @@ from yarn_ops.data.fragments import TOKENS, make_unit
 from yarn_ops.data.tokenizer import Tokenizer
 from yarn_ops.data.units import Unit, Work, unit_key
 from yarn_ops.digests import digest_of
-from yarn_ops.errors import SettingsError, StoreError
+from yarn_ops.errors import DataError, SettingsError, StoreError
 from yarn_ops.records import Tree
 from yarn_ops.settings import Settings, read_settings
 from yarn_ops.store import Store, files_for, open_store, store_options
@@ -61,7 +61,8 @@ class ClusterUnits:
         self._folder.mkdir(parents=True, exist_ok=True)
         kept = _keep_tokenizer(self._store, tokenizer)
         with _client(self._settings) as client:
-            from distributed import as_completed
+            from distributed import KilledWorker, as_completed
+            from distributed.client import FutureCancelledError
 
             # Largest first, so that none is left for the end when all others are done.
             ordered = sorted(units.items(), key=lambda item: -item[1].size_bytes)
@@ -69,9 +70,20 @@ class ClusterUnits:
                 client.submit(make_in_store, key, unit, work, kept, self._store.url, key=key, retries=RETRIES)
                 for key, unit in ordered
             ]
-            for future, manifest in as_completed(futures, loop=client.loop, with_results=True):
-                self._manifests[future.key] = parse_manifest(manifest, future.key)
-                yield future.key
+            try:
+                for future, manifest in as_completed(futures, loop=client.loop, with_results=True):
+                    self._manifests[future.key] = parse_manifest(manifest, future.key)
+                    yield future.key
+            except KilledWorker as error:
+                source = units[error.task].sources[0].uri
+                raise DataError(
+                    f"{source}: worker after worker died of it; give them more memory, or split the file"
+                ) from None
+            except (OSError, FutureCancelledError):
+                raise SettingsError(
+                    f"YARN_OPS_CLUSTER: {self._settings.cluster} is gone; start it and run again, "
+                    "finished units are kept"
+                ) from None
 
     def file(self, key: str, name: str) -> Path:
         path = self._folder / f"{key}-{name}"

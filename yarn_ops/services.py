@@ -33,11 +33,11 @@ def require_services(settings: Settings, experiment: str) -> None:
     SettingsError, RegistryError, StoreError, ReleaseError or TrainError, in one line.
     """
     open_run_registry(settings).close()
+    try_cluster(settings)
     try_store(settings)
     try_prefect(settings)
     if settings.mlflow_uri is not None:  # the embedded one is a file of ours, made when first needed
         try_mlflow(settings).ensure_experiment(experiment)
-    try_cluster(settings)
     try_device(settings)
 
 

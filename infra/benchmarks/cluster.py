@@ -6,9 +6,9 @@
     python infra/benchmarks/cluster.py layouts --mib 2048 --files 200000
     python infra/benchmarks/cluster.py cleaning --documents 2000 4000 8000
 
-A node is one worker process of one thread with a state directory of its own. Who asks is a process of its
-own as well; its seconds begin when the cluster is asked and end when the shards are in the store. Peaks are
-VmHWM. Text is made of the words of the standard library's source, by seed.
+A node (tests/seams/dask_cluster.py) is one worker process of one thread, with its own state directory. Who
+asks is a process of its own as well; its seconds begin when the cluster is asked and end when the shards are
+in the store. Peaks are VmHWM. Text is made of the words of the standard library's source, by seed.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ from typing import Any
 
 import numpy as np
 import psutil
+
+sys.path.append(str(Path(__file__).parents[2] / "tests" / "seams"))
+from dask_cluster import DaskCluster, with_cluster
 
 from yarn_ops.servers import free_ports
 from yarn_ops.settings import Settings, as_environment
@@ -73,13 +76,14 @@ def main() -> None:
 def nodes(settings: Settings, arguments: argparse.Namespace) -> None:
     """One node against two, in turns; and one process, for the digest."""
     sources = put_lines(settings, arguments.mib)
-    with Cluster(settings, 2) as cluster:
+    with DaskCluster(settings, 2) as cluster:
         ask(settings, "warm", put_lines(settings, 2, "warm"), arguments)
         for turn in range(2):
             two = ask(settings, f"two-{turn}", sources, arguments)
             cluster.stop(1)
             one = ask(settings, f"one-{turn}", sources, arguments)
             cluster.start(1)
+            cluster.wait()
             ratio = one["seconds"] / two["seconds"]
             print(f"two nodes {two['seconds']:.1f} s, one {one['seconds']:.1f} s: {ratio:.2f}×", flush=True)
             print(
@@ -93,7 +97,7 @@ def kills(settings: Settings, arguments: argparse.Namespace) -> None:
     """One of two nodes is killed between the first unit that is done and the last."""
     sources = put_lines(settings, arguments.mib)
     chance = random.Random(9)
-    with Cluster(settings, 2) as cluster:
+    with DaskCluster(settings, 2) as cluster:
         ask(settings, "warm", put_lines(settings, 2, "warm"), arguments)
         whole = ask(settings, "whole", sources, arguments)
         print(f"undisturbed: {whole['seconds']:.1f} s, {whole['units']} units, digest {whole['digest'][:16]}")
@@ -116,6 +120,7 @@ def kills(settings: Settings, arguments: argparse.Namespace) -> None:
                 flush=True,
             )
             cluster.start(trial % 2)
+            cluster.wait()
 
 
 def layouts(settings: Settings, arguments: argparse.Namespace) -> None:
@@ -123,7 +128,7 @@ def layouts(settings: Settings, arguments: argparse.Namespace) -> None:
     sources = put_layouts(settings, arguments.mib, arguments.files)
     for name, pattern in sources.items():
         swift = sum(cpu_of(process) for process in servers())
-        with Cluster(settings, 2) as cluster:
+        with DaskCluster(settings, 2) as cluster:
             ask(settings, f"warm-{name}", put_lines(settings, 2, "warm"), arguments)
             began = [cpu_of(process) for process in cluster.processes()]
             row = ask(settings, name, pattern, arguments)
@@ -261,13 +266,11 @@ def place() -> Iterator[Settings]:
         server.prepare()
         with running(server.parts(), server.directory):
             server.create_bucket("bucket")
-            (port,) = free_ports(1)
-            yield Settings(
+            yield with_cluster(Settings(
                 state_dir=Path(folder, "asking"), store_url="s3://bucket/store",
                 s3_endpoint_url=server.endpoint_url, s3_access_key=server.access_key,
                 s3_secret_key=server.secret_key, s3_region=server.region,
-                cluster=f"tcp://127.0.0.1:{port}",
-            )  # fmt: skip
+            ))  # fmt: skip
 
 
 def at(settings: Settings, name: str) -> Settings:
@@ -286,51 +289,6 @@ def finished(store: Store) -> dict[str, Any]:
         for info in store.list("units/")
         if info.key.endswith("/manifest.json") and "tokenizer" not in info.key
     }
-
-
-class Cluster:
-    """A scheduler and nodes: workers of one thread, each with a state directory of its own."""
-
-    def __init__(self, settings: Settings, count: int) -> None:
-        self._settings, self._count = settings, count
-        self._nodes: dict[int, psutil.Popen] = {}
-
-    def __enter__(self) -> Cluster:
-        address = str(self._settings.cluster)
-        self._scheduler = self._run("scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2])
-        for node in range(self._count):
-            self.start(node)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for node in list(self._nodes):
-            self.stop(node)
-        self._scheduler.kill()
-        self._scheduler.wait()
-
-    def start(self, node: int) -> None:
-        home = self._settings.state_dir.parent / f"node-{node}"
-        self._nodes[node] = self._run(
-            "worker", str(self._settings.cluster), "--nworkers", "1", "--nthreads", "1", "--no-nanny",
-            "--local-directory", str(home / "dask"), YARN_OPS_STATE_DIR=str(home),
-        )  # fmt: skip
-
-    def stop(self, node: int) -> None:
-        """SIGKILL."""
-        process = self._nodes.pop(node)
-        process.kill()
-        process.wait()
-
-    def processes(self) -> list[psutil.Popen]:
-        return list(self._nodes.values())
-
-    def _run(self, what: str, *arguments: str, **variables: str) -> psutil.Popen:
-        return psutil.Popen(
-            [sys.executable, "-m", f"distributed.cli.dask_{what}", *arguments, "--no-dashboard"],
-            env={**os.environ, **as_environment(self._settings), **variables},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
 
 
 def servers() -> list[psutil.Process]:

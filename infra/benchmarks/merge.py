@@ -1,6 +1,6 @@
 """What a merge costs: memory and bytes a second, beside a plain copy of the base and the whole-model way.
 
-    python infra/benchmarks/merge.py --layers 12 --rounds 3
+    python infra/benchmarks/merge.py --layers 9 --rounds 3
 
 Makes a base of Llama's shape with random weights (bfloat16, shards of 400 MB) and an adapter on every linear
 layer and norm, then takes turns, a process each: `dd` of the base's files; our merge, whose first pass writes
@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from yarn_ops.checkpoints import quiet_transformers, read_config
-from yarn_ops.data.layout import ShardWriter
+from yarn_ops.data.layout import ShardWriter, TokenWriter
 from yarn_ops.recipe import Rope, Train
 from yarn_ops.records import Adapter, BaseModel, Local, PatchedModel, ShardSet
 from yarn_ops.rope.config import patch_config, rope_spec_of
@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--layers", type=int, default=9)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where it all lies (three times the base); removed")
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
@@ -252,12 +252,11 @@ def make(root: Path, layers: int) -> None:
         for name, value in learning.items()
     }
     save_file(learnt, root / "adapter/adapter_model.safetensors")
-    with ShardWriter(root / "shards", np.dtype("<u2")) as writer:
-        for number in range(4):
-            ids = np.random.default_rng(number).integers(0, VOCABULARY, 400)
-            writer.append(ids.astype(np.uint16))
-            writer.index("held_out" if number % 2 else "train", str(number), writer.end_document())
-        writer.finish({})
+    tokens, dtype = root / "shards/tokens-00000.bin", np.dtype("<u2")
+    with ShardWriter(root / "shards", dtype) as writer, TokenWriter(tokens, dtype) as file:
+        file.append(np.random.default_rng(0).integers(0, VOCABULARY, 2_000).astype(np.uint16))
+        writer.index("held_out", "only", file.end_document())
+    writer.finish([file.tokens], {})
 
 
 def random(shape: tuple[int, ...]) -> torch.Tensor:

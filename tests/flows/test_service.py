@@ -112,7 +112,7 @@ def test_an_unknown_key_is_refused_at_once(up: Up, recipe: Recipe) -> None:
     assert "'stpes' was unexpected" in answer.json()["detail"]
 
 
-def test_an_urgent_run_is_the_next(up: Up) -> None:
+def test_both_pools_have_a_queue_for_urgent_runs(up: Up) -> None:
     for pool in ("yarn-ops", "yarn-ops-gpu"):
         queues = up.post(f"/work_pools/{pool}/queues/filter")
         assert sorted((queue["priority"], queue["name"]) for queue in queues) == [

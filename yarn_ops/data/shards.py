@@ -148,6 +148,9 @@ class LocalUnits:
         if not whole.exists():
             shutil.rmtree(partial, ignore_errors=True)
             make_unit(unit, work, tokenizer, self._files, partial)
+            for path in partial.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())  # whole after a power cut as well, once it has its name
             partial.rename(whole)
 
     def file(self, key: str, name: str) -> Path:

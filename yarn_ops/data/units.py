@@ -119,7 +119,7 @@ def _parts(source: SourceFile, target: int, files: Files) -> Iterator[Unit]:
     if kind == "parquet":
         yield from _row_groups(source, target, files)
     elif kind in ("text", "jsonl"):
-        step = target if kind == "jsonl" else max(target, FRAGMENT_BYTES)
+        step = target if kind == "jsonl" else max(1, target // FRAGMENT_BYTES) * FRAGMENT_BYTES
         for start in range(0, source.size_bytes, step):
             yield Unit((source,), start, min(start + step, source.size_bytes))
 

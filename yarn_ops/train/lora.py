@@ -218,8 +218,11 @@ def _targets(model: PreTrainedModel, targets: Sequence[str]) -> str | list[str]:
     """PEFT's `target_modules`; PEFT itself only minds when none is found."""
     if tuple(targets) == (ALL_LINEAR,):
         return ALL_LINEAR
-    layers = model.named_modules()
-    known = {name.rpartition(".")[2] for name, layer in layers if isinstance(layer, nn.Linear)}
+    head = model.get_output_embeddings()  # the loss multiplies by its weight alone
+    linears = (
+        name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head
+    )
+    known = {name.rpartition(".")[2] for name in linears}
     for target in targets:
         if target not in known:
             raise TrainError(

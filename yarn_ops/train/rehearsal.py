@@ -15,7 +15,7 @@ from yarn_ops.recipe import Stage, Train
 from yarn_ops.records import Local, PatchedModel, Rehearsal, ShardSet
 from yarn_ops.rope.patch import lay_out
 from yarn_ops.train.lora import make_trainable, trained_parameters
-from yarn_ops.train.parallel.arrange import choose_layout
+from yarn_ops.train.parallel.arrange import foretell
 from yarn_ops.train.parallel.layout import Work, usable_processes
 from yarn_ops.train.plan import GPUS, Shape
 from yarn_ops.train.precision import resolve_dtype, trainer_environment
@@ -60,7 +60,7 @@ def _fit(
     memory = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else host
     for leg in legs:
         work = Work.of(train, leg.context_tokens, config)
-        choose_layout(
+        foretell(
             usable_processes(processes, work),
             work,
             train,

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from test_train_merge import merge
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from yarn_ops.data.layout import ShardWriter
+from yarn_ops.data.layout import ShardWriter, TokenWriter
 from yarn_ops.recipe import Rope, Train
 from yarn_ops.rope.config import patch_config
 from yarn_ops.train.lora import PEFT_NAME, PEFT_PREFIX, make_trainable, save_adapter, trained_parameters
@@ -50,11 +50,14 @@ def prepare(root: Path, layers: int) -> SimpleNamespace:
         for name, value in trained_parameters(model).items()
     }
     save_file(learnt, root / "adapter/adapter_model.safetensors")
-    with ShardWriter(root / "shards", np.dtype("<u2")) as writer:
-        for number in range(4):
-            writer.append(np.random.default_rng(number).integers(0, 512, 200).astype(np.uint16))
-            writer.index("held_out" if number % 2 else "train", str(number), writer.end_document())
-        writer.finish({})
+    dtype = np.dtype("<u2")
+    with (
+        ShardWriter(root / "shards", dtype) as writer,
+        TokenWriter(root / "shards/tokens-00000.bin", dtype) as file,
+    ):
+        file.append(np.random.default_rng(0).integers(0, 512, 200).astype(np.uint16))
+        writer.index("held_out", "only", file.end_document())
+    writer.finish([file.tokens], {})
     return SimpleNamespace(
         base_dir=root / "base", patched_dir=root / "patched", out_dir=root / "adapter",
         shards_dir=root / "shards", train=SimpleNamespace(method="lora"),

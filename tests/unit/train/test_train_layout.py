@@ -8,7 +8,7 @@ import pytest
 
 from yarn_ops.errors import TrainError
 from yarn_ops.recipe import Train
-from yarn_ops.train.parallel.arrange import choose_layout
+from yarn_ops.train.parallel.arrange import foretell
 from yarn_ops.train.parallel.layout import Layout, Work, usable_processes
 from yarn_ops.train.plan import GIB, GPUS, LADDER, Shape, step_cost
 
@@ -22,7 +22,7 @@ def work(tokens: int = 32768, config: dict[str, Any] = LLAMA, **train: Any) -> W
 
 
 def chosen(processes: int, tokens: int, memory_gib: float = 79, **train: Any) -> Layout:
-    return choose_layout(
+    found = foretell(
         processes,
         work(tokens, **train),
         Train(**train),
@@ -31,6 +31,7 @@ def chosen(processes: int, tokens: int, memory_gib: float = 79, **train: Any) ->
         memory_bytes=memory_gib * GIB,
         host_bytes=96 * GIB,
     )
+    return found.layout
 
 
 def test_windows_are_shared_before_tokens() -> None:

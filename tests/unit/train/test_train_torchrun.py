@@ -112,6 +112,7 @@ def test_a_rank_that_hangs_ends_the_run_by_name(make: MakeJob) -> None:
     assert list(job.snapshots.glob("step-*"))
 
 
+@pytest.mark.slow
 def test_what_the_recipe_forces_and_cannot_have_is_one_line(make: MakeJob) -> None:
     with pytest.raises(TrainError, match=r"^train.context_parallel: 2 processes share 2 windows"):
         run_trainer(

@@ -36,33 +36,16 @@ def arrange(job: Job, ranks: Ranks) -> None:
     memory, host, *rates = ranks.least(
         capacity(shape, device, DTYPES[dtype], job.train.batch_windows * window, window, float8)
     )
-    ranks.arrange(
-        choose_layout(
-            ranks.size,
-            Work.of(job.train, window, read_config(job.patched_dir)),
-            job.train,
-            shape,
-            Rates(*rates),
-            memory_bytes=memory,
-            host_bytes=host,
-        )
+    found = foretell(
+        ranks.size,
+        Work.of(job.train, window, read_config(job.patched_dir)),
+        job.train,
+        shape,
+        Rates(*rates),
+        memory_bytes=memory,
+        host_bytes=host,
     )
-
-
-def choose_layout(
-    processes: int,
-    work: Work,
-    train: Train,
-    shape: Shape,
-    rates: Rates,
-    *,
-    memory_bytes: float,
-    host_bytes: float,
-) -> Layout:
-    """The fastest that fits, of those that the recipe allows; TrainError, with what to turn, if none does."""
-    return foretell(
-        processes, work, train, shape, rates, memory_bytes=memory_bytes, host_bytes=host_bytes
-    ).layout
+    ranks.arrange(found.layout)
 
 
 class Forecast(NamedTuple):
@@ -84,7 +67,7 @@ def foretell(
     memory_bytes: float,
     host_bytes: float,
 ) -> Forecast:
-    """As `choose_layout`, with what it costs."""
+    """The fastest that fits, of those that the recipe allows; TrainError, with what to turn, if none does."""
     refusal: TrainError | None = None
     found: list[Forecast] = []
     for layout in _allowed(processes, work, train, shape):
