@@ -16,7 +16,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.logging import disable_run_logger
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.deploy import RUNS_AT_ONCE, _ensure_pool, deployments
+from flows.deploy import RUNS_AT_ONCE, deployments, ensure_pool
 from flows.grid import Shared, helped
 from flows.workshop import Workshop
 from yarn_ops.bars import Bars
@@ -69,7 +69,7 @@ def test_a_run_asks_for_helpers_once_and_calls_off_those_that_have_not_begun(
     )  # fmt: skip
     with disable_run_logger(), helped(shop, shared):
         pass  # no deployment, as where `yarn-ops extend` has a server of its own: the run goes on alone
-    _ensure_pool(client, GPU_POOL, RUNS_AT_ONCE[GPU_POOL])
+    ensure_pool(client, GPU_POOL, RUNS_AT_ONCE[GPU_POOL])
     (deployment,) = (one for one in deployments() if one.name == "measure-cells")
     deployment.apply()
     with helped(shop, shared), helped(shop, shared):
