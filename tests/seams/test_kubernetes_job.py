@@ -64,11 +64,14 @@ class Cluster:
         """The job that Prefect's worker would create in the cluster for this run."""
 
         async def prepared() -> KubernetesWorkerJobConfiguration:
-            template = template_of("cpu")
-            configuration = await KubernetesWorkerJobConfiguration.from_template_and_values(template, {})
+            assert run.deployment_id is not None
             async with get_client() as client:
                 flow = await client.read_flow(run.flow_id)
-            configuration.prepare_for_flow_run(run, flow=flow)
+                deployment = await client.read_deployment(run.deployment_id)
+            configuration = await KubernetesWorkerJobConfiguration.from_template_and_values(
+                template_of("cpu"), deployment.job_variables or {}
+            )
+            configuration.prepare_for_flow_run(run, deployment, flow)
             return configuration
 
         with temporary_settings({PREFECT_API_URL: self.prefect_api}):
