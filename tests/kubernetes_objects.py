@@ -40,8 +40,8 @@ def job_of_pool(template: dict[str, Any], **variables: Any) -> dict[str, Any]:
 
     known = template["variables"]["properties"]
     assert set(variables) <= set(known), "no such variable of the pool"
-    values = {name: variable["default"] for name, variable in known.items()} | variables
-    manifest = apply_values(copy.deepcopy(template["job_configuration"]["job_manifest"]), values)
+    values = {name: variable["default"] for name, variable in known.items() if "default" in variable}
+    manifest = apply_values(copy.deepcopy(template["job_configuration"]["job_manifest"]), values | variables)
     return KubernetesWorkerJobConfiguration(job_manifest=manifest).job_manifest
 
 

@@ -33,7 +33,7 @@ from yarn_ops.stack.part import running
 from yarn_ops.stack.postgres import Postgres
 
 MODEL, DOCUMENTS = "shipped:base512", "stdlib:asyncio/*.py"
-POLL_S = 0.02
+POLL_S = 0.1
 
 
 @dataclass

@@ -16,12 +16,12 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.logging import disable_run_logger
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.deploy import RUNS_AT_ONCE, _ensure_pool, deployments
+from flows.deploy import RUNS_AT_ONCE, deployments, ensure_pool
 from flows.grid import Shared, helped
 from flows.workshop import Workshop
 from yarn_ops.bars import Bars
-from yarn_ops.recipe import Recipe
-from yarn_ops.records import BaseModel, ShardSet
+from yarn_ops.recipe import parse_recipe
+from yarn_ops.records import BaseModel, Dropped, ShardSet
 from yarn_ops.registry import open_registry
 from yarn_ops.servers import GPU_POOL
 from yarn_ops.services import open_run_registry
@@ -46,7 +46,7 @@ def client(prefect_api: str) -> Iterator[SyncPrefectClient]:
 
 SHARDS = ShardSet(
     tokenizer_digest="t" * 64, vocab_size=8192, train_documents=9, train_tokens=9000, held_out_documents=1,
-    held_out_tokens=1000, longest_document_tokens=1000, duplicate_documents=0, lengths=(),
+    held_out_tokens=1000, longest_document_tokens=1000, dropped=Dropped(), lengths=(),
 )  # fmt: skip
 
 
@@ -54,7 +54,7 @@ SHARDS = ShardSet(
 def shop(tmp_path: Path) -> Iterator[Workshop]:
     settings = Settings(state_dir=tmp_path, grid_workers=3)
     registry = open_run_registry(settings)
-    recipe = Recipe()
+    recipe = parse_recipe({"rope": {"factor": 2}})
     run = registry.begin_run(recipe.model_dump(mode="json"), recipe.digest())
     yield Workshop(settings, recipe, registry, run, Bars())
     registry.close()
@@ -69,7 +69,7 @@ def test_a_run_asks_for_helpers_once_and_calls_off_those_that_have_not_begun(
     )  # fmt: skip
     with disable_run_logger(), helped(shop, shared):
         pass  # no deployment, as where `yarn-ops extend` has a server of its own: the run goes on alone
-    _ensure_pool(client, GPU_POOL, RUNS_AT_ONCE[GPU_POOL])
+    ensure_pool(client, GPU_POOL, RUNS_AT_ONCE[GPU_POOL])
     (deployment,) = (one for one in deployments() if one.name == "measure-cells")
     deployment.apply()
     with helped(shop, shared), helped(shop, shared):

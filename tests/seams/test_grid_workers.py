@@ -16,10 +16,8 @@ import pytest
 from postgres import PostgresCluster
 from sqlalchemy import select
 
-from yarn_ops.cli.evaluate import evaluate, facts
 from yarn_ops.registry import Registry, open_registry, upgrade
 from yarn_ops.registry.tables import CellRow, MeasurementRow
-from yarn_ops.settings import Settings
 
 MODEL, DOCUMENTS, LONGEST = "shipped:base512", "stdlib:asyncio/*.py", 1024
 CELLS = 5
@@ -36,7 +34,7 @@ def worker(state: Path, database_url: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command,
         env={**os.environ, **variables, "YARN_OPS_DEVICE": "cpu"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 
@@ -45,32 +43,35 @@ def cells(registry: Registry) -> list[CellRow]:
         return list(session.scalars(select(CellRow).order_by(CellRow.key)))
 
 
-def held_by(registry: Registry, process: subprocess.Popen[str]) -> CellRow | None:
-    """The cell that a worker is measuring, once it has finished another."""
-    ours = [row for row in cells(registry) if row.holder.startswith(f"{process.pid}@")]
-    finished = any(row.finished_at for row in ours)
-    return next((row for row in ours if row.finished_at is None and finished), None)
+def at_work(registry: Registry) -> CellRow | None:
+    """A cell that is being measured, once another is finished."""
+    rows = cells(registry)
+    finished = any(row.finished_at for row in rows)
+    return next((row for row in rows if row.finished_at is None and row.lease_expires and finished), None)
 
 
-def kill_midway(registry: Registry, process: subprocess.Popen[str]) -> str:
-    """SIGKILL while it measures its second cell or a later one; the cell's key."""
+def kill_midway(registry: Registry, workers: list[subprocess.Popen[str]]) -> tuple[str, int]:
+    """SIGKILL to one that measures a cell: the cell's key, and the process's number."""
+    pids = {worker.pid for worker in workers}
 
-    def stopped_at_work() -> str | None:
-        if held_by(registry, process) is None:
-            return None
-        process.send_signal(signal.SIGSTOP)
-        held = held_by(registry, process)
+    def stopped_at_work() -> tuple[str, int] | None:
+        held = at_work(registry)
         if held is None:
-            process.send_signal(signal.SIGCONT)
-        return held and held.key
+            return None
+        pid = int(held.holder.partition("@")[0])
+        assert pid in pids
+        os.kill(pid, signal.SIGSTOP)
+        if held.key in {row.key for row in cells(registry) if row.finished_at is None}:
+            return held.key, pid
+        os.kill(pid, signal.SIGCONT)
+        return None
 
-    key = until(stopped_at_work)
-    process.kill()
-    process.wait()
-    return key
+    key, pid = until(stopped_at_work)
+    os.kill(pid, signal.SIGKILL)
+    return key, pid
 
 
-def until(found: Callable[[], Any], timeout_s: float = 280.0) -> Any:
+def until(found: Callable[[], Any], timeout_s: float = 400.0) -> Any:
     deadline = time.monotonic() + timeout_s
     while not (value := found()):
         assert time.monotonic() < deadline, "nothing of the kind came"
@@ -78,32 +79,38 @@ def until(found: Callable[[], Any], timeout_s: float = 280.0) -> Any:
     return value
 
 
-@pytest.mark.timeout(600)
+def scores(registry: Registry) -> set[tuple[Any, ...]]:
+    """Every score with every item, as it is kept."""
+    with registry.begin() as session:
+        return {
+            (row.cell, row.task, row.context_tokens, row.depth, row.value, row.low, row.high, row.items)
+            for row in session.scalars(select(MeasurementRow))
+        }
+
+
+@pytest.mark.timeout(900)
 def test_two_workers_and_one_killed_find_what_one_finds(postgres: PostgresCluster, tmp_path: Path) -> None:
-    url = postgres.create_database()
-    upgrade(url)
-    lost, left = worker(tmp_path / "lost", url), worker(tmp_path / "left", url)
-    registry = open_registry(url)
+    shared, alone = postgres.create_database(), f"sqlite:///{tmp_path / 'alone.db'}"
+    for url in (shared, alone):
+        upgrade(url)
+    workers = [worker(tmp_path / name, shared) for name in ("one", "other")]
+    registry, registry_alone = open_registry(shared), open_registry(alone)
     try:
-        key = kill_midway(registry, lost)
-        printed, complaints = left.communicate(timeout=280)
+        key, pid = kill_midway(registry, workers)
+        (left,) = (process for process in workers if process.pid != pid)
+        printed, complaints = left.communicate(timeout=400)
         assert left.returncode == 0, complaints
         computed = cells(registry)
-        with registry.begin() as session:
-            rows = session.scalars(select(MeasurementRow)).all()
+        workers.append(worker(tmp_path / "alone", alone))
+        printed_alone, _ = workers[-1].communicate(timeout=400)
+        assert json.loads(printed) == json.loads(printed_alone)
+        assert scores(registry) == scores(registry_alone)
     finally:
-        for process in (lost, left):
+        for process in workers:
             process.kill()
+            process.wait()
         registry.close()
+        registry_alone.close()
     assert len(computed) == CELLS and all(row.finished_at for row in computed)
     assert {row.key: row.fence for row in computed} == {row.key: 1 + (row.key == key) for row in computed}
-    assert len({row.holder for row in computed}) == 2
-    alone = evaluate(
-        Settings(state_dir=tmp_path / "alone", device="cpu"), MODEL, "tiny", base=None,
-        documents=[DOCUMENTS], longest=LONGEST, seed=0, out=None,
-    )  # fmt: skip
-    assert json.loads(printed) == json.loads(json.dumps(facts(alone)))
-    kept = {(row.task, row.context_tokens, row.depth): tuple(row.items or ()) for row in rows}
-    for score in alone[0].scores:
-        depth = -1.0 if score.depth is None else score.depth
-        assert kept[score.task, score.context_tokens, depth] == score.items
+    assert not any(row.key == key and row.holder.startswith(f"{pid}@") for row in computed)

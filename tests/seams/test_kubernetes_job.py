@@ -24,7 +24,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
-from flows.deploy import RUNS_AT_ONCE, _ensure_pool, deployments
+from flows.deploy import RUNS_AT_ONCE, deployments, ensure_pool
 from yarn_ops.registry import open_registry, upgrade
 from yarn_ops.servers import GPU_POOL
 
@@ -56,7 +56,7 @@ class Cluster:
     def submit(self, name: str, **parameters: Any) -> FlowRun:
         """A run of a deployment, as the UI asks for it."""
         with temporary_settings({PREFECT_API_URL: self.prefect_api}), get_client(sync_client=True) as client:
-            _ensure_pool(client, GPU_POOL, RUNS_AT_ONCE[GPU_POOL])
+            ensure_pool(client, GPU_POOL, RUNS_AT_ONCE[GPU_POOL])
             (deployment,) = (one for one in deployments() if one.name == name)
             return client.create_flow_run_from_deployment(deployment.apply(), parameters=parameters)
 
@@ -64,11 +64,14 @@ class Cluster:
         """The job that Prefect's worker would create in the cluster for this run."""
 
         async def prepared() -> KubernetesWorkerJobConfiguration:
-            template = template_of("cpu")
-            configuration = await KubernetesWorkerJobConfiguration.from_template_and_values(template, {})
+            assert run.deployment_id is not None
             async with get_client() as client:
                 flow = await client.read_flow(run.flow_id)
-            configuration.prepare_for_flow_run(run, flow=flow)
+                deployment = await client.read_deployment(run.deployment_id)
+            configuration = await KubernetesWorkerJobConfiguration.from_template_and_values(
+                template_of("cpu"), deployment.job_variables or {}
+            )
+            configuration.prepare_for_flow_run(run, deployment, flow)
             return configuration
 
         with temporary_settings({PREFECT_API_URL: self.prefect_api}):

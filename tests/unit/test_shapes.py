@@ -207,7 +207,7 @@ def test_a_client_gets_every_address_and_secret(client: str, monkeypatch: pytest
         if name.startswith("YARN_OPS_"):
             monkeypatch.setenv(name, samples.get(name, value))
     settings = read_settings()
-    embedded = {"state_dir", "lease_s", "device", "work_dir", "alert_url", "processes"}
+    embedded = {"state_dir", "lease_s", "device", "work_dir", "alert_url", "cluster", "processes"}
     missing = [
         name
         for name, field in Settings.model_fields.items()

@@ -104,7 +104,7 @@ def bill(work: Work, machines: Machines) -> tuple[Part, ...]:
     return (
         Part(
             "documents", preparing_s, 0.0, preparing_s * machines.nodes * machines.node_hour / HOUR_S,
-            f"{cores} cores, {TOKENISE_BYTES_PER_S / 1e6:.0f} MB/s each", "--nodes",
+            f"{cores} cores, {TOKENISE_BYTES_PER_S / 1e6:.0f} MB/s each", "YARN_OPS_CLUSTER, --nodes",
         ),
         on_gpus(
             "model files", RUN_START_S + MOVES * moved_s, (RUN_START_S + MOVES * moved_s) * machines.gpus,
