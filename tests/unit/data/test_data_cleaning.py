@@ -51,7 +51,7 @@ def test_words_are_letters_and_digits_in_any_case_and_layout() -> None:
 
 
 def test_a_long_text_has_the_words_of_its_parts() -> None:
-    parts = [" ".join(f"word{n}x{number}" for n in range(9000)) for number in range(5)]
+    parts = [" ".join(f"word{n}x{number}" for n in range(12_000)) for number in range(5)]
     assert len(" ".join(parts)) > 2 * PIECE_CHARS
     assert words(" ".join(parts)).tolist() == [hash for part in parts for hash in words(part).tolist()]
 
