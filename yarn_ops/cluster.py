@@ -66,16 +66,19 @@ class ClusterUnits:
 
             # Largest first, so that none is left for the end when all others are done.
             ordered = sorted(units.items(), key=lambda item: -item[1].size_bytes)
+            url = self._store.url
+            keys = {f"{url}/{_place(key, MANIFEST)}": key for key, _ in ordered}  # by Dask's names
             futures = [
-                client.submit(make_in_store, key, unit, work, kept, self._store.url, key=key, retries=RETRIES)
-                for key, unit in ordered
+                client.submit(make_in_store, keys[name], unit, work, kept, url, key=name, retries=RETRIES)
+                for name, (_, unit) in zip(keys, ordered, strict=True)
             ]
             try:
                 for future, manifest in as_completed(futures, loop=client.loop, with_results=True):
-                    self._manifests[future.key] = parse_manifest(manifest, future.key)
-                    yield future.key
+                    key = keys[future.key]
+                    self._manifests[key] = parse_manifest(manifest, future.key)
+                    yield key
             except KilledWorker as error:
-                source = units[error.task].sources[0].uri
+                source = units[keys[error.task]].sources[0].uri
                 raise DataError(
                     f"{source}: worker after worker died of it; give them more memory, or split the file"
                 ) from None
@@ -92,7 +95,9 @@ class ClusterUnits:
             if hashlib.sha256(content).hexdigest() != self._manifests[key].files[name].sha256:
                 where = self._store.uri_of(_place(key, name))
                 raise StoreError(f"{where}: other bytes than were written; remove units/{key} and run again")
-            path.write_bytes(content)
+            partial = path.with_suffix(".partial")
+            partial.write_bytes(content)
+            partial.rename(path)
         return path
 
     def place(self, results: Mapping[str, str], out: Path) -> Tree | None:

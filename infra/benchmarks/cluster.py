@@ -94,7 +94,7 @@ def nodes(settings: Settings, arguments: argparse.Namespace) -> None:
 
 
 def kills(settings: Settings, arguments: argparse.Namespace) -> None:
-    """One of two nodes is killed between the first unit that is done and the last."""
+    """One of two nodes is killed at a random moment of the time that they take undisturbed."""
     sources = put_lines(settings, arguments.mib)
     chance = random.Random(9)
     with DaskCluster(settings, 2) as cluster:
@@ -104,19 +104,20 @@ def kills(settings: Settings, arguments: argparse.Namespace) -> None:
         for trial in range(arguments.trials):
             mine = at(settings, f"kill-{trial}")
             store = store_of(mine)
+            moment = chance.uniform(0, whole["seconds"])
             process = begin(mine, sources, arguments)
-            share = chance.uniform(0, 0.9)
-            while process.poll() is None and len(finished(store)) < max(1, share * whole["units"]):
-                time.sleep(0.1)
+            assert process.stdout is not None
+            process.stdout.readline()  # it begins to ask
+            time.sleep(moment)
             before = finished(store)
             cluster.stop(trial % 2)
             row = end(process)
             after = finished(store)
             same = row["digest"] == whole["digest"]
-            again = sum(after[key] != moment for key, moment in before.items())
+            again = sum(after[key] != finish for key, finish in before.items())
             print(
-                f"{trial + 1}: killed after {len(before)} of {len(after)} units; {row['seconds']:.1f} s, "
-                f"{'same' if same else 'OTHER'} digest, {again} finished units made again",
+                f"{trial + 1}: killed after {moment:.0f} s, {len(before)} of {len(after)} units; all in "
+                f"{row['seconds']:.0f} s, {'same' if same else 'OTHER'} digest, {again} units made again",
                 flush=True,
             )
             cluster.start(trial % 2)
@@ -214,6 +215,7 @@ def drive(sources: str, here: int, clean: bool) -> dict[str, Any]:
         kept = out / "units"
         units: Units = LocalUnits(kept, files, here) if here else ClusterUnits(settings, kept)
         told: list[str] = []
+        print("begins", flush=True)
         began, used = time.perf_counter(), time.process_time()
         record = prepare(
             data, corpus, Local(base, BASE), out / "shards",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import statistics
@@ -260,7 +261,10 @@ def make(root: Path, layers: int) -> None:
 
 
 def random(shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.randn(shape).mul_(0.02)
+    """Normal numbers, the same over and over."""
+    size = math.prod(shape)
+    once = torch.randn(min(size, 1 << 20)).mul_(0.02)
+    return once.repeat(-(-size // len(once)))[:size].view(shape)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from yarn_ops.digests import digest_tree, tree_digest
 from yarn_ops.errors import StoreError
 from yarn_ops.store import Store
 from yarn_ops.store.local import LocalStore
-from yarn_ops.store.trees import compose_tree, fetch_tree, put_tree, tree_present
+from yarn_ops.store.manifest import read_manifest
+from yarn_ops.store.trees import compose_tree, fetch_tree, put_tree, put_tree_at, tree_present
 
 FILES = {"model.safetensors": os.urandom(300_000), "config.json": b"{}", "deep/er/empty": b"", "ü b": b"1"}
 
@@ -194,3 +195,15 @@ def test_a_local_tree_is_used_in_place(source: Path, tmp_path: Path) -> None:
     tree = put_tree(store, source)
     assert fetch_tree(store, tree, tmp_path / "cache") == tmp_path / "store" / "artifacts" / tree.digest
     assert not (tmp_path / "cache").exists()
+
+
+def test_files_that_the_store_has_are_copied_by_it(store: Store, source: Path, tmp_path: Path) -> None:
+    whole = put_tree(store, make_tree(tmp_path / "whole", {**FILES, "more/a": b"more"}))
+    for info in [*store.list("artifacts/")]:
+        store.delete(info.key)
+    part = put_tree_at(store, make_tree(tmp_path / "part", {"a": b"more"}), "units/key")
+    assert read_manifest(store, "units/key") == part
+    tree = put_tree(store, source, copies={"more/a": ("units/key/a", part.files["a"])})
+    assert tree == whole and tree_present(store, tree)
+    fetched = fetch_tree(store, tree, tmp_path / "cache")
+    assert (fetched / "more/a").read_bytes() == b"more"

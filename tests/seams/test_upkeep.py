@@ -21,7 +21,7 @@ from yarn_ops.settings import Settings
 from yarn_ops.store import Store
 from yarn_ops.store.pull import pull_tree
 from yarn_ops.store.s3 import S3Store
-from yarn_ops.store.trees import fetch_tree, put_tree, tree_present
+from yarn_ops.store.trees import fetch_tree, put_tree, put_tree_at, tree_present
 
 NOW = timedelta(seconds=-5)  # S3 counts in whole seconds
 
@@ -54,6 +54,17 @@ def test_an_unreferenced_directory_is_found_and_removed(
     upkeep.remove(store, found)
     assert upkeep.find_garbage(settings, store, registry, NOW) == []
     assert (tree_present(store, used), tree_present(store, lost)) == (True, False)
+
+
+def test_results_of_units_are_given_up_by_their_age(
+    store: Store, registry: Registry, settings: Settings, tmp_path: Path
+) -> None:
+    put_tree_at(store, make_tree(tmp_path / "unit", {"a": b"3" * 3000}), "units/key")
+    assert upkeep.find_garbage(settings, store, registry, timedelta(days=1)) == []
+    (found,) = upkeep.find_garbage(settings, store, registry, NOW)
+    assert (found.kind, found.name) == ("unit", "key") and found.size_bytes > 3000
+    upkeep.remove(store, found)
+    assert [*store.list("units/")] == []
 
 
 def test_a_broken_off_upload_is_found_and_given_up(

@@ -38,13 +38,16 @@ def test_the_digest_ignores_the_order_of_sections(order: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "values",
-    [{"base": {"model": "s3://me:hunter2@bucket/model"}}, {"data": {"sources": ["s3://me:hunter2@bucket/*"]}},
-     {"publish": {"tags": {"from": "https://me:hunter2@host/model"}}}],
-)  # fmt: skip
-def test_a_password_is_refused_and_not_repeated(values: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError, match="holds a password, and a recipe is no secret") as refusal:
-        parse_recipe({"rope": {"factor": 2}, **values})
+    ("section", "field", "value"),
+    [
+        ("base", "model", "s3://me:hunter2@bucket/model"),
+        ("data", "sources", ["s3://me:hunter2@bucket/*"]),
+        ("publish", "tags", {"from": "https://me:hunter2@host/model"}),
+    ],
+)
+def test_a_password_is_refused_and_not_repeated(section: str, field: str, value: Any) -> None:
+    with pytest.raises(RecipeError, match=rf"{section}\.{field}: holds a password, and") as refusal:
+        parse_recipe({"rope": {"factor": 2}, section: {field: value}})
     assert "hunter2" not in str(refusal.value)
     parse_recipe({"rope": {"factor": 2}, "base": {"model": "hf:org/name@v1:2"}})
 

@@ -12,6 +12,8 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from yarn_ops.data.tokenizer import pieces
+
 Hashes = NDArray[np.uint64]
 
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # as in windows.py: odd, and far from any pattern
@@ -29,6 +31,11 @@ _ALONE = np.array([0xE3 <= byte <= 0xED for byte in range(256)])
 
 def words(text: str) -> Hashes:
     """A hash for each word of a text, in order."""
+    # In pieces, which end between words: the arrays below take fifty bytes a letter.
+    return np.concatenate([_words(text[start:stop]) for start, stop in pieces(text)])
+
+
+def _words(text: str) -> Hashes:
     content = np.frombuffer(text.lower().encode(), np.uint8)
     places = np.flatnonzero(_IN_WORD[content])
     if not len(places):

@@ -47,8 +47,8 @@ class PartedModel:
     def __init__(self, config: Mapping[str, Any], spec: RopeSpec, *, device: str) -> None:
         self.model = lay_out_proven(config, spec, device=device)
         self.device = device
-        # As `from_pretrained` leaves it; saving by parts undoes it the way saving the whole would.
-        self.model._weight_conversions = get_model_conversion_mapping(self.model)
+        self.rules = get_model_conversion_mapping(self.model)
+        """between names and layouts of files and those of the model"""
         self.layers: list[nn.Module] = list(self.model.base_model.layers)
         self.front, *self.middle, self.back = _split(self.model, self.layers)
 
@@ -91,23 +91,25 @@ class Weights:
         """BaseModelError where a file is damaged."""
         self._path, self._parted = path, parted
         model = parted.model
-        rules = model._weight_conversions
-        renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-        converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+        renamings = [rule for rule in parted.rules if isinstance(rule, WeightRenaming)]
+        converters = [rule for rule in parted.rules if isinstance(rule, WeightConverter)]
         places, owner = model.state_dict(), {name: part for part in parted.parts for name in part.names}
         self._slices: dict[Part, dict[str, Any]] = defaultdict(dict)
         for file in weight_files(path):
             for key, tensor in _slices(path / file):
                 name, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, places)
+                name = name if name in owner else key  # a rule may fit a name that needs none
                 if name in owner:  # the rest is what `from_pretrained` leaves out as well
                     self._slices[owner[name]][key] = tensor
+        # As `from_pretrained` leaves it: what these files needed is undone on the way to others.
+        model._weight_conversions = [rule for rule in parted.rules if rule.was_used()]
 
     def load(self, part: Part) -> None:
         """Into the model; BaseModelError naming a tensor that is missing or of another shape."""
         rules = LoadStateDictConfig(
             device_map={"": self._parted.device},
             dtype=torch.float32,
-            weight_mapping=self._parted.model._weight_conversions,
+            weight_mapping=self._parted.rules,
         )
         try:
             with quiet_transformers():

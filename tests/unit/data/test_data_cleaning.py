@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from yarn_ops.data.contamination import COMMON_DOCUMENTS, meets, passages, telling
 from yarn_ops.data.layout import SPLITS, ShardReader
 from yarn_ops.data.near_duplicates import first_alike, signature
+from yarn_ops.data.tokenizer import PIECE_CHARS
 from yarn_ops.data.words import runs, words
 from yarn_ops.errors import DataError
 from yarn_ops.records import Dropped, Local, ShardSet
@@ -47,6 +48,12 @@ def test_words_are_letters_and_digits_in_any_case_and_layout() -> None:
     assert len(words("中文字 かな 한글")) == 7
     assert len(words(" .,\n")) == len(words("")) == 0
     assert len(set(words("a b ab ba aa bb " + "x" * 64 + " " + "x" * 65).tolist())) == 8
+
+
+def test_a_long_text_has_the_words_of_its_parts() -> None:
+    parts = [" ".join(f"word{n}x{number}" for n in range(12_000)) for number in range(5)]
+    assert len(" ".join(parts)) > 2 * PIECE_CHARS
+    assert words(" ".join(parts)).tolist() == [hash for part in parts for hash in words(part).tolist()]
 
 
 @given(st.lists(st.sampled_from(["a", "b", "cc", "d1"]), max_size=30), st.integers(1, 6))

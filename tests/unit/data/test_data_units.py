@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import random
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -17,8 +20,10 @@ from pyarrow import parquet
 from yarn_ops.data import documents as reading
 from yarn_ops.data import text as texts
 from yarn_ops.data import units as cutting
+from yarn_ops.data.compose import Documents, choose
 from yarn_ops.data.corpus import survey
 from yarn_ops.data.files import LocalFiles, SourceFile
+from yarn_ops.data.fragments import FRAGMENT, FRAGMENTS, Fate
 from yarn_ops.data.layout import SPLITS, ShardReader
 from yarn_ops.data.shards import LocalUnits, prepare
 from yarn_ops.data.text import fragments, fragments_of
@@ -94,6 +99,53 @@ def test_a_key_is_of_contents_not_of_places() -> None:
     assert unit_key(one, work) == unit_key(moved, work)
     assert len({unit_key(unit, work) for unit in [one, *others]}) == 4
     assert unit_key(one, work) != unit_key(one, Work("t", 1, 8192, "text", (), False, None))
+
+
+def documents_in(place: Path, rows: list[tuple[object, ...]], cuts: set[int]) -> Documents:
+    """Of one file of JSON lines whose fragments are in units that begin at `cuts`."""
+    source = SourceFile("file:///a.jsonl", 1000, "f" * 64)
+    bounds = sorted({0, *cuts, len(rows)})
+    for number, (start, stop) in enumerate(pairwise(bounds)):
+        (place / str(number)).mkdir(exist_ok=True)
+        (place / str(number) / FRAGMENTS).write_bytes(np.array(rows[start:stop], FRAGMENT).tobytes())
+    units = [Unit((source,), start, stop) for start, stop in pairwise(bounds)]
+    return Documents(units, lambda unit, name: place / str(unit) / name)
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([0, 0, 0, 2, 3, 4]), min_size=1, max_size=4), min_size=1, max_size=30),
+    st.sets(st.integers(1, 60), max_size=8),
+    st.integers(0, 9),
+)
+def test_documents_do_not_depend_on_where_units_begin(
+    tmp_path_factory: pytest.TempPathFactory, shapes: list[list[int]], cuts: set[int], seed: int
+) -> None:
+    chance = random.Random(seed)
+    rows = []
+    for fates in shapes:
+        for at, fate in enumerate(fates):
+            digest = hashlib.sha256(b"%d" % chance.randrange(8)).digest()
+            rows.append((0, at == 0, fate, chance.randrange(50), 0, digest))
+    data = Data(seed=seed, held_out_fraction=0.3, min_document_tokens=9)
+    found = []
+    for name, begins in (("one", set()), ("many", {cut for cut in cuts if cut < len(rows)})):
+        documents = documents_in(tmp_path_factory.mktemp(name), rows, begins)
+        held_out = choose(documents, data, None)
+        arrays = (documents.fates, documents.tokens, documents.starts, held_out)
+        names = [documents.name(number) for number in range(len(documents))]
+        found.append(([array.tolist() for array in arrays], names))
+    assert found[0] == found[1]
+    assert found[0][1] == [f"a.jsonl@{'f' * 12}#{row}" for row in range(len(shapes))]
+    kept = [number for number, fate in enumerate(found[0][0][0]) if fate == Fate.KEPT]
+    texts = [tuple(row[5] for row in rows[start : start + len(fates)]) for start, fates in _begins(shapes)]
+    assert len({texts[number] for number in kept}) == len(kept)
+
+
+def _begins(shapes: list[list[int]]) -> Iterator[tuple[int, list[int]]]:
+    start = 0
+    for fates in shapes:
+        yield start, fates
+        start += len(fates)
 
 
 class ShuffledUnits(LocalUnits):
