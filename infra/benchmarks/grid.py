@@ -89,10 +89,8 @@ def together(asked: argparse.Namespace, url: str, folder: Path, count: int) -> t
     return workers, time.perf_counter() - began
 
 
-def killed(
-    asked: argparse.Namespace, url: str, folder: Path, wait_s: float
-) -> tuple[Worker, list[CellRow], int]:
-    """(who was left, the cells, how many the dead one held)"""
+def killed(asked: argparse.Namespace, url: str, folder: Path, wait_s: float) -> tuple[Worker, list[CellRow]]:
+    """(who was left, the cells)"""
     upgrade(url)
     registry = open_registry(url)
     workers = [start(asked, url, folder / str(number)) for number in range(2)]
@@ -103,12 +101,11 @@ def killed(
     time.sleep(wait_s)
     victim.process.send_signal(signal.SIGKILL)
     victim.wait()
-    lost = [row for row in cells(registry) if pid_of(row) == victim.process.pid and not row.finished_at]
     left.wait()
     assert left.process.returncode == 0, (left.output.parent / "log").read_text()
     found = cells(registry)
     registry.close()
-    return left, found, len(lost)
+    return left, found
 
 
 def main() -> None:
@@ -149,14 +146,14 @@ def measure(asked: argparse.Namespace, postgres: Postgres, folder: Path) -> None
         print(f"| {count} | {each} | {used} | {wall_s:.0f} |", flush=True)
         alone = alone or workers[0].scores()
         assert all(worker.scores() == alone for worker in workers)
-    print("\n| trial | killed after s | cells lost | cells computed twice | scores |\n|---|---|---|---|---|")
+    print("\n| trial | killed after s | cells begun twice | scores |\n|---|---|---|---|")
     rng = random.Random(0)
     for trial in range(asked.trials):
         wait_s = rng.uniform(0, 4)
-        left, found, lost = killed(asked, database(f"t{trial}"), folder / f"t{trial}", wait_s)
+        left, found = killed(asked, database(f"t{trial}"), folder / f"t{trial}", wait_s)
         twice = sum(row.fence - 1 for row in found)
         same = "the same" if left.scores() == alone else "OTHERS"
-        print(f"| {trial + 1} | {wait_s:.1f} | {lost} | {twice} | {same} |", flush=True)
+        print(f"| {trial + 1} | {wait_s:.1f} | {twice} | {same} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,8 @@ class Work:
     """of the evaluation, that can go to different GPUs; the rest goes to one"""
     alone_s: float
     """of `evaluation_s`, what is not divided"""
+    largest_s: float
+    """of the largest block: however many share the rest, it takes as long"""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def bill(work: Work, machines: Machines) -> tuple[Part, ...]:
     workers = max(1, min(there, work.blocks))
     moved_s = work.model_bytes / STORE_BYTES_PER_S
     helper_s = WORKER_START_S + 2 * moved_s if workers > 1 else 0.0  # while the first has begun
-    each_s = (work.evaluation_s - work.alone_s) / workers + helper_s
+    each_s = max((work.evaluation_s - work.alone_s) / workers, work.largest_s) + helper_s
 
     limit, setting = f"{workers} of {there} GPUs for {work.blocks} blocks", f"YARN_OPS_GRID_WORKERS={workers}"
     if work.alone_s > each_s:

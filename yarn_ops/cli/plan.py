@@ -166,8 +166,8 @@ def _show_parts(parts: Sequence[Part]) -> None:
 
 def _evaluation(
     recipe: Recipe, config: dict[str, Any], original: int, parameters: int, rates: Rates
-) -> tuple[float, int, float]:
-    """(seconds on one GPU for base and result, blocks that can be shared, seconds of what cannot)."""
+) -> tuple[float, int, float, float]:
+    """As `Work` has it: seconds on one GPU, blocks, seconds of what is not divided, of the largest block."""
     from yarn_ops.cli.bill import READING_SHARE
     from yarn_ops.evals.capacity.cost import costs, shape_of
     from yarn_ops.evals.evaluate import tokens_through as scored
@@ -185,13 +185,14 @@ def _evaluation(
     lengths = sorted({round(multiple * original) for multiple in asked.lengths})
     alone_s = sum(seconds(length, scored(asked, length, lengths)) for length in lengths)
     if asked.suite == "none":
-        return alone_s, 1, alone_s
+        return alone_s, 1, alone_s, 0.0
     size = SIZES[asked.suite]
     reach = lengths_to(round(recipe.rope.resolve_factor(original) * original), original)
     cells = [(task, length) for task in size.tasks for length in (reach if task != "context" else reach[-1:])]
-    shared_s = sum(seconds(length, tokens_through(task, size, length, reach)) for task, length in cells)
-    blocks = sum(blocks_of(task, size, length, reach) for task, length in cells)
-    return alone_s + shared_s, blocks, alone_s
+    took = [seconds(length, tokens_through(task, size, length, reach)) for task, length in cells]
+    blocks = [blocks_of(task, size, length, reach) for task, length in cells]
+    largest_s = max(cell_s / count for cell_s, count in zip(took, blocks, strict=True))
+    return alone_s + sum(took), sum(blocks), alone_s, largest_s
 
 
 def _device(

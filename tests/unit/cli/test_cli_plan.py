@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from yarn_ops.evals.suite.size import SIZES, blocks_of, tokens_through
 HOUR = 3600.0
 WORK = Work(
     document_bytes=10e12, model_bytes=16 * (1 << 30), training_s=2 * HOUR, evaluation_s=9 * HOUR, blocks=100,
-    alone_s=HOUR,
+    alone_s=HOUR, largest_s=360.0,
 )  # fmt: skip
 
 
@@ -46,10 +47,15 @@ def test_an_evaluation_is_shared_with_the_other_nodes_but_for_what_is_not_divide
     assert (found.limit, found.setting) == ("5 of 5 GPUs for 100 blocks", "YARN_OPS_GRID_WORKERS=5")
     alone = parts(WORK, Machines())["evaluation"]
     assert (alone.seconds, alone.gpu_s) == (9 * HOUR, 9 * HOUR)
-    few = parts(Work(0, 0, 0, 9 * HOUR, 3, HOUR), Machines(nodes=10, gpus=8))["evaluation"]
+    few = parts(Work(0, 0, 0, 9 * HOUR, 3, HOUR, 0), Machines(nodes=10, gpus=8))["evaluation"]
     assert few.seconds == pytest.approx(HOUR + 8 * HOUR / 3 + costs.WORKER_START_S)
     assert few.limit == "3 of 73 GPUs for 3 blocks"
     many = parts(WORK, Machines(nodes=10, gpus=8))["evaluation"]
+    assert many.seconds == pytest.approx(HOUR + 8 * HOUR / 73 + helper_s)
+    uneven = Work(**{**asdict(WORK), "largest_s": 2 * HOUR})
+    assert parts(uneven, Machines(nodes=10, gpus=8))["evaluation"].seconds == pytest.approx(
+        3 * HOUR + helper_s
+    )
     assert (many.limit, many.setting) == ("scores that one GPU makes alone", "evaluate.sliding_stride_tokens")
 
 
@@ -63,7 +69,7 @@ def test_models_a_night_are_the_gpus_hours_over_a_models() -> None:
     machines = Machines(nodes=5, gpus=8)
     gpu_hours = sum(part.gpu_s for part in bill(WORK, machines)) / HOUR
     assert models_a_night(bill(WORK, machines), machines) == int(400 / gpu_hours)
-    nothing = Work(1e9, 0, 0, 0, 1, 0)
+    nothing = Work(1e9, 0, 0, 0, 1, 0, 0)
     assert models_a_night(bill(nothing, Machines()), Machines()) == int(10 * HOUR / 18)
 
 
