@@ -45,7 +45,7 @@ def inspect_checkpoint(path: Path, *, source: str, original_context_tokens: int 
     required where its config is already scaled. Raises BaseModelError in one line.
     """
     if not path.is_dir():
-        raise BaseModelError(f"{path}: no such directory; correct base.model")
+        raise BaseModelError(f"{path}: no such directory; name a model directory or shipped:base512")
     config = read_config(path)
     refuse_code(path, config)
     architecture = _architecture(path, config)

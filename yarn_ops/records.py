@@ -219,6 +219,12 @@ class Check(_Frozen):
     reason: str
 
 
+class Share(Record):
+    """What one helper of a suite has measured; the scores are the suite's."""
+
+    blocks: int
+
+
 class Verdict(Record):
     passed: bool
     checks: tuple[Check, ...]

@@ -57,7 +57,10 @@ def damaged_weights(path: Path) -> None:
 
 
 DIRECTORIES: dict[str, tuple[Break, list[str]]] = {
-    "no such directory": (shutil.rmtree, ["broken: no such directory; correct base.model"]),
+    "no such directory": (
+        shutil.rmtree,
+        ["broken: no such directory; name a model directory or shipped:base512"],
+    ),
     "no config": (
         lambda path: (path / "config.json").unlink(),
         ["config.json: missing", "download it again"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from glob import glob
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 from yarn_ops.digests import file_digest
 from yarn_ops.errors import DataError
@@ -153,7 +154,7 @@ def _path_of(uri: str) -> Path:
     if uri.startswith(STDLIB):
         return _stdlib_root() / uri.removeprefix(STDLIB)
     if uri.startswith(FILE):
-        return Path(unquote(uri.removeprefix(FILE)))
+        return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix(FILE))))  # names need not be UTF-8
     raise DataError(f"{uri}: not a local file; only file:// and stdlib: are read here")
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from yarn_ops.errors import RecipeError
 from yarn_ops.recipe.choices import RopeMethod, SuiteChoice
-from yarn_ops.recipe.section import Fraction, Positive, Section
+from yarn_ops.recipe.section import NO_PASSWORD, Fraction, Positive, Section
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 ALIAS = r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"
@@ -25,6 +25,7 @@ class Base(Section):
         "s3://bucket/prefix; or shipped:base512, the demo's. Safetensors only.",
         min_length=1,
         max_length=1024,
+        json_schema_extra=NO_PASSWORD,
     )
     original_context_tokens: Positive | None = Field(
         None,
@@ -103,7 +104,9 @@ class Rope(Section):
 class Data(Section):
     """The documents to train on and to measure with."""
 
-    sources: tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...] = Field(
+    sources: tuple[
+        Annotated[str, Field(min_length=1, max_length=4096, json_schema_extra=NO_PASSWORD)], ...
+    ] = Field(
         ("stdlib:**/*.py",),
         min_length=1,
         title="Sources",

@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Report = Callable[[int, int, str], None]
 """hears bytes done, bytes in all and both in words, from one thread at a time"""
-MIB = 1 << 20
+UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "bytes"))
 
 
 class Transfer:
@@ -22,6 +22,7 @@ class Transfer:
 
     def __init__(self, total_bytes: int, report: Report | None) -> None:
         self._total_bytes = total_bytes
+        self._unit = next((unit for unit in UNITS if total_bytes >= unit[0]), UNITS[-1])
         self._report = report
         self._done_bytes = 0
         self._lock = Lock()
@@ -34,8 +35,12 @@ class Transfer:
         with self._lock:
             self._done_bytes += size_bytes
             if self._report is not None:
-                note = f"{self._done_bytes / MIB:,.0f} of {self._total_bytes / MIB:,.0f} MiB"
-                self._report(self._done_bytes, self._total_bytes, note)
+                self._report(self._done_bytes, self._total_bytes, self._in_words())
+
+    def _in_words(self) -> str:
+        size, name = self._unit
+        digits = 1 if size > 1 else 0
+        return f"{self._done_bytes / size:,.{digits}f} of {self._total_bytes / size:,.{digits}f} {name}"
 
     def run(self, action: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """Results in the items' order; the first failure stops the others and is raised."""

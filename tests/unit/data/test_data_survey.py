@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import sysconfig
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from yarn_ops.data.corpus import read_sources, survey
 from yarn_ops.data.files import LocalFiles, SourceFile
@@ -43,6 +46,34 @@ def test_a_file_uri_and_a_path_are_the_same_source(tmp_path: Path) -> None:
     (tmp_path / "a b.txt").write_text("x")
     sources = survey_of((tmp_path / "a b.txt").as_uri(), str(tmp_path / "a b.txt"), out=tmp_path / "out")
     assert len(sources) == 1
+
+
+HOSTILE = (
+    b"..a", b"%2e%2e%2fpasswd", b"'; DROP TABLE runs; --", b"$(touch x)", b"`id`", b"a\nb", b"-rf", b"~",
+    b"*", b"[!a]", b"file:", b"a?b#c", b"\xff\xfe", "\u202e".encode(), b"x" * 250,
+)  # fmt: skip
+NAMES = st.one_of(
+    st.sampled_from(HOSTILE),
+    st.binary(min_size=1, max_size=40).filter(lambda name: not {0, ord("/")} & {*name} and name.strip(b".")),
+)
+
+
+@given(st.sets(NAMES, min_size=1, max_size=4))
+def test_a_file_of_any_name_is_read_and_no_other(names: set[bytes]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, "in")
+        place.mkdir()
+        for name in names:
+            Path(os.fsdecode(os.fsencode(place) + b"/_" + name)).write_bytes(b"holds " + name)
+        sources = survey_of(f"{place}/*", out=Path(folder, "out"))
+        found = set()
+        for source in sources:
+            assert not source.name.startswith("/") and "\0" not in source.name
+            with LocalFiles().open(source.uri) as file:
+                found.add(file.read())
+        assert found == {b"holds " + name for name in names}
+        assert len({source.name for source in sources}) == len(names)
+        assert sorted(path.name for path in Path(folder).iterdir()) == ["in", "out"]
 
 
 def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,25 +29,7 @@ ORIGINAL_TOKENS, FACTOR = 32, 4.0
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with base/, patched/ and shards/."""
     root = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=ORIGINAL_TOKENS,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(root / "base")
-    plain = json.loads((root / "base/config.json").read_bytes())
-    rope = Rope(method="yarn", factor=FACTOR)
-    patched, _ = patch_config(plain, rope, factor=FACTOR, original_context_tokens=ORIGINAL_TOKENS)
-    (root / "patched").mkdir()
-    (root / "patched/config.json").write_text(json.dumps(patched))
+    lay_down(root, heads=2, kv_heads=1)
     random = np.random.default_rng(0)
     dtype = np.dtype("<u2")
     with (
@@ -61,6 +43,37 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
             writer.index(split, f"document-{number}", file.end_document())
     writer.finish([file.tokens], {})
     return root
+
+
+@pytest.fixture(scope="session")
+def four_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with base/ and patched/: four heads, two of keys and values."""
+    root = tmp_path_factory.mktemp("four-heads")
+    lay_down(root, heads=4, kv_heads=2)
+    return root
+
+
+def lay_down(root: Path, *, heads: int, kv_heads: int) -> None:
+    """A random model in root/base, its patched config in root/patched."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=16,
+        max_position_embeddings=ORIGINAL_TOKENS,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(root / "base")
+    plain = json.loads((root / "base/config.json").read_bytes())
+    rope = Rope(method="yarn", factor=FACTOR)
+    patched, _ = patch_config(plain, rope, factor=FACTOR, original_context_tokens=ORIGINAL_TOKENS)
+    (root / "patched").mkdir()
+    (root / "patched/config.json").write_text(json.dumps(patched))
 
 
 MakeJob = Callable[..., Job]

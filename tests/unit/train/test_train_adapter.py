@@ -54,9 +54,10 @@ def test_what_learns_is_float32_and_what_does_not_stays(tiny: Path) -> None:
     assert kinds == {True: torch.float32, False: torch.bfloat16}
 
 
-def test_a_target_that_is_no_layer_is_named(tiny: Path) -> None:
-    with pytest.raises(TrainError, match=r"named 'qproj'; choose from .*q_proj"):
-        learning(tiny, targets=["qproj"])
+@pytest.mark.parametrize("target", ["qproj", "lm_head"])  # the head takes no part in adapters
+def test_a_target_that_is_no_layer_is_named(tiny: Path, target: str) -> None:
+    with pytest.raises(TrainError, match=rf"named '{target}'; choose from down_proj, .*q_proj"):
+        learning(tiny, targets=[target])
 
 
 @pytest.mark.parametrize("train", [{"train_embeddings": True}, {"method": "full"}])
