@@ -6,12 +6,14 @@ puts right what died. `--alone`: no worker runs, so every run that counts as und
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from prefect import Flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
@@ -25,6 +27,7 @@ from flows.alert import alert
 from flows.compare import ARMS, METHODS, compare
 from flows.extend import extend
 from flows.fit import fit
+from flows.grid import measure_cells
 from flows.reconcile import reconcile, settle
 from flows.reevaluate import FELL, reevaluate
 from flows.watch import watch
@@ -51,73 +54,72 @@ def deployments() -> list[RunnerDeployment]:
     """Everything that is offered: its form's first values, its pool, its schedule."""
     demo = _form_values(load_recipe(recipe_path("demo")))
     return [
-        extend.to_deployment(
-            name="extend-context",
-            work_pool_name=GPU_POOL,
-            entrypoint_type=EntrypointType.MODULE_PATH,
-            description=(Path(__file__).parent / "extend.md").read_text("utf-8"),
+        _offer(
+            extend, "extend-context", GPU_POOL,
+            description=_told_in("extend.md"),
             parameters={"recipe": demo},
             schedules=[Cron(NIGHTLY, active=False, slug="nightly")],
         ),
-        compare.to_deployment(
-            name="compare-methods",
-            work_pool_name=GPU_POOL,
-            entrypoint_type=EntrypointType.MODULE_PATH,
-            description=(Path(__file__).parent / "compare.md").read_text("utf-8"),
+        _offer(
+            compare, "compare-methods", GPU_POOL,
+            description=_told_in("compare.md"),
             parameters={"recipe": demo, "methods": METHODS, "arms": ARMS},
         ),
-        fit.to_deployment(
-            name="fit-rope",
-            work_pool_name=GPU_POOL,
-            entrypoint_type=EntrypointType.MODULE_PATH,
-            description=(Path(__file__).parent / "fit.md").read_text("utf-8"),
+        _offer(
+            fit, "fit-rope", GPU_POOL,
+            description=_told_in("fit.md"),
             parameters={"recipe": demo, "method": "yarn"},
         ),
-        reevaluate.to_deployment(
-            name="reevaluate",
-            work_pool_name=GPU_POOL,
-            entrypoint_type=EntrypointType.MODULE_PATH,
+        _offer(
+            reevaluate, "reevaluate", GPU_POOL,
             parameters={"name": "demo-long", "alias": "champion", "seed": 1},
             schedules=[Cron(SUNDAYS, active=False, slug="weekly")],
         ),
-        alert.to_deployment(
-            name="alert",
-            work_pool_name=CPU_POOL,
-            entrypoint_type=EntrypointType.MODULE_PATH,
-            parameters={"name": "demo-long", "version": "1"},
-        ),
-        watch.to_deployment(
-            name="watch-models",
-            work_pool_name=CPU_POOL,
-            entrypoint_type=EntrypointType.MODULE_PATH,
+        _offer(measure_cells, "measure-cells", GPU_POOL),
+        _offer(alert, "alert", CPU_POOL, parameters={"name": "demo-long", "version": "1"}),
+        _offer(
+            watch, "watch-models", CPU_POOL,
             parameters={"recipe": demo},
             schedules=[Cron(EVERY_HOUR, slug="hourly")],
             concurrency_limit=ONE_AT_A_TIME,
         ),
-        reconcile.to_deployment(
-            name="reconcile",
-            work_pool_name=CPU_POOL,
-            entrypoint_type=EntrypointType.MODULE_PATH,
+        _offer(
+            reconcile, "reconcile", CPU_POOL,
             schedules=[
                 Cron(EVERY_FIVE_MINUTES, slug="every-five-minutes"),
                 Cron(BEFORE_DAWN, slug="sweep", parameters={"sweep": True}),
             ],
             concurrency_limit=ONE_AT_A_TIME,
         ),
-    ]
+    ]  # fmt: skip
+
+
+def _offer(flow: Flow[..., Any], name: str, pool: str, **values: Any) -> RunnerDeployment:
+    """A deployment of a flow that is installed where it runs."""
+    return flow.to_deployment(
+        name=name,
+        work_pool_name=pool,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        job_variables={"command": shlex.join([sys.executable, "-m", "flows.engine"])},
+        **values,
+    )
+
+
+def _told_in(page: str) -> str:
+    return (Path(__file__).parent / page).read_text("utf-8")
 
 
 def register() -> None:
     """Work pools and deployments, made or brought up to date."""
     with get_client(sync_client=True) as client:
         for pool, runs_at_once in RUNS_AT_ONCE.items():
-            _ensure_pool(client, pool, runs_at_once)
+            ensure_pool(client, pool, runs_at_once)
         for deployment in deployments():
             _ensure_deployment(client, deployment)
         _ensure_alert(client)
 
 
-def _ensure_pool(client: SyncPrefectClient, name: str, runs_at_once: int) -> None:
+def ensure_pool(client: SyncPrefectClient, name: str, runs_at_once: int) -> None:
     """Make the pool; one that is there, perhaps of another type or with another limit, stays."""
     try:
         client.create_work_pool(WorkPoolCreate(name=name, type="process", concurrency_limit=runs_at_once))
@@ -138,6 +140,7 @@ def _ensure_deployment(client: SyncPrefectClient, deployment: RunnerDeployment) 
         description=deployment.description,
         entrypoint=deployment.entrypoint,
         work_pool_name=deployment.work_pool_name,
+        job_variables={**known.job_variables, **deployment.job_variables},
         parameter_openapi_schema=deployment._parameter_openapi_schema.model_dump(exclude_unset=True),
     )
     client.update_deployment(known.id, renewed)

@@ -2,7 +2,7 @@
 
 A stage is a function `fn(bench, *inputs) -> Record`. Its inputs are recipe sections, plain values and
 records; a record that it declares as `Local[...]` reaches it fetched and verified. What it writes into
-`bench.out` becomes the record's tree.
+`bench.out` becomes the record's tree, unless it has put one into the store itself.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from flows.logs import about
 from flows.workshop import Workshop, workshop
 from yarn_ops.bars import Report
 from yarn_ops.digests import digest_of
+from yarn_ops.errors import LeaseLost
 from yarn_ops.recipe import Section
 from yarn_ops.records import Local, Record
 from yarn_ops.registry import Ahead, Held, hold, keys_at_work, occupied, this_process
@@ -47,6 +48,12 @@ class Bench:
     report: Report
     lost: Callable[[], bool]
     """whether the lease is gone, and the work must stop"""
+
+    def report_or_stop(self, done: int, total: int, note: str) -> None:
+        """For work whose parts are kept as they are done: LeaseLost when the lease is gone."""
+        if self.lost():
+            raise LeaseLost(f"its lease is gone before {note}; what was measured is kept")
+        self.report(done, total, note)
 
 
 Need = Literal["nothing", "device", "gpu"]
@@ -203,7 +210,9 @@ def _make(
         fetched = _fetched(shop, fn, inputs)
         with _device(shop, name, held, alone_on):
             record = fn(bench, *fetched)
-        tree = put_tree(shop.store, bench.out, report=report) if any(bench.out.iterdir()) else None
+        tree = record.tree
+        if tree is None and any(bench.out.iterdir()):
+            tree = put_tree(shop.store, bench.out, report=report)
         record = record.model_copy(update={"tree": tree, "parents": _parents(inputs)})
         held.complete(record)
     shop.discard(work)

@@ -60,6 +60,22 @@ class LengthShare(_Frozen):
     """of all tokens, 0..1, those in documents longer than that"""
 
 
+class Dropped(_Frozen):
+    """Documents that were left out, by the first reason in this order."""
+
+    empty: int = 0
+    not_text: int = 0
+    language: int = 0
+    """in none of the languages asked for"""
+    length: int = 0
+    """shorter or longer than asked for"""
+    duplicates: int = 0
+    """equal to an earlier document"""
+    near_duplicates: int = 0
+    contaminated: int = 0
+    """have a passage in common with documents that are measured with"""
+
+
 class ShardSet(Record):
     """Tokenised documents, split by document into `train` and `held_out` (see data/shards.py)."""
 
@@ -70,7 +86,7 @@ class ShardSet(Record):
     held_out_documents: int
     held_out_tokens: int
     longest_document_tokens: int
-    duplicate_documents: int
+    dropped: Dropped
     lengths: tuple[LengthShare, ...]
 
 
@@ -201,6 +217,12 @@ class Check(_Frozen):
     threshold: float
     passed: bool
     reason: str
+
+
+class Share(Record):
+    """What one helper of a suite has measured; the scores are the suite's."""
+
+    blocks: int
 
 
 class Verdict(Record):

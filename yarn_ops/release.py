@@ -20,7 +20,6 @@ from urllib.parse import urlsplit
 
 from yarn_ops.catalogue import GATE_TAG, Experiment, ModelVersion, read_experiment, read_versions
 from yarn_ops.errors import ReleaseError
-from yarn_ops.recipe import MODEL_NAME
 from yarn_ops.settings import Settings, adopt_environment, mlflow_environment
 
 END_STATUS = {"completed": "FINISHED", "rejected": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
@@ -255,6 +254,8 @@ class Tracking:
 
     def _versions(self, name: str) -> list[ModelVersion]:
         """Every usable version of a model, newest first; none when it is not registered."""
+        from yarn_ops.recipe import MODEL_NAME  # the schema takes longer than all that lists models
+
         if not re.fullmatch(MODEL_NAME, name):
             return []
         with self._mlflow() as client:

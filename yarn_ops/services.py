@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
+from yarn_ops.cluster import workers_of
 from yarn_ops.errors import ReleaseError, SettingsError, StoreError
 from yarn_ops.release import Tracking, open_tracking
 from yarn_ops.servers import WORK_POOLS
@@ -32,6 +33,7 @@ def require_services(settings: Settings, experiment: str) -> None:
     SettingsError, RegistryError, StoreError, ReleaseError or TrainError, in one line.
     """
     open_run_registry(settings).close()
+    try_cluster(settings)
     try_store(settings)
     try_prefect(settings)
     if settings.mlflow_uri is not None:  # the embedded one is a file of ours, made when first needed
@@ -110,6 +112,13 @@ def try_mlflow(settings: Settings) -> Tracking:
             f"MLflow at {address.scheme}://{host}: nothing answers; start it, or correct YARN_OPS_MLFLOW_URI"
         )
     return tracking
+
+
+def try_cluster(settings: Settings) -> str:
+    """How many workers the cluster has, in words; SettingsError when it is named and cannot be used."""
+    if settings.cluster is None:
+        return "none: documents are prepared here"
+    return f"{settings.cluster}, {workers_of(settings)} workers"
 
 
 def try_device(settings: Settings) -> None:

@@ -50,8 +50,17 @@ class Settings(BaseSettings):
     alert_url: SecretStr | None = Field(
         None, description="a webhook that is told, as JSON, of every release that falls below its gate"
     )
+    cluster: str | None = Field(
+        None, description="a Dask scheduler, tcp://host:8786, whose workers prepare documents; default none"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run")
-    lease_s: float = Field(60.0, gt=1, description="life of a stage lease; renewed at a third of it")
+    processes: int | None = Field(
+        None, ge=1, description="that train together at most; default one for every GPU, one on a CPU"
+    )
+    grid_workers: int = Field(
+        1, ge=1, description="that share the cells of a suite: the run itself, and helpers in the GPU pool"
+    )
+    lease_s: float = Field(60.0, gt=1, description="life of a lease; renewed at a third of it")
 
     @field_serializer("database_url", "mlflow_uri", "prefect_api_url", "s3_endpoint_url", "store_url")
     def _masked(self, url: str | None) -> str | None:
@@ -152,6 +161,11 @@ def clean_environment() -> dict[str, str]:
 def child_environment(values: Mapping[str, str]) -> dict[str, str]:
     """This process's environment with `values` on top, for a child process."""
     return {**os.environ, **values}
+
+
+def started_by_torchrun() -> bool:
+    """Whether this process is one of several that torchrun started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def adopt_environment(values: Mapping[str, str]) -> None:

@@ -25,7 +25,7 @@ UNFINISHED = "unfinished"
 
 @dataclass(frozen=True)
 class Garbage:
-    """One thing to remove. `kind`: upload, tree, work (a stage's working directory) or cache (what was
+    """One thing to remove. `kind`: upload, tree, unit, work (a stage's working directory) or cache (what was
     fetched)."""
 
     kind: str
@@ -47,6 +47,7 @@ def find_garbage(
     trees = [*sweep.unreferenced_trees(store, (), before)]
     used = records.referenced_trees(registry)
     leftovers += [tree for tree in trees if tree.name not in used]
+    leftovers += sweep.old_units(store, before)
     found = [Garbage(one.kind, one.name, one.size_bytes, one.modified, one) for one in leftovers]
     found += _work_folders(settings.home / "work", records.completed_keys(registry), before)
     found += _cached_files(settings.home / "cache", before)

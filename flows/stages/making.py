@@ -50,7 +50,7 @@ def survey(bench: Bench, data: Data) -> Corpus:
     return corpora.survey(data, bench.shop.files, bench.out)
 
 
-@stage("shards", version=1)
+@stage("shards", version=2)
 def prepare(bench: Bench, data: Data, corpus: Local[Corpus], base: Local[BaseModel]) -> ShardSet:
     """Tokenised documents, split into train and held-out."""
     return tokenised.prepare(
@@ -58,9 +58,8 @@ def prepare(bench: Bench, data: Data, corpus: Local[Corpus], base: Local[BaseMod
         corpus,
         base,
         bench.out,
-        files=bench.shop.files,
+        units=bench.shop.units(bench.work),
         report=bench.report,
-        workers=os.cpu_count() or 1,
     )
 
 
@@ -79,7 +78,8 @@ def rehearse(
     """What is wrong with training and merging as asked, told before the base is measured."""
     from yarn_ops.train import rehearsal
 
-    return rehearsal.rehearse(section, legs, patched, shards, device=bench.shop.device)
+    shop = bench.shop
+    return rehearsal.rehearse(section, legs, patched, shards, device=shop.device, processes=shop.processes)
 
 
 @stage("train", version=1, alone_on="device")
@@ -113,6 +113,7 @@ def train(
         work_dir=bench.work,
         device=shop.settings.device,
         threads=os.cpu_count() or 1,
+        processes=shop.processes,
     )
 
     def on_event(event: Event) -> None:
@@ -122,7 +123,7 @@ def train(
             shop.log_training_step(event, earlier_steps)
             bench.report(event["step"], event["steps"], f"loss {event['loss']:.3f}")
 
-    return launch.run_trainer(job, on_event=on_event, should_stop=bench.lost)
+    return launch.run_trainer(job, on_event=on_event, should_stop=bench.lost, ahead=shop.trainer)
 
 
 @stage("merge", version=1, alone_on="gpu")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from flows.grid import Shared, helped
 from flows.tasks import Bench, stage
-from yarn_ops.errors import LeaseLost
 from yarn_ops.evals.suite.version import VERSION as SUITE_VERSION
 from yarn_ops.recipe import (
     Evaluate,
@@ -86,29 +86,34 @@ def suite(
     longest_tokens: int,
     original_context_tokens: int,
 ) -> Scorecard:
-    """How far the model sees and uses; cells that the registry knows are not measured again."""
+    """How far the model sees and uses; cells that the registry knows are not measured again.
+
+    Where the settings name more grid workers than one, others help: not with the device of this run.
+    """
     from yarn_ops.evals.capacity.stage import measure_capacity
 
-    def report(done: int, total: int, note: str) -> None:
-        if bench.lost():
-            raise LeaseLost(f"suite: its lease is gone before {note}; what was measured is kept")
-        bench.report(done, total, note)
-
-    measurements = open_measurements(bench.shop.settings.database)
+    shop = bench.shop
+    shared = Shared(
+        run_id=shop.run.id, attempt=shop.run.attempts, key=bench.key, suite=name, seed=seed,
+        model=model.record, shards=shards.record, longest_tokens=longest_tokens,
+        original_context_tokens=original_context_tokens,
+    )  # fmt: skip
+    measurements = open_measurements(shop.settings.database, shop.settings.lease_s)
     try:
-        return measure_capacity(
-            name,
-            seed,
-            model,
-            shards,
-            longest_tokens,
-            bench.out,
-            original_context_tokens=original_context_tokens,
-            device=bench.shop.device,
-            precision=resolve_dtype("auto", bench.shop.device),
-            journal=measurements,
-            report=report,
-        )
+        with helped(shop, shared):
+            return measure_capacity(
+                name,
+                seed,
+                model,
+                shards,
+                longest_tokens,
+                bench.out,
+                original_context_tokens=original_context_tokens,
+                device=shop.device,
+                precision=resolve_dtype("auto", shop.device),
+                journal=measurements,
+                report=bench.report_or_stop,
+            )
     finally:
         measurements.close()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from yarn_ops.checkpoints import inspect_checkpoint
 from yarn_ops.data.corpus import survey
 from yarn_ops.data.files import LocalFiles
-from yarn_ops.data.shards import prepare
+from yarn_ops.data.shards import LocalUnits, prepare
 from yarn_ops.evals.evaluate import evaluate
 from yarn_ops.recipe import Recipe, Rope, Stage
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, Local, PatchedModel, Scorecard, ShardSet
@@ -47,7 +47,12 @@ class Bare:
         corpus = Local(survey(recipe.data, LocalFiles(), corpus_dir), corpus_dir)
         workers = os.cpu_count() or 1
         shards = prepare(
-            recipe.data, corpus, base, shards_dir, files=LocalFiles(), report=quiet, workers=workers
+            recipe.data,
+            corpus,
+            base,
+            shards_dir,
+            units=LocalUnits(folder / "units", LocalFiles(), workers),
+            report=quiet,
         )
         return cls(recipe, folder, base, Local(shards, shards_dir))
 

@@ -117,7 +117,7 @@ def held(pid: int) -> int:
 def ours(folder: Path, out: Path) -> dict[str, Any]:
     from yarn_ops.data.corpus import survey
     from yarn_ops.data.files import LocalFiles
-    from yarn_ops.data.shards import prepare
+    from yarn_ops.data.shards import LocalUnits, prepare
     from yarn_ops.recipe import Data
     from yarn_ops.records import BaseModel, Local
 
@@ -130,7 +130,7 @@ def ours(folder: Path, out: Path) -> dict[str, Any]:
     corpus = Local(survey(data, LocalFiles(), out / "corpus"), out / "corpus")
     found = prepare(
         data, corpus, Local(base, BASE), out / "shards",
-        files=LocalFiles(), report=lambda *_: None, workers=CORES,
+        units=LocalUnits(out / "units", LocalFiles(), CORES), report=lambda *_: None,
     )  # fmt: skip
     return since(began) | {"tokens": found.train_tokens + found.held_out_tokens}
 

@@ -314,4 +314,5 @@ def correct() -> dict[str, Any]:
     return worst
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -103,10 +103,15 @@ class Person:
             self._page.screenshot(path=self._pictures / f"{name}.png")
 
 
+def chromium() -> str | None:
+    """Where Debian's is, if there is one; without windows does as well."""
+    return shutil.which("chromium") or shutil.which("chromium-headless-shell")
+
+
 @contextmanager
 def browser(driver: Any) -> Iterator[Any]:
     """A page of Debian's chromium."""
-    running = driver.chromium.launch(executable_path=shutil.which("chromium"), args=SWITCHES)
+    running = driver.chromium.launch(executable_path=chromium(), args=SWITCHES)
     try:
         yield running.new_page(viewport={"width": 1300, "height": 1250})
     finally:

@@ -19,6 +19,7 @@ import psutil
 
 from yarn_ops import servers
 from yarn_ops.servers import Service
+from yarn_ops.train.launch import PID
 
 READY = "Ctrl-C stops everything."
 DEPLOYMENT = "extend-context/extend-context"
@@ -140,8 +141,9 @@ class Up(Remote):
         return [root, *root.children(recursive=True)]
 
     def trains(self) -> bool:
-        """Whether a trainer is at work."""
-        return any("yarn_ops.train" in command for command in map(_command_line, self.processes()))
+        """Whether a trainer is at work on its job."""
+        at_work = Path(self.environment["YARN_OPS_STATE_DIR"], "work").glob(f"*/{PID}")
+        return any(psutil.pid_exists(json.loads(record.read_bytes())["pid"]) for record in at_work)
 
     def end(self, number: signal.Signals) -> list[psutil.Process]:
         """Send the signal; what is still alive half a minute later."""
@@ -159,13 +161,6 @@ def wait_until(holds: Callable[[], bool], timeout_s: float) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.2)
-
-
-def _command_line(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:  # it has just ended
-        return []
 
 
 def _alive(process: psutil.Process) -> bool:

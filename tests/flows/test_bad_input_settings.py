@@ -56,6 +56,10 @@ SETTINGS = {
         {"YARN_OPS_MLFLOW_URI": "databricks"},
         ["MLflow at databricks: write http://… or sqlite:///file"],
     ),
+    "a cluster that shares no storage": (
+        {"YARN_OPS_CLUSTER": "tcp://127.0.0.1:9"},
+        ["YARN_OPS_CLUSTER: its workers share object storage alone; set YARN_OPS_STORE_URL to s3://"],
+    ),
     "no Prefect server": (
         {"YARN_OPS_PREFECT_API_URL": f"{NOBODY}/api"},
         ["YARN_OPS_PREFECT_API_URL: nothing answers at http://127.0.0.1:9/api; start it, or unset"],

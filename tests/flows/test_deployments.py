@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.utilities.schema_tools.validation import validate
+from prefect.utilities.schema_tools.validation import ValidationError, validate
 
 from flows.deploy import deployments
 
@@ -36,6 +36,22 @@ def test_the_first_values_fit_the_form(deployment: Any) -> None:
         assert field["title"] and field["description"]
         assert name in values or "default" in field
     assert deployment.description
+
+
+@pytest.mark.parametrize("field", [("base", "model"), ("data", "sources")], ids=".".join)
+def test_a_form_with_a_password_is_refused_before_prefect_keeps_it(field: tuple[str, str]) -> None:
+    (deployment,) = (one for one in deployments() if one.name == "extend-context")
+    values = json.loads(json.dumps(deployment.parameters))
+    section, name = field
+    secret = "s3://me:hunter2@bucket/documents"
+    values["recipe"][section][name] = [secret] if name == "sources" else secret
+    with pytest.raises(ValidationError, match="does not match"):
+        validate(values, deployment._parameter_openapi_schema.model_dump(exclude_unset=True), True)
+
+
+def test_every_run_has_the_command_that_imports_prefect_once() -> None:
+    for deployment in deployments():
+        assert deployment.job_variables == {"command": f"{sys.executable} -m flows.engine"}
 
 
 def test_the_form_of_a_comparison_offers_methods_and_knows_arms() -> None:

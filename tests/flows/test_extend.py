@@ -188,8 +188,14 @@ def test_a_version_says_what_it_is(workplace: Workplace, first: RunView) -> None
 
 def test_live_metrics_and_parameters_are_in_mlflow(workplace: Workplace, first: RunView) -> None:
     run = workplace.mlflow_runs()[first.id]
-    history = workplace.mlflow().get_metric_history(run.info.run_id, "train/loss")
-    assert [point.step for point in history] == [1, 2, 3, 4]
+    logged = {name.removeprefix("train/") for name in run.data.metrics if name.startswith("train/")}
+    assert logged == {
+        "loss", "learning_rate", "gradient_norm", "tokens_per_s", "step_s", "data_wait_s", "peak_bytes",
+        "flops_per_s",
+    }  # fmt: skip
+    for figure in logged:
+        history = workplace.mlflow().get_metric_history(run.info.run_id, f"train/{figure}")
+        assert [point.step for point in history] == [1, 2, 3, 4], figure
     assert run.data.params["rope.factor"] == "2.0"
     assert {f"recall/code/{tokens}/{when}" for tokens in (512, 1024) for when in ("before", "after")} <= set(
         run.data.metrics

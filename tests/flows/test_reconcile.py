@@ -132,6 +132,24 @@ def test_missed_schedules_run_once(server: Server, settings: Settings) -> None:
     assert [server.state(run) for run in missed] == ["CANCELLED"] * (len(missed) - 1) + ["SCHEDULED"]
 
 
+def test_an_urgent_run_is_the_next(server: Server, settings: Settings) -> None:
+    from prefect.client.orchestration import get_client
+
+    from flows.deploy import ensure_pool
+
+    pool = f"pool-{uuid.uuid4().hex[:8]}"
+    with get_client(sync_client=True) as client:
+        ensure_pool(client, pool, runs_at_once=3)
+    flow = server.post("/flows/", name=pool)["id"]
+    asked = {}
+    for queue in ("default", "urgent"):
+        place = {"work_pool_name": pool, "work_queue_name": queue}
+        deployment = server.post("/deployments/", name=queue, flow_id=flow, **place)["id"]
+        asked[queue] = server.post(f"/deployments/{deployment}/create_flow_run")["id"]
+    (next_one,) = server.post(f"/work_pools/{pool}/get_scheduled_flow_runs", limit=1)
+    assert next_one["flow_run"]["id"] == asked["urgent"]
+
+
 def test_the_registry_hears_how_prefect_ended_a_run(server: Server, settings: Settings) -> None:
     registry = open_registry(settings.database)
     flow_run = server.run({"type": "CANCELLED", "name": "Cancelled"})

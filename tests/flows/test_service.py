@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,8 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from browser import Person, browser
+from browser import Person, browser, chromium
+from playwright import sync_api as playwright
 from service_up import Up, wait_until
 
 Recipe = dict[str, Any]
@@ -112,7 +112,7 @@ def test_an_unknown_key_is_refused_at_once(up: Up, recipe: Recipe) -> None:
     assert "'stpes' was unexpected" in answer.json()["detail"]
 
 
-def test_an_urgent_run_is_the_next(up: Up) -> None:
+def test_both_pools_have_a_queue_for_urgent_runs(up: Up) -> None:
     for pool in ("yarn-ops", "yarn-ops-gpu"):
         queues = up.post(f"/work_pools/{pool}/queues/filter")
         assert sorted((queue["priority"], queue["name"]) for queue in queues) == [
@@ -194,10 +194,9 @@ def test_another_shell_uses_the_service(up: Up, run: dict[str, Any], small_recip
     assert f"{up.service.mlflow_uri}/#/models/shell/versions/1" in report["data"]
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
+@pytest.mark.skipif(chromium() is None, reason="no chromium here: apt-get install chromium")
 def test_a_person_runs_the_form_in_a_browser(up: Up, run: dict[str, Any], recipe: Recipe) -> None:
     """Change the target, submit, see the run complete, read the report, find the version in MLflow."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here")
     recipe["rope"] = {"target_context_tokens": 1024}
     recipe["evaluate"]["lengths"] = [1, 2, 3]
     up.change_deployment(parameters={"recipe": recipe})  # or the form asks for the whole demo

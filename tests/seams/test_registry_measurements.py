@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import update
 
+from yarn_ops.errors import LeaseLost
 from yarn_ops.records import CellKey, Score
+from yarn_ops.registry import this_process
+from yarn_ops.registry.columns import database_now
 from yarn_ops.registry.measurements import Measurements, open_measurements
 from yarn_ops.registry.registry import Registry
+from yarn_ops.registry.tables import CellRow
 
 CELL = CellKey("c" * 64, "p" * 64, "needle/code", 2048, 0)
 
@@ -20,9 +29,15 @@ def scores(value: float) -> tuple[Score, ...]:
     )
 
 
+def keep(measurements: Measurements, found: tuple[Score, ...]) -> None:
+    with measurements.claimed(CELL) as write:
+        assert write is not None
+        write(found)
+
+
 def kept(database_url: str) -> Measurements:
     measurements = open_measurements(database_url)
-    measurements.keep(CELL, scores(0.75))
+    keep(measurements, scores(0.75))
     return measurements
 
 
@@ -35,7 +50,8 @@ def test_a_cell_comes_back_as_it_was_kept(registry: Registry, database_url: str)
 
 def test_what_is_kept_stays_and_other_cells_are_unknown(registry: Registry, database_url: str) -> None:
     measurements = kept(database_url)
-    measurements.keep(CELL, scores(0.1))
+    with measurements.claimed(CELL) as write:
+        assert write is None
     assert measurements.known(CELL) == scores(0.75)
     others = {
         "checkpoint_digest": "d" * 64, "protocol": "q" * 64, "cell": "passkey", "context_tokens": 1024,
@@ -53,6 +69,85 @@ def test_what_is_kept_stays_and_other_cells_are_unknown(registry: Registry, data
 def test_items_come_back_one_by_one(registry: Registry, database_url: str, items: tuple[float, ...]) -> None:
     score = Score(task="needle/code", context_tokens=2048, value=0.5, samples=len(items), seed=0, items=items)
     measurements = open_measurements(database_url)
-    measurements.keep(CELL, (score,))
+    keep(measurements, (score,))
     assert measurements.known(CELL) == (score,)
     measurements.close()
+
+
+def test_of_16_threads_one_measures_a_cell(registry: Registry, database_url: str) -> None:
+    measurements, start = open_measurements(database_url), threading.Barrier(16)
+    done = threading.Barrier(16)
+
+    def race(_: int) -> bool:
+        start.wait()
+        with measurements.claimed(CELL) as write:
+            done.wait()
+            if write is not None:
+                write(scores(0.75))
+            return write is not None
+
+    with ThreadPoolExecutor(16) as pool:
+        assert sum(pool.map(race, range(16))) == 1
+    with measurements.claimed(CELL) as write:
+        assert write is None and measurements.known(CELL) == scores(0.75)
+    measurements.close()
+
+
+def test_a_cell_of_no_scores_is_known_too(registry: Registry, database_url: str) -> None:
+    measurements = open_measurements(database_url)
+    assert measurements.known(CELL) is None
+    keep(measurements, ())
+    assert measurements.known(CELL) == ()
+    measurements.close()
+
+
+def test_a_cell_that_was_not_kept_is_anybodys_at_once(registry: Registry, database_url: str) -> None:
+    measurements = open_measurements(database_url)
+    with pytest.raises(KeyboardInterrupt), measurements.claimed(CELL):
+        raise KeyboardInterrupt
+    keep(measurements, scores(0.75))
+    measurements.close()
+
+
+ENDED = this_process().replace(str(os.getpid()), "999999999", 1)
+"""who measured, were it a process of this machine that runs no more"""
+
+
+@pytest.mark.parametrize(
+    ("holder", "expired", "taken"),
+    [("a process elsewhere", False, False), ("a process elsewhere", True, True), (ENDED, False, True)],
+    ids=["alive", "expired", "ended"],
+)
+def test_who_is_gone_loses_the_cell_and_can_write_no_more(
+    registry: Registry, database_url: str, holder: str, expired: bool, taken: bool
+) -> None:
+    other, ours = open_measurements(database_url, holder=holder), open_measurements(database_url)
+    with other.claimed(CELL) as late:
+        assert late is not None
+        if expired:
+            with registry.begin() as session:
+                session.execute(update(CellRow).values(lease_expires=database_now(-1.0)))
+        with ours.claimed(CELL) as write:
+            assert (write is not None) == taken
+            if write is not None:
+                with pytest.raises(LeaseLost, match="needle/code at 2048: another process has taken it over"):
+                    late(scores(0.1))
+                assert ours.known(CELL) is None
+                write(scores(0.75))
+    assert ours.known(CELL) == (scores(0.75) if taken else None)
+    other.close()
+    ours.close()
+
+
+def test_a_lease_is_renewed_while_the_cell_is_measured(registry: Registry, database_url: str) -> None:
+    slow = open_measurements(database_url, 0.6, "a process elsewhere")
+    ours = open_measurements(database_url)
+    with slow.claimed(CELL) as write:
+        assert write is not None
+        time.sleep(1.0)
+        with ours.claimed(CELL) as taken:
+            assert taken is None
+        write(scores(0.75))
+    assert ours.known(CELL) == scores(0.75)
+    slow.close()
+    ours.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -34,6 +35,18 @@ def test_the_digest_ignores_spelling(tmp_path: Path) -> None:
 def test_the_digest_ignores_the_order_of_sections(order: list[str]) -> None:
     values = parse_recipe(MINIMAL).model_dump(mode="json")
     assert parse_recipe({name: values[name] for name in order}).digest() == parse_recipe(MINIMAL).digest()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"base": {"model": "s3://me:hunter2@bucket/model"}}, {"data": {"sources": ["s3://me:hunter2@bucket/*"]}},
+     {"publish": {"tags": {"from": "https://me:hunter2@host/model"}}}],
+)  # fmt: skip
+def test_a_password_is_refused_and_not_repeated(values: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match="holds a password, and a recipe is no secret") as refusal:
+        parse_recipe({"rope": {"factor": 2}, **values})
+    assert "hunter2" not in str(refusal.value)
+    parse_recipe({"rope": {"factor": 2}, "base": {"model": "hf:org/name@v1:2"}})
 
 
 def test_every_shipped_recipe_is_valid() -> None:

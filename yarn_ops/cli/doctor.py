@@ -39,6 +39,7 @@ def examine(settings: Settings) -> list[Finding]:
         ("mlflow", _mlflow),
         ("prefect", _prefect),
         ("workers", _workers),
+        ("cluster", services.try_cluster),
         ("device", _device),
     ]
     return [_finding(name, check, settings) for name, check in checks]

@@ -42,7 +42,8 @@ def evaluate(
     """Measure `model`, and `base` on the same texts if given; write the report into `out` if given.
 
     Perplexity is told apart by the globs of `documents`, where there are several. What the registry knows
-    already is not measured again. Errors of user's faults before a model is loaded.
+    already is not measured again; what another such command is measuring, here or elsewhere, is waited for.
+    Errors of user's faults before a model is loaded.
     """
     subjects = [open_subject(directory_of(name, None), name=_name(name)) for name in (model, base) if name]
     size = SIZES[suite]
@@ -65,7 +66,8 @@ def evaluate(
     }  # fmt: skip
     cells = plan(size, lengths, haystack, seed, kinds)
     open_run_registry(settings).close()
-    measurements, device = open_measurements(settings.database), resolve_device(settings.device)
+    measurements = open_measurements(settings.database, settings.lease_s)
+    device = resolve_device(settings.device)
     try:
         with Bars() as bars:
             measured = [

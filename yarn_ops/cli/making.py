@@ -60,13 +60,28 @@ def compare(
 def plan(
     recipe: RecipeArgument,
     gpu: Annotated[str | None, typer.Option(help="H100 or H200; without it, the GPU that is here.")] = None,
+    nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs of each machine.")] = 1,
+    documents_gb: Annotated[
+        float, typer.Option(min=0, metavar="GB", help="Text to prepare; it is not looked at.")
+    ] = 1.0,
+    gpu_hour: Annotated[
+        float | None, typer.Option(metavar="$", help="Price of a GPU's hour; left out: 3, assumed.")
+    ] = None,
+    node_hour: Annotated[
+        float | None, typer.Option(metavar="$", help="Of a machine of 32 cores; left out: 1.5, assumed.")
+    ] = None,
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Memory, time and disk that training a recipe takes, and what its layers keep; nothing is trained."""
+    """Memory, time, disk and money that a recipe takes on so many machines; nothing is trained."""
     import yarn_ops.cli.plan as planning
+    from yarn_ops.cli.bill import GPU_HOUR, NODE_HOUR, Machines
 
-    planning.show(planning.plan_run(load_asked(recipe, set_), gpu), as_json=json)
+    prices = (GPU_HOUR if gpu_hour is None else gpu_hour, NODE_HOUR if node_hour is None else node_hour)
+    machines = Machines(nodes, gpus, *prices)
+    found = planning.plan_run(load_asked(recipe, set_), gpu, machines, documents_gb * 1e9)
+    planning.show(found, as_json=json)
 
 
 @app.command()

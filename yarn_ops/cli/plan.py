@@ -1,24 +1,33 @@
-"""`yarn-ops plan`: what training a recipe will take, before anything is prepared or trained."""
+"""`yarn-ops plan`: what a recipe will take, before anything is prepared or trained."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from yarn_ops.cli.bill import Machines, Part, Work, bill, models_a_night
 from yarn_ops.cli.display import CONSOLE
 from yarn_ops.cli.rope import directory_of
 from yarn_ops.errors import RecipeError
 from yarn_ops.recipe import Recipe
 
 if TYPE_CHECKING:
-    from yarn_ops.train.plan import Plan, Rates, Shape
+    from yarn_ops.train.parallel.arrange import Forecast
+    from yarn_ops.train.plan import Rates, Shape
 
 GIB = 1 << 30
 HOST_BYTES = 96 * GIB
-"""of a machine that is not this one"""
+"""of a machine that is not this one, for each GPU"""
+PROCESS_GIB = 8
+"""of a trainer process beside what it keeps on the host: imports, CUDA, a shard of weights on its way"""
+SHM_GIB = 2
+"""of shared memory for each GPU's process: NCCL's buffers, torchrun's store"""
+SHARDS_GIB = 32
+"""of disk for documents and token shards at work"""
 
 
 @dataclass(frozen=True)
@@ -29,58 +38,101 @@ class LegPlan:
     steps: int
     keeps: str
     peak_bytes: int
+    """of each GPU"""
     host_bytes: int
+    """for each GPU"""
     step_s: float
     seconds: float
     mfu: float | None
-    """of the GPU's measured peak"""
+    """of the GPUs' measured peak"""
+    shared: str
+    """how several GPUs share a step; "" for one"""
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A recipe's training on one device."""
+    """A recipe's run."""
 
     device: str
+    processes: int
+    """GPUs that train together"""
     parameters: int
     trained: int
     disk_bytes: int
     """base, adapter of every leg, merged model"""
     legs: tuple[LegPlan, ...]
+    parts: tuple[Part, ...]
+    models_a_night: int
+
+    def job_variables(self) -> dict[str, str]:
+        """What a run asks a Kubernetes pool for, by the names of the pools' templates."""
+        base_gib = 2 * self.parameters / GIB
+        host_gib = self.processes * (max(leg.host_bytes for leg in self.legs) / GIB + PROCESS_GIB)
+        shm_gib = self.processes * SHM_GIB
+        snapshots_gib = 2 * 12 * self.trained / GIB  # two, of weights and AdamW's moments in float32
+        disk_gib = self.disk_bytes / GIB + base_gib + snapshots_gib + SHARDS_GIB
+        return {
+            "gpus": str(self.processes),
+            "memory": f"{round(host_gib + 2 * base_gib + shm_gib + 0.5)}Gi",  # a merge holds base and result
+            "shm": f"{shm_gib}Gi",
+            "scratch": f"{round(disk_gib + 0.5)}Gi",
+        }
 
 
-def plan_run(recipe: Recipe, gpu: str | None) -> RunPlan:
+def plan_run(
+    recipe: Recipe, gpu: str | None, machines: Machines | None = None, document_bytes: float = 1e9
+) -> RunPlan:
     """By a measured GPU's name, or by this machine's own GPU; TrainError where a leg does not fit."""
     import torch
 
     from yarn_ops.checkpoints import read_config
     from yarn_ops.rope.patch import lay_out
     from yarn_ops.train.lora import make_trainable
-    from yarn_ops.train.plan import Shape, plan_step
+    from yarn_ops.train.parallel.arrange import foretell
+    from yarn_ops.train.parallel.layout import Work as Step
+    from yarn_ops.train.parallel.layout import usable_processes
+    from yarn_ops.train.plan import Shape
 
+    machines = machines or Machines()
     directory = directory_of(recipe.base.model, recipe.base.original_context_tokens)
-    original = recipe.base.original_context_tokens or read_config(directory)["max_position_embeddings"]
+    config = read_config(directory)
+    original = recipe.base.original_context_tokens or config["max_position_embeddings"]
     model = lay_out(directory)
     make_trainable(model, recipe.train)
     whole, float8 = recipe.train.method == "full", recipe.train.precision == "fp8"
     shape = Shape.of(model, element_bytes=2, weight_bytes=4 if whole else 2)
-    legs = []
+    legs, processes = [], 1
     for leg in recipe.curriculum(original):
         window = leg.context_tokens
         positions = window * recipe.train.batch_windows
         device, memory, rates, peak = _device(gpu, shape, positions, window, float8)
-        found = plan_step(shape, positions, window, rates, memory_bytes=memory, host_bytes=HOST_BYTES)
-        legs.append(_leg(shape, found, leg.steps, window, positions, recipe.train.accumulate, peak))
+        step = Step.of(recipe.train, window, config)
+        processes = usable_processes(machines.gpus, step)
+        found = foretell(
+            processes, step, recipe.train, shape, rates, memory_bytes=memory, host_bytes=HOST_BYTES
+        )
+        legs.append(_leg(shape, found, leg.steps, window, step.windows, peak))
     adapter = shape.trained * torch.float32.itemsize
-    disk = 2 * shape.parameters * 2 + len(legs) * adapter
-    return RunPlan(device, shape.parameters - shape.trained * (not whole), shape.trained, disk, tuple(legs))
+    work = Work(
+        document_bytes,
+        2 * shape.parameters,
+        sum(leg.seconds for leg in legs),
+        *_evaluation(recipe, config, original, shape.parameters - shape.trained * (not whole), rates),
+    )
+    parts = bill(work, machines)
+    return RunPlan(
+        device, processes, shape.parameters - shape.trained * (not whole), shape.trained,
+        2 * shape.parameters * 2 + len(legs) * adapter, tuple(legs), parts, models_a_night(parts, machines),
+    )  # fmt: skip
 
 
 def show(plan: RunPlan, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(asdict(plan), indent=2))
+        print(json.dumps({**asdict(plan), "job_variables": plan.job_variables()}, indent=2))
         return
     learn = f"{plan.trained / 1e6:,.1f} M of {plan.parameters / 1e6:,.1f} M parameters learn"
-    CONSOLE.print(f"{plan.device}: {learn}, {plan.disk_bytes / GIB:,.1f} GiB on disk")
+    several = f"{plan.processes} × " if plan.processes > 1 else ""
+    CONSOLE.print(f"{several}{plan.device}: {learn}, {plan.disk_bytes / GIB:,.1f} GiB on disk")
     table = Table(box=None, pad_edge=False, header_style="dim")
     for head in ("tokens", "steps", "kept by the layers", "GPU GiB", "host GiB", "s/step", "minutes", "MFU"):
         table.add_column(head, justify="left" if head == "kept by the layers" else "right")
@@ -88,7 +140,7 @@ def show(plan: RunPlan, *, as_json: bool) -> None:
         table.add_row(
             f"{leg.context_tokens:,}",
             str(leg.steps),
-            leg.keeps,
+            "; ".join(part for part in (leg.keeps, leg.shared) if part),
             f"{leg.peak_bytes / GIB:.1f}",
             f"{leg.host_bytes / GIB:.1f}",
             f"{leg.step_s:.2f}",
@@ -96,6 +148,50 @@ def show(plan: RunPlan, *, as_json: bool) -> None:
             "" if leg.mfu is None else f"{leg.mfu:.2f}",
         )
     CONSOLE.print(table)
+    _show_parts(plan.parts)
+    CONSOLE.print(f"{plan.models_a_night:,} such models in a night of ten hours on all of these machines")
+
+
+def _show_parts(parts: Sequence[Part]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for head in ("part", "hours", "GPU hours", "$", "limited by", "to change"):
+        table.add_column(
+            head, justify="right" if head in ("hours", "GPU hours", "$") else "left", no_wrap=True
+        )
+    for part in parts:
+        hours = (f"{part.seconds / 3600:,.2f}", f"{part.gpu_s / 3600:,.2f}", f"{part.money:,.2f}")
+        table.add_row(part.name, *hours, part.limit, part.setting)
+    CONSOLE.print(table, soft_wrap=False)
+
+
+def _evaluation(
+    recipe: Recipe, config: dict[str, Any], original: int, parameters: int, rates: Rates
+) -> tuple[float, int, float]:
+    """(seconds on one GPU for base and result, blocks that can be shared, seconds of what cannot)."""
+    from yarn_ops.cli.bill import READING_SHARE
+    from yarn_ops.evals.capacity.cost import costs, shape_of
+    from yarn_ops.evals.evaluate import tokens_through as scored
+    from yarn_ops.evals.suite.plan import SIZES, lengths_to
+    from yarn_ops.evals.suite.size import blocks_of, tokens_through
+
+    shape, asked = shape_of(config, parameters), recipe.evaluate
+    if shape is None:
+        raise RecipeError(f"{recipe.base.model}: its config names no heads and layers to reckon with")
+
+    def seconds(length: int, tokens: int) -> float:
+        flops = costs(shape, [length])[0].prefill_flops / length
+        return 2 * tokens * flops / (rates.products * READING_SHARE)
+
+    lengths = sorted({round(multiple * original) for multiple in asked.lengths})
+    alone_s = sum(seconds(length, scored(asked, length, lengths)) for length in lengths)
+    if asked.suite == "none":
+        return alone_s, 1, alone_s
+    size = SIZES[asked.suite]
+    reach = lengths_to(round(recipe.rope.resolve_factor(original) * original), original)
+    cells = [(task, length) for task in size.tasks for length in (reach if task != "context" else reach[-1:])]
+    shared_s = sum(seconds(length, tokens_through(task, size, length, reach)) for task, length in cells)
+    blocks = sum(blocks_of(task, size, length, reach) for task, length in cells)
+    return alone_s + shared_s, blocks, alone_s
 
 
 def _device(
@@ -126,13 +222,14 @@ def _device(
     return name, torch.cuda.mem_get_info()[0], rates, known and known.peak_flops
 
 
-def _leg(
-    shape: Shape, plan: Plan, steps: int, window: int, positions: int, accumulate: int, peak: float | None
-) -> LegPlan:
+def _leg(shape: Shape, found: Forecast, steps: int, window: int, windows: int, peak: float | None) -> LegPlan:
     from yarn_ops.train.plan import model_flops
 
-    step_s = plan.step_s * accumulate
-    mfu = None if peak is None else model_flops(shape, positions, window) / plan.step_s / peak
+    plan, layout, step_s = found.plan, found.layout, found.step_s
+    mfu = None
+    if peak is not None:
+        mfu = windows * model_flops(shape, window, window) / step_s / (peak * layout.processes)
     return LegPlan(
-        window, steps, plan.describe(), plan.peak_bytes, plan.host_bytes, step_s, steps * step_s, mfu
-    )
+        window, steps, plan.describe(), plan.peak_bytes, plan.host_bytes, step_s, steps * step_s, mfu,
+        layout.describe(),
+    )  # fmt: skip

@@ -13,35 +13,55 @@ from yarn_ops.recipe import Data
 from yarn_ops.records import Corpus
 
 SOURCES = "sources.jsonl"
+EVALUATION = "evaluation.jsonl"
+"""of `data.evaluation_sources`; only where there are any"""
 
 
 def survey(data: Data, files: Files, out: Path) -> Corpus:
     """Expand `data.sources` and write the files found to `out/sources.jsonl`, once each, sorted by URI.
 
-    Empty files are left out. DataError when a pattern matches nothing, or nothing but empty files.
+    Likewise `data.evaluation_sources`. Empty files are left out. DataError when a pattern matches nothing, or
+    nothing but empty files.
     """
+    sources = _expand("sources", data.sources, files)
+    measured = _expand("evaluation_sources", data.evaluation_sources, files)
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / SOURCES, sources)
+    if measured:
+        _write(out / EVALUATION, measured)
+    return Corpus(files=len(sources), size_bytes=sum(source.size_bytes for source in sources))
+
+
+def _expand(name: str, patterns: tuple[str, ...], files: Files) -> list[SourceFile]:
     found: dict[str, SourceFile] = {}
-    for pattern in data.sources:
+    for pattern in patterns:
         matched = list(files.expand(pattern))
         if not matched:
-            raise DataError(f"data.sources: {pattern} matches no file; check the path, quote no globs")
+            raise DataError(f"data.{name}: {pattern} matches no file; check the path, quote no globs")
         filled = [source for source in matched if source.size_bytes]
         if not filled:
-            raise DataError(f"data.sources: {pattern} matches only empty files; give files with text")
+            raise DataError(f"data.{name}: {pattern} matches only empty files; give files with text")
         found.update((source.uri, source) for source in filled)
-    sources = sorted(found.values())
-    out.mkdir(parents=True, exist_ok=True)
-    lines = "".join(canonical_json(asdict(source)) + "\n" for source in sources)
-    (out / SOURCES).write_text(lines, "utf-8")
-    return Corpus(files=len(sources), size_bytes=sum(source.size_bytes for source in sources))
+    return sorted(found.values())
+
+
+def _write(path: Path, sources: list[SourceFile]) -> None:
+    path.write_text("".join(canonical_json(asdict(source)) + "\n" for source in sources), "utf-8")
 
 
 def read_sources(path: Path) -> list[SourceFile]:
     """The files of the corpus in directory `path`, in the order that fixes the order of all documents."""
+    return _read(path / SOURCES)
+
+
+def read_evaluation_sources(path: Path) -> list[SourceFile]:
+    """The files of other evaluations' documents; none where none were asked for."""
+    return _read(path / EVALUATION) if (path / EVALUATION).exists() else []
+
+
+def _read(path: Path) -> list[SourceFile]:
     try:
-        with (path / SOURCES).open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8") as lines:
             return [SourceFile(**json.loads(line)) for line in lines]
     except (OSError, ValueError, TypeError) as error:
-        raise DataError(
-            f"{path / SOURCES}: not a list of sources ({error}); survey the sources again"
-        ) from None
+        raise DataError(f"{path}: not a list of sources ({error}); survey the sources again") from None

@@ -1,4 +1,4 @@
-"""From a source file to its documents, streaming: one a text file, one a row of JSON lines or Parquet."""
+"""From a unit to its documents, streaming: one a text file, one a row of JSON lines or Parquet."""
 
 from __future__ import annotations
 
@@ -7,49 +7,84 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from gzip import GzipFile
 from typing import Any, BinaryIO
 
-from yarn_ops.data.files import SourceFile
+from yarn_ops.data.files import WHOLE_BYTES, Files, SourceFile
+from yarn_ops.data.text import FRAGMENT_BYTES, fragments, fragments_of
+from yarn_ops.data.units import Kind, Unit, kind_of
 from yarn_ops.errors import DataError
 
 PARQUET_BATCH_ROWS = 64
-Opener = Callable[[str], BinaryIO]
+BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Document:
-    """A text and where it is from: `name` of its file, and `#row` (from 0) where a file holds many."""
+class Fragment:
+    """A document, or the part of it that is read at once (see text.py)."""
 
-    id: str
-    text: str
+    text: str | None
+    """None: a blank line between rows, which is no document but counts as a row"""
+    first: bool
+    last: bool
 
 
 class NotText(DataError):
     """A text file's bytes are not UTF-8, or hold NUL."""
 
 
-def read_documents(source: SourceFile, opener: Opener, text_field: str) -> Iterator[Document]:
-    """The documents of a file in order, by its suffix: .jsonl, .jsonl.gz, .jsonl.zst, .parquet, else text.
+def read_fragments(unit: Unit, source: SourceFile, files: Files, text_field: str) -> Iterator[Fragment]:
+    """What the unit has of one of its sources, in order, by the file's suffix. Texts may be empty.
 
-    Rows are streamed; a text file is read whole. `text_field` names the field of a row. Texts may be empty.
-    NotText, before the first document, when a text file is none; DataError naming file and row when a row
-    is malformed, and naming the file when it is truncated or changed since it was surveyed.
+    `text_field` names the field of a row. NotText when a text file is none, perhaps after some fragments;
+    DataError naming file and row when a row is malformed, and naming the file when it is truncated or
+    changed since it was surveyed.
     """
-    suffix, read = next(
-        (item for item in _ROW_READERS.items() if source.uri.lower().endswith(item[0])), ("", None)
-    )
-    with closing(opener(source.uri)) as file:
+    kind = kind_of(source)
+    with closing(_opened(source, files)) as file:
         _check_size(file, source)
-        if read is None:
-            yield Document(source.name, _decode(file.read(), source.uri))
+        if kind == "text":
+            yield from _text(file, source, unit.start, unit.stop)
             return
         try:
-            for row, text in read(file, source.uri, text_field):
-                yield Document(f"{source.name}#{row}", text)
+            for text in _ROW_READERS[kind](_Stretch(file, source.uri, unit.start, unit.stop, text_field)):
+                yield from _row(text)
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{source.uri}: damaged {suffix} file ({error}); replace it") from None
+            raise DataError(f"{source.uri}: damaged .{kind} file ({error}); replace it") from None
+
+
+def read_texts(source: SourceFile, files: Files, text_field: str) -> Iterator[str]:
+    """The documents of a file, whole, in order. NotText and DataError as above."""
+    parts: list[str] = []
+    for fragment in read_fragments(Unit((source,)), source, files, text_field):
+        parts.append(fragment.text or "")
+        if fragment.last:
+            if fragment.text is not None:
+                yield "".join(parts)
+            parts = []
+
+
+def _opened(source: SourceFile, files: Files) -> BinaryIO:
+    if source.size_bytes <= WHOLE_BYTES:
+        return io.BytesIO(files.read(source.uri))
+    return files.open(source.uri)
+
+
+def _text(file: BinaryIO, source: SourceFile, start: int, stop: int | None) -> Iterator[Fragment]:
+    for number, content in enumerate(fragments(file, source.size_bytes, start, stop)):
+        at = start + number * FRAGMENT_BYTES
+        text = _decode(content, source.uri, at)
+        yield Fragment(text, at == 0, at + FRAGMENT_BYTES >= source.size_bytes)
+
+
+def _row(text: str | None) -> Iterator[Fragment]:
+    if text is None or 4 * len(text) <= FRAGMENT_BYTES:
+        yield Fragment(text, True, True)
+        return
+    parts = fragments_of(text.encode())
+    for number, part in enumerate(parts):
+        yield Fragment(part.decode(), number == 0, number + 1 == len(parts))
 
 
 def _check_size(file: BinaryIO, source: SourceFile) -> None:
@@ -62,61 +97,100 @@ def _check_size(file: BinaryIO, source: SourceFile) -> None:
         )
 
 
-def _decode(content: bytes, uri: str) -> str:
+def _decode(content: bytes, uri: str, at: int) -> str:
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-8" if at else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise NotText(
-            f"{uri}: not UTF-8 at byte {error.start}; convert it or take it out of data.sources"
+            f"{uri}: not UTF-8 at byte {at + error.start}; convert it or take it out of data.sources"
         ) from None
     if "\0" in text:
         raise NotText(f"{uri}: holds NUL, so it is no text; take it out of data.sources")
     return text
 
 
-def _json_lines(file: BinaryIO, uri: str, text_field: str) -> Iterator[tuple[int, str]]:
-    for row, line in enumerate(file):
-        if not line.strip():
-            continue
-        where = f"{uri}, line {row + 1}"
+@dataclass(frozen=True)
+class _Stretch:
+    """What a reader of rows reads: a file from `start` to `stop`, in what its kind is cut by."""
+
+    file: BinaryIO
+    uri: str
+    start: int
+    stop: int | None
+    text_field: str
+
+    def where(self, row: int, noun: str) -> str:
+        """A row as a person finds it."""
+        return f"{self.uri}, {noun} {row + 1}" + (f" from {self.start:,} on" if self.start else "")
+
+    def text_of(self, line: bytes, row: int) -> str:
+        """The text in a line of JSON."""
+        where = self.where(row, "line")
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not JSON ({error}); correct the line") from None
         if not isinstance(value, dict):
-            raise DataError(f"{where}: expected an object with {text_field!r}, found {type(value).__name__}")
-        yield row, _text_of(value, text_field, where)
+            raise DataError(
+                f"{where}: expected an object with {self.text_field!r}, found {type(value).__name__}"
+            )
+        return _text_of(value, self.text_field, where)
 
 
-def _gzip_lines(file: BinaryIO, uri: str, text_field: str) -> Iterator[tuple[int, str]]:
-    with GzipFile(fileobj=file) as lines:
-        yield from _json_lines(lines, uri, text_field)  # type: ignore[arg-type]
+def _json_lines(stretch: _Stretch) -> Iterator[str | None]:
+    """The lines that begin in the stretch."""
+    file, at = stretch.file, stretch.start
+    if at:
+        file.seek(at - 1)
+        at += len(file.readline()) - 1
+    row = 0
+    while (stretch.stop is None or at < stretch.stop) and (line := file.readline()):
+        at += len(line)
+        yield stretch.text_of(line, row) if line.strip() else None
+        row += 1
 
 
-def _zstd_lines(file: BinaryIO, uri: str, text_field: str) -> Iterator[tuple[int, str]]:
+def _gzip_lines(stretch: _Stretch) -> Iterator[str | None]:
+    with GzipFile(fileobj=stretch.file) as lines:
+        yield from _json_lines(replace(stretch, file=lines))  # type: ignore[arg-type]
+
+
+def _zstd_lines(stretch: _Stretch) -> Iterator[str | None]:
     import pyarrow
 
     # Arrow's reader goes on over concatenated frames and notices a truncated one; zstandard's does not.
-    with pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd") as stream:
-        yield from _json_lines(io.BufferedReader(stream, 1 << 20), uri, text_field)
+    with pyarrow.CompressedInputStream(pyarrow.PythonFile(stretch.file, mode="r"), "zstd") as stream:
+        yield from _json_lines(replace(stretch, file=io.BufferedReader(stream, BUFFER_BYTES)))
 
 
-def _parquet_rows(file: BinaryIO, uri: str, text_field: str) -> Iterator[tuple[int, str]]:
+def open_parquet(file: BinaryIO, uri: str) -> Any:
+    """pyarrow's ParquetFile; DataError when it is none."""
     import pyarrow
     from pyarrow import parquet
 
     try:
-        table = parquet.ParquetFile(file)
-        if text_field not in table.schema_arrow.names:
-            fields = ", ".join(table.schema_arrow.names)
-            raise DataError(f"{uri}: no field {text_field!r}, it has: {fields}; set data.text_field")
-        row = 0
-        for batch in table.iter_batches(PARQUET_BATCH_ROWS, columns=[text_field]):
-            for value in batch.column(0):
-                yield row, _text_of({text_field: value.as_py()}, text_field, f"{uri}, row {row + 1}")
-                row += 1
+        # With a buffer, a column is read page by page: a row group may be of any size.
+        return parquet.ParquetFile(file, buffer_size=BUFFER_BYTES)
     except pyarrow.ArrowException as error:
         raise DataError(f"{uri}: damaged .parquet file ({error}); replace it") from None
+
+
+def _parquet_rows(stretch: _Stretch) -> Iterator[str | None]:
+    import pyarrow
+
+    table, field = open_parquet(stretch.file, stretch.uri), stretch.text_field
+    try:
+        if field not in table.schema_arrow.names:
+            names = ", ".join(table.schema_arrow.names)
+            raise DataError(f"{stretch.uri}: no field {field!r}, it has: {names}; set data.text_field")
+        groups = range(stretch.start, stretch.stop or table.metadata.num_row_groups)
+        row = 0
+        for batch in table.iter_batches(PARQUET_BATCH_ROWS, groups, columns=[field]):
+            for value in batch.column(0):
+                yield _text_of({field: value.as_py()}, field, stretch.where(row, "row"))
+                row += 1
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{stretch.uri}: damaged .parquet file ({error}); replace it") from None
 
 
 def _text_of(row: dict[str, Any], text_field: str, where: str) -> str:
@@ -135,9 +209,9 @@ def _text_of(row: dict[str, Any], text_field: str, where: str) -> str:
     return text
 
 
-_ROW_READERS: dict[str, Callable[[BinaryIO, str, str], Iterator[tuple[int, str]]]] = {
-    ".jsonl": _json_lines,
-    ".jsonl.gz": _gzip_lines,
-    ".jsonl.zst": _zstd_lines,
-    ".parquet": _parquet_rows,
+_ROW_READERS: dict[Kind, Callable[[_Stretch], Iterator[str | None]]] = {
+    "jsonl": _json_lines,
+    "jsonl.gz": _gzip_lines,
+    "jsonl.zst": _zstd_lines,
+    "parquet": _parquet_rows,
 }

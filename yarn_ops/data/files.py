@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from glob import glob
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote
@@ -15,6 +16,9 @@ from yarn_ops.digests import file_digest
 from yarn_ops.errors import DataError
 
 HASHING_THREADS = 8
+WHOLE_BYTES = 1 << 20
+"""files up to here are read in one request and held"""
+AHEAD_FILES = 8
 STDLIB = "stdlib:"
 FILE = "file://"
 NOT_STDLIB = frozenset({"site-packages", "dist-packages", "lib-dynload", "__pycache__"})
@@ -55,6 +59,10 @@ class Files(Protocol):
         """
         ...
 
+    def read(self, uri: str) -> bytes:
+        """All bytes of a small file, in one request. DataError when it cannot be read."""
+        ...
+
 
 class LocalFiles:
     """Paths, globs (`**` and `~` too), `file://` and `stdlib:`, the running Python's own source files."""
@@ -69,6 +77,40 @@ class LocalFiles:
             return _path_of(uri).open("rb")
         except OSError as error:
             raise _unreadable(uri, error) from None
+
+    def read(self, uri: str) -> bytes:
+        try:
+            return _path_of(uri).read_bytes()
+        except OSError as error:
+            raise _unreadable(uri, error) from None
+
+
+class ReadAhead:
+    """Reads small files before they are asked for, so that nobody waits for a distant server.
+
+    To be asked for them in their order; `close` it.
+    """
+
+    def __init__(self, files: Files, sources: Sequence[SourceFile]) -> None:
+        self._files = files
+        self._pool = ThreadPoolExecutor(AHEAD_FILES)
+        self._left = iter([source.uri for source in sources if source.size_bytes <= WHOLE_BYTES])
+        self._coming = {uri: self._pool.submit(files.read, uri) for uri in islice(self._left, AHEAD_FILES)}
+
+    def expand(self, pattern: str) -> Iterator[SourceFile]:
+        return self._files.expand(pattern)
+
+    def open(self, uri: str) -> BinaryIO:
+        return self._files.open(uri)
+
+    def read(self, uri: str) -> bytes:
+        content = self._coming.pop(uri).result()
+        for following in islice(self._left, 1):
+            self._coming[following] = self._pool.submit(self._files.read, following)
+        return content
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
 
 def _stdlib_root() -> Path:

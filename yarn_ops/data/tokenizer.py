@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
 
+from yarn_ops.data.text import CUT, CUT_CHARS
 from yarn_ops.errors import BaseModelError, DataError
 
 PIECE_CHARS = 1 << 18
 """Longer texts are encoded in pieces: the Rust encoder holds about 400 bytes a token while it works."""
-CUT_CHARS = 4096
-# No pre-tokenizer in use (GPT-2's, Llama 3's, Qwen's, GPT-4o's) joins a letter or digit to the single blank
-# or line break after it, so to cut in front of one leaves the tokens of the whole text as they were.
-_CUT = re.compile(r"(?<=[^\W_])[ \n](?=[^\W_])")
 
 
 class Tokenizer:
@@ -33,7 +29,7 @@ class Tokenizer:
     """
 
     def __init__(self, base: Path, vocab_size: int) -> None:
-        definition, eos_token = _read_definition(base)
+        self._definition, self._eos_token = definition, eos_token = _read_definition(base)
         self.digest = hashlib.sha256(definition.encode()).hexdigest()
         self._fast = _parse_definition(definition, base)
         self._fast.no_truncation()
@@ -45,6 +41,12 @@ class Tokenizer:
         special: list[int] = self._fast.encode("").ids
         self.prefix = self._narrow([token for token in special if token != self.eos])
         self.suffix = self._narrow([] if self.eos is None else [self.eos])
+
+    def save(self, folder: Path) -> None:
+        """Write all that makes an equal tokenizer into the new directory `folder`."""
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text(self._definition, "utf-8")
+        (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": self._eos_token}), "utf-8")
 
     def encode(self, texts: list[str]) -> list[NDArray[np.unsignedinteger[Any]]]:
         """Token ids of each text, without prefix and EOS. Releases the GIL; one core a call."""
@@ -72,7 +74,7 @@ def pieces(text: str) -> Iterator[tuple[int, int]]:
     start = 0
     while len(text) - start > PIECE_CHARS:
         end = start + PIECE_CHARS
-        places = [match.start() for match in _CUT.finditer(text, end - CUT_CHARS, end)]
+        places = [match.start() for match in CUT.finditer(text, end - CUT_CHARS, end)]
         stop = places[-1] if places else end
         yield start, stop
         start = stop

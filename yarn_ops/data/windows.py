@@ -132,7 +132,7 @@ def _pack(reader: ShardReader, documents: Iterable[int], needed: int) -> Iterato
 
 
 def _assemble(reader: ShardReader, plan: list[_Stretch]) -> Window:
-    runs = [reader.document(part.document)[part.start : part.start + part.tokens] for part in plan]
+    runs = [reader.document(part.document, part.start, part.start + part.tokens) for part in plan]
     return Window(
         ids=np.concatenate(runs).astype(np.int64),
         document_ids=tuple(reader.document_id(part.document) for part in plan),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from yarn_ops.data.audit import in_words
 from yarn_ops.evals.advice import advise
 from yarn_ops.evals.capacity.reading import Capacity
 from yarn_ops.evals.perplexity import LAST_QUARTER, SINGLE_PASS, SLIDING
@@ -147,7 +148,7 @@ def _made(extension: Extension) -> Iterator[str]:
         f"- **Data:** {', '.join(f'`{_source_name(source)}`' for source in extension.data.sources)}; "
         f"{shards.train_documents:,} documents ({shards.train_tokens:,} tokens) to train on, "
         f"{shards.held_out_documents:,} ({shards.held_out_tokens:,} tokens) held out, split by document; "
-        f"{shards.duplicate_documents:,} duplicates left out."
+        f"left out: {in_words(shards.dropped)}."
     )
     yield (
         "- **Share of tokens in documents longer than** "

@@ -6,7 +6,7 @@ and the result are asked exactly the same, and cells can be run anywhere in any 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -107,6 +107,21 @@ def plan(
     return sorted(cells, key=lambda cell: cell.forward_tokens)
 
 
+def tokens_through(section: Evaluate, length: int, lengths: Sequence[int]) -> int:
+    """About how many tokens one length sends through a model; `lengths`: all that are measured, ascending.
+
+    Held-out documents are taken to be as long as sliding windows can make use of.
+    """
+    longest, stride = lengths[-1], section.sliding_stride_tokens
+    tokens = section.windows * (longest // length) * length
+    tokens += section.recall_windows * len(section.templates) * length
+    if stride:
+        cut = max(round(SLIDING_TEXT * longest), longest + stride)
+        windows = 1 + (cut - length) // min(stride, length)
+        tokens += max(1, section.windows // 4) * windows * length
+    return tokens
+
+
 def run(cells: list[Cell], network: PreTrainedModel, report: Progress) -> tuple[Score, ...]:
     """Measure every cell; scores in the order of the cells."""
     require_known_head(network)
@@ -134,7 +149,7 @@ def _sliding_documents(reader: ShardReader, longest: int, section: Evaluate) -> 
     cut = max(round(SLIDING_TEXT * longest) + 1, least)
     by_length = np.argsort(-reader.lengths, kind="stable")[: max(1, section.windows // 4)]
     long = [int(index) for index in by_length if reader.lengths[index] >= least]
-    return [reader.document(index)[:cut].astype(np.int64) for index in long]
+    return [reader.document(index, stop=cut).astype(np.int64) for index in long]
 
 
 def _perplexity_cell(windows: Ids, length: int, seed: int) -> Cell:

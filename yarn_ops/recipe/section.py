@@ -6,6 +6,7 @@ import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic.config import JsonDict
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -13,10 +14,16 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 """what no file name, database or UTF-8 text holds"""
+PASSWORD = re.compile(r"\w+://[^/@]*:[^/@]*@")
+NO_PASSWORD: JsonDict = {"pattern": rf"^(?!{PASSWORD.pattern})"}
+"""of a place in the form's schema, so that Prefect keeps none either"""
 
 
 class Section(BaseModel):
-    """Part of a recipe: frozen; unknown keys, NaN, infinity and text that nothing can hold are refused."""
+    """Part of a recipe: frozen; unknown keys, NaN, infinity and text that nothing can hold are refused.
+
+    So are passwords: a recipe is shown in the registry, in Prefect and in MLflow.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
@@ -26,6 +33,8 @@ class Section(BaseModel):
         for text in _texts(value):
             if UNSTORABLE.search(text):
                 raise ValueError("holds NUL or half a character; remove it")
+            if PASSWORD.search(text):
+                raise ValueError("holds a password, and a recipe is no secret; set YARN_OPS_S3_SECRET_KEY")
         return value
 
 

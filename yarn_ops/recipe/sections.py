@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from yarn_ops.errors import RecipeError
 from yarn_ops.recipe.choices import RopeMethod, SuiteChoice
-from yarn_ops.recipe.section import Fraction, Positive, Section
+from yarn_ops.recipe.section import NO_PASSWORD, Fraction, Positive, Section
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 ALIAS = r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"
@@ -25,6 +25,7 @@ class Base(Section):
         "s3://bucket/prefix; or shipped:base512, the demo's. Safetensors only.",
         min_length=1,
         max_length=1024,
+        json_schema_extra=NO_PASSWORD,
     )
     original_context_tokens: Positive | None = Field(
         None,
@@ -103,7 +104,9 @@ class Rope(Section):
 class Data(Section):
     """The documents to train on and to measure with."""
 
-    sources: tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...] = Field(
+    sources: tuple[
+        Annotated[str, Field(min_length=1, max_length=4096, json_schema_extra=NO_PASSWORD)], ...
+    ] = Field(
         ("stdlib:**/*.py",),
         min_length=1,
         title="Sources",
@@ -112,6 +115,38 @@ class Data(Section):
     )
     text_field: str = Field(
         "text", title="Text field", description="Of .jsonl and .parquet rows.", min_length=1
+    )
+    languages: tuple[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")], ...] = Field(
+        (),
+        title="Languages",
+        description="Documents in others are left out: codes like en, de, zh. Empty: all are kept.",
+    )
+    min_document_tokens: int = Field(
+        0, ge=0, title="Shortest document (tokens)", description="Shorter documents are left out."
+    )
+    max_document_tokens: Positive | None = Field(
+        None, title="Longest document (tokens)", description="Longer documents are left out. Empty: none is."
+    )
+    near_duplicate_similarity: float | None = Field(
+        None,
+        ge=0.5,
+        le=1,
+        title="Near duplicates from",
+        description="Documents that share so much of their runs of five words with an earlier one are left "
+        "out, e.g. 0.8. Empty: only equal ones are.",
+    )
+    shared_words: int | None = Field(
+        None,
+        ge=13,
+        le=1024,
+        title="Shared words",
+        description="Documents that have a passage of so many words in common with held-out or evaluation "
+        "documents are not trained on, e.g. 50. Empty: not looked for.",
+    )
+    evaluation_sources: tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...] = Field(
+        (),
+        title="Evaluation sources",
+        description="Like sources: documents of other evaluations, whose passages are kept from training.",
     )
     held_out_fraction: Fraction = Field(
         0.125,
@@ -128,6 +163,14 @@ class Data(Section):
         description="Attention stays within a document of a packed window.",
     )
     seed: int = Field(0, ge=0, title="Seed", description="Of the split and of the sampling of windows.")
+
+    @model_validator(mode="after")
+    def _sound(self) -> Data:
+        if self.max_document_tokens is not None and self.max_document_tokens < self.min_document_tokens:
+            raise ValueError("max_document_tokens is below min_document_tokens")
+        if self.evaluation_sources and self.shared_words is None:
+            raise ValueError("evaluation_sources needs shared_words, e.g. 50")
+        return self
 
 
 class Evaluate(Section):

@@ -116,6 +116,16 @@ class Train(Section):
         description="auto: bf16 on a GPU, fp32 on a CPU. fp8: bf16, and products of frozen weights in "
         "8 bits; Hopper or newer, LoRA only.",
     )  # fmt: skip
+    context_parallel: Positive | None = Field(
+        None,
+        title="GPUs a window",
+        description="Of several GPUs, how many share each window's tokens; empty: the planner chooses.",
+    )
+    shard_base: Literal["auto", "yes", "no"] = Field(
+        "auto",
+        title="Shard the base",
+        description="Whether several GPUs share the frozen layers; auto: where it is faster, or must be.",
+    )
     checkpoint_every: Positive = Field(10, title="Checkpoint every (steps)")
     seed: int = Field(0, ge=0, title="Seed")
 

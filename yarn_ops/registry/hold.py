@@ -14,6 +14,7 @@ from yarn_ops.errors import LeaseLost, RegistryError, Stopped
 from yarn_ops.records import Record
 from yarn_ops.registry.holder import has_ended
 from yarn_ops.registry.registry import Lease, Registry
+from yarn_ops.registry.renewal import Renewal
 
 log = logging.getLogger(__name__)
 
@@ -30,38 +31,13 @@ class Held:
     lease: Lease | None
     lost: threading.Event = field(default_factory=threading.Event)
     """set when the lease could not be renewed: somebody else may compute the stage now, so stop"""
-    _ended: threading.Event = field(default_factory=threading.Event)
-    _writing: threading.Lock = field(default_factory=threading.Lock)
+    renewal: Renewal | None = None
 
     def complete(self, record: Record) -> None:
         """Record the result. LeaseLost when somebody else has taken the stage over: nothing is written."""
-        assert self.lease is not None, "joined a finished stage: there is nothing to complete"
-        with self._writing:  # a renewal after it would take the completed stage for a lost one
-            self.registry.complete(self.lease, record)
-            self._ended.set()
-
-    def _renew(self, lease: Lease, claimed_at: float, on_lost: Callable[[], None] | None) -> None:
-        """Body of the renewing thread. An unreachable database is tried again while the lease lives."""
-        every_s, renewed_at = lease.life_s / 3, claimed_at
-        while not self._ended.wait(every_s):
-            asked_at = time.monotonic()
-            try:
-                with self._writing:
-                    if self._ended.is_set():
-                        return
-                    self.registry.renew(lease)
-                renewed_at = asked_at
-                continue
-            except LeaseLost:
-                pass
-            except RegistryError as error:
-                log.warning("stage %s: its lease was not renewed: %s", lease.stage, error)
-                if time.monotonic() + every_s < renewed_at + lease.life_s:
-                    continue
-            self.lost.set()
-            if on_lost is not None:
-                on_lost()
-            return
+        lease, renewal = self.lease, self.renewal
+        assert lease is not None and renewal is not None, "joined a finished stage: nothing to complete"
+        renewal.last(lambda: self.registry.complete(lease, record))
 
 
 @contextmanager
@@ -91,10 +67,8 @@ def hold(
     if lease is None:
         yield held
         return
-    renewer = threading.Thread(
-        target=held._renew, args=(lease, claimed_at, on_lost), name=f"lease of {stage}", daemon=True
-    )
-    renewer.start()
+    held.renewal = Renewal(lease, registry.renew, on_lost, held.lost)
+    held.renewal.start(claimed_at)
     failure: Exception | None = None
     try:
         yield held
@@ -104,8 +78,7 @@ def hold(
         failure = error
         raise
     finally:
-        held._ended.set()
-        renewer.join()
+        held.renewal.end()
         _give_back(registry, lease, failure)
 
 

@@ -208,3 +208,24 @@ class MeasurementRow(Table):
     items: Mapped[list[float] | None] = mapped_column(Items)
     """what the value sums up, item by item; NULL: only the sum was kept"""
     measured_at: Mapped[datetime]
+
+
+class CellRow(Table):
+    """One cell of a suite: who measures it, or did. Its scores are in `measurements`."""
+
+    __tablename__ = "cells"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    """digest of the five that tell cells apart, of which these are some"""
+    checkpoint_digest: Mapped[str]
+    cell: Mapped[str]
+    cell_tokens: Mapped[int] = mapped_column(BigInteger)
+    holder: Mapped[str]
+    fence: Mapped[int] = mapped_column(BigInteger)
+    """counts claims; a write that names an older one is refused"""
+    lease_expires: Mapped[datetime | None]
+    """NULL: nobody holds it"""
+    started_at: Mapped[datetime]
+    """of the last claim"""
+    finished_at: Mapped[datetime | None]
+    """NULL: not measured"""

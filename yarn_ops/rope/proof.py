@@ -80,8 +80,40 @@ def load_proven(
     weight_files(weights)
     config = copy.deepcopy(dict(read_config(weights) if config is None else config))
     with quiet_transformers():
-        model = _load(weights, config, dtype, attn_implementation)
+        model = _load(weights, config, dtype, device, attn_implementation)
     model.to(device)  # a device alone: a dtype here would round the frequencies
+    model.eval()
+    prove(model, spec)
+    return model
+
+
+def lay_out_proven(
+    config: Mapping[str, Any],
+    spec: RopeSpec,
+    *,
+    device: torch.device | str,
+    attn_implementation: str = "sdpa",
+) -> Any:
+    """The model that `load_proven` gives, in float32, but no parameter has data yet (meta device).
+
+    Buffers are on `device` with their values. Raises ProofError where the RoPE is not `spec`'s.
+    """
+    try:
+        built, attn_implementation = _build(copy.deepcopy(dict(config)), attn_implementation)
+        with quiet_transformers(), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                built, dtype=torch.float32, attn_implementation=attn_implementation
+            )
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise BaseModelError(f"config.json: no model can be built from it: {error}") from None
+    for module in model.modules():
+        if buffers := dict(module.named_buffers(recurse=False)):
+            for name, buffer in buffers.items():
+                setattr(module, name, torch.empty_like(buffer, device=device))
+            model._init_weights(module)
+    if dynamic.is_dynamic(config):
+        dynamic.install(model, config)
+        model.base_model.rotary_emb.to(device)
     model.eval()
     prove(model, spec)
     return model
@@ -201,23 +233,34 @@ def _compare_attention(name: str, live: float, spec: RopeSpec, rtol: float) -> f
     return difference
 
 
-def _load(weights: Path, config: dict[str, Any], dtype: torch.dtype, attn_implementation: str) -> Any:
+def _build(config: dict[str, Any], attn_implementation: str) -> tuple[Any, str]:
+    """The transformers config object, and the attention that its model can run with."""
     model_type = config.get("model_type")
     if model_type not in CONFIG_MAPPING:
-        raise BaseModelError(
-            f"{weights}: model_type {model_type!r} is unknown to transformers; choose another base"
-        )
+        raise ValueError(f"model_type {model_type!r} is unknown to transformers; choose another base")
+    late = dynamic.is_dynamic(config)
+    built = CONFIG_MAPPING[model_type].from_dict(dynamic.unscaled(config) if late else config)
+    if late:
+        attn_implementation = dynamic.register_attention()
+    if getattr(built, "attn_logit_softcapping", None):
+        attn_implementation = "eager"  # the others drop the cap without a word
+    return built, attn_implementation
+
+
+def _load(
+    weights: Path,
+    config: dict[str, Any],
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attn_implementation: str,
+) -> Any:
     try:
-        late = dynamic.is_dynamic(config)
-        built = CONFIG_MAPPING[model_type].from_dict(dynamic.unscaled(config) if late else config)
-        if late:
-            attn_implementation = dynamic.register_attention()
-        if getattr(built, "attn_logit_softcapping", None):
-            attn_implementation = "eager"  # the others drop the cap without a word
+        built, attn_implementation = _build(config, attn_implementation)
         model, report = AutoModelForCausalLM.from_pretrained(
             weights,
             config=built,
             dtype=dtype,
+            device_map={"": device},  # a tensor at a time: host memory never holds a model that goes to a GPU
             attn_implementation=attn_implementation,
             local_files_only=True,
             use_safetensors=True,
@@ -235,6 +278,6 @@ def _load(weights: Path, config: dict[str, Any], dtype: torch.dtype, attn_implem
                 f"{weights}: {fault.replace('_keys', '')} tensor {tensors[0]} ({len(tensors)} in all); "
                 "weights and config are not of one model, download both again"
             )
-    if late:
+    if dynamic.is_dynamic(config):
         dynamic.install(model, config)
     return model

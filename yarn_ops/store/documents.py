@@ -35,6 +35,9 @@ class FilesByScheme:
     def open(self, uri: str) -> BinaryIO:
         return self._home_of(uri).open(uri)
 
+    def read(self, uri: str) -> bytes:
+        return self._home_of(uri).read(uri)
+
     def _home_of(self, uri: str) -> Files:
         return S3Files(self.options) if uri.startswith(S3) else LocalFiles()
 
@@ -63,6 +66,10 @@ class S3Files:
         if size_bytes is None:
             raise DataError(f"{uri}: no such object; put it back or survey the documents again")
         return io.BufferedReader(ObjectStream(store, key, size_bytes), CHUNK_BYTES)
+
+    def read(self, uri: str) -> bytes:
+        bucket, key = _split(uri)
+        return self._store(bucket).read(key)
 
     def _store(self, bucket: str) -> S3Store:
         return _store_of(bucket, self.options, os.getpid())

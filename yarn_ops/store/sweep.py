@@ -17,11 +17,13 @@ from yarn_ops.store.manifest import MANIFEST
 from yarn_ops.store.s3 import S3Store
 
 ARTIFACTS = "artifacts"
+UNITS = "units"
+"""results of units of a corpus: shards have copies of them, a corpus that grew uses them again"""
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """`kind`: upload (never finished), tree (a directory without a reference)."""
+    """`kind`: upload (never finished), tree (a directory without a reference), unit (of a corpus)."""
 
     kind: str
     name: str
@@ -41,8 +43,19 @@ def unfinished_uploads(store: Store, before: datetime) -> Iterator[Leftover]:
 
 def unreferenced_trees(store: Store, referenced: Collection[str], before: datetime) -> Iterator[Leftover]:
     """Directories of artifacts/<digest>/ that are not referenced and that nobody wrote to since then."""
+    return _old_directories(store, ARTIFACTS, "tree", referenced, before)
+
+
+def old_units(store: Store, before: datetime) -> Iterator[Leftover]:
+    """Results of units, units/<key>/, made before that moment."""
+    return _old_directories(store, UNITS, "unit", (), before)
+
+
+def _old_directories(
+    store: Store, below: str, kind: str, referenced: Collection[str], before: datetime
+) -> Iterator[Leftover]:
     trees: dict[str, list[ObjectInfo]] = defaultdict(list)
-    for info in store.list(f"{ARTIFACTS}/"):
+    for info in store.list(f"{below}/"):
         digest = info.key.split("/")[1]
         if digest not in referenced:
             trees[digest].append(info)
@@ -51,12 +64,12 @@ def unreferenced_trees(store: Store, referenced: Collection[str], before: dateti
         if newest < before:
             # The manifest first: without it the directory is not complete for anybody.
             keys = sorted((info.key for info in infos), key=lambda key: not key.endswith(f"/{MANIFEST}"))
-            yield Leftover("tree", digest, sum(info.size_bytes for info in infos), newest, tuple(keys))
+            yield Leftover(kind, digest, sum(info.size_bytes for info in infos), newest, tuple(keys))
 
 
 def remove(store: Store, leftover: Leftover) -> None:
     """Give its space back; gone already is fine."""
-    if leftover.kind == "tree":
+    if leftover.kind in ("tree", "unit"):
         for key in leftover.keys:
             store.delete(key)
     elif isinstance(store, LocalStore):

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from yarn_ops.digests import digest_tree, tree_files
 from yarn_ops.errors import StoreError
@@ -26,13 +27,38 @@ from yarn_ops.store.pull import pull_files, stored_sizes, verify_files
 from yarn_ops.store.transfer import Report, Transfer
 
 
-def put_tree(store: Store, path: Path, *, report: Report | None = None) -> Tree:
+def put_tree(
+    store: Store,
+    path: Path,
+    *,
+    copies: Mapping[str, tuple[str, FileEntry]] = MappingProxyType({}),
+    report: Report | None = None,
+) -> Tree:
     """Store every file below `path`, in parallel, once: what is there already is not sent again.
 
-    Safe to repeat and to run twice at the same time. Raises StoreError.
+    copies: more files of the directory, which the store has under other keys: {name: (key, entry)}. It copies
+    them itself. Safe to repeat and to run twice at the same time. Raises StoreError.
     """
+    own = manifest_of(path)
+    manifest = Manifest(files={**own.files, **{name: entry for name, (_, entry) in copies.items()}})
+    return _put(store, path, manifest, f"artifacts/{manifest.digest}", copies, report)
+
+
+def put_tree_at(store: Store, path: Path, prefix: str) -> Manifest:
+    """Store the directory `path` below a key that says what it holds: no other is ever put there."""
     manifest = manifest_of(path)
-    prefix = f"artifacts/{manifest.digest}"
+    _put(store, path, manifest, prefix, {}, None)
+    return manifest
+
+
+def _put(
+    store: Store,
+    path: Path,
+    manifest: Manifest,
+    prefix: str,
+    copies: Mapping[str, tuple[str, FileEntry]],
+    report: Report | None,
+) -> Tree:
     tree = manifest.tree_at(store.uri_of(prefix))
     if tree_present(store, tree):
         return tree
@@ -40,8 +66,11 @@ def put_tree(store: Store, path: Path, *, report: Report | None = None) -> Tree:
     transfer = Transfer(manifest.size_bytes, report)
 
     def put(name: str) -> None:
-        # Objects appear whole, under a key made of their contents: the same size is the same object.
+        # Objects appear whole, under a key that says what they hold: the same size is the same object.
         if sizes.get(name) == manifest.files[name].size_bytes:
+            transfer.advance(manifest.files[name].size_bytes)
+        elif name in copies:
+            store.copy(copies[name][0], join(prefix, name))
             transfer.advance(manifest.files[name].size_bytes)
         else:
             store.put_file(path / name, join(prefix, name), transfer.advance)

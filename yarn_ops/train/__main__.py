@@ -1,46 +1,86 @@
-"""The trainer process: `python -m yarn_ops.train JOB.json [--parent PID]`.
+"""The trainer process: `python -m yarn_ops.train [JOB.json] [--parent PID]`, or several of them by torchrun.
 
-Exit status 0: done, or stopped with a snapshot; 2: a user's error, in the log and the last event; else a bug.
+Without a job it imports what training needs and then reads the path of one from its standard input.
+Exit status 0: done, or stopped with a snapshot, or no job came; 2: a user's error, in the log and the last
+event; else a bug.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from yarn_ops.errors import Stopped, TrainError, YarnOpsError
-from yarn_ops.train.job import Job, read_job
+from yarn_ops.settings import started_by_torchrun
+from yarn_ops.train.job import LOG, Job, read_job
 from yarn_ops.train.lifeline import stop_request
+
+if TYPE_CHECKING:
+    from yarn_ops.train.parallel.ranks import Ranks
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m yarn_ops.train", description="Train one leg.")
-    parser.add_argument("job", type=Path, help="a job file (JSON, see yarn_ops/train/job.py)")
+    parser.add_argument("job", type=Path, nargs="?", help="a job file (JSON, see yarn_ops/train/job.py)")
     parser.add_argument("--parent", type=int, help="stop when this process, our parent, is gone")
     arguments = parser.parse_args()
-    stop = stop_request(arguments.parent)  # before torch's import takes its seconds
+    parent = os.getppid() if started_by_torchrun() else arguments.parent
+    stop = stop_request(parent)  # before torch's import takes its seconds
     try:
-        return train(read_job(arguments.job), stop)
+        job = read_job(arguments.job) if arguments.job else awaited_job()
+        return train(job, stop) if job else 0
     except YarnOpsError as error:
         print(error, file=sys.stderr)
         return 2
 
 
+def awaited_job() -> Job | None:
+    """The job whose file somebody names on our standard input, our output turned to its log; None: nobody.
+
+    Torch takes seconds to import and the device nothing: it is first used when there is a job.
+    """
+    from yarn_ops.train import loop  # noqa: F401
+
+    path = sys.stdin.readline().strip()
+    if not path:
+        return None
+    job = read_job(Path(path))
+    with (job.work_dir / LOG).open("ab") as log:
+        for output in (1, 2):
+            os.dup2(log.fileno(), output)
+    return job
+
+
 def train(job: Job, stop: threading.Event) -> int:
     """Run the job between its first and its last event; the exit status."""
+    from yarn_ops.train.parallel.ranks import join
+    from yarn_ops.train.precision import resolve_device
+
+    job.work_dir.mkdir(parents=True, exist_ok=True)
+    with join(resolve_device(job.device), job.work_dir) as ranks:
+        return _train(job, stop, ranks)
+
+
+def _train(job: Job, stop: threading.Event, ranks: Ranks) -> int:
     from torch import OutOfMemoryError
 
-    from yarn_ops.train.events import EventLog
+    from yarn_ops.train.events import EventLog, NoEvents
     from yarn_ops.train.loop import run_job
     from yarn_ops.train.snapshot import newest_snapshot
 
-    job.work_dir.mkdir(parents=True, exist_ok=True)
     snapshot = newest_snapshot(job.snapshots, job.identity())
-    events = EventLog(job.events, steps=job.leg.steps, through_step=snapshot.step if snapshot else 0)
+    through_step = snapshot.step if snapshot else 0
+    if ranks.least([through_step, -through_step]) != [through_step, -through_step]:
+        raise TrainError(f"{job.snapshots}: the processes see different snapshots; share this directory")
+    events: EventLog | NoEvents = NoEvents()
+    if ranks.leads:
+        events = EventLog(job.events, steps=job.leg.steps, through_step=through_step)
     try:
-        run_job(job, events, stop, snapshot)
+        run_job(job, events, stop, snapshot, ranks)
     except Stopped as stopped:
         events.emit("stopped", reason=str(stopped))
     except YarnOpsError as error:

@@ -13,9 +13,12 @@ from yarn_ops.errors import TrainError
 from yarn_ops.train.attention import choose_kernel
 from yarn_ops.train.decoder import Decoder, unsupported
 from yarn_ops.train.layer import LayerPolicy
+from yarn_ops.train.parallel.ranks import Ranks
+from yarn_ops.train.parallel.sharding import ShardedLayers
 from yarn_ops.train.plan import Plan, Rates, Shape, model_flops, plan_step, step_cost, step_down
 from yarn_ops.train.probe import measure_rates
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CPU_RATES = Rates(1e11, 1e11, 1e11, 1e10, 1e10)
 """of no consequence: on a CPU only memory chooses"""
 CPU_SHARE = 0.5
@@ -50,22 +53,28 @@ class Backbone:
         window: int,
         policies: Sequence[LayerPolicy] | None = None,
         float8: bool = False,
+        ranks: Ranks | None = None,
+        sharded: ShardedLayers | None = None,
     ) -> None:
         """`policies`: what each layer keeps; without them the planner chooses, and raises TrainError when not
-        even the most frugal step of `windows` × `window` tokens fits. `float8`: `quantise` will be called."""
-        self._positions, self._window = windows * window, window
+        even the most frugal step of `windows` × `window` tokens fits. `float8`: `quantise` will be called.
+        `ranks`: of the processes that share the step, all of which choose alike; `sharded`: of the layers."""
+        ranks = ranks or Ranks()
+        context = ranks.layout.context
+        self._positions, self._window = windows * window // context, window
         self.shape = Shape.of(
             model, element_bytes=dtype.itemsize, weight_bytes=next(model.parameters()).dtype.itemsize
-        )
+        ).shared(context, ranks.size if sharded else 1)
         self.instead = unsupported(model, window)
         """why transformers' own forward runs; None when ours does"""
         self.flops = model_flops(self.shape, self._positions, window)
-        """of a micro-batch: what it must do, without recomputation"""
+        """of this process's part of a micro-batch: what it must do, without recomputation"""
         if float8 and self.instead is not None:
             raise TrainError(f"train.precision: fp8 is for our own layers, and {self.instead}; use bf16")
-        memory, host, self._rates = _capacity(
-            self.shape, model.device, dtype, self._positions, window, float8
+        memory, host, *rates = ranks.least(
+            capacity(self.shape, model.device.type, dtype, self._positions, window, float8)
         )
+        self._rates = Rates(*rates)
         if policies is None:
             self.plan: Plan = plan_step(
                 self.shape, self._positions, window, self._rates, memory_bytes=memory, host_bytes=host
@@ -74,7 +83,7 @@ class Backbone:
             self.plan = step_cost(self.shape, policies, self._positions, window, self._rates)
         self._forward: Decoder | TransformersBackbone
         if self.instead is None:
-            self._forward = Decoder(model, dtype, self.plan.policies)
+            self._forward = Decoder(model, dtype, self.plan.policies, across=ranks.across, sharded=sharded)
         else:
             if any(policy.keep != "everything" for policy in self.plan.policies):
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -99,14 +108,13 @@ class Backbone:
         return True
 
 
-def _capacity(
-    shape: Shape, device: torch.device, dtype: torch.dtype, positions: int, window: int, float8: bool
-) -> tuple[float, float, Rates]:
-    """Bytes that the step may take on its device (weights included) and on the host; the device's rates."""
+def capacity(
+    shape: Shape, device: str, dtype: torch.dtype, positions: int, window: int, float8: bool
+) -> tuple[float, ...]:
+    """Bytes that a step may take on its device (with weights) and on the host; then the device's rates."""
     host = CPU_SHARE * psutil.virtual_memory().available
-    if device.type == "cpu":
-        return host + shape.fixed_bytes, host, CPU_RATES
-    kernel = choose_kernel(device.type, dtype, shape.head_width, documents=False)
+    if device == "cpu":
+        return host + shape.fixed_bytes, host, *CPU_RATES
+    kernel = choose_kernel(device, dtype, shape.head_width, documents=False)
     rates = measure_rates(shape, positions, window, kernel, float8=float8)
-    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    return free, host, rates
+    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved(), host, *rates

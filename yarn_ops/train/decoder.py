@@ -8,6 +8,8 @@ by transformers' own forward (`unsupported` says why).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,9 +22,11 @@ from yarn_ops.train.elementwise import rms_norm, rms_norm_backward, rms_norm_wei
 from yarn_ops.train.float8 import Float8Weight
 from yarn_ops.train.host import HostStash
 from yarn_ops.train.layer import Context, LayerPolicy, Weights, decoder_layer
+from yarn_ops.train.parallel.layout import LLAMAS
+from yarn_ops.train.parallel.sharding import ShardedLayers
+from yarn_ops.train.parallel.ulysses import Across
 from yarn_ops.train.projection import Linear
 
-LLAMAS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 TILE_ROWS = 1 << 15
 ADAPTER = "default"
 
@@ -45,7 +49,16 @@ def unsupported(model: PreTrainedModel, tokens: int) -> str | None:
 class Decoder:
     """The backbone of a causal language model."""
 
-    def __init__(self, model: PreTrainedModel, dtype: torch.dtype, policies: Sequence[LayerPolicy]) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        dtype: torch.dtype,
+        policies: Sequence[LayerPolicy],
+        *,
+        across: Across | None = None,
+        sharded: ShardedLayers | None = None,
+    ) -> None:
+        """`across`: every call gets this process's part of its windows. `sharded`: so are the layers."""
         backbone = model.base_model
         self._embed: nn.Module = model.get_input_embeddings()
         self._layers: list[Any] = list(backbone.layers)
@@ -53,6 +66,7 @@ class Decoder:
         self._head_width: int = self._layers[0].self_attn.head_dim
         self._eps: float = model.config.rms_norm_eps
         self._dtype, self._stash = dtype, HostStash()
+        self._across, self._sharded = across, sharded
         self._float8: dict[nn.Module, Float8Weight] = {}
         self.policies = list(policies)
 
@@ -69,17 +83,20 @@ class Decoder:
     def __call__(self, inputs_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
         """Hidden states (B × T × D, after the last norm, in the decoder's dtype).
 
-        positions: restart at 0 with every packed document, which is then kept apart; None is one document a
-        window.
+        positions: of the whole windows; restart at 0 with every packed document, which is then kept apart;
+        None is one document a window.
         """
         with torch.autocast(inputs_BT.device.type, enabled=False):
             documents = None
             if positions_BT is not None:
                 documents = Documents.of(positions_BT, inputs_BT.device)
             else:
-                positions_BT = torch.arange(inputs_BT.shape[1], device=inputs_BT.device)[None]
+                tokens = inputs_BT.shape[1] * (self._across.size if self._across else 1)
+                positions_BT = torch.arange(tokens, device=inputs_BT.device)[None]
             x = self._embed(inputs_BT).to(self._dtype)
             cos, sin = self._rotary(x, positions_BT.to(x.device))
+            if self._across is not None:
+                cos, sin = self._across.part(cos, 1), self._across.part(sin, 1)
             context = Context(
                 head_width=self._head_width,
                 eps=self._eps,
@@ -87,13 +104,20 @@ class Decoder:
                 cos_BTK=cos,
                 sin_BTK=sin,
                 documents=documents,
+                across=self._across,
                 tile_rows=TILE_ROWS,
                 stash=self._stash,
                 whole=any(not _is_adapter(name) for name, _ in _learning(self._layers[0])),
             )
-            for layer, policy in zip(self._layers, self.policies, strict=True):
-                x = decoder_layer(x, self._weights(layer), context, policy)
+            for place, (layer, policy) in enumerate(zip(self._layers, self.policies, strict=True)):
+                with self._at_hand(place, place + 1):
+                    backward = partial(self._at_hand, place, place - 1)
+                    x = decoder_layer(x, self._weights(layer), context, policy, backward)
             return _RmsNorm.apply(x, self._norm.weight.to(self._dtype), self._eps)  # type: ignore[no-any-return]
+
+    def _at_hand(self, place: int, then: int) -> AbstractContextManager[None]:
+        """A layer's weights, whole; `then`: whose are needed next."""
+        return nullcontext() if self._sharded is None else self._sharded.whole(place, then)
 
     def _weights(self, layer: Any) -> Weights:
         linears, attention = _linears(layer), layer.self_attn

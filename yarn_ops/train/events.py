@@ -40,6 +40,13 @@ class EventLog:
         self._file.write(json.dumps(event) + "\n")
 
 
+class NoEvents:
+    """The writing end of a rank that does not lead."""
+
+    def emit(self, event: str, *, step: int | None = None, **facts: Any) -> None:
+        """Nobody hears."""
+
+
 class EventTail:
     """The reading end: every event of the log that replaces the one found now, the kept ones first."""
 

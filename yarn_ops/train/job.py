@@ -11,6 +11,11 @@ from yarn_ops.digests import digest_of
 from yarn_ops.errors import TrainError
 from yarn_ops.recipe import Data, Section, Stage, Train
 
+LOG = "trainer.log"
+"""in the working directory"""
+NOT_IN_LOSSES = {"checkpoint_every", "context_parallel", "shard_base"}
+"""fields of `train` that change how a loss is computed, not which"""
+
 
 class Job(Section):
     """One leg of training: where it reads and writes, and the recipe's words for how."""
@@ -33,6 +38,9 @@ class Job(Section):
     """snapshots, events.jsonl, trainer.log; survives the process, a later one goes on from it"""
     device: Literal["auto", "cpu", "cuda"]
     threads: int = Field(gt=0)
+    """of all processes together"""
+    processes: int = Field(1, gt=0)
+    """that train together, at most: fewer where the step cannot be shared so"""
 
     @property
     def events(self) -> Path:
@@ -54,7 +62,7 @@ class Job(Section):
         """Digest of what was asked for, as far as losses depend on it: a snapshot of another is not ours."""
         return digest_of(
             {
-                "train": self.train.model_dump(mode="json", exclude={"checkpoint_every"}),
+                "train": self.train.model_dump(mode="json", exclude=NOT_IN_LOSSES),
                 "leg": self.leg.ungated().model_dump(mode="json"),
                 "data": self.data.model_dump(mode="json", include={"seed", "prefer_long", "document_mask"}),
             }

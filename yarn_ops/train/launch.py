@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,36 +14,82 @@ from pathlib import Path
 
 import psutil
 
+from yarn_ops.checkpoints import read_config
 from yarn_ops.errors import Stopped, TrainerKilled, TrainError
 from yarn_ops.processes import birth, interrupted, last_lines, start, stop
 from yarn_ops.records import Adapter
 from yarn_ops.settings import child_environment
 from yarn_ops.train.events import Event, EventTail
-from yarn_ops.train.job import Job
+from yarn_ops.train.job import LOG, Job
+from yarn_ops.train.parallel.layout import Work, usable_processes
+from yarn_ops.train.parallel.peers import FOLDER, cause_of_end
 from yarn_ops.train.precision import trainer_environment
 
-LOG = "trainer.log"
 PID = "trainer.pid"
+TORCHRUN = "torch.distributed.run"
 POLL_S = 0.2
 STOP_S = 30.0
+ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+"""of GPU memory: layers that keep different things fragment it, by a quarter on one H100"""
 ADAPTER_FACTS = (
     "method", "steps", "window_tokens", "tokens_seen",
     "trainable_parameters", "first_loss", "final_loss", "seconds",
 )  # fmt: skip
 
 
-def run_trainer(job: Job, *, on_event: Callable[[Event], None], should_stop: Callable[[], bool]) -> Adapter:
+class Ahead:
+    """A trainer that imports what training needs while its job is being prepared. Take it once, or close it.
+
+    Start it in the thread that takes it, see `processes.start`.
+    """
+
+    def __init__(self, log: Path) -> None:
+        command = [sys.executable, "-m", "yarn_ops.train", "--parent", str(os.getpid())]
+        self._process: subprocess.Popen[bytes] | None = start(
+            command, log=log, env=child_environment(ALLOCATOR), told_by_us=True
+        )
+
+    def take(self, job_file: Path) -> subprocess.Popen[bytes] | None:
+        """It, told of its job; None when it is taken, closed or has ended."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        assert process.stdin is not None
+        try:
+            with process.stdin as told:
+                told.write(f"{job_file}\n".encode())
+        except BrokenPipeError:
+            process.wait()
+            return None
+        return process
+
+    def close(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            stop(process, end_by=signal.SIGKILL)  # it has nothing to keep
+            assert process.stdin is not None
+            process.stdin.close()
+
+
+def run_trainer(
+    job: Job,
+    *,
+    on_event: Callable[[Event], None],
+    should_stop: Callable[[], bool],
+    ahead: Ahead | None = None,
+) -> Adapter:
     """Train one leg in a process of its own; the adapter's record, its files in `job.out_dir`.
 
-    `on_event` hears every step of the leg, those before a resume again. TrainError: the trainer failed, with
-    its own words or the last lines of its log. Stopped: it was asked to stop; the job can go on from there.
-    Whatever is raised, here or in `on_event`, the process and its group are gone before it gets out.
+    `ahead`: its process, if its arithmetic needs no other variables. `on_event` hears every step of the leg,
+    those before a resume again. TrainError: the trainer failed, with its own words or the last lines of its
+    log. Stopped: it was asked to stop; the job can go on from there. Whatever is raised, here or in
+    `on_event`, the process and its group are gone before it gets out.
     """
     environment = trainer_environment(job.train.precision, job.device)
     job.work_dir.mkdir(parents=True, exist_ok=True)
     end_orphan(job.work_dir / PID)
     tail = EventTail(job.events)
-    trainer = _start(job, child_environment(environment))
+    trainer = _start(job, environment, ahead)
     try:
         last = _follow(trainer, tail, on_event, should_stop)
     finally:
@@ -66,14 +114,30 @@ def end_orphan(record: Path) -> None:
         return
 
 
-def _start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _start(job: Job, environment: Mapping[str, str], ahead: Ahead | None) -> subprocess.Popen[bytes]:
     job_file = job.work_dir / "job.json"
     job_file.write_text(job.model_dump_json(indent=2), encoding="utf-8")
-    command = [sys.executable, "-m", "yarn_ops.train", str(job_file), "--parent", str(os.getpid())]
-    process = start(command, log=job.work_dir / LOG, env=environment)
+    shutil.rmtree(job.work_dir / FOLDER, ignore_errors=True)
+    command, process = _command(job, job_file), None
+    if ahead is not None and not environment and TORCHRUN not in command:
+        process = ahead.take(job_file)
+    if process is None:
+        process = start(command, log=job.work_dir / LOG, env=child_environment({**ALLOCATOR, **environment}))
     record = {"pid": process.pid, "started": birth(process.pid)}
     (job.work_dir / PID).write_text(json.dumps(record), encoding="utf-8")
     return process
+
+
+def _command(job: Job, job_file: Path) -> list[str]:
+    processes = 1
+    if job.processes > 1:
+        work = Work.of(job.train, job.leg.context_tokens, read_config(job.patched_dir))
+        processes = usable_processes(job.processes, work)
+    trainer = ["-m", "yarn_ops.train", str(job_file)]
+    if processes == 1:
+        return [sys.executable, *trainer, "--parent", str(os.getpid())]
+    torchrun = ["-m", TORCHRUN, "--standalone", "--local-addr", "127.0.0.1"]
+    return [sys.executable, *torchrun, "--nproc-per-node", str(processes), *trainer]
 
 
 def _follow(
@@ -107,5 +171,10 @@ def _outcome(last: Event | None, status: int, job: Job) -> Adapter:
         case {"event": "failed", "error": error}:
             raise TrainError(error)
     log = job.work_dir / LOG
+    match cause_of_end(job.work_dir):
+        case "error", text:
+            raise TrainError(text)
+        case "lost", text:
+            raise TrainerKilled(f"training: {text}; run it again to go on from the last checkpoint")
     failure = TrainerKilled if status < 0 else TrainError
     raise failure(f"{log}: the trainer ended with status {status}: {last_lines(log)}; run it again to go on")

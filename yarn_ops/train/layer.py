@@ -11,7 +11,8 @@ Axes in names: B windows, T tokens, N = B·T, D hidden width, F the MLP's, H hea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from yarn_ops.train.attention import Attended, Documents, Kernel, attend, attend_backward
+from yarn_ops.train.attention import Attended, Documents, Kernel
 from yarn_ops.train.elementwise import (
     rms_norm,
     rms_norm_again,
@@ -29,6 +30,7 @@ from yarn_ops.train.elementwise import (
 )
 from yarn_ops.train.host import HostStash, Stashed
 from yarn_ops.train.mlp import GateUp, Mlp
+from yarn_ops.train.parallel.ulysses import Across, attend_across, attend_across_backward
 from yarn_ops.train.projection import (
     Linear,
     LinearGradients,
@@ -100,6 +102,9 @@ class Context:
     cos_BTK: Tensor
     sin_BTK: Tensor
     documents: Documents | None
+    """of the whole window"""
+    across: Across | None
+    """who has the other parts of the windows' tokens"""
     tile_rows: int
     """positions that the MLP takes at a time, where it keeps nothing"""
     stash: HostStash
@@ -134,15 +139,26 @@ class Kept:
     gate_up: GateUp | None = None
 
 
-def decoder_layer(x_BTD: Tensor, weights: Weights, context: Context, policy: LayerPolicy) -> Tensor:
-    """B × T × D to the same."""
-    return _Layer.apply(x_BTD, context, policy, *weights.flat())  # type: ignore[no-any-return, no-untyped-call]
+AtHand = Callable[[], AbstractContextManager[None]]
+"""within it, the layer's weights hold their values"""
+
+
+def decoder_layer(
+    x_BTD: Tensor, weights: Weights, context: Context, policy: LayerPolicy, at_hand: AtHand = nullcontext
+) -> Tensor:
+    """B × T × D to the same. The backward works within `at_hand`."""
+    return _Layer.apply(x_BTD, context, policy, at_hand, *weights.flat())  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_BTD: Tensor, context: Context, policy: LayerPolicy, *flat: Tensor | None
+        ctx: Any,
+        x_BTD: Tensor,
+        context: Context,
+        policy: LayerPolicy,
+        at_hand: AtHand,
+        *flat: Tensor | None,
     ) -> Tensor:
         layer = _Pass(Weights.of(flat), context, x_BTD.shape)
         x = x_BTD.flatten(0, 1)
@@ -161,7 +177,7 @@ class _Layer(torch.autograd.Function):
                 kept.qkv, kept.mid = qkv, mid
             if keep == "everything":
                 kept.gate_up = gate_up
-            ctx.kept, ctx.context, ctx.flat = kept, context, flat
+            ctx.kept, ctx.context, ctx.at_hand, ctx.flat = kept, context, at_hand, flat
         return y.view(x_BTD.shape)
 
     @staticmethod
@@ -172,19 +188,10 @@ class _Layer(torch.autograd.Function):
             raise RuntimeError("a layer's forward serves one backward: what it kept is gone")
         ctx.kept = None  # so that what is done with is freed on the way
         layer = _Pass(Weights.of(ctx.flat), ctx.context, grad_BTD.shape)
-        x = kept.x.get() if isinstance(kept.x, Stashed) else kept.x
-        qkv = kept.qkv
-        if kept.attended is None:
-            qkv = layer.project_qkv(x)
-            kept.attended = layer.attend(qkv)
-        if kept.mid is None:
-            kept.mid = layer.project_output(x, kept.attended)
-
         grads: dict[str, Any] = dict.fromkeys(Weights._fields)
-        grad_mid, low_o = layer.mlp_backward(grad_BTD.flatten(0, 1), kept, grads)
-        qkv = qkv or layer.project_qkv(x)
-        grad_x = layer.attention_backward(grad_mid, low_o, x, qkv, kept.attended, grads)
-        return grad_x.view(grad_BTD.shape), None, None, *flatten([*grads.values()])
+        with ctx.at_hand():
+            grad_x = layer.backward(grad_BTD.flatten(0, 1), kept, grads)
+        return grad_x.view(grad_BTD.shape), None, None, None, *flatten([*grads.values()])
 
 
 class _Pass:
@@ -192,6 +199,19 @@ class _Pass:
 
     def __init__(self, weights: Weights, context: Context, shape: torch.Size) -> None:
         self._w, self._c, self._windows = weights, context, shape[0]
+
+    def backward(self, grad: Tensor, kept: Kept, grads: dict[str, Any]) -> Tensor:
+        """The gradient of x; those of the parameters go to `grads`."""
+        x = kept.x.get() if isinstance(kept.x, Stashed) else kept.x
+        qkv = kept.qkv
+        if kept.attended is None:
+            qkv = self.project_qkv(x)
+            kept.attended = self.attend(qkv)
+        if kept.mid is None:
+            kept.mid = self.project_output(x, kept.attended)
+        grad_mid, low_o = self.mlp_backward(grad, kept, grads)
+        qkv = qkv or self.project_qkv(x)
+        return self.attention_backward(grad_mid, low_o, x, qkv, kept.attended, grads)
 
     def project_qkv(self, x: Tensor) -> Qkv:
         w = self._w
@@ -204,7 +224,7 @@ class _Pass:
 
     def attend(self, qkv: Qkv) -> Attended:
         q, k, v = self._turned(qkv)
-        return attend(self._c.kernel, q, k, v, self._c.documents)
+        return attend_across(self._c.across, self._c.kernel, q, k, v, self._c.documents)
 
     def project_output(self, x: Tensor, attended: Attended) -> Mid:
         output = self._flat(attended.output_BTHK)
@@ -252,7 +272,9 @@ class _Pass:
         low = low_rank_gradient([grad_mid], [w.o])
         grads["o_a"], (grads["o"],) = parameter_gradients(output, low_o, [grad_mid], low, [w.o], c.whole)
         grad_output = self._heads(input_gradient([grad_mid], w.o_a, low, [w.o]))
-        turned = attend_backward(c.kernel, grad_output, *self._turned(qkv), attended, c.documents)
+        turned = attend_across_backward(
+            c.across, c.kernel, grad_output, *self._turned(qkv), attended, c.documents
+        )
         del grad_output, output
 
         linears = (w.q, w.k, w.v)

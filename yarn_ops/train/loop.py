@@ -23,18 +23,20 @@ from yarn_ops.errors import Stopped, TrainError
 from yarn_ops.recipe import Train
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.proof import load_proven
-from yarn_ops.train.backbone import Backbone
-from yarn_ops.train.events import EventLog
+from yarn_ops.train.backbone import DTYPES, Backbone
+from yarn_ops.train.events import EventLog, NoEvents
 from yarn_ops.train.job import Job
 from yarn_ops.train.lora import load_trained, make_trainable, save_adapter, trained_parameters
 from yarn_ops.train.moments import load_moments, moments_of, place_moments, save_moments
+from yarn_ops.train.parallel.arrange import arrange
+from yarn_ops.train.parallel.ranks import Ranks
+from yarn_ops.train.parallel.sharding import ShardedLayers
 from yarn_ops.train.plan import known_gpu
 from yarn_ops.train.precision import Dtype, resolve_device, resolve_dtype
 from yarn_ops.train.snapshot import Snapshot, save_snapshot
 from yarn_ops.train.step import Batch, CausalLoss, make_batch
 
 BETAS = (0.9, 0.95)  # Llama 2, section 2.2; YaRN's runs kept them
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FINAL_LOSS_STEPS = 5
 
 
@@ -48,23 +50,35 @@ def learning_rate(step: int, *, steps: int, peak: float, train: Train) -> float:
     return peak * (train.final_learning_rate + (1 - train.final_learning_rate) * cosine)
 
 
-def run_job(job: Job, events: EventLog, stop: threading.Event, resume_from: Snapshot | None) -> None:
-    """Train the leg and write the adapter directory; Stopped, after a snapshot, once `stop` is set."""
-    torch.set_num_threads(job.threads)
+def run_job(
+    job: Job,
+    events: EventLog | NoEvents,
+    stop: threading.Event,
+    resume_from: Snapshot | None,
+    ranks: Ranks | None = None,
+) -> None:
+    """Train the leg and write the adapter directory; Stopped, after a snapshot, once `stop` is set.
+
+    `ranks`: this process among those that train the leg together.
+    """
+    ranks = ranks or Ranks()
+    torch.set_num_threads(max(1, job.threads // ranks.size))
     torch.use_deterministic_algorithms(resolve_device(job.device) == "cpu")
+    arrange(job, ranks)
     torch.manual_seed(job.train.seed)
-    loop = Loop(job, events, stop)
+    loop = Loop(job, events, stop, ranks)
     if resume_from is not None:
         loop.restore(resume_from)
     loop.run()
-    loop.write_adapter()
+    if ranks.leads:
+        loop.write_adapter()
 
 
 class Loop:
     """One leg's model, optimizer and place in the curve."""
 
-    def __init__(self, job: Job, events: EventLog, stop: threading.Event) -> None:
-        self._job, self._events, self._stop = job, events, stop
+    def __init__(self, job: Job, events: EventLog | NoEvents, stop: threading.Event, ranks: Ranks) -> None:
+        self._job, self._events, self._stop, self._ranks = job, events, stop, ranks
         self._device = resolve_device(job.device)
         self._dtype = resolve_dtype(job.train.precision, self._device)
         self._float8 = job.train.precision == "fp8"
@@ -74,16 +88,20 @@ class Loop:
             seed=job.data.seed,
             prefer_long=job.data.prefer_long,
         )
-        self._model = load_model(job, self._device, self._dtype)
+        self._windows = job.windows_a_step // ranks.layout.data
+        self._batch_windows = min(job.train.batch_windows, self._windows)
+        self._model, sharded = load_model(job, self._device, self._dtype, ranks)
         self._parameters = trained_parameters(self._model)
         self._backbone = Backbone(
             self._model,
             DTYPES[self._dtype],
-            windows=job.train.batch_windows,
+            windows=self._batch_windows,
             window=job.leg.context_tokens,
             float8=self._float8,
+            ranks=ranks,
+            sharded=sharded,
         )
-        self._loss = CausalLoss(self._model, self._backbone, DTYPES[self._dtype])
+        self._loss = CausalLoss(self._model, self._backbone, DTYPES[self._dtype], ranks.across)
         self._optimizer = make_optimizer(list(self._parameters.values()), job.train.weight_decay)
         self._earlier_updates = self._carry_optimizer_over()
         self._curve: list[dict[str, Any]] = []
@@ -114,7 +132,7 @@ class Loop:
         self._events.emit("start", step=self._step, device=self._device, precision=precision)
         self._tell_plan()
         self._model.train()
-        self._loss.prove(next(self._batches()).inputs_BT)
+        self._loss.prove(next(self._whole_batches()).inputs_BT)
         if self._float8:
             self._backbone.quantise()
         while self._step < steps:
@@ -183,7 +201,7 @@ class Loop:
         self._events.emit(
             "step",
             **point,
-            tokens_per_s=sum(batch.inputs_BT.numel() for batch in batches) / step_s,
+            tokens_per_s=job.windows_a_step * job.leg.context_tokens / step_s,
             step_s=step_s,
             data_wait_s=data_wait_s,
             **usage(self._device, self._backbone.flops * len(batches) / step_s),
@@ -195,17 +213,18 @@ class Loop:
 
         A step that runs out of the GPU's memory is begun again with less kept.
         """
-        target_tokens = sum(batch.target_tokens for batch in batches)
+        target_tokens = self._ranks.total(sum(batch.target_tokens for batch in batches))
         while True:
             try:
                 loss = 0.0
                 for batch in batches:
-                    if self._stop.is_set():
+                    if self._ranks.any(self._stop.is_set()):
                         return None
                     loss += self._accumulate(batch, target_tokens)
-                return loss
+                return self._ranks.total(loss)
             except torch.OutOfMemoryError as error:
-                if not self._backbone.step_down():
+                # Of several processes, one cannot begin again: the others are in the midst of the step.
+                if self._ranks.size > 1 or not self._backbone.step_down():
                     raise TrainError(
                         f"training: step {self._step + 1} does not fit the GPU's memory, whatever is kept "
                         f"({str(error).splitlines()[0]}); lower rope.factor or train.batch_windows"
@@ -218,16 +237,23 @@ class Loop:
     def _tell_plan(self) -> None:
         plan = self._backbone.plan
         facts: dict[str, Any] = {"foretold_s": plan.step_s} if self._device == "cuda" else {}
+        if self._ranks.size > 1:
+            facts["layout"] = self._ranks.layout.describe()
         self._events.emit("plan", kept=plan.describe(), foretold_bytes=plan.peak_bytes, **facts)
 
     def _batches(self) -> Iterator[Batch]:
-        """The micro-batches of the step to come: a pure function of its number."""
-        first, train = self._step * self._job.windows_a_step, self._job.train
-        for start in range(first, first + self._job.windows_a_step, train.batch_windows):
-            windows = [self._sampler.window(index) for index in range(start, start + train.batch_windows)]
+        """This process's part of the step to come."""
+        return (batch.part(self._ranks.across) for batch in self._whole_batches())
+
+    def _whole_batches(self) -> Iterator[Batch]:
+        """The micro-batches of this process's group: a pure function of the step's number."""
+        first = self._step * self._job.windows_a_step + self._ranks.data_rank * self._windows
+        for start in range(first, first + self._windows, self._batch_windows):
+            end = min(start + self._batch_windows, first + self._windows)
+            windows = [self._sampler.window(index) for index in range(start, end)]
             yield make_batch(windows, device=self._device, document_mask=self._job.data.document_mask)
 
-    def _accumulate(self, batch: Batch, target_tokens: int) -> float:
+    def _accumulate(self, batch: Batch, target_tokens: float) -> float:
         """Add a micro-batch's gradients; its share of the step's mean loss (nats a token)."""
         loss = self._loss(batch) / target_tokens
         if not torch.isfinite(loss):
@@ -237,6 +263,7 @@ class Loop:
 
     def _update(self, rate: float, batches: list[Batch]) -> float:
         """Clip, step, clear; the gradient norm before clipping."""
+        self._ranks.sum_gradients(self._parameters.values())
         norm = nn.utils.clip_grad_norm_(self._parameters.values(), self._job.train.clip_norm).item()
         if not math.isfinite(norm):
             raise TrainError(self._not_finite("gradient", batches))
@@ -254,6 +281,8 @@ class Loop:
         )
 
     def _save_snapshot(self) -> None:
+        if not self._ranks.leads:
+            return
         tensors = {f"random/{device}": state for device, state in self._random.items()}
         for name, parameter in self._parameters.items():
             tensors[f"parameter/{name}"] = parameter.detach()
@@ -263,8 +292,11 @@ class Loop:
         self._events.emit("checkpoint", step=self._step)
 
 
-def load_model(job: Job, device: str, dtype: Dtype) -> PreTrainedModel:
-    """The proven base with what the job trains set free, and what the leg before learnt."""
+def load_model(
+    job: Job, device: str, dtype: Dtype, ranks: Ranks
+) -> tuple[PreTrainedModel, ShardedLayers | None]:
+    """The proven base with what the job trains set free, and what the leg before learnt; and its layers where
+    the processes share them: such a base goes through host memory, no device holds it whole."""
     config = read_config(job.patched_dir)
     # Frozen weights can lie in bf16; what learns is kept in float32 (`make_trainable`).
     frozen_bf16 = dtype == "bf16" and job.train.method == "lora"
@@ -273,12 +305,15 @@ def load_model(job: Job, device: str, dtype: Dtype) -> PreTrainedModel:
         config,
         rope_spec_of(config),
         dtype=torch.bfloat16 if frozen_bf16 else torch.float32,
-        device=device,
+        device="cpu" if ranks.layout.sharded else device,
     )
     make_trainable(model, job.train)
     if job.previous_dir is not None:
         load_trained(model, job.previous_dir)
-    return model
+    if not ranks.layout.sharded:
+        return model, None
+    sharded = ShardedLayers(model.base_model.layers, device, ranks.size)
+    return model.to(device), sharded
 
 
 def make_optimizer(parameters: Collection[nn.Parameter], weight_decay: float) -> torch.optim.AdamW:

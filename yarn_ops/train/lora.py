@@ -15,15 +15,16 @@ in the base.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -84,11 +85,38 @@ def save_adapter(
 def attach_adapter(model: PreTrainedModel, directory: Path) -> list[str]:
     """Put a kept adapter on a bare model, as `load_trained` does."""
     if read_facts(directory)["method"] == "lora":
-        config = LoraConfig.from_pretrained(directory)
-        config.modules_to_save, config.ensure_weight_tying = None, False  # whole parameters are ours to place
-        config.inference_mode = False
-        inject_adapter_in_model(config, model)
+        inject_adapter_in_model(_kept_config(directory), model)
     return load_trained(model, directory)
+
+
+def attach_to_modules(model: nn.Module, directory: Path, modules: Sequence[str]) -> list[str]:
+    """Put on what a kept adapter has for some modules of a bare model, reading no other tensor.
+
+    Returns as `load_trained` does. That every tensor has a place somewhere, says `require_adapter`.
+    """
+    method = read_facts(directory)["method"]
+    prefixes = tuple(f"{module}." for module in modules)
+    with _open(directory) as kept:
+        if method == "lora":
+            found = [place.removeprefix(PEFT_PREFIX) for place in kept.keys() if ".lora_A." in place]  # noqa: SIM118
+            for module, prefix in zip(modules, prefixes, strict=True):
+                linears = [name.removeprefix(prefix) for name in found if name.startswith(prefix)]
+                if linears:
+                    config = _kept_config(directory)
+                    config.target_modules = {name.partition(".lora_A.")[0] for name in linears}
+                    inject_adapter_in_model(config, model.get_submodule(module))
+        parameters = {name: p for name, p in model.named_parameters() if name.startswith(prefixes)}
+        return _place(parameters, kept, method)
+
+
+def require_adapter(model: PreTrainedModel, directory: Path) -> None:
+    """TrainError unless every tensor of a kept adapter has its place in a bare model, which may be without
+    data (meta device); PEFT's layers are in it then."""
+    facts = read_facts(directory)
+    if facts["method"] == "lora":
+        inject_adapter_in_model(_kept_config(directory), model)
+    with _open(directory) as kept:
+        _require_places(dict(model.named_parameters()), kept, facts, directory)
 
 
 def load_trained(model: PreTrainedModel, directory: Path) -> list[str]:
@@ -96,41 +124,32 @@ def load_trained(model: PreTrainedModel, directory: Path) -> list[str]:
 
     Returns the names of those that held the same values before: nothing was learnt there, or it was lost.
     """
-    facts = read_facts(directory)
-    try:
-        kept = load_file(directory / TENSORS)
-    except (OSError, SafetensorError) as error:
-        raise TrainError(f"{directory / TENSORS}: unreadable ({error}); train again") from error
-    parameters = dict(model.named_parameters())
-    places = _places(parameters, facts["method"])
-    lost = {place for place in places if _is_lora(place)} - kept.keys()
-    strange = {
-        place
-        for place, value in kept.items()
-        if place not in places or parameters[places[place]].shape != value.shape
-    }
-    if lost or strange or len(kept) != facts["tensors"]:
-        raise TrainError(
-            f"{directory / TENSORS}: {len(kept)} tensors of {facts['tensors']}, {len(lost)} missing, "
-            f"{len(strange)} of no such name or shape in the model; it belongs to another base or rank"
-        )
-    unchanged = []
-    for place, value in kept.items():
-        name = places[place]
-        parameter = parameters[name]
-        if torch.equal(parameter.detach().cpu().float(), value):
-            unchanged.append(name)
-        parameter.data.copy_(value)
-    return unchanged
+    facts, parameters = read_facts(directory), dict(model.named_parameters())
+    with _open(directory) as kept:
+        _require_places(parameters, kept, facts, directory)
+        return _place(parameters, kept, facts["method"])
 
 
-def merge_lora(model: PreTrainedModel) -> None:
+def learnt_names(directory: Path) -> set[str]:
+    """Names, in the bare model, of the parameters that a kept adapter changes."""
+    method = read_facts(directory)["method"]
+    with _open(directory) as kept:
+        places = kept.keys()
+    if method == "full":
+        return set(places)
+    names = (place.removeprefix(PEFT_PREFIX) for place in places)
+    return {f"{name.partition('.lora_')[0]}.weight" if _is_lora(name) else name for name in names}
+
+
+def merge_lora(model: nn.Module) -> None:
     """Fold every LoRA layer into the linear layer it stands for, in that layer's dtype; PEFT is gone then."""
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
     for name, layer in layers:
         layer.merge(safe_merge=True)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
 
 
 def read_facts(directory: Path) -> dict[str, Any]:
@@ -148,12 +167,62 @@ def read_losses(directory: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (directory / CURVE).read_text("utf-8").splitlines()]
 
 
+def _kept_config(directory: Path) -> LoraConfig:
+    config = LoraConfig.from_pretrained(directory)
+    config.modules_to_save, config.ensure_weight_tying = None, False  # whole parameters are ours to place
+    config.inference_mode = False
+    return config
+
+
+@contextmanager
+def _open(directory: Path) -> Iterator[Any]:
+    """The kept tensors, each read when it is asked for; TrainError when they cannot be."""
+    try:
+        with safe_open(directory / TENSORS, framework="pt", backend="pread") as kept:
+            yield kept
+    except (OSError, SafetensorError) as error:
+        raise TrainError(f"{directory / TENSORS}: unreadable ({error}); train again") from error
+
+
+def _require_places(
+    parameters: Mapping[str, nn.Parameter], kept: Any, facts: Mapping[str, Any], directory: Path
+) -> None:
+    places, found = _places(parameters, facts["method"]), set(kept.keys())
+    lost = {place for place in places if _is_lora(place)} - found
+    strange = {
+        place
+        for place in found
+        if place not in places or [*parameters[places[place]].shape] != kept.get_slice(place).get_shape()
+    }
+    if lost or strange or len(found) != facts["tensors"]:
+        raise TrainError(
+            f"{directory / TENSORS}: {len(found)} tensors of {facts['tensors']}, {len(lost)} missing, "
+            f"{len(strange)} of no such name or shape in the model; it belongs to another base or rank"
+        )
+
+
+@torch.no_grad()
+def _place(parameters: Mapping[str, nn.Parameter], kept: Any, method: str) -> list[str]:
+    """Set those of the parameters that are kept; the names of the unchanged ones."""
+    unchanged, found = [], set(kept.keys())
+    for place, name in _places(parameters, method).items():
+        if place in found:
+            parameter, value = parameters[name], kept.get_tensor(place)
+            if torch.equal(parameter.detach().cpu().float(), value):
+                unchanged.append(name)
+            parameter.copy_(value)
+    return unchanged
+
+
 def _targets(model: PreTrainedModel, targets: Sequence[str]) -> str | list[str]:
     """PEFT's `target_modules`; PEFT itself only minds when none is found."""
     if tuple(targets) == (ALL_LINEAR,):
         return ALL_LINEAR
-    layers = model.named_modules()
-    known = {name.rpartition(".")[2] for name, layer in layers if isinstance(layer, nn.Linear)}
+    head = model.get_output_embeddings()  # the loss multiplies by its weight alone
+    linears = (
+        name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head
+    )
+    known = {name.rpartition(".")[2] for name in linears}
     for target in targets:
         if target not in known:
             raise TrainError(

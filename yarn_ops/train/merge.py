@@ -1,6 +1,9 @@
 """The merge stage: base and adapter become one checkpoint, proven to be the model that was trained.
 
-Three links, each checked by itself, so that no tolerance has to hide a lost tensor in rounding noise:
+Two passes over the model, part by part (`rope/parts.py`), so that a part's memory is all it takes. The first
+folds the adapter in and writes. The second reads the files back and lets three versions of every part read
+the same held-out windows (`train/layerwise.py`). Three links, each checked by itself, so that no tolerance
+has to hide a lost tensor in rounding noise:
 
     base + adapter   = merged, float32     log-probabilities on held-out windows, to float32's rounding
     merged, bfloat16 = the files           every parameter, bit for bit
@@ -9,30 +12,28 @@ Three links, each checked by itself, so that no tolerance has to hide a lost ten
 
 from __future__ import annotations
 
-import gc
-import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from yarn_ops.checkpoints import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, quiet_transformers, read_config
+from yarn_ops.checkpoints import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, read_config
 from yarn_ops.data.windows import ShardReader, spread
 from yarn_ops.errors import MergeError, TrainError
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, Local, PatchedModel, ShardSet
 from yarn_ops.rope.config import rope_spec_of
-from yarn_ops.rope.proof import load_proven
-from yarn_ops.train.lora import attach_adapter, merge_lora
+from yarn_ops.rope.parts import Part, PartedModel, Weights
+from yarn_ops.rope.patch import lay_out
+from yarn_ops.train.layerwise import Layerwise
+from yarn_ops.train.lora import attach_to_modules, learnt_names, merge_lora, require_adapter
 from yarn_ops.train.precision import Device, resolve_device
-from yarn_ops.train.step import Head
+from yarn_ops.train.weight_files import write_weights
 
-SHARD_SIZE = "5GB"
 LENGTHS = (0.5, 1.0)
 """compared windows, in original contexts; one of the target context is added"""
 COMPARED_POSITIONS = 64
@@ -60,38 +61,29 @@ def merge(
     """Write the merged checkpoint into `out`, whole or not at all: bfloat16 and the patched config.
 
     MergeError: a trained tensor is missing or unchanged, or one of the three links does not hold.
-    Memory: one float32 model at a time.
+    Memory: the embedding, a layer, or the head in float32, and the windows' hidden states thrice.
     """
-    config, where = read_config(patched.path), resolve_device(device)
-    spec = rope_spec_of(config)
+    config = read_config(patched.path)
+    parted = PartedModel(config, rope_spec_of(config), device=resolve_device(device))
     windows = held_out_windows(shards.path, patched.record)
-    report(0, 4, "loading the base and its adapter")
-    model = load_proven(base.path, config, spec, dtype=torch.float32, device=where)
-    _attach(model, adapter.path)
-    report(1, 4, "merging")
-    trained = [log_probabilities(model, window) for window in windows]
-    merge_lora(model)
-    _check_merged(trained, [log_probabilities(model, window) for window in windows])
-    report(2, 4, "writing")
+    _require_adapter(patched.path, adapter.path)
+    total = 2 * len(parted.parts)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         try:
-            written = _write(model, config, patched.path, partial)
+            _write_directory(config, patched.path, partial)
+            merged = _merged_tensors(parted, Weights(parted, base.path), adapter.path, report, total)
+            write_weights(partial, _shapes(parted), merged)
         except (OSError, SafetensorError) as error:
             raise MergeError(
                 f"{out}: the merged model cannot be written ({error}); make room there and run again"
             ) from error
-        del model
-        gc.collect()
-        report(3, 4, "reading back")
-        model = load_proven(partial, None, spec, dtype=torch.float32, device=where)
-        _check_written(written, parameter_digests(model))
-        difference = _check_rounded(trained, [log_probabilities(model, window) for window in windows])
+        difference = _prove(partial, base.path, adapter.path, windows, parted.device, report, total)
         partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    report(4, 4, "merged")
+    report(total, total, "merged")
     return Checkpoint(
         parents=(base.record.digest, patched.record.digest, adapter.record.digest),
         method=patched.record.method,
@@ -112,29 +104,75 @@ def held_out_windows(shards: Path, patched: PatchedModel) -> list[Tensor]:
     return [torch.as_tensor(window.ids[:-1])[None] for window in windows]
 
 
-@torch.inference_mode()
-def log_probabilities(model: PreTrainedModel, window_1T: Tensor) -> Tensor:
-    """Of every next token at `COMPARED_POSITIONS` positions of a window (float32, positions × V, CPU)."""
-    output = model.base_model(input_ids=window_1T.to(model.device), use_cache=False)
-    hidden_TD = output.last_hidden_state[0]
-    positions = torch.linspace(0, len(hidden_TD) - 1, min(COMPARED_POSITIONS, len(hidden_TD))).long()
-    head = Head.of(model, hidden_TD.dtype)
-    return head.logits(hidden_TD[positions]).log_softmax(-1).cpu()
+def _merged_tensors(
+    parted: PartedModel, base: Weights, adapter: Path, report: Progress, total: int
+) -> Iterator[tuple[str, Tensor]]:
+    """The first pass: every tensor of the merged model by its name in a file. What did not learn stays in
+    bfloat16 all the way."""
+    learnt = learnt_names(adapter)
+    for number, part in enumerate(parted.parts):
+        report(number, total, f"merging part {number + 1} of {len(parted.parts)}")
+        parted.fill(part, base, lambda name: torch.float32 if name in learnt else torch.bfloat16)
+        _attach(parted, part, adapter)
+        _merge(parted, part)
+        yield from parted.tensors(part).items()
+        parted.release(part)
 
 
-def parameter_digests(model: PreTrainedModel) -> dict[str, str]:
-    """sha256 of every parameter's bfloat16 bytes, by name."""
-    return {
-        name: hashlib.sha256(parameter.detach().bfloat16().cpu().view(torch.int16).numpy()).hexdigest()
-        for name, parameter in model.named_parameters()
-    }
+def _prove(
+    written: Path,
+    base: Path,
+    adapter: Path,
+    windows: list[Tensor],
+    device: str,
+    report: Progress,
+    total: int,
+) -> float:
+    """The second pass: MergeError unless the three links hold; the largest difference that rounding made."""
+    config = read_config(written)
+    parted = PartedModel(config, rope_spec_of(config), device=device)
+    base_weights, files = Weights(parted, base), Weights(parted, written)
+    reading = Layerwise(parted, windows)
+    found: dict[str, list[Tensor]] = {}
+
+    def read(version: str, number: int) -> None:
+        """Take a version through the part that has its data."""
+        if number == 0:
+            reading.embed(version)
+        elif number <= len(parted.middle):
+            reading.advance(version, number - 1)
+        else:
+            found[version] = reading.log_probabilities(version, COMPARED_POSITIONS)
+
+    tied = parted.model.all_tied_weights_keys  # the head is the embedding then: the last part needs both
+    for number, part in enumerate(parted.parts):
+        report(total // 2 + number, total, f"reading back part {number + 1} of {total // 2}")
+        held = [parted.front, part] if tied and part is parted.back else [part]
+        for each in held:
+            parted.fill(each, base_weights)
+            _attach(parted, each, adapter)
+        read("trained", number)
+        for each in held:
+            _merge(parted, each)
+        read("merged", number)
+        for each in held:
+            _fill_from_files(parted, each, files)
+        read("written", number)
+        for each in held:
+            parted.release(each)
+    _check_merged(found["trained"], found["merged"])
+    return _check_rounded(found["trained"], found["written"])
 
 
-def _attach(model: PreTrainedModel, adapter: Path) -> None:
+def _require_adapter(patched: Path, adapter: Path) -> None:
     try:
-        unchanged = attach_adapter(model, adapter)
+        require_adapter(lay_out(patched), adapter)
     except TrainError as error:
         raise MergeError(str(error)) from error
+
+
+def _attach(parted: PartedModel, part: Part, adapter: Path) -> None:
+    unchanged = attach_to_modules(parted.model, adapter, part.modules)
     if unchanged:
         raise MergeError(
             f"{adapter}: {len(unchanged)} trained tensors hold the base's values, {unchanged[0]} first; "
@@ -142,11 +180,21 @@ def _attach(model: PreTrainedModel, adapter: Path) -> None:
         )
 
 
-def _write(model: PreTrainedModel, config: Mapping[str, Any], patched: Path, out: Path) -> dict[str, str]:
-    """Round to bfloat16 and write a directory that transformers reads; the digests of what was written."""
-    model.to(torch.bfloat16)  # rounds the rotary frequencies too: this model is written, never run again
-    with quiet_transformers():
-        model.save_pretrained(out, max_shard_size=SHARD_SIZE)
+def _merge(parted: PartedModel, part: Part) -> None:
+    for module in part.modules:
+        merge_lora(parted.model.get_submodule(module))
+
+
+def _shapes(parted: PartedModel) -> dict[str, tuple[int, ...]]:
+    """Of what the first pass gives, in its order."""
+    return {
+        name: tuple(tensor.shape) for part in parted.parts for name, tensor in parted.tensors(part).items()
+    }
+
+
+def _write_directory(config: Mapping[str, Any], patched: Path, out: Path) -> None:
+    """A model directory as transformers reads it, weights excepted."""
+    out.mkdir(parents=True)
     for name in (GENERATION_CONFIG, *TOKENIZER_FILES):
         if (patched / name).is_file():
             shutil.copyfile(patched / name, out / name)
@@ -155,7 +203,6 @@ def _write(model: PreTrainedModel, config: Mapping[str, Any], patched: Path, out
     (out / CONFIG).write_text(
         json.dumps(merged_config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    return parameter_digests(model)
 
 
 def _check_merged(trained: list[Tensor], merged: list[Tensor]) -> None:
@@ -163,15 +210,19 @@ def _check_merged(trained: list[Tensor], merged: list[Tensor]) -> None:
     if not difference <= MERGE_TOLERANCE:
         raise MergeError(
             f"merge: folding the adapter in moved log-probabilities by {difference:.3g} (at most "
-            f"{MERGE_TOLERANCE:g}); this architecture is not merged rightly: nothing was written"
+            f"{MERGE_TOLERANCE:g}); this architecture is not merged rightly: nothing was kept"
         )
 
 
-def _check_written(written: Mapping[str, str], read: Mapping[str, str]) -> None:
-    wrong = sorted(name for name in written.keys() | read.keys() if written.get(name) != read.get(name))
+def _fill_from_files(parted: PartedModel, part: Part, files: Weights) -> None:
+    """Let a merged part hold what was written of it; MergeError unless that is what it held, rounded."""
+    merged = {name: value.bfloat16() for name, value in parted.values(part).items()}
+    parted.fill(part, files)
+    read = parted.values(part)
+    wrong = [name for name, value in read.items() if not torch.equal(value.bfloat16(), merged[name])]
     if wrong:
         raise MergeError(
-            f"merge: {len(wrong)} of {len(written)} parameters read back are not those written, "
+            f"merge: {len(wrong)} of {len(read)} parameters read back are not those merged, "
             f"{wrong[0]} first; nothing was kept: merge again"
         )
 

@@ -8,7 +8,7 @@ device (`probe`), or from a table of those that were measured.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from yarn_ops.errors import TrainError
@@ -52,6 +52,10 @@ class Shape:
     """of a frozen parameter"""
     whole: bool = False
     """all parameters learn"""
+    context: int = 1
+    """processes that share a window: each has its part of the positions"""
+    shards: int = 1
+    """processes that share the frozen layers"""
 
     @classmethod
     def of(cls, model: Any, *, element_bytes: int, weight_bytes: int) -> Shape:
@@ -84,9 +88,22 @@ class Shape:
         return self.kv_heads * self.head_width
 
     @property
+    def layer_bytes(self) -> int:
+        """Of all layers' frozen matrices."""
+        return self.layers * _layer_parameters(self) * self.weight_bytes
+
+    @property
     def fixed_bytes(self) -> int:
-        """Of weights, gradients and optimizer."""
-        return (self.parameters - self.trained) * self.weight_bytes + self.trained * TRAINED_BYTES
+        """Of weights, gradients and optimizer. Of sharded layers a part, one in use and one on its way."""
+        whole = (self.parameters - self.trained) * self.weight_bytes + self.trained * TRAINED_BYTES
+        if self.shards == 1:
+            return whole
+        gathered = 3 * self.layer_bytes // self.layers  # what arrives is copied to its places
+        return whole - self.layer_bytes + self.layer_bytes // self.shards + gathered
+
+    def shared(self, context: int, shards: int) -> Shape:
+        """One process's share, where `context` of them share windows and `shards` the frozen layers."""
+        return replace(self, context=context, shards=shards)
 
 
 class Rates(NamedTuple):
@@ -249,7 +266,8 @@ def _working_bytes(shape: Shape, policies: Sequence[LayerPolicy], positions: int
     untiled = positions * (f + 3 * d) if "everything" in keeps else 0
     made_again = a + d + a + 2 * kv if "input" in keeps else a + d + 2 * kv if "outputs" in keeps else 0
     in_mlp = max(tile, untiled) + positions * (2 * d + made_again)
-    in_attention = positions * (d + made_again + 3 * a + 2 * kv)
+    turned = (7 * a + 6 * kv) // max(1, shape.kv_heads // shape.context) * (shape.context > 1)
+    in_attention = positions * (d + made_again + 3 * a + 2 * kv + turned)
     in_loss = positions * 3 * d
     return max(in_mlp, in_attention, in_loss + HEAD_BYTES // shape.element_bytes) * shape.element_bytes
 

@@ -6,7 +6,7 @@ Axes in names: B windows, T tokens of a window, N = B·T positions, D hidden wid
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from yarn_ops.data.windows import Window
 from yarn_ops.errors import TrainError
 from yarn_ops.train.elementwise import cross_entropy
+from yarn_ops.train.parallel.ulysses import Across
 
 HiddenStates = Callable[[Tensor, Tensor | None], Tensor]
 """token ids and positions (B × T) to hidden states (B × T × D) after the last norm"""
@@ -40,8 +41,21 @@ class Batch:
     targets_BT: Tensor
     """int64; `IGNORED` where nothing is to be predicted"""
     positions_BT: Tensor | None
+    """of the whole windows, also in a part of them"""
     target_tokens: int
     document_ids: frozenset[str]
+
+    def part(self, across: Across | None) -> Batch:
+        """The tokens of every window that this process holds."""
+        if across is None:
+            return self
+        targets_BT = across.part(self.targets_BT, 1)
+        return replace(
+            self,
+            inputs_BT=across.part(self.inputs_BT, 1),
+            targets_BT=targets_BT,
+            target_tokens=int((targets_BT != IGNORED).sum()),
+        )
 
 
 def make_batch(windows: Sequence[Window], *, device: str, document_mask: bool) -> Batch:
@@ -98,8 +112,15 @@ class Head(NamedTuple):
 class CausalLoss:
     """Next-token cross-entropy of a model, summed over targets."""
 
-    def __init__(self, model: PreTrainedModel, backbone: HiddenStates, dtype: torch.dtype) -> None:
-        self._model, self._backbone, self._dtype = model, backbone, dtype
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        backbone: HiddenStates,
+        dtype: torch.dtype,
+        across: Across | None = None,
+    ) -> None:
+        """`across`: who has the other parts of every batch's windows."""
+        self._model, self._backbone, self._dtype, self._across = model, backbone, dtype, across
 
     def __call__(self, batch: Batch) -> Tensor:
         """Nats, summed over the batch's targets (scalar, float32)."""
@@ -109,9 +130,14 @@ class CausalLoss:
 
     @torch.no_grad()
     def prove(self, inputs_BT: Tensor) -> None:
-        """TrainError unless our way through the model gives the model's own logits, and they are numbers."""
-        inputs_BT = inputs_BT[:, :PROOF_TOKENS]
-        ours = Head.of(self._model, self._dtype).logits(self._backbone(inputs_BT, None))
+        """TrainError unless our way through the model gives the model's own logits, and they are numbers.
+
+        inputs: of whole windows, whoever holds which part of them; the same in every process.
+        """
+        parts = self._across.size if self._across else 1
+        inputs_BT = inputs_BT[:, : PROOF_TOKENS * parts]
+        mine_BT = self._across.part(inputs_BT, 1) if self._across else inputs_BT
+        ours = Head.of(self._model, self._dtype).logits(self._backbone(mine_BT, None))
         with torch.autocast(inputs_BT.device.type, self._dtype, enabled=self._dtype == torch.bfloat16):
             theirs = self._model(input_ids=inputs_BT, use_cache=False).logits
         if not torch.isfinite(theirs).all():
@@ -119,7 +145,7 @@ class CausalLoss:
                 "training: the model's output is not finite before training; its weights are damaged or "
                 "overflow in this precision; use another base or train.precision fp32"
             )
-        theirs = theirs.to(ours.dtype)
+        theirs = (self._across.part(theirs, 1) if self._across else theirs).to(ours.dtype)
         apart = torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs)
         if not apart <= PROOF_TOLERANCE[self._dtype]:
             raise TrainError(

@@ -37,7 +37,7 @@ def test_a_fresh_machine_is_healthy(yarn_ops: Any, state: Path) -> None:
     assert answer.status == 0
     assert list(found) == [
         "python", "packages", "state directory", "registry", "store", "mlflow", "prefect", "workers",
-        "device",
+        "cluster", "device",
     ]  # fmt: skip
     assert all(each["healthy"] and not each["remedy"] for each in found.values())
     assert found["registry"]["found"] == f"sqlite:///{state}/registry.db, no runs yet"
@@ -80,6 +80,12 @@ def test_a_fresh_machine_is_healthy(yarn_ops: Any, state: Path) -> None:
             {"PREFECT_API_URL": f"{NOBODY}/api"},
             "does not tell its work pools",
             "see what is said of prefect",
+        ),
+        (
+            "cluster",
+            {"CLUSTER": "tcp://h:1"},
+            "share object storage alone",
+            "set YARN_OPS_STORE_URL to s3://",
         ),
         ("device", {"DEVICE": "cuda"}, "no CUDA GPU", "set YARN_OPS_DEVICE to auto or cpu"),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 from yarn_ops.data.corpus import survey
 from yarn_ops.data.files import LocalFiles
-from yarn_ops.data.shards import prepare
+from yarn_ops.data.shards import LocalUnits, prepare
 from yarn_ops.recipe import Data
 from yarn_ops.records import BaseModel, Local, ShardSet
 
@@ -44,7 +44,12 @@ def prepare_sources(tmp_path: Path, base: Local[BaseModel]) -> Prepare:
         corpus = Local(survey(recipe, LocalFiles(), place / "corpus"), place / "corpus")
         out = place / "shards"
         shards = prepare(
-            recipe, corpus, base, out, files=LocalFiles(), report=lambda *_: None, workers=workers
+            recipe,
+            corpus,
+            base,
+            out,
+            units=LocalUnits(place / "units", LocalFiles(), workers),
+            report=lambda *_: None,
         )
         return Local(shards, out)
 

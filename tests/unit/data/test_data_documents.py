@@ -12,17 +12,18 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from yarn_ops.data.documents import Document, NotText, read_documents
+from yarn_ops.data.documents import NotText, read_fragments, read_texts
 from yarn_ops.data.files import LocalFiles
+from yarn_ops.data.units import Unit
 from yarn_ops.errors import DataError
 
 TEXTS = ["one\ntwo", "", "Grüße 🌍\r\n", "x" * 70_000]
 LINES = "".join(json.dumps({"text": text, "n": 1}) + "\n" for text in TEXTS).encode()
 
 
-def read(path: Path, text_field: str = "text") -> list[Document]:
+def read(path: Path, text_field: str = "text") -> list[str]:
     (source,) = LocalFiles().expand(str(path))
-    return list(read_documents(source, LocalFiles().open, text_field))
+    return list(read_texts(source, LocalFiles(), text_field))
 
 
 def zstd(content: bytes) -> bytes:
@@ -46,28 +47,25 @@ ROW_FILES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("name", ROW_FILES)
 def test_a_row_is_a_document(tmp_path: Path, name: str) -> None:
     ROW_FILES[name](tmp_path / name)
-    documents = read(tmp_path / name)
-    assert [document.text for document in documents] == TEXTS
-    (source,) = LocalFiles().expand(str(tmp_path / name))
-    assert [document.id for document in documents] == [f"{source.name}#{row}" for row in range(4)]
+    assert read(tmp_path / name) == TEXTS
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.md", "a.py", "no_suffix"])
 def test_a_text_file_is_a_document(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + TEXTS[2].encode())
-    (document,) = read(tmp_path / name)
-    assert document.text == TEXTS[2]
-    assert document.id.startswith(f"{name}@")
+    assert read(tmp_path / name) == [TEXTS[2]]
 
 
 def test_blank_lines_are_no_rows_but_are_counted(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('\n{"text": "a"}\n  \n{"text": "b"}\n')
-    assert [document.id[-2:] for document in read(tmp_path / "a.jsonl")] == ["#1", "#3"]
+    (source,) = LocalFiles().expand(str(tmp_path / "a.jsonl"))
+    rows = [fragment.text for fragment in read_fragments(Unit((source,)), source, LocalFiles(), "text")]
+    assert rows == [None, "a", None, "b"]
 
 
 def test_another_field_can_be_the_text(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", body=["a", "b"])
-    assert [document.text for document in read(tmp_path / "a.parquet", "body")] == ["a", "b"]
+    assert read(tmp_path / "a.parquet", "body") == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -138,4 +136,4 @@ def test_a_file_changed_since_the_survey_is_named(tmp_path: Path) -> None:
     (source,) = LocalFiles().expand(str(tmp_path / "a.txt"))
     (tmp_path / "a.txt").write_text("longer")
     with pytest.raises(DataError, match="has 6 bytes, had 5 when surveyed"):
-        list(read_documents(source, LocalFiles().open, "text"))
+        list(read_texts(source, LocalFiles(), "text"))

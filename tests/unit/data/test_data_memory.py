@@ -20,7 +20,7 @@ import re, sys
 from pathlib import Path
 from yarn_ops.data.corpus import survey
 from yarn_ops.data.files import LocalFiles
-from yarn_ops.data.shards import prepare
+from yarn_ops.data.shards import LocalUnits, prepare
 from yarn_ops.recipe import Data
 from yarn_ops.records import BaseModel, Local
 
@@ -30,7 +30,7 @@ record = BaseModel(source="", architecture="", model_type="", parameters=1, voca
                    context_tokens=512, head_dim=64, rope_theta=1e4)
 corpus = Local(survey(data, LocalFiles(), out / "corpus"), out / "corpus")
 prepare(data, corpus, Local(record, base), out / "shards",
-        files=LocalFiles(), report=lambda *_: None, workers=2)
+        units=LocalUnits(out / "units", LocalFiles(), 2), report=lambda *_: None)
 print(1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]))
 """
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 
-from yarn_ops.data import layout
+from yarn_ops.data import units
 from yarn_ops.data.layout import SPLITS, ShardReader
 from yarn_ops.digests import digest_tree
 from yarn_ops.errors import DataError
@@ -73,7 +73,7 @@ def test_ids_name_file_and_row(tmp_path: Path, prepare_sources: Prepare) -> None
 def test_bytes_do_not_depend_on_workers(
     tmp_path: Path, prepare_sources: Prepare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layout, "SHARD_BYTES", 300_000)
+    monkeypatch.setattr(units, "LEAST_BYTES", 300_000)
     patterns = ("stdlib:[a-h]*.py", "stdlib:json/*.py")
     trees = [digest_tree(prepare_sources(*patterns, workers=workers).path) for workers in (1, 2, 4)]
     assert trees[0] == trees[1] == trees[2]
@@ -89,18 +89,20 @@ def test_bytes_do_not_depend_on_the_place(tmp_path: Path, prepare_sources: Prepa
     assert not [f for f in first.path.iterdir() if str(tmp_path).encode() in f.read_bytes()]
 
 
-@pytest.mark.parametrize("shard_bytes", [1, 100, 1 << 20])
-def test_a_document_lies_in_one_file(
-    tmp_path: Path, prepare_sources: Prepare, monkeypatch: pytest.MonkeyPatch, shard_bytes: int
+@pytest.mark.parametrize("least_bytes", [200, 1 << 20])
+def test_documents_lie_in_the_files_of_their_units(
+    tmp_path: Path, prepare_sources: Prepare, monkeypatch: pytest.MonkeyPatch, least_bytes: int
 ) -> None:
-    monkeypatch.setattr(layout, "SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(units, "LEAST_BYTES", least_bytes)
     texts = [words(n, 30) for n in range(12)]
     shards = prepare_sources(write_documents(tmp_path / "in", texts))
     found = contents(shards.path)
     assert sorted([*found["train"].values(), *found["held_out"].values()]) == sorted(
         t + "<|eos|>" for t in texts
     )
-    assert len(list(shards.path.glob("tokens-*"))) == (1 if shard_bytes > 100 else 12)
+    assert {id.split("#")[1] for side in found.values() for id in side} == {str(row) for row in range(12)}
+    files = len(list(shards.path.glob("tokens-*")))
+    assert files == 1 if least_bytes > 200 else files > 6
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -117,7 +119,7 @@ def test_no_text_is_on_both_sides_and_no_side_is_empty(
     train, held_out = (list(contents(shards.path)[split].values()) for split in SPLITS)
     assert train and held_out and not set(train) & set(held_out)
     assert sorted([*train, *held_out]) == sorted({f"text number {n}<|eos|>" for n in numbers})
-    assert shards.record.duplicate_documents == len(numbers) - len(set(numbers))
+    assert shards.record.dropped.duplicates == len(numbers) - len(set(numbers))
 
 
 def test_a_side_is_decided_by_the_text_not_by_its_place(tmp_path: Path, prepare_sources: Prepare) -> None:
@@ -146,22 +148,24 @@ def test_the_audit_counts_lengths_and_what_was_dropped(tmp_path: Path, prepare_s
     record = shards.record
     total = 256 + 257 + 600 + 1025 + 3000
     assert record.train_tokens + record.held_out_tokens == total
-    assert (record.longest_document_tokens, record.duplicate_documents) == (3000, 1)
+    assert (record.longest_document_tokens, record.dropped.duplicates) == (3000, 1)
     assert [(share.longer_than_tokens, share.documents) for share in record.lengths] == [
         (256, 4), (512, 3), (1024, 2), (2048, 1),
     ]  # fmt: skip
     expected = [(total - 256) / total, 4625 / total, 4025 / total, 3000 / total]
     assert [share.token_share for share in record.lengths] == pytest.approx(expected, rel=1e-12)
     manifest = json.loads((shards.path / "shards.json").read_text())
-    assert manifest["dropped"] == {"duplicates": 1, "empty": 2, "not_text": 1}
+    assert {name: count for name, count in manifest["dropped"].items() if count} == {
+        "duplicates": 1, "empty": 2, "not_text": 1
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("texts", "says"),
     [
         (["only one"], "1 usable documents in 1 files"),
-        (["twice", "twice"], r"1 usable documents in 1 files \(1 duplicates"),
-        ([" ", ""], r"0 usable documents in 1 files \(0 duplicates, 2 empty"),
+        (["twice", "twice"], r"1 usable documents in 1 files \(left out: 1 duplicates"),
+        ([" ", ""], r"0 usable documents in 1 files \(left out: 2 empty"),
     ],
 )
 def test_too_few_documents_are_refused(

@@ -8,20 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yarn_ops.data.layout import ShardReader, ShardWriter
+from yarn_ops.data.layout import ShardReader, ShardWriter, TokenWriter
 from yarn_ops.data.windows import Window, WindowSampler, spread
 from yarn_ops.errors import DataError
 
 
 def shards(path: Path, *lengths: int) -> ShardReader:
     """Documents of these lengths; token i of document d is 1000·d + i mod 1000."""
-    with ShardWriter(path, np.dtype("<u4")) as writer:
+    dtype = np.dtype("<u4")
+    with ShardWriter(path, dtype) as writer, TokenWriter(path / "tokens-00000.bin", dtype) as file:
         for document, tokens in enumerate(lengths):
-            writer.append((1000 * document + np.arange(tokens) % 1000).astype(np.uint32))
-            extent = writer.end_document()
+            file.append((1000 * document + np.arange(tokens) % 1000).astype(np.uint32))
+            extent = file.end_document()
             writer.index("train", f"d{document}", extent)
             writer.index("held_out", f"d{document}", extent)
-        writer.finish({})
+    writer.finish([file.tokens], {})
     return ShardReader(path, "train")
 
 

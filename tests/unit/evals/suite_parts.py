@@ -34,6 +34,36 @@ def documents(encode, tokens: int = 6000, prefix: tuple[int, ...] = ()) -> Hayst
     return Haystack((text,), (ids,), prefix, encode, "words")
 
 
+class Induction(torch.nn.Module):
+    """Writes what followed the last tokens where they stood before: `match` of them alike, the latest place.
+
+    shuffled: what followed somewhere in the text. Says something about the last ROWS positions.
+    """
+
+    def __init__(self, vocabulary: int, match: int, *, shuffled: bool = False) -> None:
+        super().__init__()
+        self.match, self.shuffled = match, shuffled
+        self.config = SimpleNamespace(vocab_size=vocabulary)
+        self.device = torch.device("cpu")
+
+    def get_output_embeddings(self):
+        return torch.nn.Identity()
+
+    def base_model(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        hidden = torch.zeros(*input_ids.shape, self.config.vocab_size)
+        for row, ids in enumerate(input_ids.numpy()):
+            for at in range(len(ids) - ROWS, len(ids)):
+                hidden[row, at, self._next(ids[: at + 1])] = 20.0
+        return SimpleNamespace(last_hidden_state=hidden)
+
+    def _next(self, ids: np.ndarray) -> int:
+        if self.shuffled:
+            return int(ids[crc32(ids[-self.match :].tobytes()) % len(ids)])
+        alike = np.lib.stride_tricks.sliding_window_view(ids[:-1], self.match) == ids[-self.match :]
+        places = np.flatnonzero(alike.all(1))
+        return int(ids[places[-1] + self.match]) if len(places) else 0
+
+
 class Finder(torch.nn.Module):
     """Writes the value that the text gives for the key it is asked for.
 

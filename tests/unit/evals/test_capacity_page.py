@@ -72,8 +72,22 @@ def test_costs_attention_and_what_was_left_out_are_told():
     page = html([capacity("mine", {4096: 0.9})], b"")
     assert "MQA, 1 of 4 heads" in page
     assert ["4k", "512 KiB", "2.0 MiB", "512 KiB"] in [row[:4] for row in rows(page)]
-    assert "with the 1 best heads silenced 0.10, with 1 others silenced 0.90" in page
+    assert "with the best head silenced 0.10, with another silenced 0.90" in page
     assert "copy at 128: too short" in page
+
+
+def test_every_figure_says_in_words_what_was_asked():
+    tasks = ("multi-key/choice/no-needle", "perplexity/last-quarter of books/*.txt", "needle/prose/choice")
+    model = capacity("mine", {4096: 0.9})
+    model = replace(model, scores=(*model.scores, *(score(task, 4096, 0.5) for task in tasks)))
+    told = [row[0] for row in rows(html([model], b"")) if row]
+    assert told[1:6] == [
+        "perplexity, last quarter",
+        "perplexity, last quarter of books/*.txt",
+        "needles found, code form",
+        "needles found, prose; chosen from four",
+        "one of sixteen keys; chosen from four; without a needle",
+    ]
 
 
 def test_a_capacity_comes_back_as_it_was_written(tmp_path: Path):

@@ -40,8 +40,9 @@ def prepared(base: Local[BaseModel], tmp_path_factory: pytest.TempPathFactory) -
     data = Data(sources=(f"{folder}/*.txt",), held_out_fraction=0.5)
     found = Local(corpus.survey(data, LocalFiles(), folder / "corpus"), folder / "corpus")
     record = shards.prepare(
-        data, found, base, folder / "shards", files=LocalFiles(), report=lambda *_: None, workers=1
-    )
+        data, found, base, folder / "shards",
+        units=shards.LocalUnits(folder / "units", LocalFiles(), 1), report=lambda *_: None,
+    )  # fmt: skip
     return Local(record, folder / "shards")
 
 

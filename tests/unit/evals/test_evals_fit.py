@@ -46,8 +46,9 @@ def documents(base, tmp_path_factory) -> Local[ShardSet]:
     data = Data(sources=("stdlib:email/*.py", "stdlib:asyncio/*.py"), held_out_fraction=0.5)
     found = Local(corpus.survey(data, LocalFiles(), folder / "corpus"), folder / "corpus")
     record = shards.prepare(
-        data, found, base, folder / "shards", files=LocalFiles(), report=lambda *_: None, workers=1
-    )
+        data, found, base, folder / "shards",
+        units=shards.LocalUnits(folder / "units", LocalFiles(), 1), report=lambda *_: None,
+    )  # fmt: skip
     return Local(record, folder / "shards")
 
 

@@ -11,7 +11,7 @@ from yarn_ops.evals.card import Extension, model_card
 from yarn_ops.evals.gate import judge
 from yarn_ops.evals.report import capacities, report
 from yarn_ops.recipe import Data, Gate, Train
-from yarn_ops.records import Adapter, BaseModel, Checkpoint, LengthShare, PatchedModel, ShardSet
+from yarn_ops.records import Adapter, BaseModel, Checkpoint, Dropped, LengthShare, PatchedModel, ShardSet
 
 GOLDEN = Path(__file__).with_name("golden_card.md")
 """made by model_card(extension) below and read by a person; delete it and run this test to make it again"""
@@ -41,7 +41,7 @@ def extension(scorecard) -> Extension:
         shards=ShardSet(
             tokenizer_digest="1" * 64, vocab_size=8192, train_documents=1537, train_tokens=8_689_483,
             held_out_documents=202, held_out_tokens=1_035_239, longest_document_tokens=193_629,
-            duplicate_documents=19,
+            dropped=Dropped(duplicates=19),
             lengths=(
                 LengthShare(longer_than_tokens=512, documents=1323, token_share=0.99),
                 LengthShare(longer_than_tokens=2048, documents=877, token_share=0.94),

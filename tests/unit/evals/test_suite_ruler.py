@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -116,6 +117,9 @@ class Parrot:
     def read(self, ids):
         self.reply = self.replies.pop(0)
 
+    def forget(self):
+        pass
+
     def write(self, prompt, tokens, enough):
         written: list[int] = []
         for token in self.reply[:tokens]:
@@ -125,14 +129,23 @@ class Parrot:
         return written
 
 
+def measured(reader, haystack, tokens: int, count: int):
+    """All tasks that fit, as the cell of a suite has them."""
+    found = []
+    for name in ruler.TASKS:
+        with suppress(DataError):
+            found.append(ruler.measure(reader, name, haystack, haystack.decode, tokens, count, 0))
+    return ruler.joined(found)
+
+
 def test_a_writer_of_the_references_scores_one_and_of_half_a_half(haystack):
     asked = [s for name in ruler.TASKS for s in ruler.samples(name, haystack, LENGTH, 2, 0)]
     whole = [haystack.encode(" " + ", ".join(sample.references).upper()) for sample in asked]
-    scores = ruler.measure(Parrot(whole), haystack, haystack.decode, LENGTH, 2, 0)
+    scores = measured(Parrot(whole), haystack, LENGTH, 2)
     assert [score.task for score in scores] == [*(f"ruler/{name}" for name in ruler.TASKS), ruler.AVERAGE]
     assert {score.value for score in scores if "uuid" not in score.task} == {1.0}
     half = [haystack.encode(" " + ", ".join(s.references[: len(s.references) // 2])) for s in asked]
-    values = {s.task: s.value for s in ruler.measure(Parrot(half), haystack, haystack.decode, LENGTH, 2, 0)}
+    values = {s.task: s.value for s in measured(Parrot(half), haystack, LENGTH, 2)}
     assert values["ruler/niah_multivalue"] == values["ruler/cwe"] == 0.5
     assert values["ruler/niah_single_1"] == 0
 
@@ -143,7 +156,7 @@ def test_matching_is_all_or_any():
 
 
 def test_a_length_for_some_tasks_has_no_average(haystack):
-    scores = ruler.measure(Silent(), haystack, haystack.decode, 300, 1, 0)
+    scores = measured(Silent(), haystack, 300, 1)
     assert scores and ruler.AVERAGE not in {score.task for score in scores}
 
 
@@ -151,6 +164,9 @@ class Silent:
     read_tokens = 0
 
     def read(self, ids):
+        pass
+
+    def forget(self):
         pass
 
     def write(self, prompt, tokens, enough):

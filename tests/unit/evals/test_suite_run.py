@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from suite_parts import CHANCE, Finder, documents
+from suite_parts import CHANCE, Finder, Induction, documents
 from test_suite_reader import SPEC
 
 from yarn_ops.errors import DataError, EvaluationError
 from yarn_ops.evals.capacity.reach import reach_of
 from yarn_ops.evals.suite import context, needles, scoring
 from yarn_ops.evals.suite.journal import CellKey, JsonLines
-from yarn_ops.evals.suite.plan import Size, lengths_to, plan
+from yarn_ops.evals.suite.plan import Size, lengths_to, plan, samples_of
 from yarn_ops.evals.suite.reader import WholeReader
 from yarn_ops.evals.suite.run import run_suite
 from yarn_ops.records import Score
@@ -55,6 +55,22 @@ def test_a_model_that_shuffles_scores_at_chance(encode, base512_tokenizer):
     assert value(scores, "needle/prose/no-needle", 256) == 0
 
 
+@pytest.mark.parametrize(("task", "match"), [("mqar", 1), ("copy", 3)])
+def test_induction_continues_what_is_there_and_nothing_else(task, match, encode):
+    size, haystack = Size(4, 2, 2, 1, (task,)), documents(encode)
+    scored = {"mqar": scoring.recall, "copy": scoring.continued}[task]
+
+    def scores(**options) -> tuple[Score, ...]:
+        reader = WholeReader(Induction(8192, match, **options))
+        return scored(task, scoring.ask_all(reader, samples_of(task, size, 256, haystack, 0)), 256, 4, 0)
+
+    right = scores()
+    assert value(right, task, 256) == 1
+    assert {score.value for score in right if score.task == task} == {1.0}  # at every depth
+    assert value(right, f"{task}/no-needle", 256) < 0.05
+    assert value(scores(shuffled=True), task, 256) < 0.05
+
+
 @pytest.mark.parametrize("window", [200, 300, 420])
 def test_a_windowed_model_uses_its_window_within_a_part(window, encode, base512_tokenizer):
     scores = needle_scores(Finder(base512_tokenizer, window=window), encode, texts=3)
@@ -87,7 +103,7 @@ def test_key_tokens_complete_a_run_that_is_only_far_away():
 
 def test_sliding_reads_the_ends_of_the_same_texts_at_every_length(encode):
     sliding = plan(Size(2, 1, 4, 0, ("sliding",)), (128, 256, 512), documents(encode), 0)
-    texts = {cell.context_tokens: cell.measure.keywords["documents"] for cell in sliding.cells}
+    texts = {cell.context_tokens: cell.blocks[0].measure.keywords["documents"] for cell in sliding.cells}
     for length in (128, 256):
         np.testing.assert_array_equal(texts[length], texts[512][:, -(length + 513) :])
 

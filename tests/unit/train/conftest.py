@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from yarn_ops.data.layout import ShardWriter
+from yarn_ops.data.layout import ShardWriter, TokenWriter
 from yarn_ops.recipe import Rope
 from yarn_ops.rope.config import patch_config
 from yarn_ops.train.events import EventLog
@@ -29,14 +29,40 @@ ORIGINAL_TOKENS, FACTOR = 32, 4.0
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with base/, patched/ and shards/."""
     root = tmp_path_factory.mktemp("tiny")
+    lay_down(root, heads=2, kv_heads=1)
+    random = np.random.default_rng(0)
+    dtype = np.dtype("<u2")
+    with (
+        ShardWriter(root / "shards", dtype) as writer,
+        TokenWriter(root / "shards/tokens-00000.bin", dtype) as file,
+    ):
+        for number in range(24):
+            length = int(random.integers(40, 400))
+            file.append(random.integers(0, VOCABULARY, length).astype(np.uint16))
+            split = "held_out" if number % 4 == 0 else "train"
+            writer.index(split, f"document-{number}", file.end_document())
+    writer.finish([file.tokens], {})
+    return root
+
+
+@pytest.fixture(scope="session")
+def four_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with base/ and patched/: four heads, two of keys and values."""
+    root = tmp_path_factory.mktemp("four-heads")
+    lay_down(root, heads=4, kv_heads=2)
+    return root
+
+
+def lay_down(root: Path, *, heads: int, kv_heads: int) -> None:
+    """A random model in root/base, its patched config in root/patched."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
         head_dim=16,
         max_position_embeddings=ORIGINAL_TOKENS,
         tie_word_embeddings=True,
@@ -48,15 +74,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     patched, _ = patch_config(plain, rope, factor=FACTOR, original_context_tokens=ORIGINAL_TOKENS)
     (root / "patched").mkdir()
     (root / "patched/config.json").write_text(json.dumps(patched))
-    random = np.random.default_rng(0)
-    with ShardWriter(root / "shards", np.dtype("<u2")) as writer:
-        for number in range(24):
-            length = int(random.integers(40, 400))
-            writer.append(random.integers(0, VOCABULARY, length).astype(np.uint16))
-            split = "held_out" if number % 4 == 0 else "train"
-            writer.index(split, f"document-{number}", writer.end_document())
-        writer.finish({})
-    return root
 
 
 MakeJob = Callable[..., Job]

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from yarn_ops.errors import MergeError
-from yarn_ops.records import Adapter, BaseModel, Checkpoint, Local, PatchedModel, ShardSet
+from yarn_ops.records import Adapter, BaseModel, Checkpoint, Dropped, Local, PatchedModel, ShardSet
 from yarn_ops.train import merge as merging
 from yarn_ops.train.job import Job
 from yarn_ops.train.lora import attach_adapter, merge_lora
+from yarn_ops.train.weight_files import write_weights
 
 MakeJob = Callable[..., Job]
 Trained = Callable[[Job], Job]
-Break = Callable[[PreTrainedModel], None]
+Break = Callable[[nn.Module], None]
 
 
 def merge(job: Job, out: Path) -> Checkpoint:
@@ -38,7 +42,7 @@ def merge(job: Job, out: Path) -> Checkpoint:
     )  # fmt: skip
     shards = ShardSet(
         tokenizer_digest="", vocab_size=96, train_documents=1, train_tokens=1, held_out_documents=1,
-        held_out_tokens=1, longest_document_tokens=1, duplicate_documents=0, lengths=(),
+        held_out_tokens=1, longest_document_tokens=1, dropped=Dropped(), lengths=(),
     )  # fmt: skip
     return merging.merge(
         Local(base, job.base_dir),
@@ -75,25 +79,27 @@ def test_the_merged_files_are_the_trained_model(
     assert plain.dtype == torch.bfloat16 and plain.config.rope_parameters["factor"] == 4.0
 
 
-def twice_the_scaling(model: PreTrainedModel) -> None:
+def twice_the_scaling(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
             layer.scaling = {name: 2 * scaling for name, scaling in layer.scaling.items()}
 
 
-def one_layer_forgotten(model: PreTrainedModel) -> None:
-    model.model.layers[1].self_attn.v_proj.lora_B.default.weight.data.zero_()
+def one_layer_forgotten(model: nn.Module) -> None:
+    if hasattr(model, "self_attn") and model.self_attn.layer_idx == 1:
+        model.self_attn.v_proj.lora_B.default.weight.data.zero_()
 
 
-def one_norm_forgotten(model: PreTrainedModel) -> None:
-    model.model.layers[0].input_layernorm.weight.data.fill_(1.0)
+def one_norm_forgotten(model: nn.Module) -> None:
+    if hasattr(model, "self_attn") and model.self_attn.layer_idx == 0:
+        model.input_layernorm.weight.data.fill_(1.0)
 
 
 @pytest.mark.parametrize("fault", [twice_the_scaling, one_layer_forgotten, one_norm_forgotten])
 def test_a_broken_merge_is_caught(
     make_job: MakeJob, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Break
 ) -> None:
-    def broken(model: PreTrainedModel) -> None:
+    def broken(model: nn.Module) -> None:
         with torch.no_grad():
             fault(model)
         merge_lora(model)
@@ -105,21 +111,45 @@ def test_a_broken_merge_is_caught(
     assert not list(tmp_path.glob("*merged*"))
 
 
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight"])
 def test_a_tensor_that_did_not_reach_the_file_is_named(
-    make_job: MakeJob, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_job: MakeJob, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    def spoiled(model: PreTrainedModel) -> dict[str, str]:
-        return (
-            {**digests(model), "model.norm.weight": "other"}
-            if model.dtype == torch.bfloat16
-            else digests(model)
-        )
+    """One bit of one of its numbers, which no log-probability would show."""
 
-    job, digests = trained(make_job(steps=1)), merging.parameter_digests
-    monkeypatch.setattr(merging, "parameter_digests", spoiled)
-    with pytest.raises(MergeError, match=r"1 of 20 parameters .* model\.norm\.weight first"):
+    def spoil(out: Path, shapes: dict[str, tuple[int, ...]], tensors: Iterator[tuple[str, Tensor]]) -> None:
+        write_weights(out, shapes, tensors)
+        kept = load_file(out / "model.safetensors")
+        kept[name].view(torch.int16)[-1] ^= 1
+        save_file(kept, out / "model.safetensors")
+
+    job = trained(make_job(steps=1))
+    monkeypatch.setattr(merging, "write_weights", spoil)
+    with pytest.raises(MergeError, match=rf"read back are not those merged, {re.escape(name)} first"):
         merge(job, tmp_path / "merged")
     assert not list(tmp_path.glob("*merged*"))
+
+
+def test_a_model_of_many_files_is_the_one_of_one_file(
+    make_job: MakeJob, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = trained(make_job(steps=1))
+    merge(job, tmp_path / "one")
+    monkeypatch.setattr(merging, "write_weights", partial(write_weights, file_bytes=8192))
+    merge(job, tmp_path / "many")
+    files = sorted(path.name for path in (tmp_path / "many").glob("*.safetensors"))
+    assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    index = json.loads((tmp_path / "many/model.safetensors.index.json").read_bytes())
+    one, many = load_file(tmp_path / "one/model.safetensors"), {}
+    for file in files:
+        held = load_file(tmp_path / "many" / file)
+        assert {name for name, place in index["weight_map"].items() if place == file} == held.keys()
+        assert len(held) == 1 or sum(value.nbytes for value in held.values()) <= 8192
+        many |= held
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in one.values())
+    assert one.keys() == many.keys() and all(torch.equal(one[name], many[name]) for name in one)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "many")
+    assert torch.equal(again.model.norm.weight, one["model.norm.weight"])
 
 
 def test_an_adapter_that_learnt_nothing_is_refused(

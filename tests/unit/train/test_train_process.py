@@ -20,8 +20,8 @@ from yarn_ops.digests import digest_tree
 from yarn_ops.errors import Stopped, TrainError
 from yarn_ops.processes import birth
 from yarn_ops.train.events import read_events
-from yarn_ops.train.job import Job
-from yarn_ops.train.launch import PID, end_orphan, run_trainer
+from yarn_ops.train.job import LOG, Job
+from yarn_ops.train.launch import PID, Ahead, end_orphan, run_trainer
 
 MakeJob = Callable[..., Job]
 Trained = Callable[[Job], Job]
@@ -89,6 +89,33 @@ def test_asked_to_stop_it_leaves_a_snapshot_and_goes_on(make_job: MakeJob, train
     assert losses(job) == losses(reference)
 
 
+def waiting() -> list[psutil.Process]:
+    """Trainers without a job that we have started."""
+    commands = ((process, process.cmdline()) for process in psutil.Process().children())
+    return [process for process, command in commands if command[2:4] == ["yarn_ops.train", "--parent"]]
+
+
+def test_one_started_ahead_of_its_job_does_the_same(
+    make_job: MakeJob, trained: Trained, tmp_path: Path
+) -> None:
+    reference, job = trained(make_job("reference")), make_job("ahead")
+    ahead = Ahead(tmp_path / "ahead.log")
+    (process,) = waiting()
+    run_trainer(job, on_event=quiet, should_stop=never, ahead=ahead)
+    assert json.loads((job.work_dir / PID).read_bytes())["pid"] == process.pid
+    assert digest_tree(job.out_dir) == digest_tree(reference.out_dir)
+    assert (job.work_dir / LOG).exists() and (tmp_path / "ahead.log").read_text() == ""
+    assert ahead.take(tmp_path / "another.json") is None
+    ahead.close()
+
+
+def test_one_that_gets_no_job_is_gone(tmp_path: Path) -> None:
+    unused = Ahead(tmp_path / "ahead.log")
+    (process,) = waiting()
+    unused.close()
+    assert not process.is_running() and unused.take(tmp_path / "job.json") is None
+
+
 def test_an_error_in_the_listener_ends_the_trainer(make_job: MakeJob) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
@@ -128,6 +155,27 @@ def test_a_killed_parent_leaves_no_trainer(make_job: MakeJob, tmp_path: Path) ->
     parent.wait()
     trainer.wait(WAIT_S)
     assert [event["event"] for event in read_events(job.events)[-2:]] == ["checkpoint", "stopped"]
+
+
+WAIT_FOR_NOTHING = """
+import sys, time
+from pathlib import Path
+from yarn_ops.train.launch import Ahead
+ahead = Ahead(Path(sys.argv[1]))
+print("started", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_killed_parent_leaves_none_that_waits(tmp_path: Path) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", WAIT_FOR_NOTHING, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None and parent.stdout.readline() == "started\n"
+    (trainer,) = psutil.Process(parent.pid).children()
+    parent.kill()
+    parent.wait()
+    trainer.wait(WAIT_S)
 
 
 def test_the_watchdog_alone_notices_a_parent_that_is_gone() -> None:

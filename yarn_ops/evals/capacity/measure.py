@@ -21,7 +21,7 @@ from yarn_ops.evals.suite import needles
 from yarn_ops.evals.suite.journal import Journal
 from yarn_ops.evals.suite.plan import Plan
 from yarn_ops.evals.suite.reader import SharedReader, open_reader
-from yarn_ops.evals.suite.run import run_suite
+from yarn_ops.evals.suite.run import help_suite, run_suite
 from yarn_ops.evals.suite.subject import Subject
 
 DIAGNOSED_PARTS = 4
@@ -66,6 +66,22 @@ def measure(
         costs=costs(shape, cells.lengths) if shape else (),
         diagnosis=_diagnosis(cells, load(), subject, reach),
     )
+
+
+def share(
+    subject: Subject,
+    cells: Plan,
+    *,
+    device: str,
+    precision: Literal["fp32", "bf16"],
+    journal: Journal,
+    report: Progress,
+) -> int:
+    """Measure cells beside others that measure the same, until none is free; how many blocks."""
+    return help_suite(
+        cells, lambda: subject.load(device, precision), subject.spec, checkpoint_digest=subject.digest(),
+        precision=precision, journal=journal, report=report,
+    )  # fmt: skip
 
 
 def require_positions(subjects: Sequence[Subject], longest: int) -> None:

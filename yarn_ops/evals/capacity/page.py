@@ -27,9 +27,16 @@ TITLES = {
     "perplexity/single-pass": "perplexity, single pass",
     "perplexity/sliding": "perplexity, sliding window",
     "long-perplexity": "perplexity of far-repeated tokens",
+    "needle/code": "needles found, code form",
+    "needle/prose": "needles found, prose",
+    "multi-key": "one of sixteen keys",
+    "key-value": "one of the lines of JSON",
+    "passkey": "passkey in its published words",
+    "copy": "random runs continued, by token",
+    "mqar": "pairs of single tokens (MQAR)",
     RULER: "RULER, mean of its tasks",
 }
-FAMILIES = ("perplexity", "needle", "recall", "multi-key", "key-value", "passkey", "copy", "mqar", "ruler")
+ASKED_OTHERWISE = {"/no-needle": "without a needle", "/choice": "chosen from four"}
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1f2328;max-width:1060px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.9rem;margin:0 0 .2rem}h2{font-size:1.15rem;margin:2rem 0 .4rem}
@@ -117,16 +124,23 @@ def _measured(model: Capacity) -> Iterator[str]:
     shown = [task for task in tasks if not task.startswith("loss-by") and not task.endswith("/nats")]
     shown.sort(key=_order)
     rows = [
-        [TITLES.get(task, task), *(_figure(model.score(task, length)) for length in model.lengths)]
-        for task in shown
+        [_title(task), *(_figure(model.score(task, length)) for length in model.lengths)] for task in shown
     ]
     yield from _table(["", *(tokens(length) for length in model.lengths)], rows)
 
 
-def _order(task: str) -> tuple[int, int, str]:
-    titled = list(TITLES).index(task) if task in TITLES else len(TITLES)
-    family = task.partition("/")[0]
-    return titled, FAMILIES.index(family) if family in FAMILIES else len(FAMILIES), task
+def _order(task: str) -> tuple[int, str]:
+    known = [title for title in TITLES if task.startswith(title)]
+    return list(TITLES).index(known[0]) if known else len(TITLES), task
+
+
+def _title(task: str) -> str:
+    """needle/code/choice: "needles found, code form; chosen from four"."""
+    for ending, asked in ASKED_OTHERWISE.items():
+        if task.endswith(ending):
+            return f"{_title(task.removesuffix(ending))}; {asked}"
+    task, of, documents = task.partition(" of ")
+    return f"{TITLES.get(task, task)}{of}{documents}"
 
 
 def _figure(score: Score | None) -> str:
@@ -194,13 +208,16 @@ def _attention(diagnosis: Diagnosis | None) -> Iterator[str]:
     yield from _table(["attention", "share"], rows)
     heads = ", ".join(f"{layer}.{head} ({share:.2f})" for layer, head, share in diagnosis.heads) or "none"
     yield (
-        f"<p>Entropy is {diagnosis.entropy:.2f} of a uniform one. {diagnosis.retrieval_heads} of "
-        f"{diagnosis.all_heads} heads retrieve (layer.head): {heads}.</p>"
+        f"<p>Entropy is {diagnosis.entropy:.2f} of a uniform one. Heads that retrieve: "
+        f"{diagnosis.retrieval_heads} of {diagnosis.all_heads} (layer.head): {heads}.</p>"
     )
     if diagnosis.recall_without is not None and diagnosis.recall_without_others is not None:
+        one = diagnosis.silenced == 1
+        best = "the best head" if one else f"the {diagnosis.silenced} best heads"
+        others = "another" if one else f"{diagnosis.silenced} others"
         yield (
-            f"<p>Recall of these needles is {diagnosis.recall:.2f}; with the {diagnosis.silenced} best heads "
-            f"silenced {diagnosis.recall_without:.2f}, with {diagnosis.silenced} others silenced "
+            f"<p>Recall of these needles is {diagnosis.recall:.2f}; with {best} silenced "
+            f"{diagnosis.recall_without:.2f}, with {others} silenced "
             f"{diagnosis.recall_without_others:.2f}.</p>"
         )
 

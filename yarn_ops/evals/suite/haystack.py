@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.random import Generator
 
-from yarn_ops.data.documents import NotText, read_documents
+from yarn_ops.data.documents import NotText, read_texts
 from yarn_ops.data.files import Files
 from yarn_ops.data.layout import ShardReader
 from yarn_ops.data.tokenizer import Tokenizer
@@ -89,7 +89,7 @@ def read_haystack(
     order = sorted(sources.values(), key=lambda source: _shuffled(f"{seed}:{source.fingerprint}"))
     for source in order:
         try:
-            found = [document.text for document in read_documents(source, files.open, text_field)]
+            found = [*read_texts(source, files, text_field)]
         except NotText:
             continue
         for text in found:
@@ -127,7 +127,7 @@ def held_out_haystack(
     for number in order:
         if total >= tokens:
             break
-        ids = reader.document(number)[len(prefix) :][:tokens].astype(np.int64)
+        ids = reader.document(number, len(prefix), len(prefix) + tokens).astype(np.int64)
         if len(ids) and ids[-1] == tokenizer.eos:
             ids = ids[:-1]
         documents.append(np.concatenate([ids, between]))

@@ -1,9 +1,15 @@
-"""What was measured already, cell by cell: a killed suite goes on with the next cell."""
+"""What was measured already, cell by cell: a killed suite goes on with the next cell.
+
+A journal that several processes have in common also says who measures which cell, so that they share them.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -12,9 +18,13 @@ from pydantic import TypeAdapter, ValidationError
 from yarn_ops.digests import canonical_json
 from yarn_ops.records import CellKey, Score
 
-__all__ = ["CellKey", "Journal", "JsonLines"]
+__all__ = ["CellKey", "Journal", "JsonLines", "Keep"]
 
 SCORES = TypeAdapter(tuple[Score, ...])
+
+
+Keep = Callable[[tuple[Score, ...]], None]
+"""Keeps a cell's scores, all or none. LeaseLost: another process has taken it over, nothing was kept."""
 
 
 class Journal(Protocol):
@@ -24,13 +34,13 @@ class Journal(Protocol):
         """The cell's scores; None while it is not measured."""
         ...
 
-    def keep(self, key: CellKey, scores: tuple[Score, ...]) -> None:
-        """Keep a cell's scores, all or none; a second time changes nothing."""
+    def claimed(self, key: CellKey) -> AbstractContextManager[Keep | None]:
+        """Within the block nobody else measures the cell: what keeps its scores. None: another is at it."""
         ...
 
 
 class JsonLines:
-    """A file, one cell a line; a line that was cut off by a kill counts as not measured."""
+    """A file, one cell a line; a line that was cut off by a kill counts as not measured. For one process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,7 +56,12 @@ class JsonLines:
     def known(self, key: CellKey) -> tuple[Score, ...] | None:
         return self._known.get(canonical_json(asdict(key)))
 
+    @contextmanager
+    def claimed(self, key: CellKey) -> Iterator[Keep | None]:
+        yield partial(self.keep, key)
+
     def keep(self, key: CellKey, scores: tuple[Score, ...]) -> None:
+        """A second time changes nothing."""
         if self.known(key) is not None:
             return
         self._known[canonical_json(asdict(key))] = scores

@@ -1,16 +1,16 @@
-"""Which cells a suite measures, and how much of each.
+"""Which cells a suite measures, and in which blocks.
 
-`tiny`: seconds on two cores for a model of some million parameters, for trying out; wide intervals.
-`quick`: minutes; needle grids, context, perplexity.
-`full`: 200 samples a depth, every task, RULER.
+A cell, a task at a length, is measured in blocks: units that nothing but the model connects, so that several
+workers share a suite and a lost one costs its block. A block is of whole texts, never of some depths, since
+the depths of a text share its reading.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
+from itertools import pairwise
 from types import MappingProxyType
 
 import numpy as np
@@ -23,47 +23,34 @@ from yarn_ops.evals.suite import context, copying, needles, pairs, ruler, scorin
 from yarn_ops.evals.suite.haystack import Haystack
 from yarn_ops.evals.suite.reader import Reader
 from yarn_ops.evals.suite.sample import Ids, Sample
+from yarn_ops.evals.suite.size import (
+    SIZES,
+    SLIDING_STRIDE_TOKENS,
+    Size,
+    blocks_of,
+    needed_tokens,
+    sliding_documents,
+    tokens_through,
+)
 from yarn_ops.evals.suite.version import VERSION
-from yarn_ops.recipe import SuiteName
 from yarn_ops.records import Score
+
+__all__ = ["SIZES", "Block", "Cell", "Plan", "Size", "lengths_to", "needed_tokens", "plan", "samples_of"]
 
 LENGTHS = 5
 """the longest and its halves"""
 LEAST_TOKENS = 128
 """no task fits in less"""
-SLIDING_STRIDE_TOKENS = 256
 
 OF_KINDS = ("perplexity", "sliding")
 """tasks that tell kinds of documents apart"""
 
 Measure = Callable[[Reader, PreTrainedModel], tuple[Score, ...]]
+Join = Callable[[Sequence[tuple[Score, ...]]], tuple[Score, ...]]
+"""scores of a cell's blocks, in order -> the cell's; a block that does not fit its length is left out"""
 Make = Callable[[Haystack, int, int, int, int], list[Sample]]
 """(documents, tokens, parts, texts, seed) -> samples"""
 
-
-@dataclass(frozen=True)
-class Size:
-    """How much a suite asks."""
-
-    parts: int
-    """equal parts of a text: the resolution in depth"""
-    texts: int
-    """of each needle grid; four needles a part in each"""
-    windows: int
-    """of perplexity and of growing context"""
-    ruler_samples: int
-    tasks: tuple[str, ...]
-
-
-SIZES: dict[SuiteName, Size] = {
-    "tiny": Size(4, 2, 4, 0, ("context", "needle/code")),
-    "quick": Size(8, 8, 16, 0, ("context", "perplexity", "needle/code", "needle/prose", "multi-key")),
-    "full": Size(
-        8, 50, 32, 30,
-        ("context", "perplexity", "sliding", "long-perplexity", "needle/code", "needle/prose", "passkey",
-         "key-value", "multi-key", "copy", "mqar", "ruler"),
-    ),
-}  # fmt: skip
 
 GRIDS: dict[str, Make] = {
     "needle/code": partial(needles.grid, "code"),
@@ -76,14 +63,39 @@ GRIDS: dict[str, Make] = {
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One unit of a suite: a task at a length. Knows its documents and nothing of the model."""
+class Block:
+    """What one worker measures at once. Knows its documents and nothing of the model."""
 
     name: str
+    """its cell's, where that is one block"""
     context_tokens: int
     weight: int
     """about how many tokens go through the model"""
     measure: Measure
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A task at a length."""
+
+    name: str
+    context_tokens: int
+    blocks: tuple[Block, ...]
+    join: Join
+
+    @classmethod
+    def whole(cls, name: str, context_tokens: int, weight: int, measure: Measure) -> Cell:
+        """In one block."""
+        return cls(name, context_tokens, (Block(name, context_tokens, weight, measure),), _only)
+
+    @property
+    def weight(self) -> int:
+        return sum(block.weight for block in self.blocks)
+
+
+def _only(found: Sequence[tuple[Score, ...]]) -> tuple[Score, ...]:
+    (scores,) = found
+    return scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,11 +128,6 @@ def lengths_to(longest: int, original: int | None = None) -> tuple[int, ...]:
     return tuple(sorted({length for length in halves if length >= LEAST_TOKENS}))
 
 
-def needed_tokens(size: Size, longest: int) -> int:
-    """Documents' tokens that a suite can make use of."""
-    return 2 * (size.windows + size.texts) * (longest + 1)
-
-
 def plan(
     size: Size,
     lengths: Sequence[int],
@@ -134,11 +141,11 @@ def plan(
     for task in size.tasks:
         if task == "context":
             more = haystack.windows(2 * size.windows, lengths[-1] + 1, seed)
-            tokens = len(more) * (sum(lengths) + lengths[-1])
+            tokens = tokens_through(task, size, lengths[-1], lengths)
             measure = partial(_growing, windows=more, lengths=tuple(lengths), seed=seed)
-            cells.append(Cell(task, lengths[-1], tokens, measure))
+            cells.append(Cell.whole(task, lengths[-1], tokens, measure))
             continue
-        cells += [_cell(task, size, length, windows, haystack, seed) for length in lengths]
+        cells += [_cell(task, size, length, windows, haystack, seed, lengths) for length in lengths]
         if task in OF_KINDS:
             for name, kind in kinds.items():
                 cells += _cells_of_kind(task, name, size, lengths, kind, seed)
@@ -154,10 +161,11 @@ def _cells_of_kind(
         full_name = f"{task} of {name}"
         try:
             windows = kind.windows(size.windows, lengths[-1] + 1, seed)
-            cell = _cell(task, size, length, windows, kind, seed)
-            yield Cell(full_name, length, cell.weight, partial(_named, name=name, measure=cell.measure))
+            (block,) = _cell(task, size, length, windows, kind, seed, lengths).blocks
+            named = partial(_named, name=name, measure=block.measure)
+            yield Cell.whole(full_name, length, block.weight, named)
         except DataError as error:
-            yield Cell(full_name, length, 0, partial(_refuse, why=str(error)))
+            yield Cell.whole(full_name, length, 0, partial(_refuse, why=str(error)))
 
 
 def _named(reader: Reader, model: PreTrainedModel, name: str, measure: Measure) -> tuple[Score, ...]:
@@ -169,48 +177,77 @@ def _refuse(reader: Reader, model: PreTrainedModel, why: str) -> tuple[Score, ..
     raise DataError(why)
 
 
-def _cell(task: str, size: Size, length: int, windows: Ids, haystack: Haystack, seed: int) -> Cell:
+def _cell(
+    task: str, size: Size, length: int, windows: Ids, haystack: Haystack, seed: int, lengths: Sequence[int]
+) -> Cell:
+    tokens = tokens_through(task, size, length, lengths)
     if task == "perplexity":
-        tokens = perplexity.last_quarter_chunks(windows, length)[..., 1:].size
-        return Cell(task, length, tokens, partial(_perplexity, windows=windows, length=length, seed=seed))
+        measure = partial(_perplexity, windows=windows, length=length, seed=seed)
+        return Cell.whole(task, length, tokens, measure)
     if task == "sliding":
         longest, beyond = windows.shape[1] - 1, 2 * SLIDING_STRIDE_TOKENS + 1
-        documents = haystack.windows(max(4, size.windows // 8), longest + beyond, seed)
+        documents = haystack.windows(sliding_documents(size), longest + beyond, seed)
         documents = documents[:, -(length + beyond) :]  # the ends of the same texts at every length
-        document_tokens = documents.shape[1]
-        strides = math.ceil((document_tokens - 1 - length) / min(SLIDING_STRIDE_TOKENS, length)) + 1
-        measure = partial(_sliding, documents=documents, length=length, seed=seed)
-        return Cell(task, length, len(documents) * strides * length, measure)
+        return Cell.whole(
+            task, length, tokens, partial(_sliding, documents=documents, length=length, seed=seed)
+        )
     if task == "long-perplexity":
         some = haystack.windows(size.windows, length + 1, seed)
-        return Cell(task, length, some.size, partial(_long_perplexity, windows=some, seed=seed))
+        return Cell.whole(task, length, tokens, partial(_long_perplexity, windows=some, seed=seed))
     if task == "ruler":
-        measure = partial(_ruler, length=length, haystack=haystack, count=size.ruler_samples, seed=seed)
-        return Cell(task, length, size.ruler_samples * length * len(ruler.TASKS), measure)
+        asked = partial(_ruler, length=length, haystack=haystack, count=size.ruler_samples, seed=seed)
+        blocks = [
+            Block(f"{task}/{name}", length, tokens // len(ruler.TASKS), partial(asked, name=name))
+            for name in ruler.TASKS
+        ]
+        return Cell(task, length, tuple(blocks), ruler.joined)
+    return _grid(task, size, length, haystack, seed, tokens, blocks_of(task, size, length, lengths))
+
+
+def _grid(task: str, size: Size, length: int, haystack: Haystack, seed: int, tokens: int, count: int) -> Cell:
+    """In `count` blocks of whole texts."""
     asked = partial(_asked, task=task, size=size, length=length, haystack=haystack, seed=seed)
-    share = (1 + size.parts / 2) if task in ("needle/code", "needle/prose", "passkey", "copy") else 1
-    return Cell(task, length, round(size.texts * share * length), asked)
+    if count == 1:
+        return Cell.whole(task, length, tokens, asked)
+    edges = np.linspace(0, size.texts, count + 1).round().astype(int).tolist()
+    blocks = [
+        Block(
+            f"{task} {number}/{count}", length, tokens * (stop - start) // size.texts,
+            partial(asked, texts=range(start, stop), every_item=True),
+        )
+        for number, (start, stop) in enumerate(pairwise(edges), start=1)
+    ]  # fmt: skip
+    return Cell(task, length, tuple(blocks), scoring.joined)
 
 
-def samples_of(task: str, size: Size, length: int, haystack: Haystack, seed: int) -> list[Sample]:
+@lru_cache(maxsize=1)  # the blocks of a cell come one after the other
+def samples_of(task: str, size: Size, length: int, haystack: Haystack, seed: int) -> Sequence[Sample]:
     """The samples of a task at a length; DataError when the length cannot hold it."""
     make = copying.copy if task == "copy" else GRIDS[task]
     return make(haystack, length, size.parts, size.texts, seed)
 
 
 def _asked(
-    reader: Reader, model: PreTrainedModel, task: str, size: Size, length: int, haystack: Haystack, seed: int
-) -> tuple[Score, ...]:
-    asked = scoring.ask_all(reader, samples_of(task, size, length, haystack, seed))
+    reader: Reader, model: PreTrainedModel, task: str, size: Size, length: int, haystack: Haystack, seed: int,
+    texts: range | None = None, every_item: bool = False,
+) -> tuple[Score, ...]:  # fmt: skip
+    """Some of a cell's texts; None: all."""
+    samples = samples_of(task, size, length, haystack, seed)
+    of_text = len(samples) // size.texts
+    asked = [
+        pair
+        for text in texts or range(size.texts)
+        for pair in scoring.ask_all(reader, samples[text * of_text : (text + 1) * of_text])
+    ]
     score = scoring.continued if task == "copy" else scoring.recall
-    return score(task, asked, length, size.parts, seed)
+    return score(task, asked, length, size.parts, seed, every_item=every_item)
 
 
 def _ruler(
-    reader: Reader, model: PreTrainedModel, length: int, haystack: Haystack, count: int, seed: int
+    reader: Reader, model: PreTrainedModel, length: int, haystack: Haystack, count: int, seed: int, name: str
 ) -> tuple[Score, ...]:
     assert haystack.decode is not None, "RULER's answers are written, so they have to be decoded"
-    return ruler.measure(reader, haystack, haystack.decode, length, count, seed)
+    return ruler.measure(reader, name, haystack, haystack.decode, length, count, seed)
 
 
 def _growing(

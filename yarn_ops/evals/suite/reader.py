@@ -65,6 +65,10 @@ class Reader(Protocol):
 
     def read(self, ids: Ids) -> None: ...
 
+    def forget(self) -> None:
+        """Share nothing of what was read: what follows is the same to the last bit, whatever came before."""
+        ...
+
     def ask(self, questions: Sequence[Question]) -> list[Reply]: ...
 
     def write(self, prompt: Tokens, tokens: int, enough: Callable[[list[int]], bool]) -> list[int]:
@@ -116,6 +120,9 @@ class SharedReader:
             self._through(ids[shared:end])
             shared = end
         self._ids = ids
+
+    def forget(self) -> None:
+        self._cut(len(self._ids))
 
     @torch.inference_mode()
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
@@ -199,6 +206,9 @@ class WholeReader:
 
     def read(self, ids: Ids) -> None:
         self._ids = ids
+
+    def forget(self) -> None:
+        self._ids = self._ids[:0]
 
     @torch.inference_mode()
     def ask(self, questions: Sequence[Question]) -> list[Reply]:

@@ -109,26 +109,22 @@ def samples(name: str, haystack: Haystack, context_tokens: int, count: int, seed
 
 
 def measure(
-    reader: Reader, haystack: Haystack, decode: Callable[[Sequence[int]], str], context_tokens: int,
-    count: int, seed: int,
+    reader: Reader, name: str, haystack: Haystack, decode: Callable[[Sequence[int]], str],
+    context_tokens: int, count: int, seed: int,
 ) -> tuple[Score, ...]:  # fmt: skip
-    """Every task that fits, and their mean if all do; DataError when none fits."""
-    scores: list[Score] = []
-    means: list[list[float]] = []
-    refused: list[str] = []
-    for name, task in TASKS.items():
-        try:
-            asked = samples(name, haystack, context_tokens, count, seed)
-        except DataError as error:
-            refused.append(str(error))
-            continue
-        shares = [_answered(reader, sample, task, decode) for sample in asked]
-        means.append(shares)
-        scores.append(_score(f"ruler/{name}", shares, context_tokens, seed))
-    if not scores:
-        raise DataError(refused[0])
-    if not refused:
-        scores.append(_score(AVERAGE, np.mean(means, axis=0).tolist(), context_tokens, seed))
+    """One task; DataError when the length cannot hold it."""
+    asked = samples(name, haystack, context_tokens, count, seed)
+    reader.forget()
+    shares = [_answered(reader, sample, TASKS[name], decode) for sample in asked]
+    return (_score(f"ruler/{name}", shares, context_tokens, seed),)
+
+
+def joined(found: Sequence[tuple[Score, ...]]) -> tuple[Score, ...]:
+    """The scores of the tasks that fitted, and their mean if all did."""
+    scores = [score for (score,) in found]
+    if len(scores) == len(TASKS):
+        means = np.mean([score.items for score in scores], axis=0).tolist()
+        scores.append(_score(AVERAGE, means, scores[0].context_tokens, scores[0].seed))
     return tuple(scores)
 
 

@@ -1,0 +1,16 @@
+"""The process of a flow run: `python -m flows.engine`, the command of every deployment.
+
+Without a command of its own a run's process first fetches the flow's code, which is installed here, and then
+becomes Prefect's engine: it would import Prefect twice. Like that process it has a session of its own: a
+signal to the worker's group is not for the runs.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+
+if __name__ == "__main__":
+    if os.getpgrp() != os.getpid():  # a container's first process leads one already
+        os.setsid()
+    runpy.run_module("prefect.engine", run_name="__main__")

@@ -1,0 +1,130 @@
+"""`yarn-ops plan` on several machines: hours, money and what a job asks for, by hand-made sums."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes_objects import template_of
+
+from yarn_ops.cli import bill as costs
+from yarn_ops.cli.bill import Machines, Work, bill, models_a_night
+from yarn_ops.errors import SettingsError
+from yarn_ops.evals.suite.size import SIZES, blocks_of, tokens_through
+
+HOUR = 3600.0
+WORK = Work(
+    document_bytes=10e12, model_bytes=16 * (1 << 30), training_s=2 * HOUR, evaluation_s=9 * HOUR, blocks=100,
+    alone_s=HOUR,
+)  # fmt: skip
+
+
+def parts(work: Work, machines: Machines) -> dict[str, Any]:
+    return {part.name: part for part in bill(work, machines)}
+
+
+def test_documents_take_the_cores_of_all_nodes_and_no_gpu() -> None:
+    found = parts(WORK, Machines(nodes=10, gpus=8, node_hour=2.0))["documents"]
+    assert found.seconds == pytest.approx(10e12 / 3e6 / 320)
+    assert found.money == pytest.approx(10 * found.seconds / HOUR * 2.0)
+    assert found.gpu_s == 0 and found.limit == "320 cores, 3 MB/s each"
+
+
+def test_training_takes_one_nodes_gpus() -> None:
+    found = parts(WORK, Machines(nodes=10, gpus=8, gpu_hour=2.5))["training"]
+    assert (found.seconds, found.gpu_s, found.money) == (2 * HOUR, 16 * HOUR, 40.0)
+
+
+def test_an_evaluation_is_shared_with_the_other_nodes_but_for_what_is_not_divided() -> None:
+    helper_s = costs.WORKER_START_S + 2 * WORK.model_bytes / costs.STORE_BYTES_PER_S
+    found = parts(WORK, Machines(nodes=2, gpus=4, gpu_hour=1.0))["evaluation"]
+    each_s = 8 * HOUR / 5 + helper_s
+    assert found.seconds == pytest.approx(HOUR + each_s)
+    assert found.money == pytest.approx((4 * (HOUR + each_s) + 4 * each_s) / HOUR)
+    assert (found.limit, found.setting) == ("5 of 5 GPUs for 100 blocks", "YARN_OPS_GRID_WORKERS=5")
+    alone = parts(WORK, Machines())["evaluation"]
+    assert (alone.seconds, alone.gpu_s) == (9 * HOUR, 9 * HOUR)
+    few = parts(Work(0, 0, 0, 9 * HOUR, 3, HOUR), Machines(nodes=10, gpus=8))["evaluation"]
+    assert few.seconds == pytest.approx(HOUR + 8 * HOUR / 3 + costs.WORKER_START_S)
+    assert few.limit == "3 of 73 GPUs for 3 blocks"
+    many = parts(WORK, Machines(nodes=10, gpus=8))["evaluation"]
+    assert (many.limit, many.setting) == ("scores that one GPU makes alone", "evaluate.sliding_stride_tokens")
+
+
+def test_model_files_hold_the_gpus_while_they_move() -> None:
+    found = parts(WORK, Machines(gpus=2))["model files"]
+    assert found.seconds == pytest.approx(18 + 4 * 16 / 0.22)
+    assert found.gpu_s == 2 * found.seconds
+
+
+def test_models_a_night_are_the_gpus_hours_over_a_models() -> None:
+    machines = Machines(nodes=5, gpus=8)
+    gpu_hours = sum(part.gpu_s for part in bill(WORK, machines)) / HOUR
+    assert models_a_night(bill(WORK, machines), machines) == int(400 / gpu_hours)
+    nothing = Work(1e9, 0, 0, 0, 1, 0)
+    assert models_a_night(bill(nothing, Machines()), Machines()) == int(10 * HOUR / 18)
+
+
+@pytest.mark.parametrize("asked", [{"nodes": 0}, {"gpus": 0}, {"gpu_hour": -1}, {"node_hour": -0.5}])
+def test_machines_that_are_not_are_told(asked: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=r"at least one of each|0 or more"):
+        Machines(**asked)
+
+
+def test_blocks_of_a_full_suite_grow_with_the_length() -> None:
+    lengths = (8192, 16384, 32768, 65536, 131072)
+    blocks = [blocks_of("needle/prose", SIZES["full"], length, lengths) for length in lengths]
+    assert blocks == [2, 4, 8, 16, 32]
+    assert tokens_through("needle/prose", SIZES["full"], 131072, lengths) == 50 * 5 * 131072
+    assert blocks_of("ruler", SIZES["full"], 8192, lengths) == 13
+    assert blocks_of("context", SIZES["full"], 131072, lengths) == 1
+
+
+RECIPE = """\
+[base]
+model = "shipped:base512"
+[rope]
+factor = 4
+[evaluate]
+suite = "quick"
+[train]
+batch_windows = 4
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE, "utf-8")
+    return path
+
+
+def test_a_plan_for_several_machines(yarn_ops: Any, recipe: Path) -> None:
+    alone = yarn_ops("plan", recipe, "--gpu", "H100", "--json")
+    assert alone.status == 0, alone.err
+    one = json.loads(alone.out)
+    asked = ("--gpu", "H100", "--nodes", "2", "--gpus", "4", "--documents-gb", "1000", "--gpu-hour", "2")
+    many = json.loads(yarn_ops("plan", recipe, *asked, "--json").out)
+    assert (one["processes"], many["processes"]) == (1, 4)
+    assert many["legs"][0]["shared"] and not one["legs"][0]["shared"]
+    assert many["legs"][0]["step_s"] < one["legs"][0]["step_s"]
+    told = {part["name"]: part for part in many["parts"]}
+    assert told["documents"]["seconds"] == pytest.approx(1e12 / 3e6 / 64)
+    assert told["training"]["money"] == pytest.approx(4 * many["legs"][0]["seconds"] / HOUR * 2)
+    assert told["evaluation"]["gpu_s"] > one["parts"][-1]["gpu_s"]  # seven more have to start
+    variables = many["job_variables"]
+    assert set(variables) <= set(template_of("gpu")["variables"]["properties"])
+    assert (variables["gpus"], one["job_variables"]["gpus"]) == ("4", "1")
+    shown = yarn_ops("plan", recipe, *asked, COLUMNS="140").out
+    assert "4 × H100" in shown and "YARN_OPS_GRID_WORKERS=5" in shown and "in a night" in shown
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [(("--nodes", 0), "0 nodes of 1 GPUs: name at least one of each"), (("--gpu", "T4"), "not measured yet")],
+)
+def test_faults_are_one_line(yarn_ops: Any, recipe: Path, option: tuple[Any, ...], complaint: str) -> None:
+    answer = yarn_ops("plan", recipe, "--gpu", "H100", *option)
+    assert answer.status == 2 and complaint in answer.err and answer.err.count("\n") == 1

@@ -1,0 +1,73 @@
+"""Several processes train as one does: the same losses, the same gradients, however they share a step."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from yarn_ops.settings import child_environment
+from yarn_ops.train.job import Job
+
+MakeJob = Callable[..., Job]
+PROGRAM = Path(__file__).with_name("ranks_program.py")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node")
+TOLERANCE = 1e-5
+ACROSS_BORDERS = {"prefer_long": 0.0}
+"""windows are drawn without regard to documents, so most hold several"""
+CASES: dict[int, dict[str, dict[str, Any]]] = {
+    2: {
+        "data × 2": {"context_parallel": 1, "shard_base": "no"},
+        "context × 2": {"context_parallel": 2, "shard_base": "no"},
+        "data × 2, base sharded": {"context_parallel": 1, "shard_base": "yes"},
+        "context × 2, base sharded": {"context_parallel": 2, "shard_base": "yes"},
+    },
+    4: {
+        "data × 4": {"context_parallel": 1, "shard_base": "no"},
+        "context × 4": {"context_parallel": 4, "shard_base": "no"},
+        "data × 2, context × 2": {"context_parallel": 2, "shard_base": "no"},
+        "data × 2, context × 2, base sharded": {"context_parallel": 2, "shard_base": "yes"},
+    },
+}
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_losses_and_gradients_are_those_of_one_process(
+    processes: int, four_heads: Path, make_job: MakeJob, tmp_path: Path
+) -> None:
+    jobs = {}
+    for layout, forced in CASES[processes].items():
+        for packed in (True, False):
+            common: dict[str, Any] = {"batch_windows": 2, "accumulate": 2, "targets": ["all-linear"]}
+            common |= {"base_dir": four_heads / "base", "patched_dir": four_heads / "patched"}
+            job = make_job(steps=2, data=ACROSS_BORDERS | {"document_mask": packed}, **common, **forced)
+            jobs[f"{layout}{', packed' * packed}"] = job.model_dump(mode="json")
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    together(processes, PROGRAM, tmp_path / "jobs.json", tmp_path)
+    first_losses: dict[bool, set[float]] = {True: set(), False: set()}
+    for name in jobs:
+        for rank in range(processes):
+            found = json.loads((tmp_path / f"{name}-{rank}.json").read_bytes())
+            first_losses["packed" in name].add(found["first_loss"])
+            assert found["layout"] == name.removesuffix(", packed")
+            assert found["compared"] > 50
+            assert found["loss"] < TOLERANCE, name
+            assert found["gradient"] < TOLERANCE, name
+    masked, unmasked = (sum(losses) / len(losses) for losses in first_losses.values())
+    assert abs(masked - unmasked) > 100 * TOLERANCE  # the mask is at work
+
+
+def together(processes: int, *command: str | Path) -> None:
+    run = subprocess.run(
+        [sys.executable, *TORCHRUN, str(processes), *map(str, command)],
+        env=child_environment({"OMP_NUM_THREADS": "1"}),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]

@@ -1,0 +1,127 @@
+"""What a recipe takes on so many machines, in hours and money: each part by its measured unit cost.
+
+Machines are alike, with so many GPUs each. Documents are prepared on the cores of all machines. A run has the
+GPUs of one from its beginning to its end: it trains on all of them and measures on the first; helpers on the
+other machines' GPUs share the cells of its suite.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from yarn_ops.errors import SettingsError
+
+TOKENISE_BYTES_PER_S = 3.0e6
+"""of text, by one core: 31.5 MB in 4.4 to 6.1 s on two (infra/decisions/0004)"""
+READING_SHARE = 0.62
+"""of a GPU's rate of products that reading texts in an evaluation reaches: 36 questions to an 8B shape at
+32,768 tokens in 9.5 s on an H200 (infra/benchmarks/results/using-h100.md)"""
+WORKER_START_S = 60.0
+"""of one more grid worker until its first cell, the model's way from the store left out: an assumption"""
+STORE_BYTES_PER_S = 0.22 * (1 << 30)
+"""to or from the object store, by one machine (infra/benchmarks/results/pull.md)"""
+MOVES = 4
+"""of a model in a run: the base comes, the result goes, both come to where they are measured"""
+RUN_START_S = 18.0
+"""of a run whose model is small: processes, imports, registering (infra/benchmarks/results/faults.md)"""
+CORES = 32
+"""of a machine: an assumption"""
+GPU_HOUR = 3.0
+"""US dollars for a GPU of the H100 class, with its share of the machine: an assumption near list prices"""
+NODE_HOUR = 1.5
+"""US dollars for a machine of CORES cores without GPUs: an assumption near list prices"""
+
+HOUR_S = 3600.0
+NIGHT_HOURS = 10.0
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What is there, and what an hour of it costs."""
+
+    nodes: int = 1
+    gpus: int = 1
+    """of each node"""
+    gpu_hour: float = GPU_HOUR
+    node_hour: float = NODE_HOUR
+
+    def __post_init__(self) -> None:
+        if self.nodes < 1 or self.gpus < 1:
+            raise SettingsError(f"{self.nodes} nodes of {self.gpus} GPUs: name at least one of each")
+        if min(self.gpu_hour, self.node_hour) < 0:
+            raise SettingsError("--gpu-hour, --node-hour: a price is 0 or more")
+
+
+@dataclass(frozen=True)
+class Work:
+    """A recipe's, in units that machines are counted by."""
+
+    document_bytes: float
+    model_bytes: float
+    training_s: float
+    """on the GPUs of one node"""
+    evaluation_s: float
+    """on one GPU, base and result together"""
+    blocks: int
+    """of the evaluation, that can go to different GPUs; the rest goes to one"""
+    alone_s: float
+    """of `evaluation_s`, what is not divided"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a run."""
+
+    name: str
+    seconds: float
+    gpu_s: float
+    """seconds of GPUs that it is charged for, busy or not"""
+    money: float
+    """US dollars"""
+    limit: str
+    """what saturates first"""
+    setting: str
+    """what to change then"""
+
+
+def bill(work: Work, machines: Machines) -> tuple[Part, ...]:
+    """The parts in their order. Documents are charged by the node, the rest by the GPU."""
+    cores = machines.nodes * CORES
+    preparing_s = work.document_bytes / TOKENISE_BYTES_PER_S / cores
+    there = 1 + (machines.nodes - 1) * machines.gpus
+    workers = max(1, min(there, work.blocks))
+    moved_s = work.model_bytes / STORE_BYTES_PER_S
+    helper_s = WORKER_START_S + 2 * moved_s if workers > 1 else 0.0  # while the first has begun
+    each_s = (work.evaluation_s - work.alone_s) / workers + helper_s
+
+    limit, setting = f"{workers} of {there} GPUs for {work.blocks} blocks", f"YARN_OPS_GRID_WORKERS={workers}"
+    if work.alone_s > each_s:
+        limit, setting = "scores that one GPU makes alone", "evaluate.sliding_stride_tokens"
+
+    def on_gpus(name: str, seconds: float, gpu_s: float, limit: str, setting: str) -> Part:
+        return Part(name, seconds, gpu_s, gpu_s * machines.gpu_hour / HOUR_S, limit, setting)
+
+    return (
+        Part(
+            "documents", preparing_s, 0.0, preparing_s * machines.nodes * machines.node_hour / HOUR_S,
+            f"{cores} cores, {TOKENISE_BYTES_PER_S / 1e6:.0f} MB/s each", "--nodes",
+        ),
+        on_gpus(
+            "model files", RUN_START_S + MOVES * moved_s, (RUN_START_S + MOVES * moved_s) * machines.gpus,
+            f"the store, {STORE_BYTES_PER_S / (1 << 30):.2f} GiB/s", "YARN_OPS_STORE_URL",
+        ),
+        on_gpus(
+            "training", work.training_s, work.training_s * machines.gpus,
+            f"the GPUs of one node, {machines.gpus}", "--gpus, YARN_OPS_PROCESSES",
+        ),
+        on_gpus(
+            "evaluation", work.alone_s + each_s,
+            (work.alone_s + each_s) * machines.gpus + each_s * (workers - 1), limit, setting,
+        ),
+    )  # fmt: skip
+
+
+def models_a_night(parts: tuple[Part, ...], machines: Machines) -> int:
+    """Models of one recipe that the machines make side by side, documents prepared before."""
+    gpu_s = sum(part.gpu_s for part in parts)
+    return int(machines.nodes * machines.gpus * NIGHT_HOURS * HOUR_S / gpu_s) if gpu_s else 0

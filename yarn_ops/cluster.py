@@ -1,0 +1,174 @@
+"""Units of a corpus on many machines: Dask's workers make them, object storage keeps them.
+
+    units/<key>/                  a unit's result: its files and, written last, their manifest
+    units/tokenizer-<digest>/     what the workers tokenise with
+
+A worker reads its sources from S3 and writes its result there; who asks hears of manifests only. Each worker
+takes its keys and its state directory from its own environment, as every process of ours does. A unit whose
+worker dies is made by another one. One that is there already is never made again: neither in this run nor in
+a later one, of the same corpus or of one that grew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from yarn_ops.data.files import Files
+from yarn_ops.data.fragments import TOKENS, make_unit
+from yarn_ops.data.tokenizer import Tokenizer
+from yarn_ops.data.units import Unit, Work, unit_key
+from yarn_ops.digests import digest_of
+from yarn_ops.errors import DataError, SettingsError, StoreError
+from yarn_ops.records import Tree
+from yarn_ops.settings import Settings, read_settings
+from yarn_ops.store import Store, files_for, open_store, store_options
+from yarn_ops.store.keys import join
+from yarn_ops.store.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
+from yarn_ops.store.pull import pull_tree
+from yarn_ops.store.sweep import UNITS
+from yarn_ops.store.trees import put_tree, put_tree_at
+
+ANSWER_S = 10
+RETRIES = 2
+"""of a unit that failed, for example because storage did"""
+
+
+class ClusterUnits:
+    """`Units` (see data/shards.py) made by the workers of the Dask cluster that the settings name."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        """`folder`: for the small files that are read here."""
+        self._settings = settings
+        self._folder = folder
+        self._manifests: dict[str, Manifest] = {}
+
+    @cached_property
+    def _store(self) -> Store:
+        return open_store(self._settings.store, store_options(self._settings))
+
+    @property
+    def files(self) -> Files:
+        return files_for(store_options(self._settings))
+
+    def make(self, units: Mapping[str, Unit], work: Work, tokenizer: Tokenizer) -> Iterator[str]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        kept = _keep_tokenizer(self._store, tokenizer)
+        with _client(self._settings) as client:
+            from distributed import KilledWorker, as_completed
+            from distributed.client import FutureCancelledError
+
+            # Largest first, so that none is left for the end when all others are done.
+            ordered = sorted(units.items(), key=lambda item: -item[1].size_bytes)
+            futures = [
+                client.submit(make_in_store, key, unit, work, kept, self._store.url, key=key, retries=RETRIES)
+                for key, unit in ordered
+            ]
+            try:
+                for future, manifest in as_completed(futures, loop=client.loop, with_results=True):
+                    self._manifests[future.key] = parse_manifest(manifest, future.key)
+                    yield future.key
+            except KilledWorker as error:
+                source = units[error.task].sources[0].uri
+                raise DataError(
+                    f"{source}: worker after worker died of it; give them more memory, or split the file"
+                ) from None
+            except (OSError, FutureCancelledError):
+                raise SettingsError(
+                    f"YARN_OPS_CLUSTER: {self._settings.cluster} is gone; start it and run again, "
+                    "finished units are kept"
+                ) from None
+
+    def file(self, key: str, name: str) -> Path:
+        path = self._folder / f"{key}-{name}"
+        if not path.exists():
+            content = self._store.read(_place(key, name))
+            if hashlib.sha256(content).hexdigest() != self._manifests[key].files[name].sha256:
+                where = self._store.uri_of(_place(key, name))
+                raise StoreError(f"{where}: other bytes than were written; remove units/{key} and run again")
+            path.write_bytes(content)
+        return path
+
+    def place(self, results: Mapping[str, str], out: Path) -> Tree | None:
+        copies = {
+            name: (_place(key, TOKENS), self._manifests[key].files[TOKENS]) for name, key in results.items()
+        }
+        return put_tree(self._store, out, copies=copies)
+
+
+def workers_of(settings: Settings) -> int:
+    """How many workers the cluster has; SettingsError when it cannot be used."""
+    with _client(settings) as client:
+        return len(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def make_in_store(key: str, unit: Unit, work: Work, tokenizer: str, store_url: str) -> bytes:
+    """Make a unit on this worker, unless its result is there; the manifest of the result."""
+    if unit_key(unit, work) != key:
+        raise SettingsError("a worker of the cluster runs another version of yarn-ops; update it")
+    settings = read_settings()
+    settings.make_home()
+    options = store_options(settings)
+    store = open_store(store_url, options)
+    if store.size(_place(key, MANIFEST)) is not None:
+        return read_manifest(store, f"{UNITS}/{key}").to_bytes()
+    with tempfile.TemporaryDirectory(prefix="unit-", dir=settings.home) as place:
+        made = Path(place) / "made"
+        make_unit(unit, work, _tokenizer(store, tokenizer, work.vocab_size), files_for(options), made)
+        return put_tree_at(store, made, f"{UNITS}/{key}").to_bytes()
+
+
+def _place(key: str, name: str) -> str:
+    return join(f"{UNITS}/{key}", name)
+
+
+def _keep_tokenizer(store: Store, tokenizer: Tokenizer) -> str:
+    """The key of the tokenizer's directory in the store."""
+    prefix = f"{UNITS}/tokenizer-{digest_of([tokenizer.digest, tokenizer.eos])}"
+    with tempfile.TemporaryDirectory() as place:
+        tokenizer.save(Path(place) / "tokenizer")
+        put_tree_at(store, Path(place) / "tokenizer", prefix)
+    return prefix
+
+
+_TOKENIZERS: dict[str, Tokenizer] = {}
+
+
+def _tokenizer(store: Store, prefix: str, vocab_size: int) -> Tokenizer:
+    """Fetched once a process."""
+    if prefix not in _TOKENIZERS:
+        with tempfile.TemporaryDirectory() as place:
+            pull_tree(store, store.uri_of(prefix), Path(place) / "tokenizer")
+            _TOKENIZERS[prefix] = Tokenizer(Path(place) / "tokenizer", vocab_size)
+    return _TOKENIZERS[prefix]
+
+
+@contextmanager
+def _client(settings: Settings) -> Iterator[Any]:
+    """A connection to the cluster; SettingsError in one line when there is none to be had."""
+    if importlib.util.find_spec("distributed") is None:
+        raise SettingsError("YARN_OPS_CLUSTER: needs Dask; pip install 'yarn-ops[cluster]'")
+    if not settings.store.startswith("s3://"):
+        raise SettingsError(
+            "YARN_OPS_CLUSTER: its workers share object storage alone; set YARN_OPS_STORE_URL to s3://…"
+        )
+    from distributed import Client
+
+    try:
+        client = Client(settings.cluster, timeout=ANSWER_S, set_as_default=False)
+    except (OSError, ValueError):
+        raise SettingsError(
+            f"YARN_OPS_CLUSTER: no Dask scheduler at {settings.cluster}; start one: `dask scheduler`"
+        ) from None
+    with client:
+        if not client.scheduler_info(n_workers=-1)["workers"]:
+            raise SettingsError(
+                f"YARN_OPS_CLUSTER: {settings.cluster} has no worker; start `dask worker {settings.cluster}`"
+            )
+        yield client

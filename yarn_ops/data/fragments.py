@@ -1,0 +1,182 @@
+"""What becomes of a unit: a directory with its tokens and what is known of every document in it.
+
+    tokens.bin       token ids of its documents, without those that are left out here already
+    fragments.bin    a row (`FRAGMENT`) a document, or a part of one where it is long
+    signatures.bin   uint32 [fragments, PLACES]: see near_duplicates.py; when near duplicates are looked for
+    passages.bin     uint64, `passages` of each fragment: see contamination.py; when passages are looked for
+
+Depends on the unit and the work alone, never on the rest of the corpus: whatever needs that (equal documents
+in two units, the side a document is on) is decided when units are composed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import ExitStack, closing
+from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yarn_ops.data.contamination import passages
+from yarn_ops.data.documents import Fragment, NotText, read_fragments
+from yarn_ops.data.files import Files, ReadAhead, SourceFile
+from yarn_ops.data.language import language_of
+from yarn_ops.data.layout import TokenWriter
+from yarn_ops.data.near_duplicates import signature
+from yarn_ops.data.tokenizer import Tokenizer, pieces
+from yarn_ops.data.units import Unit, Work
+from yarn_ops.data.words import NO_WORDS, Hashes, words
+
+TOKENS = "tokens.bin"
+FRAGMENTS = "fragments.bin"
+SIGNATURES = "signatures.bin"
+PASSAGES = "passages.bin"
+
+
+class Fate(IntEnum):
+    """What becomes of a document: the first that holds, in this order."""
+
+    KEPT = 0
+    NO_DOCUMENT = 1
+    """a blank line between rows"""
+    EMPTY = 2
+    """nothing but white space"""
+    NOT_TEXT = 3
+    """a file that is not UTF-8 text"""
+    LANGUAGE = 4
+    """in none of the languages asked for"""
+    LENGTH = 5
+    """shorter or longer than asked for"""
+    DUPLICATE = 6
+    """equal to one before it"""
+    NEAR_DUPLICATE = 7
+    CONTAMINATED = 8
+    """has a passage in common with one that is measured with"""
+
+
+FRAGMENT = np.dtype(
+    [
+        ("file", "<u4"),
+        ("first", "?"),
+        ("fate", "u1"),
+        ("tokens", "<u8"),
+        ("passages", "<u4"),
+        ("digest", "V32"),
+    ]
+)
+"""number of the file among the unit's; whether the document begins here; its fate as far as it is known here;
+what it has in tokens.bin and in passages.bin; sha256 of its text. Equal documents of a unit: only the first
+is in tokens.bin."""
+Fragments = NDArray[np.void]
+
+
+def make_unit(unit: Unit, work: Work, tokenizer: Tokenizer, files: Files, out: Path) -> None:
+    """Read, tokenise and describe a unit's documents into the new directory `out`.
+
+    Memory is bounded by the longest row, or by a fragment of a text (see text.py). DataError when a source is
+    damaged.
+    """
+    out.mkdir()
+    with _Maker(unit, work, tokenizer, out) as maker, closing(ReadAhead(files, unit.sources)) as ahead:
+        for number, source in enumerate(unit.sources):
+            maker.read(number, source, ahead)
+
+
+class _Maker:
+    """Writes the files of a unit's directory."""
+
+    def __init__(self, unit: Unit, work: Work, tokenizer: Tokenizer, out: Path) -> None:
+        self._unit, self._work, self._tokenizer = unit, work, tokenizer
+        self._fates: dict[bytes, Fate] = {}
+        """of whole documents, by their digests"""
+        self._fate = Fate.KEPT
+        with ExitStack() as stack:
+            self._tokens = stack.enter_context(TokenWriter(out / TOKENS, tokenizer.dtype))
+            self._rows = stack.enter_context((out / FRAGMENTS).open("wb"))
+            if work.signatures:
+                self._signatures = stack.enter_context((out / SIGNATURES).open("wb"))
+            if work.shared_words is not None:
+                self._passages = stack.enter_context((out / PASSAGES).open("wb"))
+            self._open = stack.pop_all()
+
+    def __enter__(self) -> _Maker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.close()
+
+    def read(self, number: int, source: SourceFile, files: Files) -> None:
+        """Add the documents of the unit's source of that number."""
+        begun = self._unit.start > 0
+        try:
+            for fragment in read_fragments(self._unit, source, files, self._work.text_field):
+                self._add(number, fragment)
+                begun = True
+        except NotText:
+            # Of a long text other parts may be in tokens.bin: they are left out with this one.
+            self._write(number, not begun, Fate.NOT_TEXT)
+
+    def _add(self, number: int, fragment: Fragment) -> None:
+        text = fragment.text
+        if text is None:
+            self._write(number, True, Fate.NO_DOCUMENT)
+            return
+        whole, blank = fragment.first and fragment.last, not text or text.isspace()
+        digest = hashlib.sha256(text.encode()).digest()
+        if fragment.first:
+            self._fate = Fate.KEPT if blank else self._fate_of(text, digest, whole)
+        if self._fate is not Fate.KEPT:
+            self._write(number, fragment.first, self._fate, digest)
+        elif blank and whole:
+            self._write(number, True, Fate.EMPTY, digest)
+        else:
+            tokens = self._tokenise(text, fragment)
+            found = words(text) if self._work.signatures or self._work.shared_words else NO_WORDS
+            fate = Fate.EMPTY if blank else Fate.KEPT
+            self._write(number, fragment.first, fate, digest, tokens, found)
+
+    def _fate_of(self, text: str, digest: bytes, whole: bool) -> Fate:
+        """Of a document, by its beginning."""
+        if whole and digest in self._fates:
+            return self._fates[digest] or Fate.DUPLICATE
+        wanted = self._work.languages
+        fate = Fate.LANGUAGE if wanted and language_of(text) not in wanted else Fate.KEPT
+        if whole:
+            self._fates[digest] = fate
+        return fate
+
+    def _tokenise(self, text: str, fragment: Fragment) -> int:
+        before = self._tokens.tokens
+        if fragment.first:
+            self._tokens.append(self._tokenizer.prefix)
+        for start, stop in pieces(text):
+            (tokens,) = self._tokenizer.encode([text[start:stop]])
+            self._tokens.append(tokens)
+        if fragment.last:
+            self._tokens.append(self._tokenizer.suffix)
+        return self._tokens.tokens - before
+
+    def _write(
+        self,
+        number: int,
+        first: bool,
+        fate: Fate,
+        digest: bytes = bytes(32),
+        tokens: int = 0,
+        found: Hashes = NO_WORDS,
+    ) -> None:
+        kept = NO_WORDS
+        if self._work.signatures:
+            # A text without words is like nothing but its equal.
+            self._signatures.write(signature(found if len(found) else np.frombuffer(digest, "<u8")).tobytes())
+        if self._work.shared_words is not None:
+            kept = passages(found, self._work.shared_words)
+            self._passages.write(kept.tobytes())
+        self._rows.write(np.array((number, first, fate, tokens, len(kept), digest), FRAGMENT).tobytes())
+
+
+def read_fragment_rows(path: Path) -> Fragments:
+    """The rows of a unit's `FRAGMENTS`."""
+    return np.fromfile(path, FRAGMENT)

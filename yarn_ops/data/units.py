@@ -1,0 +1,138 @@
+"""A corpus in units: stretches of its sources that are made each by itself, anywhere and in any order.
+
+A unit is a run of small files, or a stretch of a large one: bytes of text or of JSON lines, row groups of
+Parquet. Where units begin depends on the corpus alone, so what is composed of them does as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Literal
+
+from yarn_ops.data.files import Files, SourceFile
+from yarn_ops.data.text import FRAGMENT_BYTES
+from yarn_ops.data.tokenizer import Tokenizer
+from yarn_ops.digests import digest_of
+from yarn_ops.recipe import Data
+
+VERSION = 1
+"""Raise it when the same unit gives another result."""
+UNITS = 256
+"""a corpus has about so many: enough to spread evenly, few enough to be read as files by a trainer"""
+LEAST_BYTES = 1 << 20
+MOST_BYTES = 128 << 20
+"""what a node that dies costs at most: half a minute of a core"""
+MOST_FILES = 4096
+
+Kind = Literal["text", "jsonl", "jsonl.gz", "jsonl.zst", "parquet"]
+SUFFIXES: dict[str, Kind] = {
+    ".jsonl": "jsonl", ".jsonl.gz": "jsonl.gz", ".jsonl.zst": "jsonl.zst", ".parquet": "parquet"
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Whole files, or the stretch [start, stop) of one: in bytes, of Parquet in row groups."""
+
+    sources: tuple[SourceFile, ...]
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its sources' bytes, its share; of Parquet files in parts a rough one."""
+        whole = sum(source.size_bytes for source in self.sources)
+        return whole if self.stop is None else min(whole, self.stop - self.start)
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a unit's result depends on besides its bytes."""
+
+    tokenizer_digest: str
+    eos_token_id: int | None
+    vocab_size: int
+    text_field: str
+    languages: tuple[str, ...]
+    signatures: bool
+    """whether near duplicates are looked for"""
+    shared_words: int | None
+    """passages of that many words are looked for; None: none are"""
+
+
+def work_of(data: Data, tokenizer: Tokenizer, vocab_size: int) -> Work:
+    """What the recipe asks of every unit; the rest of its section is decided when units are composed."""
+    return Work(
+        tokenizer_digest=tokenizer.digest,
+        eos_token_id=tokenizer.eos,
+        vocab_size=vocab_size,
+        text_field=data.text_field,
+        languages=tuple(sorted(set(data.languages))),
+        signatures=data.near_duplicate_similarity is not None,
+        shared_words=data.shared_words,
+    )
+
+
+def unit_key(unit: Unit, work: Work) -> str:
+    """sha256 of everything that the result depends on: contents, not places or the rest of the corpus."""
+    contents = [[kind_of(source), source.size_bytes, source.fingerprint] for source in unit.sources]
+    return digest_of([VERSION, contents, unit.start, unit.stop, vars(work)])
+
+
+def kind_of(source: SourceFile) -> Kind:
+    """By its name's end; whatever has none of the known ones is text."""
+    name = source.uri.lower()
+    return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), "text")
+
+
+def partition(sources: Sequence[SourceFile], files: Files) -> list[Unit]:
+    """Units in the order of the sources. DataError when a Parquet file does not tell its row groups."""
+    target = unit_bytes(sum(source.size_bytes for source in sources))
+    units: list[Unit] = []
+    group: list[SourceFile] = []
+    held = 0
+    for source in sources:
+        parts = list(_parts(source, target, files)) if source.size_bytes > target else []
+        if len(parts) > 1:
+            units += [Unit(tuple(group))] if group else []
+            units += parts
+            group, held = [], 0
+            continue
+        if group and (held + source.size_bytes > target or len(group) == MOST_FILES):
+            units.append(Unit(tuple(group)))
+            group, held = [], 0
+        group.append(source)
+        held += source.size_bytes
+    return [*units, Unit(tuple(group))] if group else units
+
+
+def unit_bytes(corpus_bytes: int) -> int:
+    """A power of two, so that a corpus may grow a good while before all its units are others."""
+    power: int = 1 << (max(1, corpus_bytes // UNITS).bit_length() - 1)
+    return min(MOST_BYTES, max(LEAST_BYTES, power))
+
+
+def _parts(source: SourceFile, target: int, files: Files) -> Iterator[Unit]:
+    kind = kind_of(source)
+    if kind == "parquet":
+        yield from _row_groups(source, target, files)
+    elif kind in ("text", "jsonl"):
+        step = target if kind == "jsonl" else max(1, target // FRAGMENT_BYTES) * FRAGMENT_BYTES
+        for start in range(0, source.size_bytes, step):
+            yield Unit((source,), start, min(start + step, source.size_bytes))
+
+
+def _row_groups(source: SourceFile, target: int, files: Files) -> Iterator[Unit]:
+    from yarn_ops.data.documents import open_parquet
+
+    with closing(files.open(source.uri)) as file:
+        table = open_parquet(file, source.uri)
+        start = held = 0
+        for group in range(table.metadata.num_row_groups):
+            columns = table.metadata.row_group(group)
+            held += sum(columns.column(i).total_compressed_size for i in range(columns.num_columns))
+            if held >= target or group + 1 == table.metadata.num_row_groups:
+                yield Unit((source,), start, group + 1)
+                start, held = group + 1, 0

@@ -1,0 +1,156 @@
+"""A model of which one part at a time has data: its embedding, each of its layers, what comes after them.
+
+transformers loads a model whole. Its own rules for a checkpoint's names and layouts (experts that lie in
+separate tensors and are one parameter, names of older checkpoints, prefixes) are applied here to a part's
+tensors alone, so that what they cost in memory is a part's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+    revert_weight_conversion,
+)
+from transformers.modeling_utils import LoadStateDictConfig
+
+from yarn_ops.checkpoints import quiet_transformers, weight_files
+from yarn_ops.errors import BaseModelError
+from yarn_ops.rope.methods import RopeSpec
+from yarn_ops.rope.proof import lay_out_proven
+
+
+@dataclass(frozen=True)
+class Part:
+    """Modules of a model that have data together."""
+
+    modules: tuple[str, ...]
+    names: tuple[str, ...]
+    """of what a file keeps of them, in the model's order; a tied tensor is its source's"""
+
+
+class PartedModel:
+    """A causal model laid out without data, its RoPE proven. It runs in float32 on one device."""
+
+    def __init__(self, config: Mapping[str, Any], spec: RopeSpec, *, device: str) -> None:
+        self.model = lay_out_proven(config, spec, device=device)
+        self.device = device
+        # As `from_pretrained` leaves it; saving by parts undoes it the way saving the whole would.
+        self.model._weight_conversions = get_model_conversion_mapping(self.model)
+        self.layers: list[nn.Module] = list(self.model.base_model.layers)
+        self.front, *self.middle, self.back = _split(self.model, self.layers)
+
+    @property
+    def parts(self) -> list[Part]:
+        """In the order of the data's way through the model."""
+        return [self.front, *self.middle, self.back]
+
+    def release(self, part: Part, dtype_of: Callable[[str], torch.dtype] | None = None) -> None:
+        """Take a part's data away; `dtype_of` a parameter: what it will be filled with, if not float32."""
+        for name in part.names:
+            module, leaf = _owner(self.model, name)
+            if leaf in module._parameters:
+                dtype = torch.float32 if dtype_of is None else dtype_of(name)
+                empty = torch.empty_like(getattr(module, leaf), dtype=dtype, device="meta")
+                setattr(module, leaf, nn.Parameter(empty, requires_grad=False))
+
+    def fill(
+        self, part: Part, weights: Weights, dtype_of: Callable[[str], torch.dtype] | None = None
+    ) -> None:
+        """Read a part's data, as `Weights.load` does."""
+        self.release(part, dtype_of)
+        weights.load(part)
+        self.model.tie_weights()
+
+    def tensors(self, part: Part) -> dict[str, Tensor]:
+        """A part's parameters as files keep them: names and layouts are those of published checkpoints."""
+        return dict(revert_weight_conversion(self.model, self.values(part)))
+
+    def values(self, part: Part) -> dict[str, Tensor]:
+        """A part's parameters by the model's own names."""
+        return {name: self.model.get_parameter_or_buffer(name).detach() for name in part.names}
+
+
+class Weights:
+    """A directory's safetensors as the parts of one model. Nothing is mapped into memory: a tensor is held
+    from when it is read to when it has found its place."""
+
+    def __init__(self, parted: PartedModel, path: Path) -> None:
+        """BaseModelError where a file is damaged."""
+        self._path, self._parted = path, parted
+        model = parted.model
+        rules = model._weight_conversions
+        renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+        converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+        places, owner = model.state_dict(), {name: part for part in parted.parts for name in part.names}
+        self._slices: dict[Part, dict[str, Any]] = defaultdict(dict)
+        for file in weight_files(path):
+            for key, tensor in _slices(path / file):
+                name, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, places)
+                if name in owner:  # the rest is what `from_pretrained` leaves out as well
+                    self._slices[owner[name]][key] = tensor
+
+    def load(self, part: Part) -> None:
+        """Into the model; BaseModelError naming a tensor that is missing or of another shape."""
+        rules = LoadStateDictConfig(
+            device_map={"": self._parted.device},
+            dtype=torch.float32,
+            weight_mapping=self._parted.model._weight_conversions,
+        )
+        try:
+            with quiet_transformers():
+                report, _ = convert_and_load_state_dict_in_model(
+                    self._parted.model, self._slices[part], rules
+                )
+        except (OSError, SafetensorError) as error:
+            raise BaseModelError(f"{self._path}: cannot be read ({error}); fetch it again") from None
+        mismatched = {name for name, *_ in report.mismatched_keys}
+        for fault, names in {
+            "missing": report.missing_keys & {*part.names},
+            "mismatched": mismatched,
+        }.items():
+            if names:
+                raise BaseModelError(
+                    f"{self._path}: {fault} tensor {min(names)} ({len(names)} in all); "
+                    "weights and config are not of one model, fetch both again"
+                )
+
+
+def _split(model: Any, layers: list[nn.Module]) -> Iterator[Part]:
+    tied = getattr(model, "all_tied_weights_keys", {})
+    names = [name for name in model.state_dict() if name not in tied]
+    path_of = {module: path for path, module in model.named_modules()}
+    inside = [path_of[module] for module in (model.get_input_embeddings(), *layers)]
+    taken: set[str] = set()
+    for module in inside:
+        own = tuple(name for name in names if name.startswith(module + "."))
+        taken.update(own)
+        yield Part((module,), own)
+    rest = tuple(name for name in names if name not in taken)
+    yield Part(tuple(dict.fromkeys(name.rpartition(".")[0] for name in rest)), rest)
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    module, _, leaf = name.rpartition(".")
+    return model.get_submodule(module), leaf
+
+
+def _slices(file: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        tensors = safe_open(file, framework="pt", backend="pread")
+        for key in tensors.keys():  # noqa: SIM118
+            yield key, tensors.get_slice(key)
+    except (OSError, SafetensorError) as error:
+        raise BaseModelError(f"{file}: truncated or corrupt ({error}); fetch it again") from None

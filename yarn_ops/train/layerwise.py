@@ -1,0 +1,104 @@
+"""Several versions of a model read the same windows at once, while one part of one version has data.
+
+What a layer is called with besides hidden states (masks, rotary tables, positions) is taken from the model's
+own forward, run once with layers that only take note: so it is right for every architecture, and no forward
+is written twice.
+
+Axes: T tokens of a window, D hidden width, N positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yarn_ops.rope.parts import PartedModel
+from yarn_ops.train.step import Head
+
+StandIn = Callable[[int, Tensor, dict[str, Any]], Tensor]
+"""layer number, hidden states, the call's other arguments → hidden states"""
+
+
+class Layerwise:
+    """What versions of one model make of windows (int64, 1 × T each), as far as they have been taken.
+
+    Each version goes through all layers in order; its part of the model has to have data when it does.
+    """
+
+    def __init__(self, parted: PartedModel, windows: Sequence[Tensor]) -> None:
+        self._parted, self._model = parted, parted.model
+        self._windows = [window.to(parted.device) for window in windows]
+        self._calls: list[list[dict[str, Any]]] = []
+        """of each window, of each layer"""
+        self._hidden: dict[str, list[Tensor]] = {}
+        """of each version, of each window (1 × T × D)"""
+
+    @torch.inference_mode()
+    def embed(self, version: str) -> None:
+        """Begin a version, with the data of the front."""
+        self._calls, self._hidden[version] = [], []
+        for window in self._windows:
+            calls: list[dict[str, Any]] = []
+            with self._layers_replaced(_noting(calls, last=len(self._parted.layers) - 1)):
+                try:
+                    self._model.base_model(input_ids=window, use_cache=False)
+                except _AllNoted as noted:
+                    self._hidden[version].append(noted.hidden)
+            self._calls.append(calls)
+
+    @torch.inference_mode()
+    def advance(self, version: str, layer: int) -> None:
+        """Take a version through a layer, with its data."""
+        module, hidden = self._parted.layers[layer], self._hidden[version]
+        for number, calls in enumerate(self._calls):
+            hidden[number] = module(hidden[number], **calls[layer])
+
+    @torch.inference_mode()
+    def log_probabilities(self, version: str, positions: int) -> list[Tensor]:
+        """Of every next token at that many evenly spaced positions of each window, the last one among them,
+        with the data of what comes after the layers (float32, N × V, CPU). Ends the version."""
+        found = []
+        for hidden in self._hidden.pop(version):
+            at = torch.linspace(0, hidden.shape[1] - 1, min(positions, hidden.shape[1])).long()
+            taken_1ND = hidden[:, at.to(hidden.device)]
+            with self._layers_replaced(_giving(taken_1ND)):
+                output = self._model.base_model(inputs_embeds=taken_1ND, use_cache=False)
+            head = Head.of(self._model, taken_1ND.dtype)
+            found.append(head.logits(output.last_hidden_state[0]).log_softmax(-1).cpu())
+        return found
+
+    @contextmanager
+    def _layers_replaced(self, stand_in: StandIn) -> Iterator[None]:
+        layers: list[Any] = self._parted.layers
+        for number, layer in enumerate(layers):
+            layer.forward = lambda hidden, number=number, **call: stand_in(number, hidden, call)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward
+
+
+class _AllNoted(Exception):
+    """Ends a forward before it reaches what has no data yet."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.hidden = hidden
+
+
+def _noting(calls: list[dict[str, Any]], last: int) -> StandIn:
+    def note(number: int, hidden: Tensor, call: dict[str, Any]) -> Tensor:
+        calls.append(call)
+        if number == last:
+            raise _AllNoted(hidden)
+        return hidden
+
+    return note
+
+
+def _giving(hidden: Tensor) -> StandIn:
+    return lambda *_: hidden

@@ -1,0 +1,88 @@
+"""How the processes of a run share a step: windows among groups, a window's tokens within one, the layers.
+
+    data     groups, each with its own share of the step's windows
+    context  processes of a group, each with an equal part of every window's tokens
+    sharded  each process keeps one part of every frozen layer; a layer is gathered while it is used
+
+Nothing here loads torch: the launcher asks, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from yarn_ops.recipe import Train
+
+LLAMAS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+"""architectures that our own layers serve; others are not cut"""
+
+
+class Layout(NamedTuple):
+    """One way to share a step."""
+
+    data: int = 1
+    context: int = 1
+    sharded: bool = False
+
+    @property
+    def processes(self) -> int:
+        return self.data * self.context
+
+    def describe(self) -> str:
+        """Such as `data × 2, context × 2, base sharded`."""
+        parts = [f"{name} × {count}" for name, count in (("data", self.data), ("context", self.context))]
+        return ", ".join(part for part in (*parts, "base sharded" * self.sharded) if part and part[-1] != "1")
+
+
+@dataclass(frozen=True)
+class Work:
+    """A step, as far as sharing it depends on it."""
+
+    windows: int
+    """of an optimizer step"""
+    batch_windows: int
+    """of a micro-batch, at most"""
+    tokens: int
+    """of a window"""
+    heads: int
+    kv_heads: int
+    ours: bool
+    """it runs through our own layers"""
+
+    @classmethod
+    def of(cls, train: Train, tokens: int, config: Mapping[str, Any]) -> Work:
+        """From a recipe and a model's config.json."""
+        heads = int(config.get("num_attention_heads") or 1)
+        return cls(
+            windows=train.batch_windows * train.accumulate,
+            batch_windows=train.batch_windows,
+            tokens=tokens,
+            heads=heads,
+            kv_heads=int(config.get("num_key_value_heads") or heads),
+            ours=(config.get("architectures") or [""])[0] in LLAMAS,
+        )
+
+    def shares(self, processes: int) -> Iterator[tuple[int, int]]:
+        """Every (data, context) whose product is `processes`, most groups first."""
+        for context in range(1, processes + 1):
+            data = processes // context
+            if data * context == processes and self.windows % data == 0 and self._cuts(context):
+                yield data, context
+
+    def micro_batch(self, data: int) -> int:
+        """Windows of a micro-batch where `data` groups share the step."""
+        return min(self.batch_windows, self.windows // data)
+
+    def _cuts(self, context: int) -> bool:
+        """Whether a window can be cut: equal parts of tokens, whole heads for each."""
+        if context == 1:
+            return True
+        fewer, more = sorted((self.kv_heads, context))
+        return self.ours and self.tokens % context == 0 and self.heads % context == 0 and more % fewer == 0
+
+
+def usable_processes(available: int, work: Work) -> int:
+    """The most that can share a step, of those that are there."""
+    return next(count for count in range(available, 0, -1) if any(work.shares(count)))
