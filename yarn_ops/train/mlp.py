@@ -67,7 +67,7 @@ class Mlp:
         """y, and `gate_up` completed."""
         gate_NF, up_NF, low_NR, _ = gate_up
         if self._adds:
-            from yarn_ops.train.kernels import adapted_swiglu
+            from yarn_ops.train.kernels import adapted_swiglu  # Triton is where GPUs are
 
             hidden_NF = adapted_swiglu(gate_NF, up_NF, low_NR, self.gate.b_OR, self.up.b_OR)
         else:
@@ -81,7 +81,7 @@ class Mlp:
         gate_NF, up_NF, low_NR, low_down_NR = gate_up
         low_grad_NR = low_rank_gradient([grad_ND], [self.down])
         if self._adds:
-            from yarn_ops.train.kernels import adapted_swiglu_backward
+            from yarn_ops.train.kernels import adapted_swiglu_backward  # Triton is where GPUs are
 
             inner_NF = input_gradient([grad_ND], None, None, [self.down])
             hidden_NF, *grads_NF = adapted_swiglu_backward(

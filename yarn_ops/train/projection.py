@@ -95,7 +95,7 @@ def _sum(addends_NO: Sequence[Tensor], low_NR: Tensor, right_OR: Tensor) -> Tens
     """Of up to three addends and low rightᵀ; they are left as they are."""
     first, *others = addends_NO
     if adds_low_rank(first):
-        from yarn_ops.train.kernels import sum_with_low_rank
+        from yarn_ops.train.kernels import sum_with_low_rank  # Triton is where GPUs are
 
         return sum_with_low_rank(addends_NO, low_NR, right_OR)
     total = torch.addmm(first, low_NR, right_OR.t())
