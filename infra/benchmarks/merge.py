@@ -152,7 +152,7 @@ def merge_here(root: Path, figures: Figures) -> None:
     )  # fmt: skip
     shards = ShardSet(
         tokenizer_digest="", vocab_size=VOCABULARY, train_documents=1, train_tokens=1, held_out_documents=1,
-        held_out_tokens=1, longest_document_tokens=1, duplicate_documents=0, lengths=(),
+        held_out_tokens=1, longest_document_tokens=1, dropped={}, lengths=(),
     )  # fmt: skip
     merge(
         Local(base, root / "base"), Local(patched, root / "patched"), Local(adapter, root / "adapter"),
