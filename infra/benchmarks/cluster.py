@@ -369,6 +369,7 @@ def put_layouts(settings: Settings, mib: int, files: int) -> dict[str, str]:
         one = Path(folder, "all.txt")
         one.write_text("\n".join(texts))
         store.put_file(one, "one/all.txt")
+        store.write("one/more.txt", b"A second document, to hold out or to train on.")
         rows = io.BytesIO()
         table = pyarrow.table({"text": texts})
         parquet.write_table(table, rows, row_group_size=max(1, len(texts) // (4 * mib // 8 or 1)))

@@ -13,6 +13,7 @@ from yarn_ops.recipe.section import NO_PASSWORD, Fraction, Positive, Section
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 ALIAS = r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"
 TAG = r"^[A-Za-z0-9_][A-Za-z0-9_./ -]{0,249}$"
+Source = Annotated[str, Field(min_length=1, max_length=4096, json_schema_extra=NO_PASSWORD)]
 
 
 class Base(Section):
@@ -104,9 +105,7 @@ class Rope(Section):
 class Data(Section):
     """The documents to train on and to measure with."""
 
-    sources: tuple[
-        Annotated[str, Field(min_length=1, max_length=4096, json_schema_extra=NO_PASSWORD)], ...
-    ] = Field(
+    sources: tuple[Source, ...] = Field(
         ("stdlib:**/*.py",),
         min_length=1,
         title="Sources",
@@ -143,7 +142,7 @@ class Data(Section):
         description="Documents that have a passage of so many words in common with held-out or evaluation "
         "documents are not trained on, e.g. 50. Empty: not looked for.",
     )
-    evaluation_sources: tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...] = Field(
+    evaluation_sources: tuple[Source, ...] = Field(
         (),
         title="Evaluation sources",
         description="Like sources: documents of other evaluations, whose passages are kept from training.",

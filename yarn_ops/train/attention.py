@@ -29,6 +29,8 @@ from yarn_ops.errors import TrainError
 Kernel = Literal["fa4", "cudnn", "flash", "cpu"]
 aten = torch.ops.aten
 LARGEST_HEAD = 128  # cuDNN's and FlashAttention-4's, where a gradient is wanted
+HOPPER_TILE = (128, 160)
+"""queries × keys of FlashAttention-4's forward for heads of 128: 7 % less time than its own 128 × 128"""
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,22 @@ def _fa4() -> Any:
     """FlashAttention-4's forward and backward as they are called without autograd, or None."""
     try:
         interface = importlib.import_module("flash_attn.cute.interface")
+        own = interface._tile_size_bwd_sm90
+
+        def for_long_windows(head: int, head_v: int, causal: bool, local: bool, **others: Any) -> Any:
+            return own(head, head_v, False, False, **others)
+
+        # Under a causal mask it takes 64 queries at a time, so that few are masked; without one, 80. In long
+        # windows next to none are masked: 3 % less time at 32,768 tokens.
+        interface._tile_size_bwd_sm90 = for_long_windows
         return interface._flash_attn_fwd, interface._flash_attn_bwd
     except (ImportError, AttributeError):
         return None
+
+
+def _fa4_tile(q_BTHK: Tensor) -> dict[str, Any]:
+    hopper = torch.cuda.get_device_capability()[0] == 9
+    return {"tile_mn": HOPPER_TILE} if hopper and q_BTHK.shape[-1] == 128 else {}
 
 
 def attend(
@@ -89,7 +104,7 @@ def attend(
     """Softmax of q·k/√K over the tokens up to each one, of its own document."""
     if kernel == "fa4":
         tensors, bounds = _fa4_arguments(documents, q_BTHK, k_BTHK, v_BTHK)
-        out, lse, *_ = _fa4()[0](*tensors, causal=True, return_lse=True, **bounds)
+        out, lse, *_ = _fa4()[0](*tensors, causal=True, return_lse=True, **bounds, **_fa4_tile(q_BTHK))
         return Attended(out.view(q_BTHK.shape), lse, (lse, lse))
     if kernel == "cudnn":
         out, lse, *_, seed, offset, _ = aten._scaled_dot_product_cudnn_attention(

@@ -17,7 +17,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -29,11 +28,16 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(function, dynamic=False)  # loads the compiler: two seconds
 
     def call(first: Tensor, *others: Any) -> Any:
-        if first.is_cuda and _can_compile():
+        if runs_kernels(first):
             return compiled()(first, *others)
         return function(first, *others)
 
     return call
+
+
+def runs_kernels(tensor: Tensor) -> bool:
+    """Whether kernels can be built for the tensor's device."""
+    return tensor.is_cuda and _can_compile()
 
 
 @functools.cache
@@ -42,16 +46,17 @@ def _can_compile() -> bool:
     return find_spec("triton") is not None and any(shutil.which(name) for name in compilers if name)
 
 
-@fused
-def rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+def _rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """x / rms(x) · weight (Zhang and Sennrich 2019, equation 4), as Llama rounds it."""
     wide = _wide(x_ND)
     normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return weight_D * normal.to(x_ND.dtype)
 
 
-@fused
-def rms_norm_backward(
+rms_norm = fused(_rms_norm)
+
+
+def _rms_norm_backward(
     grad_ND: Tensor, x_ND: Tensor, weight_D: Tensor, eps: float, onto_ND: Tensor | None
 ) -> Tensor:
     """Gradient of x, added to `onto`: what reaches x past the norm."""
@@ -60,6 +65,17 @@ def rms_norm_backward(
     normal, grad = wide * scale, _wide(grad_ND) * _wide(weight_D)
     inner = scale * (grad - normal * (grad * normal).mean(-1, keepdim=True))
     return (inner if onto_ND is None else inner + _wide(onto_ND)).to(x_ND.dtype)
+
+
+rms_norm_backward = fused(_rms_norm_backward)
+
+
+@fused
+def rms_norm_again(
+    grad_ND: Tensor, x_ND: Tensor, weight_D: Tensor, eps: float, onto_ND: Tensor
+) -> tuple[Tensor, Tensor]:
+    """rms_norm(x) once more, and rms_norm_backward: they read the same."""
+    return _rms_norm(x_ND, weight_D, eps), _rms_norm_backward(grad_ND, x_ND, weight_D, eps, onto_ND)
 
 
 @fused
@@ -81,8 +97,9 @@ def rotate(x_BTHK: Tensor, cos_BTK: Tensor, sin_BTK: Tensor) -> Tensor:
 
 @fused
 def swiglu(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
-    """silu(gate) · up (Shazeer 2020)."""
-    return (F.silu(_wide(gate_NF)) * _wide(up_NF)).to(gate_NF.dtype)
+    """silu(gate) · up (Shazeer 2020), to the bit what its backward makes again."""
+    gate = _wide(gate_NF)
+    return (gate * torch.sigmoid(gate) * _wide(up_NF)).to(gate_NF.dtype)
 
 
 @fused

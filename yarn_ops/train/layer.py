@@ -23,18 +23,19 @@ from torch.autograd.function import once_differentiable
 from yarn_ops.train.attention import Attended, Documents, Kernel
 from yarn_ops.train.elementwise import (
     rms_norm,
+    rms_norm_again,
     rms_norm_backward,
     rms_norm_weight_gradient,
     rotate,
-    swiglu,
-    swiglu_backward,
 )
 from yarn_ops.train.host import HostStash, Stashed
+from yarn_ops.train.mlp import GateUp, Mlp
 from yarn_ops.train.parallel.ulysses import Across, attend_across, attend_across_backward
 from yarn_ops.train.projection import (
     Linear,
     LinearGradients,
     input_gradient,
+    low_rank,
     low_rank_gradient,
     parameter_gradients,
     project,
@@ -111,13 +112,31 @@ class Context:
     """weights, norms and biases learn too"""
 
 
+class Qkv(NamedTuple):
+    """Queries, keys and values; rotated, unless they are normed first: that derivative needs them raw."""
+
+    outputs: list[Tensor]
+    low_NR: Tensor | None
+    """norm(x) Aᵀ, of their adapters"""
+
+
+class Mid(NamedTuple):
+    """What lies between attention and MLP."""
+
+    mid_ND: Tensor
+    low_NR: Tensor | None
+    """attention's output times Aᵀ, of its projection's adapter"""
+
+
 @dataclass
 class Kept:
+    """Low-rank products are kept with what they belong to: they are smaller by a hundred."""
+
     x: Tensor | Stashed
     attended: Attended | None = None
-    qkv: list[Tensor] | None = None
-    mid: Tensor | None = None
-    gate_up: list[Tensor] | None = None
+    qkv: Qkv | None = None
+    mid: Mid | None = None
+    gate_up: GateUp | None = None
 
 
 AtHand = Callable[[], AbstractContextManager[None]]
@@ -147,9 +166,9 @@ class _Layer(torch.autograd.Function):
         attended = layer.attend(qkv)
         keep = policy.keep if any(ctx.needs_input_grad) else None
         if keep not in ("everything", "attention"):
-            qkv = []
+            del qkv
         mid = layer.project_output(x, attended)
-        y, gate_up = layer.mlp(mid, keep=keep == "everything")
+        y, gate_up = layer.mlp(mid.mid_ND, keep=keep == "everything")
         if keep is not None:
             kept = Kept(context.stash.put(x) if policy.on_host else x)
             if keep != "input":
@@ -190,55 +209,68 @@ class _Pass:
             kept.attended = self.attend(qkv)
         if kept.mid is None:
             kept.mid = self.project_output(x, kept.attended)
-        grad_mid = self.mlp_backward(grad, kept, grads)
-        return self.attention_backward(grad_mid, x, qkv or self.project_qkv(x), kept.attended, grads)
+        grad_mid, low_o = self.mlp_backward(grad, kept, grads)
+        qkv = qkv or self.project_qkv(x)
+        return self.attention_backward(grad_mid, low_o, x, qkv, kept.attended, grads)
 
-    def project_qkv(self, x: Tensor) -> list[Tensor]:
-        """Queries, keys and values; rotated, unless they are normed first: that derivative needs them raw."""
+    def project_qkv(self, x: Tensor) -> Qkv:
         w = self._w
-        q, k, v = project(rms_norm(x, w.norm, self._c.eps), w.qkv_a, (w.q, w.k, w.v))
+        normal = rms_norm(x, w.norm, self._c.eps)
+        low = low_rank(normal, w.qkv_a)
+        q, k, v = project(normal, low, (w.q, w.k, w.v))
         if w.q_norm is None:
             q, k = self._flat(self._rotate(self._heads(q))), self._flat(self._rotate(self._heads(k)))
-        return [q, k, v]
+        return Qkv([q, k, v], low)
 
-    def attend(self, qkv: list[Tensor]) -> Attended:
+    def attend(self, qkv: Qkv) -> Attended:
         q, k, v = self._turned(qkv)
         return attend_across(self._c.across, self._c.kernel, q, k, v, self._c.documents)
 
-    def project_output(self, x: Tensor, attended: Attended) -> Tensor:
-        return project(self._flat(attended.output_BTHK), self._w.o_a, (self._w.o,), onto_NO=x)[0]
+    def project_output(self, x: Tensor, attended: Attended) -> Mid:
+        output = self._flat(attended.output_BTHK)
+        low = low_rank(output, self._w.o_a)
+        return Mid(project(output, low, (self._w.o,), onto_NO=x)[0], low)
 
-    def mlp(self, mid: Tensor, keep: bool) -> tuple[Tensor, list[Tensor] | None]:
-        w = self._w
+    def mlp(self, mid: Tensor, keep: bool) -> tuple[Tensor, GateUp | None]:
+        mlp = self._mlp()
         if keep:
-            gate_up = self._gate_up(mid)
-            return project(swiglu(*gate_up), w.down_a, (w.down,), onto_NO=mid)[0], gate_up
+            return mlp.forward(mid, mlp.gate_up(mid))
         y = torch.empty_like(mid)
         for rows in self._tiles(len(mid)):
-            project_down = project(swiglu(*self._gate_up(mid[rows])), w.down_a, (w.down,), onto_NO=mid[rows])
-            y[rows] = project_down[0]
+            y[rows], _ = mlp.forward(mid[rows], mlp.gate_up(mid[rows]))
         return y, None
 
-    def mlp_backward(self, grad: Tensor, kept: Kept, grads: dict[str, Any]) -> Tensor:
-        """The gradient of `mid`; those of the MLP's parameters go to `grads`."""
+    def mlp_backward(self, grad: Tensor, kept: Kept, grads: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """The gradient of `mid`, and the low-rank product kept with it; the gradients of the MLP's parameters
+        go to `grads`."""
         assert kept.mid is not None
-        mid, gate_up = kept.mid, kept.gate_up
+        mlp, (mid, low_o), gate_up = self._mlp(), kept.mid, kept.gate_up
         kept.mid = kept.gate_up = None
         if gate_up is not None:
-            return self._mlp_tile_backward(grad, mid, gate_up, grads)
-        total = torch.empty_like(mid)
+            grad_mid, found = mlp.backward(grad, mid, gate_up)
+            grads |= found
+            return grad_mid, low_o
+        grad_mid = torch.empty_like(mid)
         for rows in self._tiles(len(mid)):
-            total[rows] = self._mlp_tile_backward(grad[rows], mid[rows], self._gate_up(mid[rows]), grads)
-        return total
+            grad_mid[rows], found = mlp.backward(grad[rows], mid[rows], mlp.gate_up(mid[rows]))
+            for name, gradient in found.items():
+                grads[name] = _sum(grads[name], gradient)
+        return grad_mid, low_o
 
     def attention_backward(
-        self, grad_mid: Tensor, x: Tensor, qkv: list[Tensor], attended: Attended, grads: dict[str, Any]
+        self,
+        grad_mid: Tensor,
+        low_o: Tensor | None,
+        x: Tensor,
+        qkv: Qkv,
+        attended: Attended,
+        grads: dict[str, Any],
     ) -> Tensor:
         """The gradient of x, from that of `mid`."""
         w, c = self._w, self._c
         output = self._flat(attended.output_BTHK)
         low = low_rank_gradient([grad_mid], [w.o])
-        grads["o_a"], (grads["o"],) = parameter_gradients(output, [grad_mid], w.o_a, low, [w.o], c.whole)
+        grads["o_a"], (grads["o"],) = parameter_gradients(output, low_o, [grad_mid], low, [w.o], c.whole)
         grad_output = self._heads(input_gradient([grad_mid], w.o_a, low, [w.o]))
         turned = attend_across_backward(
             c.across, c.kernel, grad_output, *self._turned(qkv), attended, c.documents
@@ -248,57 +280,35 @@ class _Pass:
         linears = (w.q, w.k, w.v)
         grads_qkv = self._turned_backward(turned, qkv, grads)
         low = low_rank_gradient(grads_qkv, linears)
-        normal = rms_norm(x, w.norm, c.eps)
-        grads["qkv_a"], (grads["q"], grads["k"], grads["v"]) = parameter_gradients(
-            normal, grads_qkv, w.qkv_a, low, linears, c.whole
-        )
         grad_normal = input_gradient(grads_qkv, w.qkv_a, low, linears)
+        normal, grad_x = rms_norm_again(grad_normal, x, w.norm, c.eps, grad_mid)
+        grads["qkv_a"], (grads["q"], grads["k"], grads["v"]) = parameter_gradients(
+            normal, qkv.low_NR, grads_qkv, low, linears, c.whole
+        )
         if c.whole:
             grads["norm"] = rms_norm_weight_gradient(grad_normal, x, c.eps)
-        return rms_norm_backward(grad_normal, x, w.norm, c.eps, grad_mid)
+        return grad_x
 
-    def _mlp_tile_backward(
-        self, grad: Tensor, mid: Tensor, gate_up: list[Tensor], grads: dict[str, Any]
-    ) -> Tensor:
+    def _mlp(self) -> Mlp:
         w, c = self._w, self._c
-        low_down = low_rank_gradient([grad], [w.down])
-        inner = input_gradient([grad], w.down_a, low_down, [w.down])
-        hidden, *grads_gate_up = swiglu_backward(inner, *gate_up)
-        down_a, (down,) = parameter_gradients(hidden, [grad], w.down_a, low_down, [w.down], c.whole)
-        del inner, hidden
+        return Mlp(w.mlp_norm, c.eps, w.gate_up_a, w.down_a, w.gate, w.up, w.down, c.whole)
 
-        linears = (w.gate, w.up)
-        low = low_rank_gradient(grads_gate_up, linears)
-        normal = rms_norm(mid, w.mlp_norm, c.eps)
-        gate_up_a, (gate, up) = parameter_gradients(normal, grads_gate_up, w.gate_up_a, low, linears, c.whole)
-        grad_normal = input_gradient(grads_gate_up, w.gate_up_a, low, linears)
-        found = {"down_a": down_a, "down": down, "gate_up_a": gate_up_a, "gate": gate, "up": up}
-        if c.whole:
-            found["mlp_norm"] = rms_norm_weight_gradient(grad_normal, mid, c.eps)
-        for name, gradient in found.items():
-            grads[name] = _sum(grads[name], gradient)
-        return rms_norm_backward(grad_normal, mid, w.mlp_norm, c.eps, grad)
-
-    def _gate_up(self, mid: Tensor) -> list[Tensor]:
-        w = self._w
-        return project(rms_norm(mid, w.mlp_norm, self._c.eps), w.gate_up_a, (w.gate, w.up))
-
-    def _turned(self, qkv: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _turned(self, qkv: Qkv) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys normed, where the architecture does, and rotated; values as they are."""
         w, c = self._w, self._c
-        q, k, v = (self._heads(tensor) for tensor in qkv)
+        q, k, v = (self._heads(tensor) for tensor in qkv.outputs)
         if w.q_norm is None or w.k_norm is None:
             return q, k, v
         q, k = rms_norm(q, w.q_norm, c.eps), rms_norm(k, w.k_norm, c.eps)
         return self._rotate(q), self._rotate(k), v
 
     def _turned_backward(
-        self, turned: tuple[Tensor, Tensor, Tensor], qkv: list[Tensor], grads: dict[str, Any]
+        self, turned: tuple[Tensor, Tensor, Tensor], qkv: Qkv, grads: dict[str, Any]
     ) -> list[Tensor]:
         w, c = self._w, self._c
         q, k = (rotate(grad, c.cos_BTK, -c.sin_BTK) for grad in turned[:2])
         if w.q_norm is not None and w.k_norm is not None:
-            raw_q, raw_k = self._heads(qkv[0]), self._heads(qkv[1])
+            raw_q, raw_k = (self._heads(tensor) for tensor in qkv.outputs[:2])
             if c.whole:
                 grads["q_norm"] = rms_norm_weight_gradient(q, raw_q, c.eps)
                 grads["k_norm"] = rms_norm_weight_gradient(k, raw_k, c.eps)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from yarn_ops.train.elementwise import runs_kernels
 from yarn_ops.train.float8 import Float8Weight, Rows, multiply, to_rows
 
 
@@ -37,17 +38,21 @@ class Gradients(NamedTuple):
     linears: list[LinearGradients]
 
 
+def low_rank(x_NI: Tensor, a_RI: Tensor | None) -> Tensor | None:
+    """x Aᵀ (N × R)."""
+    return None if a_RI is None else x_NI @ a_RI.t()
+
+
 def project(
-    x_NI: Tensor, a_RI: Tensor | None, linears: Sequence[Linear], onto_NO: Tensor | None = None
+    x_NI: Tensor, low_NR: Tensor | None, linears: Sequence[Linear], onto_NO: Tensor | None = None
 ) -> list[Tensor]:
-    """The outputs (each N × O); `onto` is added to the first and left as it is."""
-    low_NR = None if a_RI is None else x_NI @ a_RI.t()
+    """The outputs (each N × O), without what adapters add where `low` is None; `onto` is added to the first
+    and left as it is."""
     rows = to_rows(x_NI) if isinstance(linears[0].weight_OI, Float8Weight) else None
     outputs, rank = [], 0
     for linear in linears:
         own_NR = None
-        if linear.b_OR is not None:
-            assert low_NR is not None
+        if linear.b_OR is not None and low_NR is not None:
             own_NR, rank = low_NR[:, rank : rank + linear.b_OR.shape[1]], rank + linear.b_OR.shape[1]
         if rows is None:
             outputs.append(_output(x_NI, linear, own_NR, onto_NO))
@@ -63,7 +68,7 @@ def _output(x_NI: Tensor, linear: Linear, own_NR: Tensor | None, onto_NO: Tensor
     if linear.bias_O is not None:
         start = linear.bias_O if start is None else start + linear.bias_O
     if own_NR is not None and linear.b_OR is not None:
-        start = own_NR @ linear.b_OR.t() if start is None else torch.addmm(start, own_NR, linear.b_OR.t())
+        start = own_NR @ linear.b_OR.t() if start is None else _sum([start], own_NR, linear.b_OR)
         return start.addmm_(x_NI, weight_OI.t())
     return x_NI @ weight_OI.t() if start is None else torch.addmm(start, x_NI, weight_OI.t())
 
@@ -73,12 +78,30 @@ def _float8_output(
 ) -> Tensor:
     assert isinstance(linear.weight_OI, Float8Weight)
     output = multiply(x, linear.weight_OI.outputs, dtype)
+    if linear.bias_O is not None:
+        output += linear.bias_O
+    addends = [output] if onto_NO is None else [output, onto_NO]
     if own_NR is not None and linear.b_OR is not None:
-        output.addmm_(own_NR, linear.b_OR.t())
-    for more in (linear.bias_O, onto_NO):
-        if more is not None:
-            output += more
-    return output
+        return _sum(addends, own_NR, linear.b_OR)
+    return output if onto_NO is None else output.add_(onto_NO)
+
+
+def adds_low_rank(tensor: Tensor) -> bool:
+    """Whether kernels of our own add low-rank products where such a tensor is."""
+    return runs_kernels(tensor) and tensor.dtype in (torch.bfloat16, torch.float16)
+
+
+def _sum(addends_NO: Sequence[Tensor], low_NR: Tensor, right_OR: Tensor) -> Tensor:
+    """Of up to three addends and low rightᵀ; they are left as they are."""
+    first, *others = addends_NO
+    if adds_low_rank(first):
+        from yarn_ops.train.kernels import sum_with_low_rank  # Triton is where GPUs are
+
+        return sum_with_low_rank(addends_NO, low_NR, right_OR)
+    total = torch.addmm(first, low_NR, right_OR.t())
+    for other in others:
+        total += other
+    return total
 
 
 def low_rank_gradient(grads_NO: Sequence[Tensor], linears: Sequence[Linear]) -> Tensor | None:
@@ -106,25 +129,26 @@ def input_gradient(
 def _float8_input_gradient(
     grads_NO: Sequence[Tensor], a_RI: Tensor | None, low_grad_NR: Tensor | None, linears: Sequence[Linear]
 ) -> Tensor:
-    total: Tensor | None = None
+    parts = []
     for grad, linear in zip(grads_NO, linears, strict=True):
         assert isinstance(linear.weight_OI, Float8Weight)
-        more = multiply(to_rows(grad), linear.weight_OI.inputs, grad.dtype)
-        total = more if total is None else total.add_(more)
-    assert total is not None
-    return total if a_RI is None or low_grad_NR is None else total.addmm_(low_grad_NR, a_RI)
+        parts.append(multiply(to_rows(grad), linear.weight_OI.inputs, grad.dtype))
+    if a_RI is not None and low_grad_NR is not None:
+        return _sum(parts, low_grad_NR, a_RI.t())
+    for more in parts[1:]:
+        parts[0] += more
+    return parts[0]
 
 
 def parameter_gradients(
     x_NI: Tensor,
+    low_NR: Tensor | None,
     grads_NO: Sequence[Tensor],
-    a_RI: Tensor | None,
     low_grad_NR: Tensor | None,
     linears: Sequence[Linear],
     whole: bool,
 ) -> Gradients:
     """Gradients of the adapters, and with `whole` of weights and biases too."""
-    low_NR = None if a_RI is None else x_NI @ a_RI.t()
     gradients, rank = [], 0
     for grad, linear in zip(grads_NO, linears, strict=True):
         of_b = None
