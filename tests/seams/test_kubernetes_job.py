@@ -91,7 +91,7 @@ class Cluster:
         return subprocess.run(
             container.get("command", []) + container.get("args", []),
             env={"PATH": f"{Path(sys.executable).parent}:{os.defpath}", **mounted},
-            cwd=CHECKOUT, capture_output=True, text=True, timeout=280,
+            cwd=CHECKOUT, capture_output=True, text=True, timeout=560,
         )  # fmt: skip
 
     def state_of(self, run: FlowRun) -> str:
@@ -118,7 +118,7 @@ def test_the_jobs_process_does_a_run(prefect_api: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_jobs_process_does_every_stage_on_postgresql(
     postgres: PostgresCluster, prefect_api: str, small_recipe: Path, tmp_path: Path
 ) -> None:
