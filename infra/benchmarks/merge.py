@@ -35,7 +35,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from yarn_ops.checkpoints import quiet_transformers, read_config
 from yarn_ops.data.layout import ShardWriter, TokenWriter
 from yarn_ops.recipe import Rope, Train
-from yarn_ops.records import Adapter, BaseModel, Local, PatchedModel, ShardSet
+from yarn_ops.records import Adapter, BaseModel, Dropped, Local, PatchedModel, ShardSet
 from yarn_ops.rope.config import patch_config, rope_spec_of
 from yarn_ops.rope.proof import load_proven
 from yarn_ops.train.lora import (
@@ -152,7 +152,7 @@ def merge_here(root: Path, figures: Figures) -> None:
     )  # fmt: skip
     shards = ShardSet(
         tokenizer_digest="", vocab_size=VOCABULARY, train_documents=1, train_tokens=1, held_out_documents=1,
-        held_out_tokens=1, longest_document_tokens=1, duplicate_documents=0, lengths=(),
+        held_out_tokens=1, longest_document_tokens=1, dropped=Dropped(), lengths=(),
     )  # fmt: skip
     merge(
         Local(base, root / "base"), Local(patched, root / "patched"), Local(adapter, root / "adapter"),
