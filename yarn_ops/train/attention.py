@@ -79,7 +79,7 @@ def choose_kernel(device: str, dtype: torch.dtype, head_width: int, documents: b
 def _fa4() -> Any:
     """FlashAttention-4's forward and backward as they are called without autograd, or None."""
     try:
-        interface = importlib.import_module("flash_attn.cute.interface")
+        interface: Any = importlib.import_module("flash_attn.cute.interface")
         own = interface._tile_size_bwd_sm90
 
         def for_long_windows(head: int, head_v: int, causal: bool, local: bool, **others: Any) -> Any:

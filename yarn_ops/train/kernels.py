@@ -153,7 +153,7 @@ def _sum(
 def sum_with_low_rank(addends_NO: Sequence[Tensor], low_NR: Tensor, b_OR: Tensor) -> Tensor:
     """Of one to three addends and low bᵀ."""
     (positions, width), rank = addends_NO[0].shape, b_OR.shape[1]
-    first, second, third = (*addends_NO, *addends_NO[:1] * 2)[:3]
+    first, second, third = (*addends_NO, addends_NO[0], addends_NO[0])[:3]
     total_NO = torch.empty_like(first)
     rows, columns, warps = SUM
     _sum[triton.cdiv(width, columns), triton.cdiv(positions, rows)](

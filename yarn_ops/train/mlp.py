@@ -60,16 +60,18 @@ class Mlp:
     def gate_up(self, mid_ND: Tensor) -> GateUp:
         normal_ND = rms_norm(mid_ND, self.norm_D, self.eps)
         low_NR = low_rank(normal_ND, self.gate_up_a)
-        added_NR = None if self._adds else low_NR
-        return GateUp(*project(normal_ND, added_NR, (self.gate, self.up)), low_NR)
+        in_products_NR = low_NR if self._added_later is None else None
+        gate_NF, up_NF = project(normal_ND, in_products_NR, (self.gate, self.up))
+        return GateUp(gate_NF, up_NF, low_NR)
 
     def forward(self, mid_ND: Tensor, gate_up: GateUp) -> tuple[Tensor, GateUp]:
         """y, and `gate_up` completed."""
         gate_NF, up_NF, low_NR, _ = gate_up
-        if self._adds:
+        if self._added_later is not None and low_NR is not None:
             from yarn_ops.train.kernels import adapted_swiglu  # Triton is where GPUs are
 
-            hidden_NF = adapted_swiglu(gate_NF, up_NF, low_NR, self.gate.b_OR, self.up.b_OR)
+            gate_b_FR, up_b_FR, _ = self._added_later
+            hidden_NF = adapted_swiglu(gate_NF, up_NF, low_NR, gate_b_FR, up_b_FR)
         else:
             hidden_NF = swiglu(gate_NF, up_NF)
         low_down_NR = low_rank(hidden_NF, self.down_a)
@@ -80,12 +82,13 @@ class Mlp:
         """The gradient of `mid`, and those of the parameters by their names in a layer's weights."""
         gate_NF, up_NF, low_NR, low_down_NR = gate_up
         low_grad_NR = low_rank_gradient([grad_ND], [self.down])
-        if self._adds:
+        if self._added_later is not None and low_NR is not None and low_grad_NR is not None:
             from yarn_ops.train.kernels import adapted_swiglu_backward  # Triton is where GPUs are
 
             inner_NF = input_gradient([grad_ND], None, None, [self.down])
+            gate_b_FR, up_b_FR, down_a_RF = self._added_later
             hidden_NF, *grads_NF = adapted_swiglu_backward(
-                inner_NF, low_grad_NR, self.down_a, gate_NF, up_NF, low_NR, self.gate.b_OR, self.up.b_OR
+                inner_NF, low_grad_NR, down_a_RF, gate_NF, up_NF, low_NR, gate_b_FR, up_b_FR
             )
         else:
             inner_NF = input_gradient([grad_ND], self.down_a, low_grad_NR, [self.down])
@@ -110,7 +113,10 @@ class Mlp:
         return grad_mid_ND, found
 
     @property
-    def _adds(self) -> bool:
-        """Whether the adapters of gate and up are added here, by kernels of our own."""
-        ranks = {None if b is None else b.shape[1] for _, _, b in (self.gate, self.up, self.down)}
-        return len(ranks) == 1 and None not in ranks and adds_low_rank(self.norm_D)
+    def _added_later(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """B of gate, B of up and A of down, where kernels of our own add what these make."""
+        bs = [linear.b_OR for linear in (self.gate, self.up, self.down)]
+        ranks = {None if b is None else b.shape[1] for b in bs}
+        if len(ranks) > 1 or bs[0] is None or bs[1] is None or self.down_a is None:
+            return None
+        return (bs[0], bs[1], self.down_a) if adds_low_rank(self.norm_D) else None
