@@ -81,7 +81,7 @@ class Cluster:
         """The job's container as a process of this machine."""
         (container,) = pod_of(dict(job))["containers"]
         image = (CHECKOUT / "infra" / "images" / "Dockerfile").read_text("utf-8")
-        (block,) = re.findall(r"^ENV (.*(?:\\\n.*)*)", image, re.MULTILINE)
+        (block,) = re.findall(r"^ENV ((?:.*\\\n)*.*)", image, re.MULTILINE)
         environment = dict(re.findall(r"(\w+)=(\S+)", block))
         environment |= {entry["name"]: self._value(entry) for entry in container["env"]}
         mounted = {
