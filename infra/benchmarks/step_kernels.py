@@ -9,6 +9,7 @@ its power limits, they save less than one by one: `train_step.py` has the step.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -30,7 +31,10 @@ def main() -> None:
     tokens = parser.parse_args().tokens
     passes(tokens)
     torch.cuda.empty_cache()
-    attention(tokens)
+    if importlib.util.find_spec("flash_attn") is None:
+        print("attention: FlashAttention-4 is not installed; pip install -e '.[gpu]'")
+    else:
+        attention(tokens)
 
 
 def passes(tokens: int) -> None:
