@@ -12,9 +12,11 @@ has to hide a lost tensor in rounding noise:
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,9 @@ MERGE_TOLERANCE = 0.01
 ROUNDING_TOLERANCE = 3e-3
 """mean divergence in nats, bfloat16 weights against float32: 0.3 % of perplexity. base512: 4e-5"""
 
+M_MMAP_THRESHOLD = -3  # glibc's malloc.h
+RETURNED_BYTES = 4 << 20
+
 Progress = Callable[[int, int, str], None]
 """(done, to do, what comes next)"""
 
@@ -63,6 +68,7 @@ def merge(
     MergeError: a trained tensor is missing or unchanged, or one of the three links does not hold.
     Memory: the embedding, a layer, or the head in float32, and the windows' hidden states thrice.
     """
+    _return_freed_tensors()
     config = read_config(patched.path)
     parted = PartedModel(config, rope_spec_of(config), device=resolve_device(device))
     windows = held_out_windows(shards.path, patched.record)
@@ -93,6 +99,12 @@ def merge(
         parameters=base.record.parameters,
         merge_difference=difference,
     )
+
+
+def _return_freed_tensors() -> None:
+    """Else glibc keeps freed blocks of up to 32 MiB, in a heap for every thread that has read a tensor."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, RETURNED_BYTES)
 
 
 def held_out_windows(shards: Path, patched: PatchedModel) -> list[Tensor]:
