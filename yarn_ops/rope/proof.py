@@ -119,6 +119,14 @@ def lay_out_proven(
     return model
 
 
+def _by_number(device: torch.device | str) -> torch.device:
+    """The threads that load know nothing of the GPU that is this one's current."""
+    found = torch.device(device)
+    if found.type == "cuda" and found.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return found
+
+
 def _prove_module(name: str, module: torch.nn.Module, spec: RopeSpec, rtol: float) -> float:
     buffers = {
         buffer: value for buffer, value in module.named_buffers(recurse=False) if buffer.endswith("inv_freq")
@@ -260,7 +268,9 @@ def _load(
             weights,
             config=built,
             dtype=dtype,
-            device_map={"": device},  # a tensor at a time: host memory never holds a model that goes to a GPU
+            device_map={
+                "": _by_number(device)
+            },  # a tensor at a time: host memory never holds a model that goes to a GPU
             attn_implementation=attn_implementation,
             local_files_only=True,
             use_safetensors=True,
