@@ -268,9 +268,8 @@ def _load(
             weights,
             config=built,
             dtype=dtype,
-            device_map={
-                "": _by_number(device)
-            },  # a tensor at a time: host memory never holds a model that goes to a GPU
+            # A tensor at a time: host memory never holds a model that goes to a GPU.
+            device_map={"": _by_number(device)},
             attn_implementation=attn_implementation,
             local_files_only=True,
             use_safetensors=True,
