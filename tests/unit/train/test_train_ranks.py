@@ -36,7 +36,7 @@ CASES: dict[int, dict[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_losses_and_gradients_are_those_of_one_process(
     processes: int, four_heads: Path, make_job: MakeJob, tmp_path: Path
 ) -> None:

@@ -56,7 +56,6 @@ def never() -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_any_number_of_processes_goes_on_where_another_stopped(make: MakeJob, trained: Trained) -> None:
     common: dict[str, Any] = {"steps": 40, "batch_windows": 2, "accumulate": 2, "checkpoint_every": 100}
     reference = trained(make("reference", **common))
