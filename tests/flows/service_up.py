@@ -156,8 +156,12 @@ class Up(Remote):
         return left
 
 
+PATIENCE = 3
+"""`timeout_s` are for a machine of one's own; others may be so much slower"""
+
+
 def wait_until(holds: Callable[[], bool], timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + PATIENCE * timeout_s
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.2)
