@@ -37,7 +37,11 @@ class MlflowServer:
             *("--backend-store-uri", f"sqlite:///{self._directory / 'mlflow.db'}"),
             *("--artifacts-destination", self._directory / "proxied"),
         ]
-        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment = {
+            **os.environ,
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes, as in our own servers
+        }
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
