@@ -26,6 +26,18 @@ DEPLOYMENT = "extend-context/extend-context"
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
+class _Patient(httpx.HTTPTransport):
+    """Asks again where a Prefect server answers 503: its database is busy, on a machine that is."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        for _ in range(60):
+            response = super().handle_request(request)
+            if response.status_code != 503:
+                break
+            time.sleep(1)
+        return response
+
+
 class Remote:
     """A service that runs somewhere, from a shell with `environment` and over its API."""
 
@@ -34,7 +46,9 @@ class Remote:
     ) -> None:
         self.environment = environment
         self.service = service
-        self._api = httpx.Client(base_url=service.prefect_api_url, timeout=30, auth=auth)
+        self._api = httpx.Client(
+            base_url=service.prefect_api_url, timeout=90, auth=auth, transport=_Patient()
+        )
         self._runs: dict[str, str] = {}
 
     @property

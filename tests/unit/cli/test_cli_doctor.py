@@ -122,7 +122,7 @@ def test_one_wrong_thing_does_not_hide_the_others(yarn_ops: Any, state: Path) ->
     answer = yarn_ops("doctor", YARN_OPS_MLFLOW_URI=NOBODY, YARN_OPS_DEVICE="cpu", COLUMNS="80")
     assert answer.status == 2
     lines = answer.out.splitlines()
-    assert [line[0] for line in lines if line[0] in "✓✗"] == list("✓✓✓✓✓✗✓✓✓")
+    assert [line[0] for line in lines if line[0] in "✓✗"] == list("✓✓✓✓✓✗✓✓✓✓")
     assert "    → start it, or correct YARN_OPS_MLFLOW_URI" in lines
 
 
