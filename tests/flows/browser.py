@@ -19,7 +19,7 @@ from service_up import Remote, Up, wait_until
 
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
             "--disable-sync", "--disable-quic", "--no-first-run"]  # fmt: skip
-LONGEST_MS = 900_000
+LONGEST_MS = 390_000
 RECIPE: dict[str, Any] = {
     "base": {"model": "shipped:base512"},
     "rope": {"target_context_tokens": 1024},

@@ -47,7 +47,7 @@ class Remote:
         self.environment = environment
         self.service = service
         self._api = httpx.Client(
-            base_url=service.prefect_api_url, timeout=90, auth=auth, transport=_Patient()
+            base_url=service.prefect_api_url, timeout=30, auth=auth, transport=_Patient()
         )
         self._runs: dict[str, str] = {}
 
@@ -170,12 +170,8 @@ class Up(Remote):
         return left
 
 
-PATIENCE = 3
-"""`timeout_s` are for a machine of one's own; others may be so much slower"""
-
-
 def wait_until(holds: Callable[[], bool], timeout_s: float) -> None:
-    deadline = time.monotonic() + PATIENCE * timeout_s
+    deadline = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -63,7 +63,7 @@ def commands() -> list[str]:
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("command", [c for c in commands() if c not in RUN_ELSEWHERE and c != RETRAINS])
 def test_a_command_of_the_readme(demo: dict[str, str], somewhere: Path, command: str) -> None:
-    run(command, demo, somewhere, timeout_s=600)
+    run(command, demo, somewhere, timeout_s=300)
 
 
 @pytest.mark.slow

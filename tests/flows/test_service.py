@@ -25,7 +25,7 @@ STAGES = {
     *("merge", "gate", "report", "publish"),
 }
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ from yarn_ops.stack.supervisor import members
 from yarn_ops.train.events import read_events
 
 pytestmark = [
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(400),
     pytest.mark.skipif(find_programs() is None, reason="no PostgreSQL here: apt-get install postgresql"),
 ]
 

@@ -190,7 +190,7 @@ def test_unknown_runs_are_told_in_one_line(registry: Registry) -> None:
             use("nope")
 
 
-def test_1000_runs_are_listed_at_once(database_url: str, registry: Registry) -> None:
+def test_1000_runs_are_listed_within_a_second(database_url: str, registry: Registry) -> None:
     fill_with_finished_runs(database_url, 999)
     run = registry.begin_run(RECIPE, DIGEST)
     finish_stage(registry, run.id, "publish", RELEASE, 1.0)
@@ -200,4 +200,4 @@ def test_1000_runs_are_listed_at_once(database_url: str, registry: Registry) -> 
     assert len(runs) == 1000
     assert runs[0].id == run.id and runs[0].release is not None
     assert [r.started_at for r in runs] == sorted((r.started_at for r in runs), reverse=True)
-    assert seconds < 3.0  # of the processor: 0.1, and some hundred where each run is asked for by itself
+    assert seconds < 1.0  # of the processor: other work on the machine is no fault of the registry
