@@ -12,6 +12,7 @@ from gzip import GzipFile
 from typing import Any, BinaryIO
 
 from yarn_ops.data.files import WHOLE_BYTES, Files, SourceFile
+from yarn_ops.data.parquet import open_parquet
 from yarn_ops.data.text import FRAGMENT_BYTES, fragments, fragments_of
 from yarn_ops.data.units import Kind, Unit, kind_of
 from yarn_ops.errors import DataError
@@ -161,18 +162,6 @@ def _zstd_lines(stretch: _Stretch) -> Iterator[str | None]:
     # Arrow's reader goes on over concatenated frames and notices a truncated one; zstandard's does not.
     with pyarrow.CompressedInputStream(pyarrow.PythonFile(stretch.file, mode="r"), "zstd") as stream:
         yield from _json_lines(replace(stretch, file=io.BufferedReader(stream, BUFFER_BYTES)))
-
-
-def open_parquet(file: BinaryIO, uri: str) -> Any:
-    """pyarrow's ParquetFile; DataError when it is none."""
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        # With a buffer, a column is read page by page: a row group may be of any size.
-        return parquet.ParquetFile(file, buffer_size=BUFFER_BYTES)
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{uri}: damaged .parquet file ({error}); replace it") from None
 
 
 def _parquet_rows(stretch: _Stretch) -> Iterator[str | None]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from yarn_ops.data.files import Files, SourceFile
+from yarn_ops.data.parquet import open_parquet
 from yarn_ops.data.text import FRAGMENT_BYTES
 from yarn_ops.data.tokenizer import Tokenizer
 from yarn_ops.digests import digest_of
@@ -125,8 +126,6 @@ def _parts(source: SourceFile, target: int, files: Files) -> Iterator[Unit]:
 
 
 def _row_groups(source: SourceFile, target: int, files: Files) -> Iterator[Unit]:
-    from yarn_ops.data.documents import open_parquet
-
     with closing(files.open(source.uri)) as file:
         table = open_parquet(file, source.uri)
         start = held = 0
