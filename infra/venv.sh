@@ -10,6 +10,6 @@ install_project() { # install_project [EXTRA]
     [[ -e $stamp ]] && return
     [[ -x .venv/bin/python ]] || "$python" -m venv .venv
     echo "installing yarn-ops$extra into .venv ..."
-    .venv/bin/python -m pip install --quiet --constraint infra/constraints.txt --editable ".$extra"
+    .venv/bin/python -m pip install --quiet --no-compile --constraint infra/constraints.txt --editable ".$extra"
     touch "$stamp"
 }

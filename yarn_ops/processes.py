@@ -101,6 +101,12 @@ def birth(pid: int) -> float:
     return int(facts.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
 
 
+def usable_threads() -> int:
+    """How many threads may compute: OMP_NUM_THREADS, which torch goes by too, or a processor each."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(asked) if asked.isdecimal() and int(asked) else os.cpu_count() or 1
+
+
 def last_lines(log: Path, count: int = 5) -> str:
     """The last lines of a log, in one."""
     try:

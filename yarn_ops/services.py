@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from yarn_ops.cluster import workers_of
 from yarn_ops.errors import ReleaseError, SettingsError, StoreError
 from yarn_ops.release import Tracking, open_tracking
 from yarn_ops.servers import WORK_POOLS
@@ -118,6 +117,8 @@ def try_cluster(settings: Settings) -> str:
     """How many workers the cluster has, in words; SettingsError when it is named and cannot be used."""
     if settings.cluster is None:
         return "none: documents are prepared here"
+    from yarn_ops.cluster import workers_of  # NumPy and boto3: not for who asks for no cluster
+
     return f"{settings.cluster}, {workers_of(settings)} workers"
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 from prefect import get_run_logger
 
 from flows.tasks import Bench, observation, stage
 from yarn_ops import bases
 from yarn_ops.data import corpus as corpora
 from yarn_ops.data import shards as tokenised
+from yarn_ops.processes import usable_threads
 from yarn_ops.recipe import (
     Base,
     Data,
@@ -112,7 +111,7 @@ def train(
         out_dir=bench.out,
         work_dir=bench.work,
         device=shop.settings.device,
-        threads=os.cpu_count() or 1,
+        threads=usable_threads(),
         processes=shop.processes,
     )
 

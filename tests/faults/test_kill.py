@@ -95,6 +95,7 @@ def curve_steps(workplace: Workplace) -> list[int]:
     return [json.loads(line)["step"] for line in workplace.curve().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_gone_on_with_bit_for_bit(
     undisturbed: Workplace, make_workplace: MakeWorkplace
 ) -> None:
@@ -133,6 +134,7 @@ def test_a_trainer_killed_at_random_steps(
     assert workplace.curve() == undisturbed.curve()
 
 
+@pytest.mark.slow
 def test_asked_to_stop_in_training_it_stops_and_goes_on(undisturbed: Workplace) -> None:
     stopped_at = 0
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -88,6 +88,7 @@ def test_a_comparison_asked_for_by_form(work: Any, cli: Any) -> None:
     assert [(one["method"], one["arm"]) for one in comparison["contenders"]] == [("yarn", "zero-shot")]
 
 
+@pytest.mark.slow
 def test_a_fit_by_command_and_by_form_is_one(work: Any, cli: Any, small_recipe: Path) -> None:
     done = cli("fit", small_recipe, "--set", "evaluate.windows=4", "--json")
     assert done.returncode == 0, done.stderr

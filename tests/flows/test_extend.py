@@ -248,6 +248,7 @@ def champion(workplace: Workplace) -> int:
     return number
 
 
+@pytest.mark.slow
 def test_other_training_reuses_what_came_before_it(workplace: Workplace, first: RunView) -> None:
     """And moves the alias."""
     other = workplace.extend("train.steps=2", *ANY_QUALITY)
@@ -276,6 +277,7 @@ def staged(workplace: Workplace, first: RunView) -> RunView:
     return workplace.extend(f"train.stages={legs}", *ANY_QUALITY)
 
 
+@pytest.mark.slow
 def test_legs_carry_over_what_they_say_and_are_gated(workplace: Workplace, staged: RunView) -> None:
     run = staged
     one, two, three = (stage.record for stage in run.stages if stage.stage == "train")
@@ -297,6 +299,7 @@ def test_legs_carry_over_what_they_say_and_are_gated(workplace: Workplace, stage
     assert [point.step for point in history] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_leg_that_fails_its_gate_ends_the_run(workplace: Workplace, staged: RunView) -> None:
     legs = (
         "[{context_tokens=768, steps=2, gate={max_long_growth=0.1, min_recall=0}}, "

@@ -1,4 +1,5 @@
-"""The README's commands, run as a person runs them, on the demo; and what the demo has to show."""
+"""The README's commands, run as a person runs them, on a demo cut short; and, slow, the whole demo as it is
+and what it has to show."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ BIN = CHECKOUT / ".venv" / "bin"
 
 RUN_ELSEWHERE = {
     "infra/demo": "the fixture `demo` here",
+    "yarn-ops extend demo": "test_the_same_again_is_reused here",
     "infra/test": "this run",
     "yarn-ops up": "tests/flows/test_service.py",
 }
@@ -26,15 +28,34 @@ DEMO_S = 1800
 ORIGINAL_TOKENS, TARGET_TOKENS = 512, 2048
 
 
+SHORT = (
+    "yarn-ops extend demo --set train.steps=2 --set train.warmup_steps=1 --set evaluate.windows=2 "
+    "--set evaluate.recall_windows=2 --set gate.min_recall=0 --set gate.max_long_growth=9 "
+    "--set gate.max_short_loss=2 "
+    """--set 'data.sources=["stdlib:asyncio/*.py", "stdlib:email/*.py", "stdlib:json/*.py"]'"""
+)
+
+
+def environment(state: Path) -> dict[str, str]:
+    return {**os.environ, "YARN_OPS_STATE_DIR": str(state), "PATH": f"{BIN}:{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="module")
+def short_demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which a demo of two steps has run and registered its model."""
+    there = environment(tmp_path_factory.mktemp("short"))
+    run(SHORT, there, CHECKOUT, timeout_s=DEMO_S)
+    return there
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment in which `infra/demo` has run."""
-    state = tmp_path_factory.mktemp("demo")
-    environment = {**os.environ, "YARN_OPS_STATE_DIR": str(state), "PATH": f"{BIN}:{os.environ['PATH']}"}
-    done = run("infra/demo", environment, CHECKOUT, timeout_s=DEMO_S)
+    there = environment(tmp_path_factory.mktemp("demo"))
+    done = run("infra/demo", there, CHECKOUT, timeout_s=DEMO_S)
     assert "demo-long version 1" in done.stdout
     assert "2048 tokens" in done.stdout
-    return environment
+    return there
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +83,15 @@ def commands() -> list[str]:
 
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("command", [c for c in commands() if c not in RUN_ELSEWHERE and c != RETRAINS])
-def test_a_command_of_the_readme(demo: dict[str, str], somewhere: Path, command: str) -> None:
-    run(command, demo, somewhere, timeout_s=300)
+def test_a_command_of_the_readme(short_demo: dict[str, str], somewhere: Path, command: str) -> None:
+    run(command, short_demo, somewhere, timeout_s=300)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_the_same_again_is_reused(demo: dict[str, str], somewhere: Path) -> None:
+    done = run("yarn-ops extend demo", demo, somewhere, timeout_s=300)
+    assert "reused" in done.stderr and "done" not in done.stderr
 
 
 @pytest.mark.slow
@@ -82,6 +110,7 @@ def test_nothing_of_the_readme_is_left_out() -> None:
     assert len(commands()) >= 15
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_the_demo_sees_and_uses_four_times_its_context(demo: dict[str, str], somewhere: Path) -> None:
     shown = run("yarn-ops runs show --last --json", demo, somewhere, timeout_s=60).stdout

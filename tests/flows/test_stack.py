@@ -166,6 +166,7 @@ def test_doctor_names_every_password_that_is_wrong(stack: Running) -> None:
     assert "hunter2" not in answer.stdout
 
 
+@pytest.mark.slow
 def test_one_run_trains_another_prepares_and_goes_on_when_the_first_is_cancelled(
     stack: Running, small_recipe: Path
 ) -> None:

@@ -88,6 +88,7 @@ def scores(registry: Registry) -> set[tuple[Any, ...]]:
         }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_workers_and_one_killed_find_what_one_finds(postgres: PostgresCluster, tmp_path: Path) -> None:
     shared, alone = postgres.create_database(), f"sqlite:///{tmp_path / 'alone.db'}"

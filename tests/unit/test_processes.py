@@ -110,3 +110,12 @@ def test_a_process_is_known_by_its_birth() -> None:
         child.wait()
     with pytest.raises(psutil.NoSuchProcess):
         processes.birth(child.pid)
+
+
+@pytest.mark.parametrize(
+    ("asked", "threads"),
+    [("3", 3), ("4,2", 4), ("", os.cpu_count()), ("0", os.cpu_count()), ("many", os.cpu_count())],
+)
+def test_threads_are_as_many_as_asked(monkeypatch: pytest.MonkeyPatch, asked: str, threads: int) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert processes.usable_threads() == threads

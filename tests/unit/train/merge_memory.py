@@ -18,12 +18,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from yarn_ops.data.layout import ShardWriter, TokenWriter
 from yarn_ops.recipe import Rope, Train
 from yarn_ops.rope.config import patch_config
+from yarn_ops.train import merge as merging
 from yarn_ops.train.lora import PEFT_NAME, PEFT_PREFIX, make_trainable, save_adapter, trained_parameters
 from yarn_ops.train.weight_files import write_weights
 
 WIDTH, MLP_WIDTH = 384, 1536
 LAYER_PARAMETERS = 4 * WIDTH * WIDTH + 3 * WIDTH * MLP_WIDTH
 LAYERS_A_SHARD = 4
+RETURNED_BYTES = 1 << 18
+"""below every matrix of this small model: those of real ones are above the product's own"""
 
 
 def prepare(root: Path, layers: int) -> SimpleNamespace:
@@ -69,6 +72,7 @@ def status(field: str) -> int:
 
 
 def main(root: Path) -> None:
+    merging.RETURNED_BYTES = RETURNED_BYTES
     small, large = (prepare(root / name, layers) for name, layers in (("small", 1), ("large", 12)))
     merge(small, root / "small/merged")  # brings in whatever is loaded late
     before = status("VmRSS")

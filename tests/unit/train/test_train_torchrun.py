@@ -91,6 +91,7 @@ def lose(signal_number: signal.Signals, job: Job) -> tuple[str, float]:
     return str(failure.value), took_s
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_run_by_name_and_the_next_one_goes_on(make: MakeJob, trained: Trained) -> None:
     common: dict[str, Any] = {"steps": 60, "accumulate": 2, "checkpoint_every": 2}
     reference = trained(make("reference", **common))
