@@ -53,6 +53,9 @@ def main() -> None:
             _print(api, state, "first of all", RECIPE)
             _print(api, state, "another learning rate", _changed("train", learning_rate=1e-4))
             _print(api, state, "other documents", _changed("data", seed=7))
+        except Exception:
+            print(Path(folder, "up.log").read_text("utf-8"), file=sys.stderr)
+            raise
         finally:
             service.send_signal(signal.SIGTERM)
             service.wait()

@@ -162,6 +162,7 @@ def events_of(workplace: Workplace) -> list[dict[str, object]]:
     return events[begin:]
 
 
+@pytest.mark.slow
 def test_a_prefect_server_of_our_own_dies_with_us(make_workplace: MakeWorkplace) -> None:
     workplace = make_workplace(prefect_api_url=None)
     extension = workplace.start()

@@ -120,6 +120,7 @@ def test_a_shared_database_is_migrated_by_hand_alone(
 # A full disk, met in different places. Afterwards the same command gets further.
 
 
+@pytest.mark.slow
 def test_a_disk_full_of_the_base(warm: Person, small_recipe: Path) -> None:
     command = ["extend", small_recipe, "--set", "evaluate.recall_pairs=4000"]
     answer = fails(
@@ -129,6 +130,7 @@ def test_a_disk_full_of_the_base(warm: Person, small_recipe: Path) -> None:
     assert "documents" in fails(warm, command, "cannot hold 4000 code pairs").stages
 
 
+@pytest.mark.slow
 def test_a_disk_full_of_shards(warm: Person, small_recipe: Path, tmp_path: Path) -> None:
     text = tmp_path / "large.txt"  # one unit, whose tokens are a file of three megabytes
     text.write_bytes(b"".join(file.read_bytes() for file in sorted(Path(os.__file__).parent.glob("*.py"))))

@@ -80,6 +80,7 @@ def work(environment: dict[str, str], small_recipe: Path) -> Any:
     return run
 
 
+@pytest.mark.slow
 def test_a_comparison_asked_for_by_form(work: Any, cli: Any) -> None:
     run_id = work("compare-methods", methods=["yarn"], arms=["zero-shot"])
     run = json.loads(cli("runs", "show", run_id, "--json").stdout)

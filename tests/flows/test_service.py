@@ -184,6 +184,7 @@ def test_the_version_is_pulled(up: Up, run: dict[str, Any], tmp_path: Path) -> N
     assert (tmp_path / "model" / "config.json").is_file()
 
 
+@pytest.mark.slow
 def test_another_shell_uses_the_service(up: Up, run: dict[str, Any], small_recipe: Path) -> None:
     extended = up.command("extend", small_recipe, "--set", "publish.name=shell")
     assert extended.returncode == 0, extended.stderr
@@ -194,6 +195,7 @@ def test_another_shell_uses_the_service(up: Up, run: dict[str, Any], small_recip
     assert f"{up.service.mlflow_uri}/#/models/shell/versions/1" in report["data"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(chromium() is None, reason="no chromium here: apt-get install chromium")
 def test_a_person_runs_the_form_in_a_browser(up: Up, run: dict[str, Any], recipe: Recipe) -> None:
     """Change the target, submit, see the run complete, read the report, find the version in MLflow."""

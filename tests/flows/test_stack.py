@@ -236,6 +236,7 @@ def steps(work: Path, since: float) -> list[int]:
     return [one["step"] for one in events(work) if one["event"] == "step" and one["time"] > since]
 
 
+@pytest.mark.slow
 def test_a_run_asked_for_over_the_api(stack: Running, small_recipe: Path) -> None:
     run = stack.run_of(tomllib.loads(small_recipe.read_text("utf-8")))
     assert run["state_type"] == "COMPLETED", run["state"]
@@ -254,6 +255,7 @@ def test_a_run_asked_for_over_the_api(stack: Running, small_recipe: Path) -> Non
     assert not any(secret in json.dumps(one) for one in told for secret in secrets)
 
 
+@pytest.mark.slow
 def test_metrics_tell_runs_queues_and_stages(stack: Running, small_recipe: Path) -> None:
     stack.run_of(tomllib.loads(small_recipe.read_text("utf-8")))
     page = f"http://127.0.0.1:{stack.stack.plan.ports['metrics']}/metrics"

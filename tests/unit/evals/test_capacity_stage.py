@@ -83,6 +83,7 @@ def measured(base, prepared, journal, out: Path, notes: list[str]) -> Scorecard:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_stage_goes_on_and_says_how_far(base, prepared, tmp_path):
     journal = tmp_path / "cells.jsonl"
     notes: list[str] = []
