@@ -22,6 +22,7 @@ from yarn_ops.settings import Settings, child_environment, mlflow_environment
 LOOPBACK = "127.0.0.1"
 START_S = 180.0  # a first start creates its database: 11 s seen on 2 cores, a minute when others use them
 POLL_S = 0.1
+KEEP_ALIVE_S = 60  # a server busy for longer than this, 5 by default, closes connections that are in use
 WORKER_POLL_S = 1  # what a person waits for at most after "Submit"; Prefect's own is 10
 CPU_POOL = "yarn-ops"
 GPU_POOL = "yarn-ops-gpu"
@@ -197,6 +198,7 @@ def prefect_server(
     environment = client_environment(settings, prefect_url(port)) | {
         "PREFECT_API_DATABASE_CONNECTION_URL": database_url,
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_SERVER_API_KEEPALIVE_TIMEOUT": str(KEEP_ALIVE_S),
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{LOOPBACK}:{port},http://localhost:{port}",
     }
     if settings.prefect_auth is not None:
