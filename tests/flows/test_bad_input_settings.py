@@ -142,6 +142,7 @@ def test_a_disk_full_of_shards(warm: Person, small_recipe: Path, tmp_path: Path)
     assert "shards" in fails(warm, command, "cannot hold 4000 code pairs").stages
 
 
+@pytest.mark.slow
 def test_a_disk_full_of_records(warm: Person, small_recipe: Path) -> None:
     answer = warm.types("extend", small_recipe, largest_file_bytes=10_000)
     told(answer, "registry.db: ", "disk")

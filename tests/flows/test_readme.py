@@ -1,5 +1,5 @@
-"""The README's commands, run as a person runs them, on a demo cut short; and, slow, the whole demo as it is
-and what it has to show."""
+"""The README's commands, run as a person runs them; slow: those that need a model, on a demo cut short, and
+the whole demo as it is and what it has to show."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ RUN_ELSEWHERE = {
     "yarn-ops up": "tests/flows/test_service.py",
 }
 RETRAINS = "yarn-ops extend demo --set rope.method=linear --set publish.name=demo-linear"
+NEEDS_A_MODEL = re.compile(r"yarn-ops (runs show|pull|export|remedies)|python infra/load_plain")
 DEMO_S = 1800
 """ten times what it takes on two idle cores"""
 ORIGINAL_TOKENS, TARGET_TOKENS = 512, 2048
@@ -81,9 +82,20 @@ def commands() -> list[str]:
     return [line for line in lines if line]
 
 
+TYPED = [c for c in commands() if c not in RUN_ELSEWHERE and c != RETRAINS]
+
+
+@pytest.mark.parametrize("command", [c for c in TYPED if not NEEDS_A_MODEL.match(c)])
+def test_a_command_of_somebody_who_begins(
+    tmp_path_factory: pytest.TempPathFactory, somewhere: Path, command: str
+) -> None:
+    run(command, environment(tmp_path_factory.mktemp("begins")), somewhere, timeout_s=300)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize("command", [c for c in commands() if c not in RUN_ELSEWHERE and c != RETRAINS])
-def test_a_command_of_the_readme(short_demo: dict[str, str], somewhere: Path, command: str) -> None:
+@pytest.mark.parametrize("command", [c for c in TYPED if NEEDS_A_MODEL.match(c)])
+def test_a_command_that_needs_a_model(short_demo: dict[str, str], somewhere: Path, command: str) -> None:
     run(command, short_demo, somewhere, timeout_s=300)
 
 

@@ -139,6 +139,7 @@ def test_somebody_is_told_of_a_release_that_fell(up: Up, heard: list[dict[str, A
     assert alert["text"] == f"small version 3 fell below its gate: {'; '.join(reasons)}"
 
 
+@pytest.mark.slow
 def test_a_run_completes_with_a_task_for_every_stage(up: Up, run: dict[str, Any]) -> None:
     assert run["state_type"] == "COMPLETED", run["state"]
     tasks = up.find("task_runs", run["id"])
@@ -146,6 +147,7 @@ def test_a_run_completes_with_a_task_for_every_stage(up: Up, run: dict[str, Any]
     assert {task["state_type"] for task in tasks} == {"COMPLETED"}
 
 
+@pytest.mark.slow
 def test_a_run_shows_its_progress_and_its_report(up: Up, run: dict[str, Any]) -> None:
     artifacts = {artifact["key"]: artifact for artifact in up.find("artifacts", run["id"])}
     assert artifacts["progress-train"]["type"] == "progress"
@@ -156,6 +158,7 @@ def test_a_run_shows_its_progress_and_its_report(up: Up, run: dict[str, Any]) ->
     assert f"{up.service.mlflow_uri}/#/models/small/versions/1" in report["data"]
 
 
+@pytest.mark.slow
 def test_the_version_is_downloaded_by_plain_mlflow(up: Up, run: dict[str, Any], tmp_path: Path) -> None:
     subprocess.run(
         [
@@ -178,6 +181,7 @@ def test_the_version_is_downloaded_by_plain_mlflow(up: Up, run: dict[str, Any], 
     assert (tmp_path / "model.safetensors").stat().st_size > 9_000_000
 
 
+@pytest.mark.slow
 def test_the_version_is_pulled(up: Up, run: dict[str, Any], tmp_path: Path) -> None:
     pulled = up.command("pull", "small", "--tag", "context_length=1024", "--to", tmp_path / "model")
     assert pulled.returncode == 0, pulled.stderr

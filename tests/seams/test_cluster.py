@@ -166,6 +166,7 @@ def test_on_one_machine_nothing_of_dask_is_imported() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_costs_only_its_unit(
     asking: Settings, cluster: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,7 @@ def loss_elsewhere(base, documents, values) -> float:
     return float(losses_under(network, spec, windows).mean())
 
 
+@pytest.mark.slow
 def test_it_is_never_worse_than_the_defaults_on_fresh_text(base, documents, result):
     defaults = loss_elsewhere(base, documents, {"method": "yarn", "factor": 2})
     assert loss_elsewhere(base, documents, result.rope) <= defaults
