@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
@@ -18,7 +19,6 @@ from yarn_ops.registry.database import open_database
 from yarn_ops.registry.tables import RunRow
 
 DIGEST = "e" * 64
-ATTEMPTS = 3
 CHECKPOINT = Checkpoint(
     tree=Tree(uri="s3://bucket/checkpoint", digest="f" * 64, files=5, size_bytes=16 << 30),
     method="yarn",
@@ -195,14 +195,11 @@ def test_1000_runs_are_listed_within_a_second(database_url: str, registry: Regis
     fill_with_finished_runs(database_url, 999)
     run = registry.begin_run(RECIPE, DIGEST)
     finish_stage(registry, run.id, "publish", RELEASE, 1.0)
-
-    def seconds() -> float:
-        started = time.process_time()
-        assert len(registry.runs(limit=1000)) == 1000
-        return time.process_time() - started
-
+    gc.collect()  # what other tests left is not the registry's to sweep
+    started = time.perf_counter()
     runs = registry.runs(limit=1000)
+    seconds = time.perf_counter() - started
+    assert len(runs) == 1000
     assert runs[0].id == run.id and runs[0].release is not None
     assert [r.started_at for r in runs] == sorted((r.started_at for r in runs), reverse=True)
-    # Of the processor, at best: other work on the machine is no fault of the registry.
-    assert min(seconds() for _ in range(ATTEMPTS)) < 1.0
+    assert seconds < 1.0
