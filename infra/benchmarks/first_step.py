@@ -80,7 +80,9 @@ def _print(api: httpx.Client, state: Path, what: str, recipe: dict[str, Any]) ->
     deployment = api.get("/deployments/name/extend-context/extend-context").json()["id"]
     asked_at = time.time()
     path, wanted = f"/deployments/{deployment}/create_flow_run", {"parameters": {"recipe": recipe}}
-    while (answer := api.post(path, json=wanted)).status_code == 503:  # SQLite, while its server starts
+    while (answer := api.post(path, json=wanted)).status_code == 503:  # SQLite is busy; the connection ends
+        print("503", answer.headers, flush=True)
+        time.sleep(0.5)
         asked_at = time.time()
     run_id = answer.raise_for_status().json()["id"]
     first: dict[str, Any] = {}

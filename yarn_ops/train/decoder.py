@@ -7,7 +7,7 @@ by transformers' own forward (`unsupported` says why).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from yarn_ops.train.adapters import Stack, stacked
 from yarn_ops.train.attention import Documents, choose_kernel
 from yarn_ops.train.elementwise import rms_norm, rms_norm_backward, rms_norm_weight_gradient
 from yarn_ops.train.float8 import Float8Weight
@@ -68,6 +69,7 @@ class Decoder:
         self._dtype, self._stash = dtype, HostStash()
         self._across, self._sharded = across, sharded
         self._float8: dict[nn.Module, Float8Weight] = {}
+        self._adapters = [stack for layer in self._layers for stack in _adapters(layer)]
         self.policies = list(policies)
 
     @torch.no_grad()
@@ -109,19 +111,20 @@ class Decoder:
                 stash=self._stash,
                 whole=any(not _is_adapter(name) for name, _ in _learning(self._layers[0])),
             )
+            adapters = iter(stacked(self._adapters, self._dtype))
             for place, (layer, policy) in enumerate(zip(self._layers, self.policies, strict=True)):
                 with self._at_hand(place, place + 1):
                     backward = partial(self._at_hand, place, place - 1)
-                    x = decoder_layer(x, self._weights(layer), context, policy, backward)
+                    x = decoder_layer(x, self._weights(layer, adapters), context, policy, backward)
             return _RmsNorm.apply(x, self._norm.weight.to(self._dtype), self._eps)  # type: ignore[no-any-return]
 
     def _at_hand(self, place: int, then: int) -> AbstractContextManager[None]:
         """A layer's weights, whole; `then`: whose are needed next."""
         return nullcontext() if self._sharded is None else self._sharded.whole(place, then)
 
-    def _weights(self, layer: Any) -> Weights:
+    def _weights(self, layer: Any, adapters: Iterator[Tensor]) -> Weights:
+        """`adapters`: from this layer's first on, in the order of `_adapters`."""
         linears, attention = _linears(layer), layer.self_attn
-        sharing = (linears[:3], linears[3:4], linears[4:6], linears[6:])
         norms = (
             layer.input_layernorm,
             getattr(attention, "q_norm", None),
@@ -130,20 +133,16 @@ class Decoder:
         values = [
             *(None if norm is None else self._cast(norm.weight) for norm in norms),
             self._cast(layer.post_attention_layernorm.weight),
-            *(self._shared_a(modules) for modules in sharing),
-            *(self._linear(module) for module in linears),
+            *(next(adapters) if any(map(_adapted, group)) else None for group in _sharing(linears)),
+            *(self._linear(module, adapters) for module in linears),
         ]
         return Weights(*values)  # type: ignore[arg-type]
 
-    def _linear(self, module: Any) -> Linear:
+    def _linear(self, module: Any, adapters: Iterator[Tensor]) -> Linear:
         base = _base(module)
         bias = None if base.bias is None else self._cast(base.bias)
-        b = self._cast(module.lora_B[ADAPTER].weight * module.scaling[ADAPTER]) if _adapted(module) else None
+        b = next(adapters) if _adapted(module) else None
         return Linear(self._float8.get(base) or self._cast(base.weight), bias, b)
-
-    def _shared_a(self, modules: Iterable[Any]) -> Tensor | None:
-        parts = [self._cast(module.lora_A[ADAPTER].weight) for module in modules if _adapted(module)]
-        return torch.cat(parts) if parts else None
 
     def _cast(self, parameter: Tensor) -> Tensor:
         return parameter.to(self._dtype)
@@ -172,6 +171,21 @@ def _linears(layer: Any) -> tuple[Any, ...]:
         *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
         *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
     )
+
+
+def _sharing(linears: tuple[Any, ...]) -> tuple[tuple[Any, ...], ...]:
+    """Those that have an input in common."""
+    return linears[:3], linears[3:4], linears[4:6], linears[6:]
+
+
+def _adapters(layer: Any) -> Iterator[Stack]:
+    """The A matrices of linear layers that share an input, then every B."""
+    linears = _linears(layer)
+    for group in _sharing(linears):
+        if any(map(_adapted, group)):
+            yield Stack([module.lora_A[ADAPTER].weight for module in group if _adapted(module)])
+    for module in filter(_adapted, linears):
+        yield Stack([module.lora_B[ADAPTER].weight], module.scaling[ADAPTER])
 
 
 def _base(module: Any) -> Any:

@@ -21,9 +21,13 @@ class Tiling(NamedTuple):
     rows: int
     columns: int
     warps: int
+    steps: int = 1
+    """tiles that a program does, one below the other"""
+    stages: int = 1
+    """of them on their way from memory at a time"""
 
 
-GATE = Tiling(64, 64, 4)
+GATE = Tiling(32, 128, 4, steps=16, stages=3)
 """of swiglu and its backward: the backward makes the same bits again"""
 SUM = Tiling(32, 128, 2)
 """both among the fastest of over ten at Llama 3 8B's widths and 32,768 positions on an H200"""
@@ -32,44 +36,54 @@ SMALLEST_DOT = 16
 
 
 @triton.jit
-def _tile(positions, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Rows and columns of this program, places in a tensor of `width`, and which of them there are. Programs
-    that follow each other share their rows' low-rank products."""
-    rows = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    there = (rows[:, None] < positions) & (columns[None, :] < width)
-    return rows, columns, rows[:, None] * width + columns[None, :], there
+def _columns(COLUMNS: tl.constexpr):
+    """Of this program. Programs that follow each other share their rows' low-rank products."""
+    return tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
 
 
 @triton.jit
-def _low_rank(
-    rows, columns, positions, width, low_ptr, low_stride, b_ptr, b_stride_o, b_stride_r,
-    RANK: tl.constexpr, PADDED: tl.constexpr,
-):  # fmt: skip
-    """A tile of low bᵀ, in float32."""
+def _tile(first_row, columns, positions, width, ROWS: tl.constexpr):
+    """Rows from `first_row` on, places in a tensor of `width`, and which of them there are."""
+    rows = (first_row + tl.arange(0, ROWS)).to(tl.int64)
+    there = (rows[:, None] < positions) & (columns[None, :] < width)
+    return rows, rows[:, None] * width + columns[None, :], there
+
+
+@triton.jit
+def _low(rows, positions, low_ptr, low_stride, RANK: tl.constexpr, PADDED: tl.constexpr):
+    """Rows × ranks of a low-rank product."""
     ranks = tl.arange(0, PADDED)
-    low_there = (rows[:, None] < positions) & (ranks[None, :] < RANK)
-    b_there = (ranks[:, None] < RANK) & (columns[None, :] < width)
-    low = tl.load(low_ptr + rows[:, None] * low_stride + ranks[None, :], low_there, 0.0)
-    b = tl.load(b_ptr + columns[None, :] * b_stride_o + ranks[:, None] * b_stride_r, b_there, 0.0)
-    return tl.dot(low, b, input_precision="ieee")
+    there = (rows[:, None] < positions) & (ranks[None, :] < RANK)
+    return tl.load(low_ptr + rows[:, None] * low_stride + ranks[None, :], there, 0.0)
+
+
+@triton.jit
+def _b(columns, width, b_ptr, stride_o, stride_r, RANK: tl.constexpr, PADDED: tl.constexpr):
+    """Ranks × columns of bᵀ."""
+    ranks = tl.arange(0, PADDED)
+    there = (ranks[:, None] < RANK) & (columns[None, :] < width)
+    return tl.load(b_ptr + columns[None, :] * stride_o + ranks[:, None] * stride_r, there, 0.0)
 
 
 @triton.jit
 def _swiglu(
     gate_ptr, up_ptr, low_ptr, gate_b_ptr, up_b_ptr, hidden_ptr, positions, width,
     RANK: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    STEPS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    rows, columns, at, there = _tile(positions, width, ROWS, COLUMNS)
-    gate, up = tl.load(gate_ptr + at, there, 0.0), tl.load(up_ptr + at, there, 0.0)
-    gate = gate.to(tl.float32) + _low_rank(
-        rows, columns, positions, width, low_ptr, 2 * RANK, gate_b_ptr, RANK, 1, RANK, PADDED
-    )
-    up = up.to(tl.float32) + _low_rank(
-        rows, columns, positions, width, low_ptr + RANK, 2 * RANK, up_b_ptr, RANK, 1, RANK, PADDED
-    )
-    hidden = gate * (1 / (1 + tl.exp(-gate))) * up  # to the bit what the backward makes again
-    tl.store(hidden_ptr + at, hidden.to(hidden_ptr.dtype.element_ty), there)
+    columns = _columns(COLUMNS)
+    gate_b = _b(columns, width, gate_b_ptr, RANK, 1, RANK, PADDED)
+    up_b = _b(columns, width, up_b_ptr, RANK, 1, RANK, PADDED)
+    for step in tl.range(0, STEPS, num_stages=STAGES):
+        first_row = (tl.program_id(1) * STEPS + step) * ROWS
+        rows, at, there = _tile(first_row, columns, positions, width, ROWS)
+        gate, up = tl.load(gate_ptr + at, there, 0.0), tl.load(up_ptr + at, there, 0.0)
+        gate_low = _low(rows, positions, low_ptr, 2 * RANK, RANK, PADDED)
+        up_low = _low(rows, positions, low_ptr + RANK, 2 * RANK, RANK, PADDED)
+        gate = gate.to(tl.float32) + tl.dot(gate_low, gate_b, input_precision="ieee")
+        up = up.to(tl.float32) + tl.dot(up_low, up_b, input_precision="ieee")
+        hidden = gate * (1 / (1 + tl.exp(-gate))) * up  # to the bit what the backward makes again
+        tl.store(hidden_ptr + at, hidden.to(hidden_ptr.dtype.element_ty), there)
 
 
 def adapted_swiglu(
@@ -78,10 +92,9 @@ def adapted_swiglu(
     """silu(gate + low_gate B_gateᵀ) · (up + low_up B_upᵀ); `low` holds both, gate's first."""
     (positions, width), rank = gate_NF.shape, gate_b_FR.shape[1]
     hidden_NF = torch.empty_like(gate_NF)
-    rows, columns, warps = GATE
-    _swiglu[triton.cdiv(width, columns), triton.cdiv(positions, rows)](
+    _swiglu[_programs(GATE, positions, width)](
         gate_NF, up_NF, low_NR, gate_b_FR, up_b_FR, hidden_NF, positions, width,
-        rank, _padded(rank), rows, columns, num_warps=warps,
+        rank, _padded(rank), GATE.rows, GATE.columns, GATE.steps, GATE.stages, num_warps=GATE.warps,
     )  # fmt: skip
     return hidden_NF
 
@@ -90,25 +103,29 @@ def adapted_swiglu(
 def _swiglu_backward(
     grad_ptr, gate_ptr, up_ptr, grad_low_ptr, low_ptr, down_a_ptr, gate_b_ptr, up_b_ptr, positions, width,
     RANK: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    STEPS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    rows, columns, at, there = _tile(positions, width, ROWS, COLUMNS)
+    columns = _columns(COLUMNS)
+    down_a = _b(columns, width, down_a_ptr, 1, width, RANK, PADDED)
+    gate_b = _b(columns, width, gate_b_ptr, RANK, 1, RANK, PADDED)
+    up_b = _b(columns, width, up_b_ptr, RANK, 1, RANK, PADDED)
     dtype = gate_ptr.dtype.element_ty
-    grad, gate = tl.load(grad_ptr + at, there, 0.0), tl.load(gate_ptr + at, there, 0.0)
-    up = tl.load(up_ptr + at, there, 0.0)
-    grad = grad.to(tl.float32) + _low_rank(
-        rows, columns, positions, width, grad_low_ptr, RANK, down_a_ptr, 1, width, RANK, PADDED
-    )
-    gate = gate.to(tl.float32) + _low_rank(
-        rows, columns, positions, width, low_ptr, 2 * RANK, gate_b_ptr, RANK, 1, RANK, PADDED
-    )
-    up = up.to(tl.float32) + _low_rank(
-        rows, columns, positions, width, low_ptr + RANK, 2 * RANK, up_b_ptr, RANK, 1, RANK, PADDED
-    )
-    sigmoid = 1 / (1 + tl.exp(-gate))
-    silu = gate * sigmoid
-    tl.store(grad_ptr + at, (silu * up).to(dtype), there)
-    tl.store(gate_ptr + at, (grad * up * sigmoid * (1 + gate - silu)).to(dtype), there)
-    tl.store(up_ptr + at, (grad * silu).to(dtype), there)
+    for step in tl.range(0, STEPS, num_stages=STAGES):
+        first_row = (tl.program_id(1) * STEPS + step) * ROWS
+        rows, at, there = _tile(first_row, columns, positions, width, ROWS)
+        grad, gate = tl.load(grad_ptr + at, there, 0.0), tl.load(gate_ptr + at, there, 0.0)
+        up = tl.load(up_ptr + at, there, 0.0)
+        grad_low = _low(rows, positions, grad_low_ptr, RANK, RANK, PADDED)
+        gate_low = _low(rows, positions, low_ptr, 2 * RANK, RANK, PADDED)
+        up_low = _low(rows, positions, low_ptr + RANK, 2 * RANK, RANK, PADDED)
+        grad = grad.to(tl.float32) + tl.dot(grad_low, down_a, input_precision="ieee")
+        gate = gate.to(tl.float32) + tl.dot(gate_low, gate_b, input_precision="ieee")
+        up = up.to(tl.float32) + tl.dot(up_low, up_b, input_precision="ieee")
+        sigmoid = 1 / (1 + tl.exp(-gate))
+        silu = gate * sigmoid
+        tl.store(grad_ptr + at, (silu * up).to(dtype), there)
+        tl.store(gate_ptr + at, (grad * up * sigmoid * (1 + gate - silu)).to(dtype), there)
+        tl.store(up_ptr + at, (grad * silu).to(dtype), there)
 
 
 def adapted_swiglu_backward(
@@ -124,10 +141,9 @@ def adapted_swiglu_backward(
     """adapted_swiglu again and the gradients of gate and up, from that of its output, grad + grad_low A_down;
     the memory of grad, gate and up holds them."""
     (positions, width), rank = gate_NF.shape, gate_b_FR.shape[1]
-    rows, columns, warps = GATE
-    _swiglu_backward[triton.cdiv(width, columns), triton.cdiv(positions, rows)](
+    _swiglu_backward[_programs(GATE, positions, width)](
         grad_NF, gate_NF, up_NF, grad_low_NR, low_NR, down_a_RF, gate_b_FR, up_b_FR, positions, width,
-        rank, _padded(rank), rows, columns, num_warps=warps,
+        rank, _padded(rank), GATE.rows, GATE.columns, GATE.steps, GATE.stages, num_warps=GATE.warps,
     )  # fmt: skip
     return grad_NF, gate_NF, up_NF
 
@@ -138,15 +154,16 @@ def _sum(
     low_stride, b_stride_o, b_stride_r, ADDENDS: tl.constexpr,
     RANK: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    rows, columns, at, there = _tile(positions, width, ROWS, COLUMNS)
+    columns = _columns(COLUMNS)
+    rows, at, there = _tile(tl.program_id(1) * ROWS, columns, positions, width, ROWS)
     total = tl.load(first_ptr + at, there, 0.0).to(tl.float32)
     if ADDENDS > 1:
         total += tl.load(second_ptr + at, there, 0.0).to(tl.float32)
     if ADDENDS > 2:
         total += tl.load(third_ptr + at, there, 0.0).to(tl.float32)
-    total += _low_rank(
-        rows, columns, positions, width, low_ptr, low_stride, b_ptr, b_stride_o, b_stride_r, RANK, PADDED
-    )
+    low = _low(rows, positions, low_ptr, low_stride, RANK, PADDED)
+    b = _b(columns, width, b_ptr, b_stride_o, b_stride_r, RANK, PADDED)
+    total += tl.dot(low, b, input_precision="ieee")
     tl.store(sum_ptr + at, total.to(sum_ptr.dtype.element_ty), there)
 
 
@@ -155,12 +172,15 @@ def sum_with_low_rank(addends_NO: Sequence[Tensor], low_NR: Tensor, b_OR: Tensor
     (positions, width), rank = addends_NO[0].shape, b_OR.shape[1]
     first, second, third = (*addends_NO, addends_NO[0], addends_NO[0])[:3]
     total_NO = torch.empty_like(first)
-    rows, columns, warps = SUM
-    _sum[triton.cdiv(width, columns), triton.cdiv(positions, rows)](
+    _sum[_programs(SUM, positions, width)](
         first, second, third, low_NR, b_OR, total_NO, positions, width, low_NR.stride(0), *b_OR.stride(),
-        len(addends_NO), rank, _padded(rank), rows, columns, num_warps=warps,
+        len(addends_NO), rank, _padded(rank), SUM.rows, SUM.columns, num_warps=SUM.warps,
     )  # fmt: skip
     return total_NO
+
+
+def _programs(tiling: Tiling, positions: int, width: int) -> tuple[int, int]:
+    return triton.cdiv(width, tiling.columns), triton.cdiv(positions, tiling.rows * tiling.steps)
 
 
 def _padded(rank: int) -> int:

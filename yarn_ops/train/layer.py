@@ -190,8 +190,9 @@ class _Layer(torch.autograd.Function):
         layer = _Pass(Weights.of(ctx.flat), ctx.context, grad_BTD.shape)
         grads: dict[str, Any] = dict.fromkeys(Weights._fields)
         with ctx.at_hand():
-            grad_x = layer.backward(grad_BTD.flatten(0, 1), kept, grads)
-        return grad_x.view(grad_BTD.shape), None, None, None, *flatten([*grads.values()])
+            grad_x = layer.backward(grad_BTD.flatten(0, 1), kept, grads, of_x=ctx.needs_input_grad[0])
+        grad_x_BTD = None if grad_x is None else grad_x.view(grad_BTD.shape)
+        return grad_x_BTD, None, None, None, *flatten([*grads.values()])
 
 
 class _Pass:
@@ -200,8 +201,8 @@ class _Pass:
     def __init__(self, weights: Weights, context: Context, shape: torch.Size) -> None:
         self._w, self._c, self._windows = weights, context, shape[0]
 
-    def backward(self, grad: Tensor, kept: Kept, grads: dict[str, Any]) -> Tensor:
-        """The gradient of x; those of the parameters go to `grads`."""
+    def backward(self, grad: Tensor, kept: Kept, grads: dict[str, Any], *, of_x: bool) -> Tensor | None:
+        """The gradient of x, where it is wanted; those of the parameters go to `grads`."""
         x = kept.x.get() if isinstance(kept.x, Stashed) else kept.x
         qkv = kept.qkv
         if kept.attended is None:
@@ -211,7 +212,7 @@ class _Pass:
             kept.mid = self.project_output(x, kept.attended)
         grad_mid, low_o = self.mlp_backward(grad, kept, grads)
         qkv = qkv or self.project_qkv(x)
-        return self.attention_backward(grad_mid, low_o, x, qkv, kept.attended, grads)
+        return self.attention_backward(grad_mid, low_o, x, qkv, kept.attended, grads, of_x=of_x)
 
     def project_qkv(self, x: Tensor) -> Qkv:
         w = self._w
@@ -265,8 +266,10 @@ class _Pass:
         qkv: Qkv,
         attended: Attended,
         grads: dict[str, Any],
-    ) -> Tensor:
-        """The gradient of x, from that of `mid`."""
+        *,
+        of_x: bool,
+    ) -> Tensor | None:
+        """The gradient of x, where it is wanted, from that of `mid`."""
         w, c = self._w, self._c
         output = self._flat(attended.output_BTHK)
         low = low_rank_gradient([grad_mid], [w.o])
@@ -280,8 +283,12 @@ class _Pass:
         linears = (w.q, w.k, w.v)
         grads_qkv = self._turned_backward(turned, qkv, grads)
         low = low_rank_gradient(grads_qkv, linears)
-        grad_normal = input_gradient(grads_qkv, w.qkv_a, low, linears)
-        normal, grad_x = rms_norm_again(grad_normal, x, w.norm, c.eps, grad_mid)
+        grad_x = None
+        if of_x or c.whole:
+            grad_normal = input_gradient(grads_qkv, w.qkv_a, low, linears)
+            normal, grad_x = rms_norm_again(grad_normal, x, w.norm, c.eps, grad_mid)
+        else:  # x is the embedding of tokens, which does not learn
+            normal = rms_norm(x, w.norm, c.eps)
         grads["qkv_a"], (grads["q"], grads["k"], grads["v"]) = parameter_gradients(
             normal, qkv.low_NR, grads_qkv, low, linears, c.whole
         )

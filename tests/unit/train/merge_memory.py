@@ -4,6 +4,7 @@ of the base, of its largest shard, and by how many the resident set grew at most
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
 import sys
 from pathlib import Path
@@ -25,12 +26,12 @@ from yarn_ops.train.weight_files import write_weights
 WIDTH, MLP_WIDTH = 384, 1536
 LAYER_PARAMETERS = 4 * WIDTH * WIDTH + 3 * WIDTH * MLP_WIDTH
 LAYERS_A_SHARD = 4
-RETURNED_BYTES = 1 << 18
-"""below every matrix of this small model: those of real ones are above the product's own"""
+RETURNED_BYTES = 1 << 16
+"""below every matrix of this small model by as much as those of real ones are above the product's own"""
 
 
-def prepare(root: Path, layers: int) -> SimpleNamespace:
-    """A job whose base, patched config, adapter and shards lie in `root`."""
+def prepare(root: Path, layers: int) -> None:
+    """Base, patched config, adapter and shards of a job into `root`."""
     config = LlamaConfig(
         vocab_size=512, hidden_size=WIDTH, intermediate_size=MLP_WIDTH, num_hidden_layers=layers,
         num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=32,
@@ -61,6 +62,9 @@ def prepare(root: Path, layers: int) -> SimpleNamespace:
         file.append(np.random.default_rng(0).integers(0, 512, 200).astype(np.uint16))
         writer.index("held_out", "only", file.end_document())
     writer.finish([file.tokens], {})
+
+
+def job(root: Path) -> SimpleNamespace:
     return SimpleNamespace(
         base_dir=root / "base", patched_dir=root / "patched", out_dir=root / "adapter",
         shards_dir=root / "shards", train=SimpleNamespace(method="lora"),
@@ -73,7 +77,12 @@ def status(field: str) -> int:
 
 def main(root: Path) -> None:
     merging.RETURNED_BYTES = RETURNED_BYTES
-    small, large = (prepare(root / name, layers) for name, layers in (("small", 1), ("large", 12)))
+    forked = multiprocessing.get_context("fork")  # what a preparation frees is not for a merge to fill again
+    for name, layers in (("small", 1), ("large", 12)):
+        preparing = forked.Process(target=prepare, args=(root / name, layers))
+        preparing.start()
+        preparing.join()
+    small, large = job(root / "small"), job(root / "large")
     merge(small, root / "small/merged")  # brings in whatever is loaded late
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
