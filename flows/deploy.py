@@ -25,6 +25,7 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.alert import alert
 from flows.compare import ARMS, METHODS, compare
+from flows.engine import TRAINER
 from flows.extend import extend
 from flows.fit import fit
 from flows.grid import measure_cells
@@ -55,7 +56,7 @@ def deployments() -> list[RunnerDeployment]:
     demo = _form_values(load_recipe(recipe_path("demo")))
     return [
         _offer(
-            extend, "extend-context", GPU_POOL,
+            extend, "extend-context", GPU_POOL, TRAINER,
             description=_told_in("extend.md"),
             parameters={"recipe": demo},
             schedules=[Cron(NIGHTLY, active=False, slug="nightly")],
@@ -94,13 +95,15 @@ def deployments() -> list[RunnerDeployment]:
     ]  # fmt: skip
 
 
-def _offer(flow: Flow[..., Any], name: str, pool: str, **values: Any) -> RunnerDeployment:
+def _offer(
+    flow: Flow[..., Any], name: str, pool: str, *engine_arguments: str, **values: Any
+) -> RunnerDeployment:
     """A deployment of a flow that is installed where it runs."""
     return flow.to_deployment(
         name=name,
         work_pool_name=pool,
         entrypoint_type=EntrypointType.MODULE_PATH,
-        job_variables={"command": shlex.join([sys.executable, "-m", "flows.engine"])},
+        job_variables={"command": shlex.join([sys.executable, "-m", "flows.engine", *engine_arguments])},
         **values,
     )
 

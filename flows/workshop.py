@@ -18,6 +18,7 @@ from prefect import runtime
 from prefect.context import get_run_context
 from prefect.exceptions import MissingContextError
 
+from flows import early
 from flows.liveness import queue_priority, sign
 from flows.progress import Progress
 from yarn_ops.bars import Bars
@@ -34,8 +35,7 @@ from yarn_ops.services import require_services
 from yarn_ops.settings import Settings
 from yarn_ops.store import Store, StoreOptions, files_for, open_store, store_options
 from yarn_ops.store.trees import fetch_tree
-from yarn_ops.train.launch import Ahead
-from yarn_ops.train.precision import resolve_device
+from yarn_ops.train.ahead import Ahead, call_by_name
 
 STEP_FIGURES = (
     "loss",
@@ -104,25 +104,30 @@ class Workshop:
 
     @cached_property
     def device(self) -> Literal["cpu", "cuda"]:
-        return resolve_device(self.settings.device)
+        found: Literal["cpu", "cuda"] = self.call(
+            "yarn_ops.train.precision:resolve_device", self.settings.device
+        )
+        return found
 
     @cached_property
     def device_name(self) -> str:
         """The device as everybody who shares it calls it."""
         if self.device == "cpu":
             return f"{platform.node()}/cpu"
-        from torch import cuda
-
-        return f"gpu-{cuda.get_device_properties(0).uuid}"
+        return f"gpu-{self.call('yarn_ops.train.precision:gpu_uuid')}"
 
     @cached_property
     def processes(self) -> int:
         """That may train together: one for every GPU, unless the settings say otherwise."""
         if self.settings.processes is not None or self.device == "cpu":
             return self.settings.processes or 1
-        from torch import cuda
+        count: int = self.call("torch.cuda:device_count")
+        return count
 
-        return cuda.device_count()
+    def call(self, name: str, *arguments: Any, **named: Any) -> Any:
+        """What needs torch, by its name: in the trainer to come, which has it sooner, or here."""
+        call = call_by_name if self.trainer is None else self.trainer.call
+        return call(name, *arguments, **named)
 
     @cached_property
     def rank(self) -> int:
@@ -254,15 +259,19 @@ def join_workshop(settings: Settings, run_id: str) -> Iterator[Workshop]:
 
 @contextmanager
 def trainer_ahead(shop: Workshop) -> Iterator[None]:
-    """Within the block a trainer imports what it needs, while the run still prepares its base and its data.
+    """Within the block a trainer imports what it needs, and does what needs torch, while the run still
+    prepares its base and its data; one that was started early is that one.
 
     Only for a run that a worker does, which somebody waits for, and only if it will train, as far as the
     registry knows. A typed command finds its faults first.
     """
+    started = early.take()
     if runtime.deployment.id is None or _was_trained(shop):
+        if started is not None:
+            started.close()
         yield
         return
-    shop.trainer = Ahead(shop.settings.home / "logs" / "trainer-ahead.log")
+    shop.trainer = started or early.trainer(shop.settings)
     try:
         yield
     finally:

@@ -30,20 +30,20 @@ def start(
     user: str | None = None,
     folder: Path | None = None,
     end_by: signal.Signals = signal.SIGTERM,
-    told_by_us: bool = False,
+    stdin: int = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
     """Start `command` in a new session, its output appended to `log`; `end_by` reaches it when we die.
 
     On Linux, where "we" is the calling thread: call this from one that lives as long as the child may.
     Output goes to a file, never a pipe: a child that holds its parent's pipe hides the parent's death.
-    `user`: run as that one (only root may). `folder`: its working directory. `told_by_us`: its standard input
-    is a pipe from us, else it is empty.
+    `user`: run as that one (only root may). `folder`: its working directory. `stdin`: an open file for its
+    standard input, which is empty else.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         return subprocess.Popen(
             command,
-            stdin=subprocess.PIPE if told_by_us else subprocess.DEVNULL,
+            stdin=stdin,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=dict(env),

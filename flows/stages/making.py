@@ -65,9 +65,9 @@ def prepare(bench: Bench, data: Data, corpus: Local[Corpus], base: Local[BaseMod
 @stage("patch", version=1)
 def patch(bench: Bench, rope: Rope, leg: Stage, base: Local[BaseModel]) -> PatchedModel:
     """Config and tokenizer rewritten for this leg's factor, and proven."""
-    from yarn_ops.rope import patch as patching
-
-    return patching.patch(rope, base, bench.out, factor=leg.factor or 1.0)
+    patching = "yarn_ops.rope.patch:patch"
+    made: PatchedModel = bench.shop.call(patching, rope, base, bench.out, factor=leg.factor or 1.0)
+    return made
 
 
 @stage("rehearse", version=1)
@@ -75,10 +75,11 @@ def rehearse(
     bench: Bench, section: Train, legs: tuple[Stage, ...], patched: Local[PatchedModel], shards: ShardSet
 ) -> Rehearsal:
     """What is wrong with training and merging as asked, told before the base is measured."""
-    from yarn_ops.train import rehearsal
-
-    shop = bench.shop
-    return rehearsal.rehearse(section, legs, patched, shards, device=shop.device, processes=shop.processes)
+    shop, rehearsing = bench.shop, "yarn_ops.train.rehearsal:rehearse"
+    found: Rehearsal = shop.call(
+        rehearsing, section, legs, patched, shards, device=shop.device, processes=shop.processes
+    )
+    return found
 
 
 @stage("train", version=1, alone_on="device")

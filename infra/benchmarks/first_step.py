@@ -80,9 +80,8 @@ def _print(api: httpx.Client, state: Path, what: str, recipe: dict[str, Any]) ->
     deployment = api.get("/deployments/name/extend-context/extend-context").json()["id"]
     asked_at = time.time()
     path, wanted = f"/deployments/{deployment}/create_flow_run", {"parameters": {"recipe": recipe}}
-    while (answer := api.post(path, json=wanted)).status_code == 503:  # SQLite is busy; the connection ends
-        print("503", answer.headers, flush=True)
-        time.sleep(0.5)
+    while (answer := api.post(path, json=wanted)).status_code == 503:  # SQLite, while its server starts
+        time.sleep(POLL_S)
         asked_at = time.time()
     run_id = answer.raise_for_status().json()["id"]
     first: dict[str, Any] = {}
@@ -91,13 +90,13 @@ def _print(api: httpx.Client, state: Path, what: str, recipe: dict[str, Any]) ->
         for log in (state / "work").glob("*/events.jsonl"):
             for event in read_events(log):
                 if event["event"] == "step" and event["time"] > asked_at and not first:
-                    first.update(event, processor_s=_processor_s(run_id))
+                    first.update(event, **_processes(run_id))
         return bool(first)
 
     _until(trains)
     _until(lambda: api.get(f"/flow_runs/{run_id}").json()["state_type"] in FINAL)
     found = api.get(f"/flow_runs/{run_id}").json()
-    moments = [("the flow", _seconds(found["start_time"]))]
+    moments = [("its process", first["began"]), ("the flow", _seconds(found["start_time"]))]
     tasks = api.post("/task_runs/filter", json={"flow_runs": {"id": {"any_": [run_id]}}}).json()
     moments += [(task["name"], _seconds(task["start_time"])) for task in tasks]
     moments += [("first training step", first["time"])]
@@ -109,16 +108,17 @@ def _print(api: httpx.Client, state: Path, what: str, recipe: dict[str, Any]) ->
     sys.stdout.flush()
 
 
-def _processor_s(flow_run: str) -> float:
-    """What the processes of a flow run have used so far."""
-    used = 0.0
+def _processes(flow_run: str) -> dict[str, float]:
+    """When the first process of a flow run began, and what all have used so far."""
+    began, used = time.time(), 0.0
     for process in psutil.process_iter():
         try:
             if process.environ().get("PREFECT__FLOW_RUN_ID") == flow_run:
+                began = min(began, process.create_time())
                 used += sum(process.cpu_times()[:2])
         except psutil.Error:
             continue
-    return used
+    return {"began": began, "processor_s": used}
 
 
 def _seconds(text: str) -> float:

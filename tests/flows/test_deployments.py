@@ -50,8 +50,10 @@ def test_a_form_with_a_password_is_refused_before_prefect_keeps_it(field: tuple[
 
 
 def test_every_run_has_the_command_that_imports_prefect_once() -> None:
+    command = f"{sys.executable} -m flows.engine"
     for deployment in deployments():
-        assert deployment.job_variables == {"command": f"{sys.executable} -m flows.engine"}
+        trains = " --trainer" if deployment.name == "extend-context" else ""
+        assert deployment.job_variables == {"command": command + trains}
 
 
 def test_the_form_of_a_comparison_offers_methods_and_knows_arms() -> None:

@@ -1,6 +1,6 @@
 """The trainer process: `python -m yarn_ops.train [JOB.json] [--parent PID]`, or several of them by torchrun.
 
-Without a job it imports what training needs and then reads the path of one from its standard input.
+Without a job it imports what training needs and is then told of one by its standard input (`ahead`).
 Exit status 0: done, or stopped with a snapshot, or no job came; 2: a user's error, in the log and the last
 event; else a bug.
 """
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from yarn_ops.errors import Stopped, TrainError, YarnOpsError
 from yarn_ops.settings import started_by_torchrun
+from yarn_ops.train import ahead
 from yarn_ops.train.job import LOG, Job, read_job
 from yarn_ops.train.lifeline import stop_request
 
@@ -39,16 +40,17 @@ def main() -> int:
 
 
 def awaited_job() -> Job | None:
-    """The job whose file somebody names on our standard input, our output turned to its log; None: nobody.
+    """The job whose file somebody names at the other end of our standard input, our output turned to its log;
+    None: nobody. What is asked before is done.
 
     Torch takes seconds to import and the device nothing: it is first used when there is a job.
     """
     from yarn_ops.train import loop  # noqa: F401
 
-    path = sys.stdin.readline().strip()
-    if not path:
+    path = ahead.awaited_job(sys.stdin.fileno())
+    if path is None:
         return None
-    job = read_job(Path(path))
+    job = read_job(path)
     with (job.work_dir / LOG).open("ab") as log:
         for output in (1, 2):
             os.dup2(log.fileno(), output)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from yarn_ops.errors import Stopped, TrainerKilled, TrainError
 from yarn_ops.processes import birth, interrupted, last_lines, start, stop
 from yarn_ops.records import Adapter
 from yarn_ops.settings import child_environment
+from yarn_ops.train.ahead import ALLOCATOR, Ahead
 from yarn_ops.train.events import Event, EventTail
 from yarn_ops.train.job import LOG, Job
 from yarn_ops.train.parallel.layout import Work, usable_processes
@@ -29,46 +29,10 @@ PID = "trainer.pid"
 TORCHRUN = "torch.distributed.run"
 POLL_S = 0.2
 STOP_S = 30.0
-ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-"""of GPU memory: layers that keep different things fragment it, by a quarter on one H100"""
 ADAPTER_FACTS = (
     "method", "steps", "window_tokens", "tokens_seen",
     "trainable_parameters", "first_loss", "final_loss", "seconds",
 )  # fmt: skip
-
-
-class Ahead:
-    """A trainer that imports what training needs while its job is being prepared. Take it once, or close it.
-
-    Start it in the thread that takes it, see `processes.start`.
-    """
-
-    def __init__(self, log: Path) -> None:
-        command = [sys.executable, "-m", "yarn_ops.train", "--parent", str(os.getpid())]
-        self._process: subprocess.Popen[bytes] | None = start(
-            command, log=log, env=child_environment(ALLOCATOR), told_by_us=True
-        )
-
-    def take(self, job_file: Path) -> subprocess.Popen[bytes] | None:
-        """It, told of its job; None when it is taken, closed or has ended."""
-        process, self._process = self._process, None
-        if process is None:
-            return None
-        assert process.stdin is not None
-        try:
-            with process.stdin as told:
-                told.write(f"{job_file}\n".encode())
-        except BrokenPipeError:
-            process.wait()
-            return None
-        return process
-
-    def close(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            stop(process, end_by=signal.SIGKILL)  # it has nothing to keep
-            assert process.stdin is not None
-            process.stdin.close()
 
 
 def run_trainer(

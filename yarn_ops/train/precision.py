@@ -32,11 +32,20 @@ if sys.argv[1] == "cpu" or not torch.cuda.is_available():
 
 def resolve_device(device: Device) -> Literal["cpu", "cuda"]:
     """auto: the GPU where there is one. TrainError when a GPU is asked for that is not there."""
+    if device == "cpu":
+        return "cpu"
     from torch import cuda  # seconds; whoever asks is about to load a model
 
     if device == "cuda" and not cuda.is_available():
         raise TrainError("device: torch finds no CUDA GPU here; set YARN_OPS_DEVICE to auto or cpu")
-    return "cuda" if device != "cpu" and cuda.is_available() else "cpu"
+    return "cuda" if cuda.is_available() else "cpu"
+
+
+def gpu_uuid() -> str:
+    """Of the first GPU."""
+    from torch import cuda
+
+    return str(cuda.get_device_properties(0).uuid)
 
 
 def resolve_dtype(asked: Asked, device: Literal["cpu", "cuda"]) -> Dtype:

@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from yarn_ops.digests import digest_tree
 from yarn_ops.errors import Stopped, TrainError
 from yarn_ops.processes import birth
+from yarn_ops.train.ahead import Ahead
 from yarn_ops.train.events import read_events
 from yarn_ops.train.job import LOG, Job
-from yarn_ops.train.launch import PID, Ahead, end_orphan, run_trainer
+from yarn_ops.train.launch import PID, end_orphan, run_trainer
 
 MakeJob = Callable[..., Job]
 Trained = Callable[[Job], Job]
@@ -116,6 +117,25 @@ def test_one_that_gets_no_job_is_gone(tmp_path: Path) -> None:
     assert not process.is_running() and unused.take(tmp_path / "job.json") is None
 
 
+def test_what_needs_torch_is_done_in_it(tmp_path: Path) -> None:
+    ahead = Ahead(tmp_path / "ahead.log")
+    (process,) = waiting()
+    assert ahead.call("os:getpid") == process.pid
+    with pytest.raises(TrainError, match="no path of a job"):
+        ahead.call("yarn_ops.train.job:read_job", tmp_path / "no path of a job")
+    assert ahead.call("operator:add", 1, 2) == 3, "an error ends nothing"
+    process.kill()
+    assert ahead.call("os:getpid") == os.getpid(), "it has ended: here, then"
+    assert ahead.take(tmp_path / "job.json") is None
+
+
+def test_what_it_cannot_send_is_done_here(tmp_path: Path) -> None:
+    ahead = Ahead(tmp_path / "ahead.log")
+    (process,) = waiting()
+    assert ahead.call("threading:Lock").acquire()
+    assert not process.is_running() and "cannot pickle" in (tmp_path / "ahead.log").read_text()
+
+
 def test_an_error_in_the_listener_ends_the_trainer(make_job: MakeJob) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
@@ -160,7 +180,7 @@ def test_a_killed_parent_leaves_no_trainer(make_job: MakeJob, tmp_path: Path) ->
 WAIT_FOR_NOTHING = """
 import sys, time
 from pathlib import Path
-from yarn_ops.train.launch import Ahead
+from yarn_ops.train.ahead import Ahead
 ahead = Ahead(Path(sys.argv[1]))
 print("started", flush=True)
 time.sleep(600)
