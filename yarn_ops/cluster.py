@@ -16,7 +16,7 @@ import importlib.util
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from yarn_ops.digests import digest_of
 from yarn_ops.errors import DataError, SettingsError, StoreError
 from yarn_ops.records import Tree
 from yarn_ops.settings import Settings, read_settings
-from yarn_ops.store import Store, files_for, open_store, store_options
+from yarn_ops.store import Store, StoreOptions, files_for, open_store, store_options
 from yarn_ops.store.keys import join
 from yarn_ops.store.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
 from yarn_ops.store.pull import pull_tree
@@ -119,14 +119,19 @@ def make_in_store(key: str, unit: Unit, work: Work, tokenizer: str, store_url: s
         raise SettingsError("a worker of the cluster runs another version of yarn-ops; update it")
     settings = read_settings()
     settings.make_home()
-    options = store_options(settings)
-    store = open_store(store_url, options)
+    store, files = _opened(store_url, store_options(settings))
     if store.size(_place(key, MANIFEST)) is not None:
         return read_manifest(store, f"{UNITS}/{key}").to_bytes()
     with tempfile.TemporaryDirectory(prefix="unit-", dir=settings.home) as place:
         made = Path(place) / "made"
-        make_unit(unit, work, _tokenizer(store, tokenizer, work.vocab_size), files_for(options), made)
+        make_unit(unit, work, _tokenizer(store, tokenizer, work.vocab_size), files, made)
         return put_tree_at(store, made, f"{UNITS}/{key}").to_bytes()
+
+
+@cache
+def _opened(store_url: str, options: StoreOptions) -> tuple[Store, Files]:
+    """Where results and sources are, once a process: making clients takes longer than a small unit does."""
+    return open_store(store_url, options), files_for(options)
 
 
 def _place(key: str, name: str) -> str:

@@ -59,10 +59,9 @@ def _put(
     copies: Mapping[str, tuple[str, FileEntry]],
     report: Report | None,
 ) -> Tree:
-    tree = manifest.tree_at(store.uri_of(prefix))
-    if tree_present(store, tree):
+    tree, sizes = manifest.tree_at(store.uri_of(prefix)), stored_sizes(store, prefix)
+    if MANIFEST in sizes and tree_present(store, tree):
         return tree
-    sizes = stored_sizes(store, prefix)
     transfer = Transfer(manifest.size_bytes, report)
 
     def put(name: str) -> None:

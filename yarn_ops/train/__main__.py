@@ -43,7 +43,8 @@ def awaited_job() -> Job | None:
     """The job whose file somebody names at the other end of our standard input, our output turned to its log;
     None: nobody. What is asked before is done.
 
-    Torch takes seconds to import and the device nothing: it is first used when there is a job.
+    Torch takes seconds to import and the device nothing: but for its name it is first used when there is a
+    job.
     """
     from yarn_ops.train import loop  # noqa: F401
 

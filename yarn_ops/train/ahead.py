@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -79,8 +78,7 @@ def awaited_job(line: int) -> Path | None:
     nobody will name one."""
     with Connection(os.dup(line)) as parent, suppress(EOFError, OSError):
         while not isinstance(asked := parent.recv(), Path):
-            name, arguments, named = asked
-            parent.send(_outcome(lambda: call_by_name(name, *arguments, **named)))  # noqa: B023
+            parent.send(_outcome(*asked))
         return asked
     return None
 
@@ -90,8 +88,9 @@ def call_by_name(name: str, *arguments: Any, **named: Any) -> Any:
     return pkgutil.resolve_name(name)(*arguments, **named)
 
 
-def _outcome(call: Callable[[], Any]) -> tuple[bool, Any]:
+def _outcome(name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[bool, Any]:
+    """Whether it failed, and its error or its result."""
     try:
-        return False, call()
+        return False, call_by_name(name, *arguments, **named)
     except Exception as error:
         return True, error

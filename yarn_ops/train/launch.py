@@ -85,6 +85,8 @@ def _start(job: Job, environment: Mapping[str, str], ahead: Ahead | None) -> sub
     command, process = _command(job, job_file), None
     if ahead is not None and not environment and TORCHRUN not in command:
         process = ahead.take(job_file)
+    elif ahead is not None:
+        ahead.close()  # it may hold a GPU's context
     if process is None:
         process = start(command, log=job.work_dir / LOG, env=child_environment({**ALLOCATOR, **environment}))
     record = {"pid": process.pid, "started": birth(process.pid)}
