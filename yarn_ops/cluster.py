@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from yarn_ops.data.files import Files
-from yarn_ops.data.fragments import TOKENS, make_unit
+from yarn_ops.data.fragments import FRAGMENTS, TOKENS, make_unit
 from yarn_ops.data.tokenizer import Tokenizer
 from yarn_ops.data.units import Unit, Work, unit_key
 from yarn_ops.digests import digest_of
@@ -30,7 +30,7 @@ from yarn_ops.records import Tree
 from yarn_ops.settings import Settings, read_settings
 from yarn_ops.store import Store, StoreOptions, files_for, open_store, store_options
 from yarn_ops.store.keys import join
-from yarn_ops.store.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
+from yarn_ops.store.manifest import MANIFEST, Manifest, parse_manifest
 from yarn_ops.store.pull import pull_tree
 from yarn_ops.store.sweep import UNITS
 from yarn_ops.store.trees import put_tree, put_tree_at
@@ -76,6 +76,7 @@ class ClusterUnits:
                 for future, manifest in as_completed(futures, loop=client.loop, with_results=True):
                     key = keys[future.key]
                     self._manifests[key] = parse_manifest(manifest, future.key)
+                    self.file(key, FRAGMENTS)  # fetched while others are made
                     yield key
             except KilledWorker as error:
                 source = units[keys[error.task]].sources[0].uri
@@ -120,12 +121,12 @@ def make_in_store(key: str, unit: Unit, work: Work, tokenizer: str, store_url: s
     settings = read_settings()
     settings.make_home()
     store, files = _opened(store_url, store_options(settings))
-    if store.size(_place(key, MANIFEST)) is not None:
-        return read_manifest(store, f"{UNITS}/{key}").to_bytes()
+    if (made_before := store.find(_place(key, MANIFEST))) is not None:
+        return made_before
     with tempfile.TemporaryDirectory(prefix="unit-", dir=settings.home) as place:
         made = Path(place) / "made"
         make_unit(unit, work, _tokenizer(store, tokenizer, work.vocab_size), files, made)
-        return put_tree_at(store, made, f"{UNITS}/{key}").to_bytes()
+        return put_tree_at(store, made, f"{UNITS}/{key}", look=False).to_bytes()
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+from collections.abc import Iterator
 
 import pyarrow as arrow
 import pyarrow.parquet as parquet
@@ -14,7 +15,9 @@ from swift_cluster import SwiftCluster
 
 from yarn_ops.data.files import Files
 from yarn_ops.errors import DataError, StoreError
-from yarn_ops.store import Store, files_for, open_store
+from yarn_ops.store import Store, StoreOptions, files_for, open_store
+from yarn_ops.store.documents import ObjectStream
+from yarn_ops.store.s3 import S3Store
 
 KEYS = ("books/a.txt", "books/b.md", "books/old/c.txt", "books/old/deep/d.txt", "notes.txt", "books/[x].txt")
 
@@ -74,6 +77,56 @@ def test_an_object_is_a_seekable_file(root: Store, files: Files) -> None:
         assert file.tell() == 1_500_007
         assert file.seek(len(data) + 9) == len(data) + 9
         assert file.read() == b""
+
+
+class Noting(S3Store):
+    """Notes the ranges that it is asked for."""
+
+    def __init__(self, url: str, options: StoreOptions) -> None:
+        super().__init__(url, options)
+        self.ranges: list[tuple[int, int]] = []
+
+    def read_range(self, key: str, start: int, stop: int, version: str | None = None) -> Iterator[bytes]:
+        self.ranges.append((start, stop))
+        return super().read_range(key, start, stop, version)
+
+
+@pytest.fixture
+def noting(root: Store, swift: SwiftCluster) -> Noting:
+    return Noting(root.url, swift_options(swift))
+
+
+def stream_of(noting: Noting, key: str, until: int) -> io.BufferedReader:
+    info = noting.head(key)
+    assert info is not None
+    return io.BufferedReader(ObjectStream(noting, info, until), 1 << 20)
+
+
+def test_a_stretch_is_asked_for_once_and_no_more_than_that(noting: Noting) -> None:
+    data = os.urandom(6_000_000)
+    noting.write("large", data)
+    with stream_of(noting, "large", until=4_000_000) as file:
+        file.seek(999_999)
+        assert file.read(3_000_000) == data[999_999:3_999_999]
+    assert noting.ranges == [(999_999, 4_000_000)]
+
+
+def test_what_is_read_beyond_is_asked_for_in_growing_parts(noting: Noting) -> None:
+    data = os.urandom(9_000_000)
+    noting.write("large", data)
+    with stream_of(noting, "large", until=0) as file:
+        assert file.read() == data
+    mib = 1 << 20
+    assert noting.ranges == [(0, mib), (mib, 3 * mib), (3 * mib, 7 * mib), (7 * mib, len(data))]
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_an_error(noting: Noting) -> None:
+    noting.write("large", os.urandom(3_000_000))
+    with stream_of(noting, "large", until=0) as file:
+        file.read(1 << 20)
+        noting.write("large", os.urandom(3_000_000))
+        with pytest.raises(StoreError, match="large"):
+            file.read()
 
 
 def test_lines_and_parquet_are_read_from_a_bucket(root: Store, files: Files) -> None:

@@ -19,6 +19,7 @@ def test_bytes_come_back(store: Store) -> None:
     store.write("a/b.bin", b"\x00\xffone")
     assert store.read("a/b.bin") == b"\x00\xffone"
     assert store.size("a/b.bin") == 5
+    assert store.find("a/b.bin") == b"\x00\xffone"
 
 
 def test_an_object_is_replaced_whole(store: Store) -> None:
@@ -36,6 +37,7 @@ def test_an_empty_object_is_an_object(store: Store, tmp_path: Path) -> None:
 
 def test_a_missing_object_has_no_size_and_cannot_be_read(store: Store, tmp_path: Path) -> None:
     assert store.size("nothing") is None
+    assert store.find("nothing") is None
     with pytest.raises(StoreError, match=r"below/here/nothing: no such|store/nothing: no such"):
         store.read("nothing")
     with pytest.raises(StoreError, match="nothing: no such"):
@@ -115,13 +117,14 @@ def test_a_failed_upload_leaves_no_object(store: Store, tmp_path: Path) -> None:
     assert list(store.list("")) == []
 
 
+@pytest.mark.parametrize("told", [False, True])
 @pytest.mark.parametrize("size_bytes", [0, 1000, 70 * MIB])
-def test_copies_hold_the_same_bytes(store: Store, tmp_path: Path, size_bytes: int) -> None:
+def test_copies_hold_the_same_bytes(store: Store, tmp_path: Path, size_bytes: int, told: bool) -> None:
     data = (os.urandom(1000) * (size_bytes // 1000 + 1))[:size_bytes]
     (tmp_path / "a").write_bytes(data)
     store.put_file(tmp_path / "a", "from/a")
-    store.copy("from/a", "to/a")
-    store.copy("from/a", "to/a")
+    store.copy("from/a", "to/a", size_bytes if told else None)
+    store.copy("from/a", "to/a", size_bytes if told else None)
     store.delete("from/a")
     store.get_file("to/a", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == data
@@ -129,8 +132,9 @@ def test_copies_hold_the_same_bytes(store: Store, tmp_path: Path, size_bytes: in
 
 
 def test_copying_nothing_is_an_error(store: Store) -> None:
-    with pytest.raises(StoreError, match="no such"):
-        store.copy("from/a", "to/a")
+    for size_bytes in (None, 7):
+        with pytest.raises(StoreError, match="no such"):
+            store.copy("from/a", "to/a", size_bytes)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from yarn_ops.errors import DataError
 
 PARQUET_BATCH_ROWS = 64
 BUFFER_BYTES = 1 << 20
+LAST_ROW_BYTES = 64 << 10
+"""a stretch of bytes is read up to the end of its last row, which is mostly not farther than that"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def read_fragments(unit: Unit, source: SourceFile, files: Files, text_field: str
     changed since it was surveyed.
     """
     kind = kind_of(source)
-    with closing(_opened(source, files)) as file:
+    with closing(_opened(source, files, unit.stop)) as file:
         _check_size(file, source)
         if kind == "text":
             yield from _text(file, source, unit.start, unit.stop)
@@ -66,10 +68,12 @@ def read_texts(source: SourceFile, files: Files, text_field: str) -> Iterator[st
             parts = []
 
 
-def _opened(source: SourceFile, files: Files) -> BinaryIO:
+def _opened(source: SourceFile, files: Files, stop: int | None) -> BinaryIO:
     if source.size_bytes <= WHOLE_BYTES:
         return io.BytesIO(files.read(source.uri))
-    return files.open(source.uri)
+    if kind_of(source) == "parquet":  # is read here and there
+        return files.open(source.uri)
+    return files.open(source.uri, source.size_bytes if stop is None else stop + LAST_ROW_BYTES)
 
 
 def _text(file: BinaryIO, source: SourceFile, start: int, stop: int | None) -> Iterator[Fragment]:

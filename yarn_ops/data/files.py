@@ -53,9 +53,10 @@ class Files(Protocol):
         """
         ...
 
-    def open(self, uri: str) -> BinaryIO:
+    def open(self, uri: str, until: int = 0) -> BinaryIO:
         """The bytes of a file from its start; seekable, because Parquet is read from its end.
 
+        until: the byte up to which it will be read in one go, so that this can be asked for at once.
         DataError when it cannot be opened. The caller closes it.
         """
         ...
@@ -73,7 +74,7 @@ class LocalFiles:
         with ThreadPoolExecutor(HASHING_THREADS) as pool:
             yield from pool.map(_fingerprint, uris)
 
-    def open(self, uri: str) -> BinaryIO:
+    def open(self, uri: str, until: int = 0) -> BinaryIO:
         try:
             return _path_of(uri).open("rb")
         except OSError as error:
@@ -101,8 +102,8 @@ class ReadAhead:
     def expand(self, pattern: str) -> Iterator[SourceFile]:
         return self._files.expand(pattern)
 
-    def open(self, uri: str) -> BinaryIO:
-        return self._files.open(uri)
+    def open(self, uri: str, until: int = 0) -> BinaryIO:
+        return self._files.open(uri, until)
 
     def read(self, uri: str) -> bytes:
         content = self._coming.pop(uri).result()

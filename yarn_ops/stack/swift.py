@@ -48,22 +48,25 @@ pipeline = {kind}-server
 use = egg:swift#{kind}
 """
 
-FILTERS = {
-    **dict.fromkeys(("catch_errors", "gatekeeper", "listing_formats", "bulk"), ""),
+PASSED = "catch_errors gatekeeper cache listing_formats bulk s3api tempauth slo dlo symlink"
+"""what a request passes on its way to the proxy, in this order"""
+OURS = {"cache": "paste.filter_factory = yarn_ops.stack.swift_cache:filter_factory"}
+FILTER_SETTINGS = {
     "s3api": "s3_acl = false\nlocation = us-east-1\n",
     "tempauth": "user_yarn_ops = {secret_key} .admin\n",
-    **dict.fromkeys(("slo", "dlo", "symlink"), ""),
 }
-"""what a request passes on its way to the proxy, in this order, and the settings of each"""
 
 PROXY_PIPELINE = f"""
 [pipeline:main]
-pipeline = {" ".join(FILTERS)} proxy-server
+pipeline = {PASSED} proxy-server
 
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
-""" + "".join(f"\n[filter:{name}]\nuse = egg:swift#{name}\n{more}" for name, more in FILTERS.items())
+""" + "".join(
+    f"\n[filter:{name}]\n{OURS.get(name, f'use = egg:swift#{name}')}\n{FILTER_SETTINGS.get(name, '')}"
+    for name in PASSED.split()
+)
 
 RINGS = """
 import sys

@@ -65,6 +65,9 @@ class Store(Protocol):
 
     def read(self, key: str) -> bytes: ...
 
+    def find(self, key: str) -> bytes | None:
+        """What `read` reads, or None when there is no such object; in one request."""
+
     def write(self, key: str, data: bytes) -> None: ...
 
     def size(self, key: str) -> int | None:
@@ -76,8 +79,11 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Remove the object; none is no error."""
 
-    def copy(self, source_key: str, target_key: str) -> None:
-        """A second name for the same bytes: a hard link or a copy made by the server."""
+    def copy(self, source_key: str, target_key: str, size_bytes: int | None = None) -> None:
+        """A second name for the same bytes: a hard link or a copy made by the server.
+
+        One whose size is known need not be asked for it.
+        """
 
 
 @dataclass(frozen=True)

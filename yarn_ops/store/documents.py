@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, BinaryIO
 from yarn_ops.data.files import Files, LocalFiles, SourceFile
 from yarn_ops.digests import CHUNK_BYTES, digest_of
 from yarn_ops.errors import DataError
-from yarn_ops.store import StoreOptions
+from yarn_ops.store import ObjectInfo, StoreOptions
 
 if TYPE_CHECKING:
     from yarn_ops.store.s3 import S3Store
 
 S3 = "s3://"
+MOST_ASKED_BYTES = 64 << 20
 MAGIC = re.compile(r"[*?\[]")
 
 
@@ -32,8 +33,8 @@ class FilesByScheme:
     def expand(self, pattern: str) -> Iterator[SourceFile]:
         return self._home_of(pattern).expand(pattern)
 
-    def open(self, uri: str) -> BinaryIO:
-        return self._home_of(uri).open(uri)
+    def open(self, uri: str, until: int = 0) -> BinaryIO:
+        return self._home_of(uri).open(uri, until)
 
     def read(self, uri: str) -> bytes:
         return self._home_of(uri).read(uri)
@@ -59,13 +60,13 @@ class S3Files:
                 facts = [info.version, info.size_bytes, info.modified.isoformat()]
                 yield SourceFile(f"{S3}{bucket}/{info.key}", info.size_bytes, digest_of(facts))
 
-    def open(self, uri: str) -> BinaryIO:
+    def open(self, uri: str, until: int = 0) -> BinaryIO:
         bucket, key = _split(uri)
         store = self._store(bucket)
-        size_bytes = store.size(key)
-        if size_bytes is None:
+        info = store.head(key)
+        if info is None:
             raise DataError(f"{uri}: no such object; put it back or survey the documents again")
-        return io.BufferedReader(ObjectStream(store, key, size_bytes), CHUNK_BYTES)
+        return io.BufferedReader(ObjectStream(store, info, until), CHUNK_BYTES)
 
     def read(self, uri: str) -> bytes:
         bucket, key = _split(uri)
@@ -76,14 +77,19 @@ class S3Files:
 
 
 class ObjectStream(io.RawIOBase):
-    """An S3 object as a seekable file; bytes are fetched as they are read, a seek begins a new request."""
+    """One version of an S3 object as a seekable file.
 
-    def __init__(self, store: S3Store, key: str, size_bytes: int) -> None:
+    A request asks for what is known to be read: up to `until` in one, from there on for twice as much each
+    time. A seek begins anew.
+    """
+
+    def __init__(self, store: S3Store, info: ObjectInfo, until: int) -> None:
         self._store = store
-        self._key = key
-        self._size_bytes = size_bytes
+        self._info = info
+        self._until = until
         self._position = 0
-        self._chunks: Iterator[bytes] | None = None
+        self._asked_bytes = CHUNK_BYTES
+        self._chunks: Iterator[bytes] = iter(())
         self._pending = memoryview(b"")
 
     def readable(self) -> bool:
@@ -96,22 +102,32 @@ class ObjectStream(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size_bytes}[whence]
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._info.size_bytes}[whence]
         if start + offset != self._position:
             self._position = max(0, start + offset)
-            self._chunks, self._pending = None, memoryview(b"")
+            self._asked_bytes = CHUNK_BYTES
+            self._chunks, self._pending = iter(()), memoryview(b"")
         return self._position
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         if not self._pending:
-            if self._chunks is None:
-                self._chunks = self._store.stream(self._key, self._position)
-            self._pending = memoryview(next(self._chunks, b""))
+            self._pending = memoryview(next(self._chunks, b"") or self._ask())
         count = min(len(buffer), len(self._pending))
         buffer[:count] = self._pending[:count]
         self._pending = self._pending[count:]
         self._position += count
         return count
+
+    def _ask(self) -> bytes:
+        """The first piece of what follows, if anything does."""
+        if self._position >= self._info.size_bytes:
+            return b""
+        stop = min(self._info.size_bytes, max(self._until, self._position + self._asked_bytes))
+        self._asked_bytes = min(2 * self._asked_bytes, MOST_ASKED_BYTES)
+        self._chunks = self._store.read_range(
+            self._info.key, self._position, stop, version=self._info.version
+        )
+        return next(self._chunks, b"")
 
 
 @lru_cache(maxsize=16)

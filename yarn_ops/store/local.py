@@ -93,6 +93,9 @@ class LocalStore:
         with disk_errors(self.uri_of(key)):
             return self.path_of(key).read_bytes()
 
+    def find(self, key: str) -> bytes | None:
+        return self.read(key) if self.path_of(key).is_file() else None
+
     def write(self, key: str, data: bytes) -> None:
         with self._incoming(key) as target:
             target.write(data)
@@ -124,7 +127,7 @@ class LocalStore:
         with disk_errors(self.uri_of(key)):
             self.path_of(key).unlink(missing_ok=True)
 
-    def copy(self, source_key: str, target_key: str) -> None:
+    def copy(self, source_key: str, target_key: str, size_bytes: int | None = None) -> None:
         """A hard link; a copy where the filesystem has no (more) links."""
         source, target = self.path_of(source_key), self.path_of(target_key)
         with disk_errors(self.uri_of(source_key)):

@@ -75,8 +75,9 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
 def read_manifest(store: Store, prefix: str) -> Manifest:
     """The manifest of the directory at `prefix`; StoreError when there is none."""
     key = join(prefix, MANIFEST)
-    if store.size(key) is None:
+    data = store.find(key)
+    if data is None:
         raise StoreError(
             f"{store.uri_of(key)}: no such manifest; the directory was never finished, or is not ours"
         )
-    return parse_manifest(store.read(key), store.uri_of(key))
+    return parse_manifest(data, store.uri_of(key))

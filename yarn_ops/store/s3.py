@@ -50,6 +50,7 @@ REMEDIES = {
     "NoSuchBucket": "no such bucket; create it or correct the URL",
     "NoSuchKey": "no such object",
     "404": "no such object",
+    "PreconditionFailed": "was replaced while it was read; run again",
     "RequestTimeTooSkewed": "this machine's clock differs from the server's; set it",
     "AuthorizationHeaderMalformed": "another region; check YARN_OPS_S3_REGION",
     "PermanentRedirect": "another region; check YARN_OPS_S3_REGION",
@@ -92,22 +93,20 @@ class S3Store:
             self._client.upload_file(str(path), **self._named(key), Config=UPLOAD, Callback=on_bytes)
 
     def get_file(self, key: str, path: Path, on_chunk: Callable[[bytes], object] | None = None) -> None:
+        info = self.head(key)
+        if info is None:
+            raise StoreError(f"{self.uri_of(key)}: {REMEDIES['404']}")
         with disk_errors(path), self._errors(self.uri_of(key)), path.open("ab") as file:
-            for chunk in self.stream(key, file.tell()):
+            for chunk in self.read_range(key, file.tell(), info.size_bytes, version=info.version):
                 file.write(chunk)
                 if on_chunk is not None:
                     on_chunk(chunk)
             file.flush()
             os.fsync(file.fileno())
 
-    def stream(self, key: str, start: int = 0) -> Iterator[bytes]:
-        """An object's bytes from `start` on, in pieces, all of one version of it."""
-        with self._errors(self.uri_of(key)):
-            head = self._client.head_object(**self._named(key))
-        yield from self._pieces(key, start, head["ContentLength"], IfMatch=head["ETag"])
-
-    def read_range(self, key: str, start: int, stop: int) -> Iterator[bytes]:
-        return self._pieces(key, start, stop)
+    def read_range(self, key: str, start: int, stop: int, version: str | None = None) -> Iterator[bytes]:
+        """Also: of that version alone; StoreError when it was replaced."""
+        return self._pieces(key, start, stop, **({} if version is None else {"IfMatch": f'"{version}"'}))
 
     def read(self, key: str) -> bytes:
         with self._errors(self.uri_of(key)):
@@ -120,24 +119,38 @@ class S3Store:
                     if idle == ATTEMPTS:
                         raise
 
+    def find(self, key: str) -> bytes | None:
+        try:
+            return self.read(key)
+        except StoreError as error:
+            if isinstance(error.__cause__, ClientError) and _code(error.__cause__) == "NoSuchKey":
+                return None
+            raise
+
     def write(self, key: str, data: bytes) -> None:
         with self._errors(self.uri_of(key)):
             self._client.put_object(**self._named(key), Body=data)
 
     def size(self, key: str) -> int | None:
+        info = self.head(key)
+        return None if info is None else info.size_bytes
+
+    def head(self, key: str) -> ObjectInfo | None:
+        """What `list` tells of an object, None when there is no such object."""
         with self._errors(self.uri_of(key)):
             try:
-                return self._client.head_object(**self._named(key))["ContentLength"]
+                found = self._client.head_object(**self._named(key))
             except ClientError as error:
                 if _code(error) not in ("403", "404"):
                     raise
-            # The answer to HEAD has no body; that to GET tells a missing object from a missing bucket.
-            try:
-                return self._client.get_object(**self._named(key))["ContentLength"]
-            except ClientError as error:
-                if _code(error) != "NoSuchKey":
-                    raise
-                return None
+                # The answer to HEAD has no body; that to GET tells a missing object from a missing bucket.
+                try:
+                    found = self._client.get_object(**self._named(key))
+                except ClientError as told:
+                    if _code(told) != "NoSuchKey":
+                        raise
+                    return None
+        return ObjectInfo(key, found["ContentLength"], found["LastModified"], found["ETag"].strip('"'))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         full = join(self._prefix, prefix)
@@ -157,10 +170,14 @@ class S3Store:
         with self._errors(self.uri_of(key)):
             self._client.delete_object(**self._named(key))
 
-    def copy(self, source_key: str, target_key: str) -> None:
+    def copy(self, source_key: str, target_key: str, size_bytes: int | None = None) -> None:
         """Made by the server, in parts when large: no byte passes through this machine."""
+        source, target = self._named(source_key), self._named(target_key)
         with self._errors(self.uri_of(source_key)):
-            self._client.copy(self._named(source_key), **self._named(target_key), Config=COPY)
+            if size_bytes is not None and size_bytes < COPY.multipart_threshold:
+                self._client.copy_object(CopySource=source, **target)
+            else:
+                self._client.copy(source, **target, Config=COPY)
 
     @cached_property
     def _client(self) -> Any:

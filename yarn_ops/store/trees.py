@@ -44,10 +44,13 @@ def put_tree(
     return _put(store, path, manifest, f"artifacts/{manifest.digest}", copies, report)
 
 
-def put_tree_at(store: Store, path: Path, prefix: str) -> Manifest:
-    """Store the directory `path` below a key that says what it holds: no other is ever put there."""
+def put_tree_at(store: Store, path: Path, prefix: str, *, look: bool = True) -> Manifest:
+    """Store the directory `path` below a key that says what it holds: no other is ever put there.
+
+    look: what is there already is not sent again; a small directory that is not there is sent sooner without.
+    """
     manifest = manifest_of(path)
-    _put(store, path, manifest, prefix, {}, None)
+    _put(store, path, manifest, prefix, {}, None, look=look)
     return manifest
 
 
@@ -58,8 +61,10 @@ def _put(
     prefix: str,
     copies: Mapping[str, tuple[str, FileEntry]],
     report: Report | None,
+    *,
+    look: bool = True,
 ) -> Tree:
-    tree, sizes = manifest.tree_at(store.uri_of(prefix)), stored_sizes(store, prefix)
+    tree, sizes = manifest.tree_at(store.uri_of(prefix)), stored_sizes(store, prefix) if look else {}
     if MANIFEST in sizes and tree_present(store, tree):
         return tree
     transfer = Transfer(manifest.size_bytes, report)
@@ -69,7 +74,7 @@ def _put(
         if sizes.get(name) == manifest.files[name].size_bytes:
             transfer.advance(manifest.files[name].size_bytes)
         elif name in copies:
-            store.copy(copies[name][0], join(prefix, name))
+            store.copy(copies[name][0], join(prefix, name), manifest.files[name].size_bytes)
             transfer.advance(manifest.files[name].size_bytes)
         else:
             store.put_file(path / name, join(prefix, name), transfer.advance)
@@ -148,7 +153,10 @@ def compose_tree(store: Store, source: Tree, extra: Mapping[str, bytes], target_
     store.delete(join(target_prefix, MANIFEST))
     copied = [name for name in source_files if name not in extra_files]
     Transfer(0, None).run(
-        lambda name: store.copy(join(source_prefix, name), join(target_prefix, name)), copied
+        lambda name: store.copy(
+            join(source_prefix, name), join(target_prefix, name), source_files[name].size_bytes
+        ),
+        copied,
     )
     for name, data in extra.items():
         store.write(join(target_prefix, name), data)
