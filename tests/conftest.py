@@ -10,6 +10,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from small_recipe import SMALL
 
 from yarn_ops import processes, servers
 from yarn_ops.settings import Settings
@@ -24,33 +25,6 @@ for name in [name for name in os.environ if name.startswith(("YARN_OPS_", "PREFE
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
-
-SMALL = """\
-[base]
-model = "shipped:base512"
-[rope]
-factor = 2
-[data]
-sources = ["stdlib:json/*.py", "stdlib:email/*.py", "stdlib:asyncio/*.py"]
-[train]
-steps = 4
-checkpoint_every = 2
-context_tokens = 256
-[evaluate]
-lengths = [1, 2]
-windows = 2
-sliding_stride_tokens = 0
-recall_windows = 2
-templates = ["code"]
-[gate]
-min_recall = 0
-max_short_loss = 2
-max_long_growth = 3
-max_short_recall_loss = 1
-[publish]
-name = "small"
-"""
-"""A whole extension in seconds: base512 ×2, four steps on a few modules, two windows a cell."""
 
 
 @pytest.fixture(scope="session")

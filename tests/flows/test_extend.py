@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from small_recipe import SMALL
 
 from yarn_ops.catalogue import ModelVersion
 from yarn_ops.recipe import load_recipe
@@ -25,31 +26,6 @@ FLOW = (
     "base", "patch", "documents", "shards", "rehearse", "train",
     "merge", "evaluate", "evaluate", "gate", "report", "publish",
 )  # fmt: skip
-RECIPE = """\
-[base]
-model = "shipped:base512"
-[rope]
-factor = 2
-[data]
-sources = ["stdlib:json/*.py", "stdlib:email/*.py", "stdlib:asyncio/*.py"]
-[train]
-steps = 4
-checkpoint_every = 2
-context_tokens = 256
-[evaluate]
-lengths = [1, 2]
-windows = 2
-sliding_stride_tokens = 0
-recall_windows = 2
-templates = ["code"]
-[gate]
-min_recall = 0
-max_short_loss = 2
-max_long_growth = 3
-max_short_recall_loss = 1
-[publish]
-name = "small"
-"""
 ANY_QUALITY = (
     "gate.min_long_gain=0.001", "gate.max_long_growth=1000", "gate.max_short_loss=1000",
 )  # fmt: skip
@@ -60,7 +36,7 @@ class Workplace:
 
     def __init__(self, folder: Path, prefect_api: str) -> None:
         self.recipe_path = folder / "small.toml"
-        self.recipe_path.write_text(RECIPE, "utf-8")
+        self.recipe_path.write_text(SMALL, "utf-8")
         self.prefect_api = prefect_api
         self.settings = Settings(state_dir=folder / "state")
         self._environment = {
