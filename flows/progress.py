@@ -13,6 +13,7 @@ from uuid import UUID
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from yarn_ops.bars import Bars, Report
+from yarn_ops.processes import raise_missed
 
 ARTIFACT_EVERY_S = 2.0
 
@@ -29,6 +30,8 @@ class Progress:
         artifact, bar = _Artifact(stage), self._bars.of(stage)
 
         def report(done: int, total: int, note: str) -> None:
+            if threading.current_thread() is threading.main_thread():
+                raise_missed()
             artifact.update(done, total, note)
             bar(done, total, note)
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from prefect import runtime
 from prefect.context import get_run_context
-from prefect.exceptions import MissingContextError
+from prefect.exceptions import MissingContextError, TerminationSignal
 
 from flows import early
 from flows.liveness import queue_priority, sign
@@ -27,6 +27,7 @@ from yarn_ops.data.files import Files
 from yarn_ops.data.shards import LocalUnits, Units
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import GateFailed, Stopped, YarnOpsError
+from yarn_ops.processes import keeping_missed
 from yarn_ops.recipe import Recipe, parse_recipe
 from yarn_ops.records import AnyRecord, Local, Tree
 from yarn_ops.registry import Registry, Run, RunEnd, open_registry
@@ -53,6 +54,8 @@ STEP_FIGURES = (
 TRAINED_BY = ("base", "rope", "data", "train")
 """the sections of a recipe that training depends on"""
 LOOK_BACK_RUNS = 100
+SIGNALLED = (KeyboardInterrupt, TerminationSignal)
+"""what asks a run to stop: a key or a command, Prefect"""
 
 log = logging.getLogger(__name__)
 
@@ -221,7 +224,7 @@ def open_workshop(
     shop = Workshop(settings, recipe, registry, run, bars)
     token = _CURRENT.set(shop)
     try:
-        with bars:
+        with bars, keeping_missed(*SIGNALLED):
             yield shop
         shop.close_mlflow_run("completed")
         registry.finish_run(run.id, "completed")
@@ -249,7 +252,7 @@ def join_workshop(settings: Settings, run_id: str) -> Iterator[Workshop]:
         bars = Bars()
         token = _CURRENT.set(Workshop(settings, parse_recipe(asked, run_id), registry, run, bars))
         try:
-            with bars:
+            with bars, keeping_missed(*SIGNALLED):
                 yield workshop()
         finally:
             _CURRENT.reset(token)

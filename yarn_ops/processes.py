@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -56,6 +56,7 @@ def start(
 
 
 _interrupted = threading.Event()
+_missed: list[BaseException] = []
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
@@ -64,9 +65,34 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def interrupted() -> bool:
-    """Whether this process was asked to end."""
-    return _interrupted.is_set()
+@contextlib.contextmanager
+def keeping_missed(*raised: type[BaseException]) -> Iterator[None]:
+    """In the block, what a signal's handler raises where nothing can be raised is kept for `raise_missed`.
+
+    A signal that arrives in a destructor, or in a callback of a weak reference, would only be printed.
+    """
+    before = sys.unraisablehook
+
+    def keep(unraisable: sys.UnraisableHookArgs) -> None:
+        if isinstance(unraisable.exc_value, raised):
+            _missed.append(unraisable.exc_value)
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = keep
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        _missed.clear()
+
+
+def raise_missed() -> None:
+    """For a place where work can stop: raise what was kept, or the interrupt that only left its note."""
+    if _missed:
+        raise _missed.pop()
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
 
 
 def stop(

@@ -295,9 +295,8 @@ def test_a_flow_killed_in_training_is_finished_once(stack: Running) -> None:
 
 @pytest.mark.slow
 def test_nothing_is_lost_over_a_restart(stack: Running, small_recipe: Path) -> None:
-    stack.run_of(tomllib.loads(small_recipe.read_text("utf-8")))
+    finished = stack.run_of(tomllib.loads(small_recipe.read_text("utf-8")))["id"]
     known = [stack.command(*command).stdout for command in (("runs", "--json"), ("models", "--json"))]
-    finished = stack.runs()[0]["id"]
     stack.ask("down")
     assert members(stack.layout) == []
     stack.up()

@@ -34,6 +34,46 @@ time.sleep(600)
 """
 
 
+INTERRUPTED_IN_A_CALLBACK = """
+import os, signal, weakref
+from yarn_ops import processes
+signal.signal(signal.SIGTERM, processes.interrupt if {noted} else signal.default_int_handler)
+class Thing: pass
+with processes.keeping_missed(KeyboardInterrupt):
+    thing = Thing()
+    seen = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    del thing
+    print("nothing was raised", flush=True)
+    try:
+        processes.raise_missed()
+    except KeyboardInterrupt:
+        print("raised later", flush=True)
+"""
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_an_interrupt_that_cannot_be_raised_where_it_arrives_is_raised_later(noted: bool) -> None:
+    code = INTERRUPTED_IN_A_CALLBACK.format(noted=noted)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout.splitlines(), done.stderr) == (["nothing was raised", "raised later"], "")
+
+
+def test_what_else_cannot_be_raised_is_printed_as_ever() -> None:
+    code = """
+import weakref
+from yarn_ops import processes
+class Thing: pass
+with processes.keeping_missed(KeyboardInterrupt):
+    thing = Thing()
+    seen = weakref.ref(thing, lambda _: 1 / 0)
+    del thing
+    processes.raise_missed()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "ZeroDivisionError" in done.stderr
+
+
 def wait_until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not holds():

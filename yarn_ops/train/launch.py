@@ -15,7 +15,7 @@ import psutil
 
 from yarn_ops.checkpoints import read_config
 from yarn_ops.errors import Stopped, TrainerKilled, TrainError
-from yarn_ops.processes import birth, interrupted, last_lines, start, stop
+from yarn_ops.processes import birth, last_lines, raise_missed, start, stop
 from yarn_ops.records import Adapter
 from yarn_ops.settings import child_environment
 from yarn_ops.train.ahead import ALLOCATOR, Ahead
@@ -120,8 +120,7 @@ def _follow(
             on_event(last)
         if ended:
             return last
-        if interrupted():
-            raise KeyboardInterrupt
+        raise_missed()
         if should_stop():
             stop(trainer, STOP_S)
         else:
