@@ -175,7 +175,7 @@ def test_a_prefect_server_of_our_own_dies_with_us(make_workplace: MakeWorkplace)
 
 @pytest.mark.slow
 def test_a_sleeper_cannot_write_what_another_has_taken_over(undisturbed: Workplace) -> None:
-    change, lease = "evaluate.seed=1", {"YARN_OPS_LEASE_S": "2"}
+    change, lease = "evaluate.seed=1", {"YARN_OPS_LEASE_S": "30"}  # longer than the other takes to begin
     sleeper = undisturbed.start(change, **lease)
     sleeper.wait_until(lambda: evaluating(undisturbed))
     sleeper.process.suspend()
