@@ -25,9 +25,6 @@ from yarn_ops.rope.proof import rotary_modules
 ATTENTION = "yarn-ops-late"
 LENGTH_DEPENDENT_TYPES = ("dynamic", "dynamic-yarn", "longrope")
 """rope_type of modules whose frequencies change with the length: a packed layout has no length to go by"""
-PROBE_TOKENS = 24
-FP32_TOLERANCE, HALF_TOLERANCE = 1e-3, 0.15
-"""of the largest logit; bf16 rounds in another order"""
 
 
 class Memory(Protocol):
@@ -80,24 +77,6 @@ class Rotation:
         cos, sin = (part[0] for part in self._rotary(x, positions[None]))
         first, second = x.chunk(2, dim=-1)
         return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
-def require_late(model: PreTrainedModel) -> None:
-    """EvaluationError unless attention remade here is the model's own: same logits on a few tokens."""
-    from yarn_ops.remedies.rolling import RollingMemory
-
-    name = type(model).__name__
-    ids = torch.arange(1, PROBE_TOKENS + 1, device=model.device) % model.config.vocab_size
-    memory = RollingMemory(model, buffer_tokens=2 * PROBE_TOKENS)
-    try:
-        ours = memory.ask(ids, PROBE_TOKENS)
-    except (TypeError, RuntimeError) as error:  # it hands on no memory, or turns but a part of its heads
-        raise EvaluationError(f"{name}: attention cannot be remade over unturned keys: {error}") from None
-    with torch.inference_mode():
-        own = model(input_ids=ids[None], use_cache=False).logits[0].float()
-    tolerance = FP32_TOLERANCE if model.dtype == torch.float32 else HALF_TOLERANCE
-    if not torch.allclose(ours, own, rtol=tolerance, atol=tolerance * float(own.abs().max())):
-        raise EvaluationError(f"{name}: attention over unturned keys is not its own attention")
 
 
 def run(model: PreTrainedModel, memory: Attending, ids: Tensor, last: int) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from yarn_ops.errors import EvaluationError
 from yarn_ops.remedies.late import Rotation, run
 
 SINK_TOKENS = 4
@@ -23,6 +24,9 @@ CHUNK_TOKENS = 512
 """read at once, or an eighth of a longer buffer"""
 LOGITS_AT_ONCE = 1 << 26
 """attention logits of a layer, at most: 256 MiB in float32"""
+PROBE_TOKENS = 24
+FP32_TOLERANCE, HALF_TOLERANCE = 1e-3, 0.15
+"""of the largest logit; bf16 rounds in another order"""
 
 
 class RollingMemory:
@@ -96,3 +100,19 @@ class RollingMemory:
         if x.shape[1] <= sinks + self._local:
             return x.clone()
         return torch.cat((x[:, :sinks], x[:, -self._local :]), dim=1)
+
+
+def require_late(model: PreTrainedModel) -> None:
+    """EvaluationError unless attention remade here is the model's own: same logits on a few tokens."""
+    name = type(model).__name__
+    ids = torch.arange(1, PROBE_TOKENS + 1, device=model.device) % model.config.vocab_size
+    memory = RollingMemory(model, buffer_tokens=2 * PROBE_TOKENS)
+    try:
+        ours = memory.ask(ids, PROBE_TOKENS)
+    except (TypeError, RuntimeError) as error:  # it hands on no memory, or turns but a part of its heads
+        raise EvaluationError(f"{name}: attention cannot be remade over unturned keys: {error}") from None
+    with torch.inference_mode():
+        own = model(input_ids=ids[None], use_cache=False).logits[0].float()
+    tolerance = FP32_TOLERANCE if model.dtype == torch.float32 else HALF_TOLERANCE
+    if not torch.allclose(ours, own, rtol=tolerance, atol=tolerance * float(own.abs().max())):
+        raise EvaluationError(f"{name}: attention over unturned keys is not its own attention")

@@ -12,11 +12,10 @@ from yarn_ops.evals.recall import Encode
 from yarn_ops.remedies.agent import Agent
 from yarn_ops.remedies.blocks import BlockMemory
 from yarn_ops.remedies.full import FullMemory
-from yarn_ops.remedies.late import require_late
 from yarn_ops.remedies.questions import Decode
 from yarn_ops.remedies.reading import ASKED_TOKENS, Reading
 from yarn_ops.remedies.remedy import Remedy
-from yarn_ops.remedies.rolling import RollingMemory
+from yarn_ops.remedies.rolling import RollingMemory, require_late
 from yarn_ops.remedies.search import Search
 
 LEAST_WINDOW = 4 * ASKED_TOKENS
