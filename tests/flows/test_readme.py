@@ -124,7 +124,8 @@ def test_nothing_of_the_readme_is_left_out() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_the_demo_sees_and_uses_four_times_its_context(demo: dict[str, str], somewhere: Path) -> None:
-    shown = run("yarn-ops runs show --last --json", demo, somewhere, timeout_s=60).stdout
+    runs = json.loads(run("yarn-ops runs --json", demo, somewhere, timeout_s=60).stdout)  # newest first
+    shown = run(f"yarn-ops runs show {runs[-1]['id']} --json", demo, somewhere, timeout_s=60).stdout
     before, after = [
         {
             (score["task"], score["context_tokens"]): score["value"]
