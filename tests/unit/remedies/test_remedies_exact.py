@@ -127,7 +127,7 @@ def test_no_token_is_chosen_for_by_a_later_one(model, ids) -> None:
 def test_a_model_is_left_as_it_was(model, ids) -> None:
     with torch.inference_mode():
         before = model(input_ids=ids[None]).logits
-        late.require_late(model)
+        rolling.require_late(model)
         answer(RollingMemory(model, buffer_tokens=20), ids)
         assert torch.equal(model(input_ids=ids[None]).logits, before)
 
@@ -144,7 +144,7 @@ def test_a_model_is_left_as_it_was(model, ids) -> None:
 )
 def test_what_cannot_be_laid_out_anew_is_refused(values, reason) -> None:
     with pytest.raises(EvaluationError, match=reason):
-        late.require_late(tiny("qwen2", **values))
+        rolling.require_late(tiny("qwen2", **values))
 
 
 def test_a_class_of_another_make_is_refused() -> None:
@@ -156,7 +156,7 @@ def test_a_class_of_another_make_is_refused() -> None:
     gpt2 = GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2)
     for model in (GPTNeoXForCausalLM(neox).eval(), GPT2LMHeadModel(gpt2).eval()):
         with pytest.raises(EvaluationError, match=type(model).__name__):
-            late.require_late(model)
+            rolling.require_late(model)
 
 
 def test_attention_that_is_not_the_models_own_is_refused(monkeypatch) -> None:
@@ -164,4 +164,4 @@ def test_attention_that_is_not_the_models_own_is_refused(monkeypatch) -> None:
     model = tiny("llama")
     monkeypatch.setattr(late.Rotation, "turn", lambda self, x, positions: x)
     with pytest.raises(EvaluationError, match="not its own attention"):
-        late.require_late(model)
+        rolling.require_late(model)
