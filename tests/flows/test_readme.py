@@ -1,5 +1,5 @@
-"""The README's commands, run as a person runs them; slow: those that need a model, on a demo cut short, and
-the whole demo as it is and what it has to show."""
+"""The commands of the README and of the pages beside it, run as a person runs them; slow: those that need a
+model, on a demo cut short, those of minutes, and the whole demo as it is and what it has to show."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pages
 import pytest
+from pages import CHECKOUT, PAGES
 
-CHECKOUT = Path(__file__).parents[2]
 BIN = CHECKOUT / ".venv" / "bin"
 
 RUN_ELSEWHERE = {
@@ -21,9 +22,28 @@ RUN_ELSEWHERE = {
     "yarn-ops extend demo": "test_the_same_again_is_reused here",
     "infra/test": "this run",
     "yarn-ops up": "tests/flows/test_service.py",
+    "infra/stack up": "tests/flows/test_stack.py",
+    "infra/stack status": "tests/flows/test_stack.py",
+    "infra/stack down": "tests/flows/test_stack.py",
+}
+A_CLUSTER = "wants a cluster of Kubernetes; tests/seams/test_kubernetes_job.py reads its files"
+NOT_RUN = {
+    "yarn-ops evaluate /models/other --suite full --documents '/data/books/**/*.txt'": "your own model",
+    "dask scheduler": "another machine's; tests/seams/test_cluster.py has both",
+    "dask worker tcp://host:8786 --nthreads 16": "another machine's; tests/seams/test_cluster.py has both",
+    "YARN_OPS_CLUSTER=tcp://host:8786 yarn-ops extend RECIPE": "tests/seams/test_cluster.py prepares so",
+    "infra/audit": "asks PyPI for advisories; tests/unit/test_audit.py reads its answers",
+    "kubectl create namespace yarn-ops": A_CLUSTER,
+    "kubectl -n yarn-ops create secret generic yarn-ops --from-env-file=yarn-ops.env": A_CLUSTER,
+    "kubectl apply -k infra/kubernetes/base": A_CLUSTER,
+    "kubectl -n yarn-ops port-forward service/prefect 4200 & "
+    "kubectl -n yarn-ops port-forward service/mlflow 5000": A_CLUSTER,
+    "prefect deployment run extend-context/extend-context "
+    "--job-variable gpus=2 --job-variable memory=87Gi …": A_CLUSTER,
 }
 RETRAINS = "yarn-ops extend demo --set rope.method=linear --set publish.name=demo-linear"
-NEEDS_A_MODEL = re.compile(r"yarn-ops (runs show|pull|export|remedies)|python infra/load_plain")
+NEEDS_A_MODEL = re.compile(r"yarn-ops (runs show|pull|export|remedies|evaluate)|python infra/load_plain")
+TAKES_MINUTES = re.compile(r"yarn-ops (compare|fit) ")
 DEMO_S = 1800
 """ten times what it takes on two idle cores"""
 STAGE_LINE = re.compile(r"(\S+) +(done|reused) +[\d.]+ s")
@@ -74,17 +94,11 @@ def run(command: str, environment: dict[str, str], folder: Path, timeout_s: floa
     return done
 
 
-def commands() -> list[str]:
-    """Every command of the README's bash blocks, without comments, in order."""
-    blocks = re.findall(r"```bash\n(.*?)```", (CHECKOUT / "README.md").read_text("utf-8"), re.DOTALL)
-    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line]
+TYPED = [c for c in pages.commands() if c not in RUN_ELSEWHERE and c not in NOT_RUN and c != RETRAINS]
+SLOW = [c for c in TYPED if NEEDS_A_MODEL.match(c) or TAKES_MINUTES.match(c)]
 
 
-TYPED = [c for c in commands() if c not in RUN_ELSEWHERE and c != RETRAINS]
-
-
-@pytest.mark.parametrize("command", [c for c in TYPED if not NEEDS_A_MODEL.match(c)])
+@pytest.mark.parametrize("command", [c for c in TYPED if c not in SLOW])
 def test_a_command_of_somebody_who_begins(
     tmp_path_factory: pytest.TempPathFactory, somewhere: Path, command: str
 ) -> None:
@@ -93,9 +107,11 @@ def test_a_command_of_somebody_who_begins(
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize("command", [c for c in TYPED if NEEDS_A_MODEL.match(c)])
-def test_a_command_that_needs_a_model(short_demo: dict[str, str], somewhere: Path, command: str) -> None:
-    run(command, short_demo, somewhere, timeout_s=300)
+@pytest.mark.parametrize("command", SLOW)
+def test_a_command_that_needs_a_model_or_minutes(
+    short_demo: dict[str, str], somewhere: Path, command: str
+) -> None:
+    run(command, short_demo, somewhere, timeout_s=DEMO_S)
 
 
 @pytest.mark.slow
@@ -116,9 +132,40 @@ def test_the_command_that_trains_again(demo: dict[str, str], somewhere: Path) ->
     assert "demo-linear version 1 was rejected" in done.stderr
 
 
-def test_nothing_of_the_readme_is_left_out() -> None:
-    assert {*RUN_ELSEWHERE, RETRAINS} <= set(commands())
-    assert len(commands()) >= 15
+def test_nothing_of_the_pages_is_left_out() -> None:
+    """Whatever is not run here stands in the pages still, and a test that runs it is there."""
+    assert {*RUN_ELSEWHERE, *NOT_RUN, RETRAINS} <= set(pages.commands())
+    assert len(TYPED) >= 20
+    named = re.findall(r"tests/\S+\.py", " ".join([*RUN_ELSEWHERE.values(), *NOT_RUN.values()]))
+    assert [name for name in named if not (CHECKOUT / name).is_file()] == []
+
+
+def test_every_command_of_the_pages_is_in_a_bash_block() -> None:
+    """Only those are run."""
+    command = re.compile(r"^(yarn-ops|infra/\w|python|pip|prefect|kubectl|docker|dask)\b", re.MULTILINE)
+    assert [block for block in pages.blocks("") if command.search(block)] == []
+
+
+def test_the_readme_is_a_page_for_newcomers() -> None:
+    assert len((CHECKOUT / "README.md").read_text("utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
+def test_what_a_page_links_to_is_there(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, heading = link.partition("#")
+        if not path.startswith("https://"):
+            there = (page.parent / path) if path else page
+            assert there.exists(), link
+            headings = re.findall(r"^#+ (.*)$", there.read_text("utf-8"), re.MULTILINE) if heading else []
+            anchors = [re.sub(r"[^\w -]", "", found.lower()).replace(" ", "-") for found in headings]
+            assert not heading or heading in anchors, link
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    text = (CHECKOUT / "README.md").read_text("utf-8")
+    assert [page for page in PAGES[1:] if f"({page.relative_to(CHECKOUT)})" not in text] == []
 
 
 @pytest.mark.slow

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import pages
 import pytest
 import typer
 
 from yarn_ops.cli import app
-
-README = Path(__file__).parents[3] / "README.md"
 
 
 def commands(group: Any, path: str = "yarn-ops") -> Iterator[tuple[str, Any]]:
@@ -41,8 +39,17 @@ def test_options_that_are_not_their_own_explanation_are_explained(typed: str) ->
 
 
 @pytest.mark.parametrize("typed", COMMANDS)
-def test_a_command_is_in_the_readme(typed: str) -> None:
-    assert typed in README.read_text("utf-8")
+def test_a_command_is_in_the_pages(typed: str) -> None:
+    assert typed in pages.text()
+
+
+@pytest.mark.parametrize("typed", pages.mentioned())
+def test_what_a_sentence_of_the_pages_mentions_is_a_command_with_such_options(typed: str) -> None:
+    command, words = typer.main.get_command(app), typed.split()[1:]
+    while words and hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= {*known, "--help"}
 
 
 @pytest.mark.parametrize("group", ["", "recipe", "db"])
