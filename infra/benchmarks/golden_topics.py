@@ -1,0 +1,341 @@
+"""What the golden files keep, a function a topic. Its values are dicts of numbers, texts and digests.
+
+A digest of what floating point had a part in is marked as `bits:`: it is compared only on a machine like
+the one that made it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import golden_product as product
+import numpy as np
+import torch
+
+BITS = "bits:"
+SYLLABLES = ["ba", "de", "fi", "go", "lu", "ma", "ne", "pi", "ro", "tu", "sha", "the", "ing", "ou", "er"]
+STDLIB = ("stdlib:json/*.py", "stdlib:email/*.py", "stdlib:asyncio/*.py")
+LORA: Mapping[str, Any] = {"warmup_steps": 5, "learning_rate": 2e-3}
+FULL = {**LORA, "method": "full", "learning_rate": 3e-4, "weight_decay": 0.1}
+UNLASTING = ("mlflow_run_id", "run", "git_commit", "recipe", "seconds")
+"""of records and tags: what is another in every run, or says with which words it was asked for"""
+
+Values = dict[str, Any]
+
+
+def data(work: Path) -> Values:
+    """Shards, windows, batches, questions, patched configs: no floating point but in the configs."""
+    project = product.Project(work, {"data": {"sources": written(work)}, "rope": {"factor": 4}})
+    shards = project.prepare()
+    haystack = project.haystack(shards, 8000)
+    long = product.held_out_windows(shards, 1024, 4)
+    texts = np.stack([window.ids for window in long])
+    batches = product.training_windows(shards, 256, 0.0, 8)
+    return {
+        "shards": product.digest_tree(shards.path),
+        "shards record": facts(shards.record),
+        "patched": product.digest_tree(project.patch(4.0).path),
+        "patched by": {
+            method: digest(json.dumps(product.config_of(method, 4.0, **values)))
+            for method, values in {
+                "linear": {}, "ntk": {}, "dynamic-ntk": {}, "by-parts": {}, "yarn": {}, "dynamic-yarn": {},
+                "llama3": {},
+            }.items()
+        },
+        "training windows": {
+            f"{tokens} tokens, prefer_long {prefer:g}": digest(
+                *(part for w in product.training_windows(shards, tokens, prefer, 50)
+                  for part in (w.ids, w.segments, w.document_ids))
+            )
+            for tokens in (256, 1024) for prefer in (0.0, 1.0)
+        },
+        "held-out windows": {
+            tokens: digest(*(window.ids for window in product.held_out_windows(shards, tokens, 20)))
+            for tokens in (512, 1024)
+        },
+        "batches": {
+            "document mask" if mask else "no mask": digest(
+                batch.inputs_BT, batch.targets_BT, batch.positions_BT, batch.target_tokens
+            )
+            for mask in (True, False)
+            for batch in [product.batch_of(batches, mask)]
+        },
+        "recall samples": {
+            f"{template} at {tokens}": digest(*map(flat, product.recall_samples(texts, template, tokens)))
+            for template in ("code", "prose") for tokens in (512, 1024)
+        },
+        "suite samples": {
+            f"{task} at {tokens}": digest(*map(flat, product.suite_samples(task, haystack, tokens)))
+            for task in product.SUITE_TASKS for tokens in (512, 1024)
+        },
+        "remedies' cases": {
+            task: digest(*map(flat, cases)) for task, cases in product.remedy_cases(texts, 1024).items()
+        },
+    }  # fmt: skip
+
+
+def gradients(work: Path) -> Values:
+    """Of one step: own layers and transformers', LoRA and all parameters, with and without document mask."""
+    sections = {"data": {"sources": written(work)}, "rope": {"factor": 4}}
+    shards = product.Project(work, sections).prepare()
+    windows = product.training_windows(shards, 256, 0.0, 2)
+    found: Values = {}
+    for method, train in {
+        "lora": LORA,
+        "full": FULL,
+        "lora and embeddings": {**LORA, "train_embeddings": True},
+    }.items():
+        project = product.Project(work / method, {**sections, "train": train})
+        patched = project.patch(4.0)
+        for mask in (True, False):
+            for layers in ("own", "transformers"):
+                batch = product.batch_of(windows, mask)
+                loss, tensors = product.gradients(project, patched, batch, layers)
+                found[f"{method}, {layers} layers, {'document mask' if mask else 'no mask'}"] = {
+                    "loss": loss,
+                    **{name: [bits(grad), grad.norm().item()] for name, grad in tensors.items()},
+                }
+    return found
+
+
+def losses(work: Path) -> Values:
+    """50 steps: packed with document mask and without, all parameters, two legs; then a merge."""
+    legs = [
+        {"context_tokens": 128, "steps": 25, "factor": 2},
+        {"context_tokens": 192, "steps": 25, "factor": 4, "carry": "adapter+optimizer", "prefer_long": 0.5},
+    ]
+    sources = written(work)
+    cases: dict[str, tuple[Values, Values]] = {
+        "packed, document mask": ({"document_mask": True}, {**LORA, "steps": 50, "context_tokens": 192}),
+        "packed, no mask": ({"document_mask": False}, {**LORA, "steps": 50, "context_tokens": 192}),
+        "all parameters": ({"prefer_long": 1}, {**FULL, "steps": 50, "context_tokens": 96, "accumulate": 2}),
+        "two legs": ({}, {**LORA, "stages": legs}),
+    }  # fmt: skip
+    found: Values = {}
+    for name, (data, train) in cases.items():
+        project = product.Project(
+            work / name,
+            {"data": {"sources": sources, **data}, "rope": {"factor": 4}, "train": train},
+        )
+        shards = project.prepare()
+        done = project.train(shards)
+        found[name] = {
+            "losses": [loss for adapter, _ in done for loss in product.losses_of(adapter)],
+            "adapters": [
+                {file: bits_of(digest) for file, digest in product.digest_tree(adapter).items()}
+                for adapter, _ in done
+            ],
+        }
+        if name in ("packed, document mask", "all parameters"):
+            merged, difference = project.merge(*done[-1], shards)
+            found[name]["merged"] = {
+                file: bits_of(digest) for file, digest in product.digest_tree(merged).items()
+            } | {"largest difference": difference}
+    return found
+
+
+def scores(work: Path) -> Values:
+    """The scorecards of base512 and of it read by YaRN ×2, and what a gate says to them."""
+    sections = {
+        "data": {"sources": written(work), "held_out_fraction": 0.3},
+        "rope": {"factor": 2},
+        "evaluate": {
+            "lengths": [0.5, 1, 2], "windows": 3, "recall_windows": 2, "sliding_stride_tokens": 128,
+            "templates": ["code", "prose"],
+        },
+    }  # fmt: skip
+    project = product.Project(work, sections)
+    shards = project.prepare()
+    before = project.evaluate(shards, work / "before")
+    after = project.evaluate(shards, work / "after", project.patch(2.0))
+    return {
+        "before": table(card_scores(before)),
+        "after": table(card_scores(after)),
+        "gate": project.judge(before, after),
+    }
+
+
+def answers(work: Path) -> Values:
+    """Replies to questions, one by one: of the suite's readers, and of every remedy."""
+    project = product.Project(work, {"data": {"sources": written(work)}, "rope": {"factor": 2}})
+    shards = project.prepare()
+    asked = product.Answering(project.readable(project.patch(2.0)))
+    haystack = project.haystack(shards, 8000)
+    texts = np.stack([window.ids for window in product.held_out_windows(shards, 1024, 1)])
+    found: Values = {}
+    for task in ("needle/code", "needle/prose", "multi-key", "copy"):
+        samples = product.suite_samples(task, haystack, 600)[2:4]
+        for shared in (True, False):
+            found[f"{task}, {'shared' if shared else 'whole'} reading"] = [
+                [*reply.right, reply.nll, reply.chosen] for reply in asked.replies(samples, shared)
+            ]
+    for task, cases in product.remedy_cases(texts, 1024).items():
+        for remedy, question, reply in asked.by_remedy(cases[:1]):
+            row = reply if question is None else [digest(question.ids), *reply.ids, reply.seen]
+            found.setdefault(f"{remedy}, {task}", []).append(row)
+    return found
+
+
+def suite_tiny(work: Path) -> Values:
+    """The tiny suite on base512 read by YaRN ×4, and a fit of few evaluations, on standard modules."""
+    sections: Values = {
+        "data": {"sources": STDLIB, "held_out_fraction": 0.5}, "rope": {"factor": 4},
+        "evaluate": {"windows": 4},
+    }  # fmt: skip
+    project = product.Project(work, sections)
+    shards = project.prepare()
+    fitted = {method: project.fit(shards, method, 5) for method in ("yarn", "longrope")}
+    model = project.readable(project.patch(4.0))
+    card, cells, capacity = project.measure_suite("tiny", model, shards, 2048)
+    rows = [json.loads(line) for line in cells.read_text("utf-8").splitlines()]
+    return {
+        "shards": product.digest_tree(shards.path),
+        "scores": table(card_scores(card)),
+        "cells": {
+            f"{row['key']['cell']} at {row['key']['context_tokens']}": {
+                "key": row["key"], "scores": table(row["scores"])
+            }
+            for row in rows
+        },
+        "capacity": without(json.loads(capacity.read_text("utf-8")), "scores", "name"),
+        "fit": fitted,
+    }  # fmt: skip
+
+
+def demo(work: Path) -> Values:
+    """`yarn-ops extend demo`, whole: every record, the losses, and the released files."""
+    product.cli(work, "extend", "demo")
+    return ran(work)
+
+
+def quick(work: Path) -> Values:
+    """The same with the quick suite of base and result; `demo` in the same directory is reused."""
+    product.cli(work, "extend", "demo", "--set", "evaluate.suite=quick")
+    return ran(work)
+
+
+def remedies(work: Path) -> Values:
+    """`yarn-ops remedies` on base512 read by YaRN ×4."""
+    shown = product.cli(
+        work, "remedies", "shipped:base512", "--factor", 4, "--length", 1536, "--windows", 4, "--documents",
+        STDLIB[1], "--documents", STDLIB[2], "--templates", "code,prose", "--json",
+    )  # fmt: skip
+    side = json.loads(shown)
+    kept = ("prepare_tokens", "answer_tokens", "seen_tokens")
+    return {
+        row["remedy"]: {"scores": table(row["scores"]), **{name: row[name] for name in kept}}
+        for row in side["rows"]
+    }
+
+
+TOPICS: dict[str, Callable[[Path], Values]] = {
+    "data": data, "gradients": gradients, "losses": losses, "scores": scores, "answers": answers,
+    "suite-tiny": suite_tiny, "remedies": remedies, "demo": demo, "quick": quick,
+}  # fmt: skip
+READS_STDLIB = ("suite-tiny", "remedies", "demo", "quick")
+"""topics whose documents are the running Python's own source"""
+
+
+def ran(work: Path) -> Values:
+    """The last run of a state directory."""
+    run = json.loads(product.cli(work, "runs", "show", "--last", "--json"))
+    found: Values = {"status": run["status"], "scores": {}, "records": {}}
+    for number, stage in enumerate(run["stages"]):
+        record = stage["record"]
+        name = f"{number} {stage['stage']}"
+        if "scores" in record:
+            found["scores"][name] = table(record["scores"])
+        found["records"][name] = lasting({**record, "scores": None, "parents": None})
+        if stage["stage"] == "train":
+            curve = Path(unquote(urlsplit(record["tree"]["uri"]).path)) / "curve.jsonl"
+            found["curve"] = [json.loads(line) for line in curve.read_text("utf-8").splitlines()]
+        if stage["stage"] == "publish":
+            product.cli(work, "pull", f"{record['name']}/{record['version']}", work / "pulled")
+            found["released"] = {
+                file: bits_of(sha) for file, sha in product.digest_tree(work / "pulled").items()
+            }
+    return found
+
+
+def lasting(value: Any) -> Any:
+    """A record without what is another in every run; its tree's digest as bits."""
+    if isinstance(value, dict):
+        return {
+            name: bits_of(part) if name == "digest" or name.endswith("_digest") else lasting(part)
+            for name, part in value.items()
+            if name not in (*UNLASTING, "uri") and part is not None
+        }
+    return [lasting(part) for part in value] if isinstance(value, list) else value
+
+
+def written(work: Path) -> list[str]:
+    """Sixty documents of random words, the same on every machine; many are shorter than a window."""
+    rng = np.random.default_rng(1)
+    folder = work / "documents"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(60):
+        words = int(np.exp(rng.uniform(np.log(8), np.log(900))))
+        picked = rng.integers(0, len(SYLLABLES), (words, 3))
+        text = ["".join(SYLLABLES[syllable] for syllable in word) for word in picked]
+        text[::30] = [f"{word}." for word in text[::30]]
+        (folder / f"{number:02}.txt").write_text(" ".join(text) + "\n", "utf-8")
+    return [str(folder / "*.txt")]
+
+
+def card_scores(card: Any) -> list[Values]:
+    return [score.model_dump(mode="json") for score in card.scores]
+
+
+def table(rows: Sequence[Values]) -> Values:
+    """{"task at tokens, depth": [value, low, high, samples, seed, bits of the items]}"""
+    found: Values = {}
+    for row in rows:
+        depth = "" if row["depth"] is None else f", {row['depth']:.4f}"
+        items = [bits(np.asarray(row["items"]))] if row.get("items") else []
+        figures = [row[name] for name in ("value", "low", "high", "samples", "seed")]
+        found[f"{row['task']} at {row['context_tokens']}{depth}"] = figures + items
+    return found
+
+
+def facts(record: Any) -> Values:
+    return record.model_dump(mode="json", exclude={"tree", "parents"})
+
+
+def without(values: Values, *names: str) -> Values:
+    return {name: value for name, value in values.items() if name not in names}
+
+
+def flat(value: Any) -> list[Any]:
+    """What a sample or a case holds, functions left out."""
+    if dataclasses.is_dataclass(value):
+        parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
+        return [flat(part) for part in parts if not callable(part)]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return [flat(part) for part in value] if isinstance(value, tuple | list) else value
+
+
+def digest(*parts: Any) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, torch.Tensor):
+            part = part.detach().numpy()
+        if isinstance(part, np.ndarray):
+            sha.update(f"{part.dtype}{part.shape}".encode() + np.ascontiguousarray(part).tobytes())
+        else:
+            sha.update(json.dumps(part).encode())
+    return sha.hexdigest()[:32]
+
+
+def bits(values: Any) -> str:
+    return BITS + digest(values)
+
+
+def bits_of(sha: str) -> str:
+    return BITS + sha[:32]

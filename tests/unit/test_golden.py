@@ -1,0 +1,66 @@
+"""Figures are those that tests/golden keeps (infra/benchmarks/golden.py): equal to the last bit on a machine
+like the one that made them, within the files' tolerances elsewhere."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+PROGRAM = Path(__file__).parents[2] / "infra" / "benchmarks" / "golden.py"
+
+
+def checked(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, PROGRAM, "--check", *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+def same(*topics: str) -> None:
+    done = checked(*topics)
+    if done.returncode == 3:
+        pytest.skip(done.stdout.strip())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(": 0 differences") == len(topics)
+
+
+def test_samples_gradients_losses_and_scores() -> None:
+    same("data", "gradients", "losses", "scores", "answers")
+
+
+def test_a_change_is_told(tmp_path: Path) -> None:
+    place = tmp_path / "values_data.json"
+    kept = json.loads((GOLDEN / place.name).read_text("utf-8"))
+    kept["values"]["batches"]["no mask"] = "0" * 32
+    place.write_text(json.dumps(kept), "utf-8")
+    done = checked("--into", tmp_path, "data")
+    assert done.returncode == 1
+    assert "batches / no mask: '00000" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("kept", "now", "here", "elsewhere"),
+    [
+        (1.0, 1.0 + 1e-12, 1, 0),
+        (1.0, 1.1, 1, 1),
+        (1, 2, 1, 1),
+        (1.0, 1, 1, 1),
+        ("bits:0", "bits:1", 1, 0),
+        ("bits:0", "1", 1, 1),
+        ("0", "1", 1, 1),
+        ([1], [1, 1], 1, 1),
+        ({"a": 1, "b": 1}, {"a": 1, "c": 1}, 2, 2),
+        ({"a": [{"b": 0.5}]}, {"a": [{"b": 0.5}]}, 0, 0),
+    ],
+)
+def test_what_counts_as_a_difference(kept: Any, now: Any, here: int, elsewhere: int) -> None:
+    """On a machine like the one that made a file, and on another."""
+    differences = runpy.run_path(str(PROGRAM))["differences"]
+    assert len(list(differences("", kept, now, None))) == here
+    assert len(list(differences("", kept, now, 1e-5))) == elsewhere
