@@ -313,11 +313,13 @@ def flat_params(recipe: Recipe) -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the project's checkout; None when it runs from elsewhere."""
-    folder = Path(__file__).parent
+    """The commit of the project's checkout; None where the package is installed without one."""
+    checkout = Path(__file__).parents[1]
+    if not (checkout / ".git").exists():  # site-packages may lie in a repository of somebody else
+        return None
     try:
         answer = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"],
+            ["git", "-C", str(checkout), "rev-parse", "HEAD"],
             capture_output=True,
             text=True,
             timeout=10,

@@ -14,8 +14,7 @@ from small_recipe import SMALL
 
 from yarn_ops import processes, servers
 from yarn_ops.settings import Settings
-
-CHECKOUT = Path(__file__).parent.parent
+from yarn_ops.shipped import MODELS
 
 hypothesis.settings.register_profile("repository", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("repository")
@@ -30,7 +29,7 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture(scope="session")
 def base512() -> Path:
     """The demo's base: a real Llama of 5 M parameters, 512 tokens."""
-    return CHECKOUT / "infra" / "models" / "base512"
+    return MODELS / "base512"
 
 
 @pytest.fixture

@@ -72,9 +72,7 @@ def _shipped(model: str) -> Path:
     name = model.removeprefix("shipped:")
     names = sorted(path.name for path in shipped.MODELS.glob("*") if path.is_dir())
     if name not in names:
-        raise BaseModelError(
-            f"{model}: not shipped; there is {', '.join(names) or 'none outside a checkout'}"
-        )
+        raise BaseModelError(f"{model}: not shipped; there is {', '.join(names)}")
     return shipped.MODELS / name
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -129,18 +129,25 @@ class Remote:
 
 
 class Up(Remote):
-    """A service on `state`, started and healthy."""
+    """A service on `state`, started and healthy: the checkout's, or what `program` starts."""
 
-    def __init__(self, state: Path) -> None:
-        environment = {**os.environ, "YARN_OPS_STATE_DIR": str(state)}
+    def __init__(
+        self,
+        state: Path,
+        program: tuple[str, ...] = (sys.executable, "-m", "yarn_ops.cli"),
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
+        environment = {**environment, "YARN_OPS_STATE_DIR": str(state)}
         self._log = state.with_name(f"{state.name}-up.log")
         self._log.unlink(missing_ok=True)
         command = [
-            *(sys.executable, "-m", "yarn_ops.cli", "up"),
+            *(*program, "up"),
             *("--prefect-port", str(servers.free_port()), "--mlflow-port", str(servers.free_port())),
         ]
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                command, env=environment, cwd=state.parent, stdout=log, stderr=log
+            )
         wait_until(lambda: READY in self.printed or self._process.poll() is not None, timeout_s=200)
         assert self._process.poll() is None, self.printed
         super().__init__(environment, Service(**json.loads((state / "service.json").read_text())))

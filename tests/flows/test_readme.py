@@ -17,11 +17,14 @@ from pages import CHECKOUT, PAGES
 
 BIN = CHECKOUT / ".venv" / "bin"
 
+WHEEL = "tests/flows/test_wheel.py"
 RUN_ELSEWHERE = {
     "infra/demo": "the fixture `demo` here",
     "yarn-ops extend demo": "test_the_same_again_is_reused here",
     "infra/test": "this run",
     "yarn-ops up": "tests/flows/test_service.py",
+    "pip wheel --no-deps --wheel-dir dist .": WHEEL,
+    "pip install --constraint infra/constraints.txt dist/yarn_ops-0.1.0-py3-none-any.whl": WHEEL,
     "infra/stack up": "tests/flows/test_stack.py",
     "infra/stack status": "tests/flows/test_stack.py",
     "infra/stack down": "tests/flows/test_stack.py",

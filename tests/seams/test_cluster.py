@@ -23,10 +23,11 @@ from yarn_ops.errors import DataError, SettingsError
 from yarn_ops.recipe import Data
 from yarn_ops.records import BaseModel, Corpus, Local, ShardSet
 from yarn_ops.settings import Settings
+from yarn_ops.shipped import MODELS
 from yarn_ops.store import files_for, open_store, store_options
 from yarn_ops.store.trees import fetch_tree, tree_present
 
-BASE512 = Path(__file__).parents[2] / "infra/models/base512"
+BASE512 = MODELS / "base512"
 BASE = BaseModel(
     source="shipped:base512", architecture="LlamaForCausalLM", model_type="llama", parameters=5_000_000,
     vocab_size=8192, context_tokens=512, head_dim=64, rope_theta=1e4,

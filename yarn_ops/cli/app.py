@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from yarn_ops import __version__
+
 if TYPE_CHECKING:
     from yarn_ops.recipe import Recipe
 
@@ -42,6 +44,21 @@ ARMS_HELP = (
     "full; behind a lora +r64 is another rank, +all-linear or +qv other layers."
 )
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"yarn-ops {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 @contextmanager

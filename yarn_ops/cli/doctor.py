@@ -72,7 +72,7 @@ def _packages(settings: Settings) -> str:
             wrong.append(f"{need.name} {version} is not {need.specifier}")
     if wrong:
         raise YarnOpsError(
-            f"{', '.join(wrong)}; run `pip install -c infra/constraints.txt -e .` in the checkout"
+            f"{', '.join(wrong)}; install yarn-ops again, with the pins of infra/constraints.txt"
         )
     shown = ("torch", "transformers", "peft", "prefect", "mlflow")
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in shown)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-BASE = Path(__file__).parents[3] / "infra/models/base512"
+from yarn_ops.shipped import MODELS
+
+BASE = MODELS / "base512"
 
 
 @pytest.fixture

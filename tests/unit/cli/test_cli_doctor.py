@@ -115,7 +115,7 @@ def test_a_missing_and_an_old_package(monkeypatch: pytest.MonkeyPatch, state: Pa
     assert not bad.healthy
     assert "is not >=9999" in bad.found
     assert "no-such-package is missing" in bad.found
-    assert bad.remedy == "run `pip install -c infra/constraints.txt -e .` in the checkout"
+    assert bad.remedy == "install yarn-ops again, with the pins of infra/constraints.txt"
 
 
 def test_one_wrong_thing_does_not_hide_the_others(yarn_ops: Any, state: Path) -> None:

@@ -12,8 +12,9 @@ from yarn_ops.data.files import LocalFiles
 from yarn_ops.data.shards import LocalUnits, prepare
 from yarn_ops.recipe import Data
 from yarn_ops.records import BaseModel, Local, ShardSet
+from yarn_ops.shipped import MODELS
 
-BASE512 = Path(__file__).parents[3] / "infra/models/base512"
+BASE512 = MODELS / "base512"
 
 Prepare = Callable[..., Local[ShardSet]]
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from yarn_ops.shipped import MODELS
+
 MIB = 1 << 20
 GROWTH_BYTES = 48 * MIB
 
@@ -48,7 +50,7 @@ def write_corpus(path: Path, size_bytes: int) -> Path:
 
 
 def peak_bytes(source: Path, out: Path) -> int:
-    base = Path(__file__).parents[3] / "infra/models/base512"
+    base = MODELS / "base512"
     command = [sys.executable, "-c", SCRIPT, source, out, base]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

@@ -17,8 +17,9 @@ from yarn_ops.data.layout import SPLITS, ShardReader
 from yarn_ops.digests import digest_tree
 from yarn_ops.errors import DataError
 from yarn_ops.records import Local, ShardSet
+from yarn_ops.shipped import MODELS
 
-BASE512 = Path(__file__).parents[3] / "infra/models/base512"
+BASE512 = MODELS / "base512"
 Prepare = Callable[..., Local[ShardSet]]
 
 

@@ -17,8 +17,9 @@ from tokenizers.processors import TemplateProcessing
 from yarn_ops.data import tokenizer as module
 from yarn_ops.data.tokenizer import Tokenizer, pieces
 from yarn_ops.errors import BaseModelError, DataError
+from yarn_ops.shipped import MODELS
 
-BASE512 = Path(__file__).parents[3] / "infra/models/base512"
+BASE512 = MODELS / "base512"
 
 WORD = st.text(st.sampled_from("abz09_.(:é中\u0301🌍'"), min_size=1, max_size=6)
 BLANK = st.sampled_from([" ", "\n", "  ", "\n\n", "\t", " \n", "\r\n"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from yarn_ops.evals.perplexity import BY_POSITION, LAST_QUARTER
 from yarn_ops.records import Score, Scorecard
+from yarn_ops.shipped import MODELS
 
-BASE512 = Path(__file__).parents[3] / "infra" / "models" / "base512"
+BASE512 = MODELS / "base512"
 VOCAB = 97
 
 Encode = Callable[[str], list[int]]

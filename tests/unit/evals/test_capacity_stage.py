@@ -17,8 +17,9 @@ from yarn_ops.evals.suite.haystack import BETWEEN, held_out_haystack
 from yarn_ops.evals.suite.journal import JsonLines
 from yarn_ops.recipe import Data
 from yarn_ops.records import BaseModel, Local, Scorecard, ShardSet
+from yarn_ops.shipped import MODELS
 
-BASE512 = Path(__file__).parents[3] / "infra" / "models" / "base512"
+BASE512 = MODELS / "base512"
 
 
 @pytest.fixture(scope="module")

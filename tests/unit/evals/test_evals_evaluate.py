@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -15,8 +14,9 @@ from yarn_ops.errors import EvaluationError
 from yarn_ops.evals.evaluate import evaluate, plan
 from yarn_ops.recipe import Data, Evaluate
 from yarn_ops.records import BaseModel, Local, ShardSet
+from yarn_ops.shipped import MODELS
 
-BASE512 = Path(__file__).parents[3] / "infra" / "models" / "base512"
+BASE512 = MODELS / "base512"
 SECTION = Evaluate(lengths=(0.5, 1), windows=4, recall_windows=3, recall_pairs=2, sliding_stride_tokens=128)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +19,9 @@ from yarn_ops.records import BaseModel, Fit, Local, ShardSet
 from yarn_ops.rope.config import patch_config
 from yarn_ops.rope.methods import RopeSpec, attention_factor, inverse_frequencies
 from yarn_ops.rope.proof import load_proven, prove, retune
+from yarn_ops.shipped import MODELS
 
-BASE512 = Path(__file__).parents[3] / "infra" / "models" / "base512"
+BASE512 = MODELS / "base512"
 SECTION = Evaluate(windows=4)
 ROPE = Rope(factor=2)
 

@@ -14,6 +14,7 @@ from yarn_ops.errors import DataError
 from yarn_ops.evals.suite.haystack import Haystack
 from yarn_ops.evals.suite.plan import GRIDS, SIZES, Size, lengths_to, samples_of
 from yarn_ops.evals.suite.sample import Sample, plant
+from yarn_ops.shipped import MODELS
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "suite_samples.json"
 """made by `python tests/unit/evals/test_suite_samples.py`; a change here is a new version of the suite"""
@@ -133,7 +134,7 @@ def test_samples_are_the_golden_ones(encode, base512_tokenizer):
 if __name__ == "__main__":
     from transformers import PreTrainedTokenizerFast
 
-    base = Path(__file__).parents[3] / "infra" / "models" / "base512"
+    base = MODELS / "base512"
     tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
     samples = golden_samples(lambda text: tokenizer.encode(text, add_special_tokens=False), tokenizer.decode)
     GOLDEN.write_text(json.dumps(samples, indent=1, ensure_ascii=False) + "\n", "utf-8")

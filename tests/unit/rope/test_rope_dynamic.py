@@ -17,6 +17,7 @@ from yarn_ops.rope.methods import RopeSpec, attention_factor, inverse_frequencie
 from yarn_ops.rope.patch import prove_directory
 from yarn_ops.rope.proof import load_proven, prove
 from yarn_ops.rope.serving import serving_settings
+from yarn_ops.shipped import MODELS
 
 DYNAMIC, STATIC = Rope(method="dynamic-yarn", factor=4), Rope(method="yarn", factor=4)
 ORIGINAL = 24
@@ -60,14 +61,14 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def base512():
-    directory = Path("infra/models/base512")
+    directory = MODELS / "base512"
     config = patched(read_config(directory))
     return load_proven(directory, config, rope_spec_of(config), dtype=torch.float32, device="cpu")
 
 
 @pytest.fixture(scope="module")
 def text():
-    tokenizer = load_tokenizer(Path("infra/models/base512"))
+    tokenizer = load_tokenizer(MODELS / "base512")
     return torch.tensor([tokenizer.encode(Path("yarn_ops/recipe/sections.py").read_text())[:700]])
 
 
@@ -101,7 +102,7 @@ def test_the_reference_is_yarn_at_the_scale_of_every_length():
 def test_an_attention_factor_that_does_not_grow_is_refused():
     with pytest.raises(RopeError, match=r"^attention_factor: dynamic-yarn's grows with the length"):
         patched(
-            {**read_config(Path("infra/models/base512"))},
+            {**read_config(MODELS / "base512")},
             DYNAMIC.model_copy(update={"attention_factor": 1.1}),
         )
 
@@ -191,7 +192,7 @@ def test_real_text_across_the_original_context_in_chunks(base512, text, chunk):
 
 def test_real_text_beyond_the_original_context_stays_readable(base512, text):
     """Where the base itself falls apart: loss of the last 100 of 700 tokens."""
-    directory = Path("infra/models/base512")
+    directory = MODELS / "base512"
     base = load_proven(
         directory, None, rope_spec_of(read_config(directory)), dtype=torch.float32, device="cpu"
     )

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from transformers import AutoConfig, AutoTokenizer
@@ -14,8 +13,9 @@ from yarn_ops.records import Local
 from yarn_ops.rope import patch as stage
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.patch import patch
+from yarn_ops.shipped import MODELS
 
-BASE = Path(__file__).parents[3] / "infra/models/base512"
+BASE = MODELS / "base512"
 YARN = Rope(method="yarn", factor=4.0)
 
 

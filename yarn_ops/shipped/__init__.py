@@ -1,12 +1,11 @@
-"""What the project's checkout ships: recipes and the demo's base model."""
+"""What comes with the package: recipes (`recipes/*.toml`) and the demo's base model (`models/base512`)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-CHECKOUT = Path(__file__).parent.parent
-RECIPES = CHECKOUT / "infra" / "recipes"
-MODELS = CHECKOUT / "infra" / "models"
+RECIPES = Path(__file__).parent / "recipes"
+MODELS = Path(__file__).parent / "models"
 
 
 def recipes() -> list[Path]:
@@ -15,7 +14,7 @@ def recipes() -> list[Path]:
 
 
 def recipe_path(name: str) -> Path:
-    """The file a recipe argument means: an existing path, or a shipped recipe by its name."""
+    """The file that a recipe argument means: an existing path, or a shipped recipe by its name."""
     path = Path(name)
     shipped = RECIPES / f"{name}.toml"
     return shipped if not path.exists() and path.name == name and shipped.is_file() else path
