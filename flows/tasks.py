@@ -28,7 +28,7 @@ from yarn_ops.digests import digest_of
 from yarn_ops.errors import LeaseLost
 from yarn_ops.recipe import Section
 from yarn_ops.records import Local, Record
-from yarn_ops.registry import Ahead, Held, hold, keys_at_work, occupied, this_process
+from yarn_ops.registry import Held, QueuedStage, hold, keys_at_work, occupied, this_process
 from yarn_ops.store.disk import room_in
 from yarn_ops.store.trees import put_tree, tree_present
 
@@ -161,7 +161,7 @@ def _device(shop: Workshop, name: str, held: Held, alone_on: Need) -> Iterator[N
         yield
         return
 
-    def waits(ahead: Ahead) -> None:
+    def waits(ahead: QueuedStage) -> None:
         doing = "is on it" if ahead.has_it else "comes first"
         get_run_logger().info(
             "waits for %s: %s of run %s %s", shop.device_name, ahead.stage, ahead.run_id, doing

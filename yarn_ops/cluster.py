@@ -23,7 +23,7 @@ from typing import Any
 from yarn_ops.data.files import Files
 from yarn_ops.data.fragments import FRAGMENTS, TOKENS, make_unit
 from yarn_ops.data.tokenizer import Tokenizer
-from yarn_ops.data.units import Unit, Work, unit_key
+from yarn_ops.data.units import Unit, UnitOptions, unit_key
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import DataError, SettingsError, StoreError
 from yarn_ops.records import Tree
@@ -57,7 +57,7 @@ class ClusterUnits:
     def files(self) -> Files:
         return files_for(store_options(self._settings))
 
-    def make(self, units: Mapping[str, Unit], work: Work, tokenizer: Tokenizer) -> Iterator[str]:
+    def make(self, units: Mapping[str, Unit], options: UnitOptions, tokenizer: Tokenizer) -> Iterator[str]:
         self._folder.mkdir(parents=True, exist_ok=True)
         kept = _keep_tokenizer(self._store, tokenizer)
         with _client(self._settings) as client:
@@ -69,7 +69,7 @@ class ClusterUnits:
             url = self._store.url
             keys = {f"{url}/{_place(key, MANIFEST)}": key for key, _ in ordered}  # by Dask's names
             futures = [
-                client.submit(make_in_store, keys[name], unit, work, kept, url, key=name, retries=RETRIES)
+                client.submit(make_in_store, keys[name], unit, options, kept, url, key=name, retries=RETRIES)
                 for name, (_, unit) in zip(keys, ordered, strict=True)
             ]
             try:
@@ -114,9 +114,9 @@ def workers_of(settings: Settings) -> int:
         return len(client.scheduler_info(n_workers=-1)["workers"])
 
 
-def make_in_store(key: str, unit: Unit, work: Work, tokenizer: str, store_url: str) -> bytes:
+def make_in_store(key: str, unit: Unit, options: UnitOptions, tokenizer: str, store_url: str) -> bytes:
     """Make a unit on this worker, unless its result is there; the manifest of the result."""
-    if unit_key(unit, work) != key:
+    if unit_key(unit, options) != key:
         raise SettingsError("a worker of the cluster runs another version of yarn-ops; update it")
     settings = read_settings()
     settings.make_home()
@@ -125,7 +125,7 @@ def make_in_store(key: str, unit: Unit, work: Work, tokenizer: str, store_url: s
         return made_before
     with tempfile.TemporaryDirectory(prefix="unit-", dir=settings.home) as place:
         made = Path(place) / "made"
-        make_unit(unit, work, _tokenizer(store, tokenizer, work.vocab_size), files, made)
+        make_unit(unit, options, _tokenizer(store, tokenizer, options.vocab_size), files, made)
         return put_tree_at(store, made, f"{UNITS}/{key}", look=False).to_bytes()
 
 

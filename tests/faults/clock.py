@@ -18,7 +18,7 @@ REFUSED_S = 300.0
 
 def jump(service: Service, kind: str) -> Outcome:
     """A run that begins with a wrong clock, which is set right when it has failed."""
-    offset = service.layout.home / "offset-of-one-run"
+    offset = service.paths.home / "offset-of-one-run"
     offset.write_text(str(KINDS[kind]))
     submitted = service.submit("register", {OFFSET: str(offset)})
     try:

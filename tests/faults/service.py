@@ -26,7 +26,7 @@ from yarn_ops.registry.devices import keys_at_work
 from yarn_ops.release import open_tracking
 from yarn_ops.settings import Settings
 from yarn_ops.stack.parts import Stack
-from yarn_ops.stack.plan import Layout, ensure_plan, read_status
+from yarn_ops.stack.plan import StackPaths, ensure_plan, read_status
 from yarn_ops.store import open_store, store_options
 from yarn_ops.store.trees import tree_present
 from yarn_ops.train.events import read_events
@@ -86,8 +86,8 @@ class Service:
     """The stack that runs in `state`, and what its services know of a run."""
 
     def __init__(self, state: Path) -> None:
-        self.layout = Layout(state)
-        self.stack = Stack(Settings(state_dir=state), self.layout, ensure_plan(self.layout))
+        self.paths = StackPaths(state)
+        self.stack = Stack(Settings(state_dir=state), self.paths, ensure_plan(self.paths))
         self.settings = self.stack.settings
         assert self.settings.prefect_api_url and self.settings.prefect_auth
         user, _, password = self.settings.prefect_auth.get_secret_value().partition(":")
@@ -192,14 +192,14 @@ class Service:
         return None
 
     def _step(self, stage: StageView) -> int:
-        log = self.layout.home / "work" / stage.key[:16] / "events.jsonl"
+        log = self.paths.home / "work" / stage.key[:16] / "events.jsonl"
         return max((event.get("step", 0) for event in read_events(log)), default=0)
 
     # The parts
 
     def kill_part(self, name: str) -> None:
         """SIGKILL to a part of the stack and all that it has started, but not to the runs of a worker."""
-        parts: Any = read_status(self.layout)["parts"]
+        parts: Any = read_status(self.paths)["parts"]
         try:
             root = psutil.Process(parts[name]["pid"])
             family = [root, *root.children(recursive=True)]
@@ -299,7 +299,7 @@ class Service:
 
     def _orphans(self) -> list[int]:
         found = []
-        for record in (self.layout.home / "work").glob(f"*/{PID}"):
+        for record in (self.paths.home / "work").glob(f"*/{PID}"):
             written = json.loads(record.read_bytes())
             pid, started = written["pid"], written["started"]
             if psutil.pid_exists(pid) and birth(pid) == started:

@@ -28,7 +28,7 @@ from service_up import Remote, wait_until
 from yarn_ops.registry import open_registry
 from yarn_ops.settings import Settings
 from yarn_ops.stack.parts import Stack
-from yarn_ops.stack.plan import Layout, ensure_plan
+from yarn_ops.stack.plan import StackPaths, ensure_plan
 from yarn_ops.stack.postgres import find_programs
 from yarn_ops.stack.supervisor import members
 from yarn_ops.train.events import read_events
@@ -43,14 +43,14 @@ class Running(Remote):
     """A stack that was started on `state`."""
 
     def __init__(self, state: Path) -> None:
-        self.layout = Layout(state)
+        self.paths = StackPaths(state)
         self._own = {**os.environ, "YARN_OPS_STATE_DIR": str(state), "YARN_OPS_DEVICE": "cpu"}
         self.up()
-        self.stack = Stack(Settings(state_dir=state), self.layout, ensure_plan(self.layout))
+        self.stack = Stack(Settings(state_dir=state), self.paths, ensure_plan(self.paths))
         self.settings = self.stack.settings
         assert self.settings.prefect_auth is not None
         user, _, password = self.settings.prefect_auth.get_secret_value().partition(":")
-        lines = self.layout.environment.read_text().splitlines()
+        lines = self.paths.environment.read_text().splitlines()
         variables = {name: value.strip("'") for name, _, value in (line.partition("=") for line in lines)}
         super().__init__({**os.environ, **variables}, self.stack.service, (user, password))
 
@@ -71,7 +71,7 @@ class Running(Remote):
 
     def part(self, name: str) -> dict[str, Any]:
         """Its pid and restarts."""
-        found: dict[str, Any] = json.loads(self.layout.status.read_bytes())["parts"][name]
+        found: dict[str, Any] = json.loads(self.paths.status.read_bytes())["parts"][name]
         return found
 
 
@@ -83,12 +83,12 @@ def stack() -> Iterator[Running]:
         running = Running(state)
         yield running
         running.ask("down")
-        assert members(running.layout) == []
+        assert members(running.paths) == []
         assert "not running" in running.ask("status", status=1)
     finally:
-        for process in members(Layout(state)):
+        for process in members(StackPaths(state)):
             process.kill()
-        shutil.rmtree(Layout(state).postgres, ignore_errors=True)
+        shutil.rmtree(StackPaths(state).postgres, ignore_errors=True)
         shutil.rmtree(state, ignore_errors=True)
 
 
@@ -100,11 +100,11 @@ def test_every_part_is_healthy(stack: Running) -> None:
 
 
 def test_secrets_lie_in_closed_files_and_in_no_command_line_or_log(stack: Running) -> None:
-    closed = (stack.layout.plan, stack.layout.environment, stack.layout.folder / "mlflow-auth.ini")
+    closed = (stack.paths.plan, stack.paths.environment, stack.paths.folder / "mlflow-auth.ini")
     assert [stat.S_IMODE(path.stat().st_mode) for path in closed] == [0o600] * 3
     secrets = [secret.get_secret_value() for _, secret in stack.stack.plan.secrets]
-    open_texts = [" ".join(process.cmdline()) for process in members(stack.layout)]
-    open_texts += [log.read_text() for log in stack.layout.logs.iterdir()]
+    open_texts = [" ".join(process.cmdline()) for process in members(stack.paths)]
+    open_texts += [log.read_text() for log in stack.paths.logs.iterdir()]
     assert len(open_texts) > 20
     assert [text for text in open_texts if any(secret in text for secret in secrets)] == []
 
@@ -193,7 +193,7 @@ def test_one_run_trains_another_prepares_and_goes_on_when_the_first_is_cancelled
 
     (running,) = [run for run in registry.runs() if run.recipe["publish"]["name"] == "long"]
     (key,) = (one.key for one in registry.run_view(running.id).stages if one.stage == "train")
-    work = stack.layout.home / "work" / key[:16]
+    work = stack.paths.home / "work" / key[:16]
     wait_until(lambda: any(event["event"] == "step" for event in events(work)), timeout_s=180)
     stack.cancel(first)
     assert stack.finished(first)["state_type"] == "CANCELLED"
@@ -216,7 +216,7 @@ def events(work: Path) -> list[Any]:
 def test_a_cancelled_run_goes_on_from_its_checkpoint(stack: Running, small_recipe: Path) -> None:
     recipe = tomllib.loads(small_recipe.read_text("utf-8"))
     recipe["train"]["steps"], recipe["publish"]["name"] = 2000, "cancelled"
-    work, last = stack.layout.home / "work", 0
+    work, last = stack.paths.home / "work", 0
     for _ in range(2):
         asked_at = time.time()
         run_id = stack.submit(recipe).raise_for_status().json()["id"]
@@ -285,7 +285,7 @@ def test_a_flow_killed_in_training_is_finished_once(stack: Running) -> None:
     """One cell of the kill matrix; `infra/faults` runs all."""
     before = dict(os.environ)
     try:
-        outcome = kill(Service(stack.layout.home), "flow", "train")
+        outcome = kill(Service(stack.paths.home), "flow", "train")
     finally:  # MLflow's client is told its password by the environment
         os.environ.clear()
         os.environ.update(before)
@@ -298,9 +298,9 @@ def test_nothing_is_lost_over_a_restart(stack: Running, small_recipe: Path) -> N
     finished = stack.run_of(tomllib.loads(small_recipe.read_text("utf-8")))["id"]
     known = [stack.command(*command).stdout for command in (("runs", "--json"), ("models", "--json"))]
     stack.ask("down")
-    assert members(stack.layout) == []
+    assert members(stack.paths) == []
     stack.up()
     assert [stack.command(*command).stdout for command in (("runs", "--json"), ("models", "--json"))] == known
     assert stack.run(finished)["state_type"] == "COMPLETED"
-    pulled = stack.command("pull", "small", "--to", stack.layout.home / "pulled")
+    pulled = stack.command("pull", "small", "--to", stack.paths.home / "pulled")
     assert pulled.returncode == 0, pulled.stderr

@@ -53,7 +53,7 @@ class Machines:
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """A recipe's, in units that machines are counted by."""
 
     document_bytes: float
@@ -71,7 +71,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Part:
+class BillItem:
     """One part of a run."""
 
     name: str
@@ -86,25 +86,28 @@ class Part:
     """what to change then"""
 
 
-def bill(work: Work, machines: Machines) -> tuple[Part, ...]:
-    """The parts in their order. Documents are charged by the node, the rest by the GPU."""
+def bill(workload: Workload, machines: Machines) -> tuple[BillItem, ...]:
+    """The items in their order. Documents are charged by the node, the rest by the GPU."""
     cores = machines.nodes * CORES
-    preparing_s = work.document_bytes / TOKENISE_BYTES_PER_S / cores
+    preparing_s = workload.document_bytes / TOKENISE_BYTES_PER_S / cores
     there = 1 + (machines.nodes - 1) * machines.gpus
-    workers = max(1, min(there, work.blocks))
-    moved_s = work.model_bytes / STORE_BYTES_PER_S
+    workers = max(1, min(there, workload.blocks))
+    moved_s = workload.model_bytes / STORE_BYTES_PER_S
     helper_s = WORKER_START_S + 2 * moved_s if workers > 1 else 0.0  # while the first has begun
-    each_s = max((work.evaluation_s - work.alone_s) / workers, work.largest_s) + helper_s
+    each_s = max((workload.evaluation_s - workload.alone_s) / workers, workload.largest_s) + helper_s
 
-    limit, setting = f"{workers} of {there} GPUs for {work.blocks} blocks", f"YARN_OPS_GRID_WORKERS={workers}"
-    if work.alone_s > each_s:
+    limit, setting = (
+        f"{workers} of {there} GPUs for {workload.blocks} blocks",
+        f"YARN_OPS_GRID_WORKERS={workers}",
+    )
+    if workload.alone_s > each_s:
         limit, setting = "scores that one GPU makes alone", "evaluate.sliding_stride_tokens"
 
-    def on_gpus(name: str, seconds: float, gpu_s: float, limit: str, setting: str) -> Part:
-        return Part(name, seconds, gpu_s, gpu_s * machines.gpu_hour / HOUR_S, limit, setting)
+    def on_gpus(name: str, seconds: float, gpu_s: float, limit: str, setting: str) -> BillItem:
+        return BillItem(name, seconds, gpu_s, gpu_s * machines.gpu_hour / HOUR_S, limit, setting)
 
     return (
-        Part(
+        BillItem(
             "documents", preparing_s, 0.0, preparing_s * machines.nodes * machines.node_hour / HOUR_S,
             f"{cores} cores, {TOKENISE_BYTES_PER_S / 1e6:.0f} MB/s each", "YARN_OPS_CLUSTER, --nodes",
         ),
@@ -113,17 +116,17 @@ def bill(work: Work, machines: Machines) -> tuple[Part, ...]:
             f"the store, {STORE_BYTES_PER_S / (1 << 30):.2f} GiB/s", "YARN_OPS_STORE_URL",
         ),
         on_gpus(
-            "training", work.training_s, work.training_s * machines.gpus,
+            "training", workload.training_s, workload.training_s * machines.gpus,
             f"the GPUs of one node, {machines.gpus}", "--gpus, YARN_OPS_PROCESSES",
         ),
         on_gpus(
-            "evaluation", work.alone_s + each_s,
-            (work.alone_s + each_s) * machines.gpus + each_s * (workers - 1), limit, setting,
+            "evaluation", workload.alone_s + each_s,
+            (workload.alone_s + each_s) * machines.gpus + each_s * (workers - 1), limit, setting,
         ),
     )  # fmt: skip
 
 
-def models_a_night(parts: tuple[Part, ...], machines: Machines) -> int:
+def models_a_night(items: tuple[BillItem, ...], machines: Machines) -> int:
     """Models of one recipe that the machines make side by side, documents prepared before."""
-    gpu_s = sum(part.gpu_s for part in parts)
+    gpu_s = sum(item.gpu_s for item in items)
     return int(machines.nodes * machines.gpus * NIGHT_HOURS * HOUR_S / gpu_s) if gpu_s else 0

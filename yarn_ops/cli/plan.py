@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from yarn_ops.cli.bill import Machines, Part, Work, bill, models_a_night
+from yarn_ops.cli.bill import BillItem, Machines, Workload, bill, models_a_night
 from yarn_ops.cli.display import CONSOLE
 from yarn_ops.cli.rope import directory_of
 from yarn_ops.errors import RecipeError
@@ -61,7 +61,7 @@ class RunPlan:
     disk_bytes: int
     """base, adapter of every leg, merged model"""
     legs: tuple[LegPlan, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[BillItem, ...]
     models_a_night: int
 
     def job_variables(self) -> dict[str, str]:
@@ -113,13 +113,13 @@ def plan_run(
         )
         legs.append(_leg(shape, found, leg.steps, window, step.windows, peak))
     adapter = shape.trained * torch.float32.itemsize
-    work = Work(
+    workload = Workload(
         document_bytes,
         2 * shape.parameters,
         sum(leg.seconds for leg in legs),
         *_evaluation(recipe, config, original, shape.parameters - shape.trained * (not whole), rates),
     )
-    parts = bill(work, machines)
+    parts = bill(workload, machines)
     return RunPlan(
         device, processes, shape.parameters - shape.trained * (not whole), shape.trained,
         2 * shape.parameters * 2 + len(legs) * adapter, tuple(legs), parts, models_a_night(parts, machines),
@@ -152,7 +152,7 @@ def show(plan: RunPlan, *, as_json: bool) -> None:
     CONSOLE.print(f"{plan.models_a_night:,} such models in a night of ten hours on all of these machines")
 
 
-def _show_parts(parts: Sequence[Part]) -> None:
+def _show_parts(parts: Sequence[BillItem]) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for head in ("part", "hours", "GPU hours", "$", "limited by", "to change"):
         table.add_column(
@@ -167,7 +167,7 @@ def _show_parts(parts: Sequence[Part]) -> None:
 def _evaluation(
     recipe: Recipe, config: dict[str, Any], original: int, parameters: int, rates: Rates
 ) -> tuple[float, int, float, float]:
-    """As `Work` has it: seconds on one GPU, blocks, seconds of what is not divided, of the largest block."""
+    """Seconds on one GPU, blocks, seconds of what is not divided, of the largest block (`Workload`)."""
     from yarn_ops.cli.bill import READING_SHARE
     from yarn_ops.evals.capacity.cost import costs, shape_of
     from yarn_ops.evals.evaluate import tokens_through as scored

@@ -33,7 +33,7 @@ Mask = NDArray[np.bool_]
 MAPPED_UNITS = 64
 
 
-class Documents:
+class DocumentTable:
     """The documents of units, in order, as arrays over documents.
 
     fates: uint8, a `Fate` each.  tokens, starts: where each one's tokens lie, counted over all units.
@@ -110,7 +110,7 @@ class Documents:
         return np.memmap(path, "<u4", mode="r", shape=(len(numbers), PLACES))
 
 
-def choose(documents: Documents, data: Data, measured: Documents | None) -> Mask:
+def choose(documents: DocumentTable, data: Data, measured: DocumentTable | None) -> Mask:
     """Settle every document's fate; which documents are held out.
 
     Of equal documents, and of near duplicates, the first is kept. A document's side of the split is decided
@@ -131,7 +131,7 @@ def choose(documents: Documents, data: Data, measured: Documents | None) -> Mask
     return held_out & (fates == Fate.KEPT)
 
 
-def write_index(documents: Documents, held_out: Mask, writer: ShardWriter) -> None:
+def write_index(documents: DocumentTable, held_out: Mask, writer: ShardWriter) -> None:
     """A row for every document that is kept, in order."""
     for number in np.flatnonzero(documents.fates == Fate.KEPT).tolist():
         extent = Extent(int(documents.starts[number]), int(documents.tokens[number]))
@@ -157,7 +157,7 @@ def _digests(
     return digests
 
 
-def _drop_duplicates(documents: Documents) -> None:
+def _drop_duplicates(documents: DocumentTable) -> None:
     """Of equal texts all but the first; where that is left out already, the others are for its reason."""
     fates = documents.fates
     texts = np.flatnonzero((fates == Fate.KEPT) | (fates >= Fate.LANGUAGE))
@@ -168,7 +168,7 @@ def _drop_duplicates(documents: Documents) -> None:
     fates[texts[later]] = np.where(reasons == Fate.KEPT, Fate.DUPLICATE, reasons)[later]
 
 
-def _drop_near_duplicates(documents: Documents, similarity: float) -> None:
+def _drop_near_duplicates(documents: DocumentTable, similarity: float) -> None:
     numbers = np.flatnonzero(documents.fates == Fate.KEPT)
     if not len(numbers):
         return
@@ -177,7 +177,7 @@ def _drop_near_duplicates(documents: Documents, similarity: float) -> None:
     documents.fates[numbers[first != np.arange(len(first))]] = Fate.NEAR_DUPLICATE
 
 
-def _held_out(documents: Documents, data: Data) -> Mask:
+def _held_out(documents: DocumentTable, data: Data) -> Mask:
     numbers = np.flatnonzero(documents.fates == Fate.KEPT)
     held_out = np.zeros(len(documents), np.bool_)
     if len(numbers):
@@ -193,7 +193,7 @@ def _draw(seed: int, digest: bytes) -> float:
     return (int.from_bytes(hashlib.sha256(b"%d:" % seed + digest).digest()[:8], "big") >> 11) / (1 << 53)
 
 
-def _drop_contaminated(documents: Documents, held_out: Mask, measured: Documents | None) -> None:
+def _drop_contaminated(documents: DocumentTable, held_out: Mask, measured: DocumentTable | None) -> None:
     hashes = [*documents.passages(np.flatnonzero(held_out))]
     if measured is not None:
         hashes += measured.passages(np.arange(len(measured)))

@@ -5,8 +5,8 @@
     signatures.bin   uint32 [fragments, PLACES]: see near_duplicates.py; when near duplicates are looked for
     passages.bin     uint64, `passages` of each fragment: see contamination.py; when passages are looked for
 
-Depends on the unit and the work alone, never on the rest of the corpus: whatever needs that (equal documents
-in two units, the side a document is on) is decided when units are composed.
+Depends on the unit and its options alone, never on the rest of the corpus: whatever needs that (equal
+documents in two units, the side a document is on) is decided when units are composed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from yarn_ops.data.language import language_of
 from yarn_ops.data.layout import TokenWriter
 from yarn_ops.data.near_duplicates import signature
 from yarn_ops.data.tokenizer import Tokenizer, pieces
-from yarn_ops.data.units import Unit, Work
+from yarn_ops.data.units import Unit, UnitOptions
 from yarn_ops.data.words import NO_WORDS, Hashes, words
 
 TOKENS = "tokens.bin"
@@ -72,14 +72,14 @@ is in tokens.bin."""
 Fragments = NDArray[np.void]
 
 
-def make_unit(unit: Unit, work: Work, tokenizer: Tokenizer, files: Files, out: Path) -> None:
+def make_unit(unit: Unit, options: UnitOptions, tokenizer: Tokenizer, files: Files, out: Path) -> None:
     """Read, tokenise and describe a unit's documents into the new directory `out`.
 
     Memory is bounded by the longest row, or by a fragment of a text (see text.py). DataError when a source is
     damaged.
     """
     out.mkdir()
-    with _Maker(unit, work, tokenizer, out) as maker, closing(ReadAhead(files, unit.sources)) as ahead:
+    with _Maker(unit, options, tokenizer, out) as maker, closing(ReadAhead(files, unit.sources)) as ahead:
         for number, source in enumerate(unit.sources):
             maker.read(number, source, ahead)
 
@@ -87,17 +87,17 @@ def make_unit(unit: Unit, work: Work, tokenizer: Tokenizer, files: Files, out: P
 class _Maker:
     """Writes the files of a unit's directory."""
 
-    def __init__(self, unit: Unit, work: Work, tokenizer: Tokenizer, out: Path) -> None:
-        self._unit, self._work, self._tokenizer = unit, work, tokenizer
+    def __init__(self, unit: Unit, options: UnitOptions, tokenizer: Tokenizer, out: Path) -> None:
+        self._unit, self._options, self._tokenizer = unit, options, tokenizer
         self._fates: dict[bytes, Fate] = {}
         """of whole documents, by their digests"""
         self._fate = Fate.KEPT
         with ExitStack() as stack:
             self._tokens = stack.enter_context(TokenWriter(out / TOKENS, tokenizer.dtype))
             self._rows = stack.enter_context((out / FRAGMENTS).open("wb"))
-            if work.signatures:
+            if options.signatures:
                 self._signatures = stack.enter_context((out / SIGNATURES).open("wb"))
-            if work.shared_words is not None:
+            if options.shared_words is not None:
                 self._passages = stack.enter_context((out / PASSAGES).open("wb"))
             self._open = stack.pop_all()
 
@@ -111,7 +111,7 @@ class _Maker:
         """Add the documents of the unit's source of that number."""
         begun = self._unit.start > 0
         try:
-            for fragment in read_fragments(self._unit, source, files, self._work.text_field):
+            for fragment in read_fragments(self._unit, source, files, self._options.text_field):
                 self._add(number, fragment)
                 begun = True
         except NotText:
@@ -133,7 +133,7 @@ class _Maker:
             self._write(number, True, Fate.EMPTY, digest)
         else:
             tokens = self._tokenise(text, fragment)
-            found = words(text) if self._work.signatures or self._work.shared_words else NO_WORDS
+            found = words(text) if self._options.signatures or self._options.shared_words else NO_WORDS
             fate = Fate.EMPTY if blank else Fate.KEPT
             self._write(number, fragment.first, fate, digest, tokens, found)
 
@@ -141,7 +141,7 @@ class _Maker:
         """Of a document, by its beginning."""
         if whole and digest in self._fates:
             return self._fates[digest] or Fate.DUPLICATE
-        wanted = self._work.languages
+        wanted = self._options.languages
         fate = Fate.LANGUAGE if wanted and language_of(text) not in wanted else Fate.KEPT
         if whole:
             self._fates[digest] = fate
@@ -168,11 +168,11 @@ class _Maker:
         found: Hashes = NO_WORDS,
     ) -> None:
         kept = NO_WORDS
-        if self._work.signatures:
+        if self._options.signatures:
             # A text without words is like nothing but its equal.
             self._signatures.write(signature(found if len(found) else np.frombuffer(digest, "<u8")).tobytes())
-        if self._work.shared_words is not None:
-            kept = passages(found, self._work.shared_words)
+        if self._options.shared_words is not None:
+            kept = passages(found, self._options.shared_words)
             self._passages.write(kept.tobytes())
         self._rows.write(np.array((number, first, fate, tokens, len(kept), digest), FRAGMENT).tobytes())
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Protocol
 
 from yarn_ops.data import audit
-from yarn_ops.data.compose import Documents, choose, write_index
+from yarn_ops.data.compose import DocumentTable, choose, write_index
 from yarn_ops.data.corpus import read_evaluation_sources, read_sources
 from yarn_ops.data.files import Files
 from yarn_ops.data.fragments import TOKENS, Fate, make_unit
 from yarn_ops.data.layout import ShardWriter, token_file_name
 from yarn_ops.data.tokenizer import Tokenizer
-from yarn_ops.data.units import Unit, Work, partition, unit_key, work_of
+from yarn_ops.data.units import Unit, UnitOptions, partition, unit_key, unit_options
 from yarn_ops.errors import DataError
 from yarn_ops.recipe import Data
 from yarn_ops.records import BaseModel, Corpus, Dropped, Local, ShardSet, Tree
@@ -31,7 +31,7 @@ class Units(Protocol):
     def files(self) -> Files:
         """Where the sources come from."""
 
-    def make(self, units: Mapping[str, Unit], work: Work, tokenizer: Tokenizer) -> Iterator[str]:
+    def make(self, units: Mapping[str, Unit], options: UnitOptions, tokenizer: Tokenizer) -> Iterator[str]:
         """Have every unit made that has no result yet; each key as its result is there, in any order."""
 
     def file(self, key: str, name: str) -> Path:
@@ -56,15 +56,17 @@ def prepare(
     units are done. DataError when fewer than two different documents are found or a source is damaged.
     """
     tokenizer = Tokenizer(base.path, base.record.vocab_size)
-    work = work_of(data, tokenizer, base.record.vocab_size)
+    options = unit_options(data, tokenizer, base.record.vocab_size)
     parts = partition(read_sources(corpus.path), units.files)
     others = partition(read_evaluation_sources(corpus.path), units.files)
-    keys = [unit_key(unit, work) for unit in [*parts, *others]]
-    _make(dict(zip(keys, [*parts, *others], strict=True)), work, tokenizer, units, report)
+    keys = [unit_key(unit, options) for unit in [*parts, *others]]
+    _make(dict(zip(keys, [*parts, *others], strict=True)), options, tokenizer, units, report)
 
-    documents = Documents(parts, lambda unit, name: units.file(keys[unit], name))
+    documents = DocumentTable(parts, lambda unit, name: units.file(keys[unit], name))
     measured = (
-        Documents(others, lambda unit, name: units.file(keys[len(parts) + unit], name)) if others else None
+        DocumentTable(others, lambda unit, name: units.file(keys[len(parts) + unit], name))
+        if others
+        else None
     )
     held_out = choose(documents, data, measured)
     kept = documents.fates == Fate.KEPT
@@ -98,10 +100,12 @@ def prepare(
     )
 
 
-def _make(asked: Mapping[str, Unit], work: Work, tokenizer: Tokenizer, units: Units, report: Report) -> None:
+def _make(
+    asked: Mapping[str, Unit], options: UnitOptions, tokenizer: Tokenizer, units: Units, report: Report
+) -> None:
     total = sum(unit.size_bytes for unit in asked.values())
     done_bytes = 0
-    for count, key in enumerate(units.make(asked, work, tokenizer), 1):
+    for count, key in enumerate(units.make(asked, options, tokenizer), 1):
         done_bytes += asked[key].size_bytes
         report(done_bytes, total, f"{count} of {len(asked)} units")
 
@@ -128,11 +132,11 @@ class LocalUnits:
     def files(self) -> Files:
         return self._files
 
-    def make(self, units: Mapping[str, Unit], work: Work, tokenizer: Tokenizer) -> Iterator[str]:
+    def make(self, units: Mapping[str, Unit], options: UnitOptions, tokenizer: Tokenizer) -> Iterator[str]:
         self._folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(self._threads) as pool:
             futures = {
-                pool.submit(self._make, key, unit, work, tokenizer): key
+                pool.submit(self._make, key, unit, options, tokenizer): key
                 for key, unit in sorted(units.items(), key=lambda item: -item[1].size_bytes)
             }
             try:
@@ -143,11 +147,11 @@ class LocalUnits:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _make(self, key: str, unit: Unit, work: Work, tokenizer: Tokenizer) -> None:
+    def _make(self, key: str, unit: Unit, options: UnitOptions, tokenizer: Tokenizer) -> None:
         whole, partial = self._folder / key, self._folder / f".{key}"
         if not whole.exists():
             shutil.rmtree(partial, ignore_errors=True)
-            make_unit(unit, work, tokenizer, self._files, partial)
+            make_unit(unit, options, tokenizer, self._files, partial)
             for path in partial.iterdir():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())  # whole after a power cut as well, once it has its name

@@ -49,7 +49,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Work:
+class UnitOptions:
     """All that a unit's result depends on besides its bytes."""
 
     tokenizer_digest: str
@@ -63,9 +63,9 @@ class Work:
     """passages of that many words are looked for; None: none are"""
 
 
-def work_of(data: Data, tokenizer: Tokenizer, vocab_size: int) -> Work:
+def unit_options(data: Data, tokenizer: Tokenizer, vocab_size: int) -> UnitOptions:
     """What the recipe asks of every unit; the rest of its section is decided when units are composed."""
-    return Work(
+    return UnitOptions(
         tokenizer_digest=tokenizer.digest,
         eos_token_id=tokenizer.eos,
         vocab_size=vocab_size,
@@ -76,10 +76,10 @@ def work_of(data: Data, tokenizer: Tokenizer, vocab_size: int) -> Work:
     )
 
 
-def unit_key(unit: Unit, work: Work) -> str:
+def unit_key(unit: Unit, options: UnitOptions) -> str:
     """sha256 of everything that the result depends on: contents, not places or the rest of the corpus."""
     contents = [[kind_of(source), source.size_bytes, source.fingerprint] for source in unit.sources]
-    return digest_of([VERSION, contents, unit.start, unit.stop, vars(work)])
+    return digest_of([VERSION, contents, unit.start, unit.stop, vars(options)])
 
 
 def kind_of(source: SourceFile) -> Kind:

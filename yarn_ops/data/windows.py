@@ -32,7 +32,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class _Stretch:
+class _Span:
     document: int
     start: int
     tokens: int
@@ -72,7 +72,7 @@ class WindowSampler:
         begin = float(self._ends[document - 1]) if document else 0.0
         share = (point - begin) / (float(self._ends[document]) - begin)
         start = min(int(share * (spare + 1)), spare)
-        return _assemble(self._reader, [_Stretch(document, start, self._needed)])
+        return _assemble(self._reader, [_Span(document, start, self._needed)])
 
 
 def spread(reader: ShardReader, window_tokens: int, count: int, seed: int) -> list[Window]:
@@ -105,33 +105,33 @@ def needed_tokens(split: Split, tokens: int, window_tokens: int) -> int:
     return needed
 
 
-def _take(plans: Iterable[list[_Stretch]], count: int) -> Iterator[list[_Stretch]]:
+def _take(plans: Iterable[list[_Span]], count: int) -> Iterator[list[_Span]]:
     return (plan for _, plan in zip(range(count), plans, strict=False))
 
 
-def _within_documents(reader: ShardReader, needed: int, seed: int) -> Iterator[list[_Stretch]]:
+def _within_documents(reader: ShardReader, needed: int, seed: int) -> Iterator[list[_Span]]:
     long = np.flatnonzero(reader.lengths >= needed)
     key = [hashlib.sha256(b"spread:%d:%d" % (seed, document)).digest() for document in long]
     order = [int(long[i]) for i in sorted(range(len(long)), key=key.__getitem__)]
     start = 0
     while order := [document for document in order if reader.lengths[document] >= start + needed]:
-        yield from ([_Stretch(document, start, needed)] for document in order)
+        yield from ([_Span(document, start, needed)] for document in order)
         start += needed
 
 
-def _pack(reader: ShardReader, documents: Iterable[int], needed: int) -> Iterator[list[_Stretch]]:
+def _pack(reader: ShardReader, documents: Iterable[int], needed: int) -> Iterator[list[_Span]]:
     """Windows filled with whole documents one after the other; the last is cut off, its rest not used."""
-    plan: list[_Stretch] = []
+    plan: list[_Span] = []
     missing = needed
     for document in documents:
-        plan.append(_Stretch(document, 0, min(missing, int(reader.lengths[document]))))
+        plan.append(_Span(document, 0, min(missing, int(reader.lengths[document]))))
         missing -= plan[-1].tokens
         if not missing:
             yield plan
             plan, missing = [], needed
 
 
-def _assemble(reader: ShardReader, plan: list[_Stretch]) -> Window:
+def _assemble(reader: ShardReader, plan: list[_Span]) -> Window:
     runs = [reader.document(part.document, part.start, part.start + part.tokens) for part in plan]
     return Window(
         ids=np.concatenate(runs).astype(np.int64),

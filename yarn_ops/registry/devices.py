@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Ahead:
+class QueuedStage:
     """A stage that has the device, or gets it before us."""
 
     key: str
@@ -45,7 +45,7 @@ def occupied(
     device: str,
     *,
     rank: int,
-    on_wait: Callable[[Ahead], None] | None = None,
+    on_wait: Callable[[QueuedStage], None] | None = None,
 ) -> Iterator[None]:
     """Have the device to ourselves within the block, as long as the stage's lease is ours.
 
@@ -71,7 +71,7 @@ def occupied(
         give_back(registry, lease)
 
 
-def take(registry: Registry, lease: Lease, device: str, rank: int) -> Ahead | None:
+def take(registry: Registry, lease: Lease, device: str, rank: int) -> QueuedStage | None:
     """Take the device, or stay in its queue and learn who comes first. LeaseLost when the lease is gone."""
     while True:
         with registry.begin() as session:
@@ -119,7 +119,7 @@ def _ask(session: Session, lease: Lease, device: str, rank: int) -> tuple[dateti
     return asked.device_since, (rank, asked.started_at, lease.key)
 
 
-def _first(session: Session, lease: Lease, device: str, place: Place) -> Ahead | None:
+def _first(session: Session, lease: Lease, device: str, place: Place) -> QueuedStage | None:
     """Who has the device, or else comes before us."""
     expired = StageRunRow.lease_expires < database_now()
     others = session.execute(
@@ -128,7 +128,9 @@ def _first(session: Session, lease: Lease, device: str, place: Place) -> Ahead |
         )
     ).all()
     found = [
-        Ahead(row.key, row.stage, row.run_id, row.holder or "", row.device_since is not None, bool(late))
+        QueuedStage(
+            row.key, row.stage, row.run_id, row.holder or "", row.device_since is not None, bool(late)
+        )
         for row, late in others
         if row.device_since is not None or (row.device_rank or 0, row.started_at, row.key) < place
     ]

@@ -67,9 +67,9 @@ class PartedModel:
                 setattr(module, leaf, nn.Parameter(empty, requires_grad=False))
 
     def fill(
-        self, part: Part, weights: Weights, dtype_of: Callable[[str], torch.dtype] | None = None
+        self, part: Part, weights: PartWeights, dtype_of: Callable[[str], torch.dtype] | None = None
     ) -> None:
-        """Read a part's data, as `Weights.load` does."""
+        """Read a part's data, as `PartWeights.load` does."""
         self.release(part, dtype_of)
         weights.load(part)
         self.model.tie_weights()
@@ -83,7 +83,7 @@ class PartedModel:
         return {name: self.model.get_parameter_or_buffer(name).detach() for name in part.names}
 
 
-class Weights:
+class PartWeights:
     """A directory's safetensors as the parts of one model. Nothing is mapped into memory: a tensor is held
     from when it is read to when it has found its place."""
 

@@ -15,7 +15,7 @@ from yarn_ops.errors import SettingsError, YarnOpsError
 from yarn_ops.servers import LOOPBACK
 from yarn_ops.settings import Settings, clean_environment, read_settings
 from yarn_ops.stack.parts import MARK, Stack
-from yarn_ops.stack.plan import USER, Layout, ensure_plan, read_status
+from yarn_ops.stack.plan import USER, StackPaths, ensure_plan, read_status
 from yarn_ops.stack.supervisor import held, members, supervise
 
 POLL_S = 0.2
@@ -24,14 +24,14 @@ STOP_S = 180.0
 
 def up(settings: Settings) -> None:
     """Start the supervisor, wait until all parts are healthy, say where they are."""
-    layout = Layout(settings.home)
+    paths = StackPaths(settings.home)
     began = time.monotonic()
-    if not held(layout):
-        layout.status.unlink(missing_ok=True)
-        process = _start_supervisor(settings, layout)
+    if not held(paths):
+        paths.status.unlink(missing_ok=True)
+        process = _start_supervisor(settings, paths)
         told = ""
         while True:
-            status = read_status(layout)
+            status = read_status(paths)
             line = f"{status.get('phase', '')} {status.get('note', '')}".strip()
             if line != told and line:
                 print(line, flush=True)
@@ -39,39 +39,39 @@ def up(settings: Settings) -> None:
             if status.get("phase") == "healthy":
                 break
             if process.poll() is not None:
-                raise SettingsError(str(status.get("note") or processes.last_lines(_log(layout))))
+                raise SettingsError(str(status.get("note") or processes.last_lines(_log(paths))))
             time.sleep(POLL_S)
     else:
         print("it runs already")
-    _say_where(settings, layout, time.monotonic() - began)
+    _say_where(settings, paths, time.monotonic() - began)
 
 
 def down(settings: Settings) -> None:
     """End every process of the stack; its data stay."""
-    layout = Layout(settings.home)
-    pid = read_status(layout).get("pid")
-    if held(layout) and isinstance(pid, int):
+    paths = StackPaths(settings.home)
+    pid = read_status(paths).get("pid")
+    if held(paths) and isinstance(pid, int):
         supervisor = psutil.Process(pid)
         supervisor.send_signal(signal.SIGTERM)
         try:
             supervisor.wait(STOP_S)
         except psutil.TimeoutExpired:
             supervisor.kill()
-    _, left = psutil.wait_procs(members(layout), timeout=processes.STOP_S)
+    _, left = psutil.wait_procs(members(paths), timeout=processes.STOP_S)
     for process in left:
         process.kill()
-    print("stopped; everything is kept in", layout.home)
+    print("stopped; everything is kept in", paths.home)
 
 
 def status(settings: Settings) -> bool:
     """One line a part; whether all are healthy."""
-    layout = Layout(settings.home)
-    if not held(layout):
+    paths = StackPaths(settings.home)
+    if not held(paths):
         print("not running; `infra/stack up` starts it")
         return False
-    found: Any = read_status(layout)
+    found: Any = read_status(paths)
     print(found.get("phase", ""), found.get("note", ""))
-    stack = Stack(settings, layout, ensure_plan(layout))
+    stack = Stack(settings, paths, ensure_plan(paths))
     well = True
     for part in stack.all():
         entry = found.get("parts", {}).get(part.name)
@@ -82,18 +82,18 @@ def status(settings: Settings) -> bool:
     return well
 
 
-def _start_supervisor(settings: Settings, layout: Layout) -> subprocess.Popen[bytes]:
+def _start_supervisor(settings: Settings, paths: StackPaths) -> subprocess.Popen[bytes]:
     """In a session of its own: it outlives this command."""
     settings.make_home()
-    layout.logs.mkdir(parents=True, exist_ok=True)
+    paths.logs.mkdir(parents=True, exist_ok=True)
     environment = {
         **clean_environment(),
-        MARK: str(layout.folder),
+        MARK: str(paths.folder),
         "YARN_OPS_STATE_DIR": str(settings.home),
         "YARN_OPS_DEVICE": settings.device,
         "YARN_OPS_LEASE_S": str(settings.lease_s),
     }
-    with _log(layout).open("ab") as log:
+    with _log(paths).open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "yarn_ops.stack", "supervise"],
             stdin=subprocess.DEVNULL,
@@ -104,20 +104,20 @@ def _start_supervisor(settings: Settings, layout: Layout) -> subprocess.Popen[by
         )
 
 
-def _say_where(settings: Settings, layout: Layout, seconds: float) -> None:
-    stack = Stack(settings, layout, ensure_plan(layout))
+def _say_where(settings: Settings, paths: StackPaths, seconds: float) -> None:
+    stack = Stack(settings, paths, ensure_plan(paths))
     service = stack.service
     print(f"healthy after {seconds:.0f} s")
     print(f"Prefect UI   {service.prefect_ui_url}   user {USER}")
     print(f"MLflow UI    {service.mlflow_uri}   user {USER}")
     print(f"S3           {stack.settings.s3_endpoint_url}")
     print(f"metrics      http://{LOOPBACK}:{stack.plan.ports['metrics']}/metrics   user {USER}, as Prefect's")
-    print(f"logs         {layout.logs}")
-    print(f"passwords    {layout.environment}   (for yarn-ops in a shell: set -a; . {layout.environment})")
+    print(f"logs         {paths.logs}")
+    print(f"passwords    {paths.environment}   (for yarn-ops in a shell: set -a; . {paths.environment})")
 
 
-def _log(layout: Layout) -> Any:
-    return layout.logs / "supervisor.log"
+def _log(paths: StackPaths) -> Any:
+    return paths.logs / "supervisor.log"
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ LARGEST_LOG_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
-class Part:
+class StackPart:
     """What to run, with its whole environment. `end_by` is the signal on which it ends well."""
 
     name: str
@@ -35,13 +35,13 @@ class Part:
 class RunningPart:
     """A part that was started. Start it from a thread that lives as long as it may."""
 
-    part: Part
+    part: StackPart
     process: subprocess.Popen[bytes]
     log: Path
     started_at: float
 
     @classmethod
-    def start(cls, part: Part, logs: Path) -> RunningPart:
+    def start(cls, part: StackPart, logs: Path) -> RunningPart:
         log = logs / f"{part.name}.log"
         if log.exists() and log.stat().st_size > LARGEST_LOG_BYTES:
             log.replace(log.with_suffix(".log.1"))
@@ -75,7 +75,7 @@ class RunningPart:
 
 
 @contextmanager
-def running(parts: Sequence[Part], logs: Path) -> Iterator[list[RunningPart]]:
+def running(parts: Sequence[StackPart], logs: Path) -> Iterator[list[RunningPart]]:
     """Within the block, these parts are ready; afterwards they are gone."""
     started: list[RunningPart] = []
     try:

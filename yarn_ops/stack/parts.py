@@ -12,13 +12,13 @@ from pathlib import Path
 from yarn_ops import registry, servers
 from yarn_ops.servers import LOOPBACK, WORK_POOLS, Service, answers
 from yarn_ops.settings import Settings, as_environment, clean_environment
-from yarn_ops.stack.part import Part
+from yarn_ops.stack.part import StackPart
 from yarn_ops.stack.plan import (
     BUCKET,
     DATABASES,
     USER,
-    Layout,
-    Plan,
+    StackPaths,
+    StackPlan,
     database_url,
     settings_of,
     write_private,
@@ -34,15 +34,15 @@ MARK = "YARN_OPS_STACK"
 class Stack:
     """The parts of one stack, over the plan in its state directory."""
 
-    def __init__(self, settings: Settings, layout: Layout, plan: Plan) -> None:
-        self.layout = layout
+    def __init__(self, settings: Settings, paths: StackPaths, plan: StackPlan) -> None:
+        self.paths = paths
         self.plan = plan
-        self.settings = settings_of(settings, layout, plan)
+        self.settings = settings_of(settings, paths, plan)
         self.postgres = Postgres(
-            layout.postgres, port=plan.ports["postgres"], password=plan.secrets.plain("postgres")
+            paths.postgres, port=plan.ports["postgres"], password=plan.secrets.plain("postgres")
         )
         self.swift = Swift(
-            layout.swift,
+            paths.swift,
             ports={kind: plan.ports[f"s3-{kind}"] for kind in SERVERS},
             secret_key=plan.secrets.plain("s3"),
         )
@@ -58,7 +58,7 @@ class Stack:
             for made in [pool.submit(self.postgres.prepare), pool.submit(self.swift.prepare)]:
                 made.result()
 
-    def storage(self) -> list[Part]:
+    def storage(self) -> list[StackPart]:
         """What keeps the data."""
         return [self._marked(part) for part in (self.postgres.part(), *self.swift.parts())]
 
@@ -69,14 +69,14 @@ class Stack:
         self.swift.create_bucket(BUCKET)
         registry.upgrade(self.settings.database)
 
-    def servers(self) -> list[Part]:
+    def servers(self) -> list[StackPart]:
         return [self._prefect(), self._mlflow()]
 
-    def deploy(self) -> Part:
+    def deploy(self) -> StackPart:
         """Waits for the servers; ends by itself, when pools and deployments stand."""
         return self._part("deployments", servers.deploy(self.settings, self.service), "")
 
-    def workers(self) -> list[Part]:
+    def workers(self) -> list[StackPart]:
         parts = []
         for pool in WORK_POOLS:
             port = self.plan.ports[f"worker-{pool}"]
@@ -94,21 +94,21 @@ class Stack:
             )
         return parts
 
-    def metrics(self) -> Part:
+    def metrics(self) -> StackPart:
         port = self.plan.ports["metrics"]
         command = [sys.executable, "-m", "yarn_ops.metrics", "--port", str(port)]
         return self._part("metrics", (command, {}), f"http://{LOOPBACK}:{port}/health")
 
-    def all(self) -> list[Part]:
+    def all(self) -> list[StackPart]:
         """In dependency order, without what ends by itself."""
         return [*self.storage(), *self.servers(), *self.workers(), self.metrics()]
 
-    def _prefect(self) -> Part:
+    def _prefect(self) -> StackPart:
         url = database_url(self.plan, "prefect", "postgresql+asyncpg")
         process = servers.prefect_server(self.settings, self.plan.ports["prefect"], url, services=True)
         return self._part("prefect", process, f"{self.settings.prefect_api_url}/health")
 
-    def _mlflow(self) -> Part:
+    def _mlflow(self) -> StackPart:
         """With basic auth; artifacts go straight to the S3 server."""
         database = database_url(self.plan, "mlflow")
         command, environment = servers.mlflow_server(
@@ -124,7 +124,7 @@ class Stack:
         }
         text = io.StringIO()
         config.write(text)
-        path = self.layout.folder / "mlflow-auth.ini"
+        path = self.paths.folder / "mlflow-auth.ini"
         write_private(path, text.getvalue())
         environment |= {
             "MLFLOW_AUTH_CONFIG_PATH": str(path),
@@ -133,12 +133,14 @@ class Stack:
         }
         return self._part("mlflow", (command, environment), f"{self.settings.mlflow_uri}/health")
 
-    def _part(self, name: str, process: tuple[list[str], dict[str, str]], health: str) -> Part:
+    def _part(self, name: str, process: tuple[list[str], dict[str, str]], health: str) -> StackPart:
         command, environment = process
         whole = clean_environment() | as_environment(self.settings) | environment
-        return self._marked(Part(name, command, whole, lambda: answers(health), folder=self.layout.folder))
+        return self._marked(
+            StackPart(name, command, whole, lambda: answers(health), folder=self.paths.folder)
+        )
 
-    def _marked(self, part: Part) -> Part:
-        environment: Mapping[str, str] = {**part.environment, MARK: str(self.layout.folder)}
+    def _marked(self, part: StackPart) -> StackPart:
+        environment: Mapping[str, str] = {**part.environment, MARK: str(self.paths.folder)}
         folder = part.folder or Path("/")
-        return Part(part.name, part.command, environment, part.ready, part.user, folder, part.end_by)
+        return StackPart(part.name, part.command, environment, part.ready, part.user, folder, part.end_by)

@@ -48,7 +48,7 @@ class Secrets(BaseModel):
         return secret.get_secret_value()
 
 
-class Plan(BaseModel):
+class StackPlan(BaseModel):
     """What a stack keeps from start to start: its addresses are the same, so links to it stay right."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,7 +58,7 @@ class Plan(BaseModel):
 
 
 @dataclass(frozen=True)
-class Layout:
+class StackPaths:
     """Where a stack keeps what."""
 
     home: Path
@@ -101,28 +101,28 @@ class Layout:
         return Path(owner().pw_dir) / f"yarn-ops-{name}"
 
 
-def ensure_plan(layout: Layout) -> Plan:
+def ensure_plan(paths: StackPaths) -> StackPlan:
     """The stack's plan; made, with secrets of its own, when there is none."""
-    if layout.plan.exists():
+    if paths.plan.exists():
         try:
-            return Plan.model_validate_json(layout.plan.read_bytes())
+            return StackPlan.model_validate_json(paths.plan.read_bytes())
         except (OSError, ValidationError) as error:
             raise SettingsError(
-                f"{layout.plan}: cannot be read ({type(error).__name__}); restore it"
+                f"{paths.plan}: cannot be read ({type(error).__name__}); restore it"
             ) from None
-    plan = Plan(
+    plan = StackPlan(
         ports=_choose_ports(),
         secrets=Secrets(**{name: SecretStr(secrets.token_urlsafe(24)) for name in Secrets.model_fields}),
     )
-    layout.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_private(layout.plan, plan.model_dump_json(indent=2))
+    paths.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_private(paths.plan, plan.model_dump_json(indent=2))
     return plan
 
 
-def settings_of(settings: Settings, layout: Layout, plan: Plan) -> Settings:
+def settings_of(settings: Settings, paths: StackPaths, plan: StackPlan) -> Settings:
     """The settings of a process that works in this stack; device and lease are the given ones."""
     values = {
-        "state_dir": layout.home,
+        "state_dir": paths.home,
         "device": settings.device,
         "lease_s": settings.lease_s,
         "database_url": database_url(plan, "registry"),
@@ -140,15 +140,15 @@ def settings_of(settings: Settings, layout: Layout, plan: Plan) -> Settings:
     return Settings.model_validate(values)
 
 
-def database_url(plan: Plan, name: str, driver: str = "postgresql") -> str:
+def database_url(plan: StackPlan, name: str, driver: str = "postgresql") -> str:
     password = plan.secrets.plain(name)
     return f"{driver}://{name}:{password}@{LOOPBACK}:{plan.ports['postgres']}/{name}"
 
 
-def write_environment(layout: Layout, settings: Settings) -> None:
+def write_environment(paths: StackPaths, settings: Settings) -> None:
     """Leave the settings, secrets included, where a person's shell can read them."""
     lines = [f"{name}={shlex.quote(value)}" for name, value in sorted(as_environment(settings).items())]
-    write_private(layout.environment, "\n".join(lines) + "\n")
+    write_private(paths.environment, "\n".join(lines) + "\n")
 
 
 def write_private(path: Path, text: str) -> None:
@@ -163,10 +163,10 @@ def write_private(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def read_status(layout: Layout) -> dict[str, object]:
+def read_status(paths: StackPaths) -> dict[str, object]:
     """What the supervisor last wrote down; nothing before its first start."""
     try:
-        found: dict[str, object] = json.loads(layout.status.read_bytes())
+        found: dict[str, object] = json.loads(paths.status.read_bytes())
     except (OSError, ValueError):
         return {}
     return found

@@ -18,7 +18,7 @@ import psycopg
 from psycopg import sql
 
 from yarn_ops.errors import SettingsError
-from yarn_ops.stack.part import Part
+from yarn_ops.stack.part import StackPart
 
 USER = "yarn"
 """the superuser"""
@@ -98,7 +98,7 @@ class Postgres:
             raise SettingsError(f"{self.directory}: no PostgreSQL cluster could be made: {last}")
         draft.rename(data)
 
-    def part(self) -> Part:
+    def part(self) -> StackPart:
         settings = {
             "listen_addresses": LOOPBACK,
             "port": self.port,
@@ -109,7 +109,7 @@ class Postgres:
         command: list[str | Path] = [self._programs / "postgres", "-D", self.directory / "data"]
         for name, value in settings.items():
             command += ["-c", f"{name}={value}"]
-        return Part(
+        return StackPart(
             "postgres",
             command,
             self._environment,

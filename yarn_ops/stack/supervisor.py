@@ -21,9 +21,9 @@ import psutil
 from yarn_ops import processes
 from yarn_ops.errors import SettingsError, YarnOpsError
 from yarn_ops.settings import Settings
-from yarn_ops.stack.part import Part, RunningPart
+from yarn_ops.stack.part import RunningPart, StackPart
 from yarn_ops.stack.parts import MARK, Stack
-from yarn_ops.stack.plan import Layout, ensure_plan, write_environment
+from yarn_ops.stack.plan import StackPaths, ensure_plan, write_environment
 
 WATCH_S = 0.5
 STEADY_S = 60.0
@@ -33,12 +33,12 @@ LONGEST_DELAY_S = 30.0
 
 def supervise(settings: Settings) -> None:
     """Run the stack of the state directory until SIGTERM or SIGINT. SettingsError when it cannot start."""
-    layout = Layout(settings.home)
-    layout.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with only_one(layout):
+    paths = StackPaths(settings.home)
+    paths.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with only_one(paths):
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _interrupt)
-        supervisor = Supervisor(layout)
+        supervisor = Supervisor(paths)
         try:
             supervisor.start(settings)
             supervisor.watch()
@@ -55,22 +55,22 @@ def supervise(settings: Settings) -> None:
 
 
 @contextmanager
-def only_one(layout: Layout) -> Iterator[None]:
+def only_one(paths: StackPaths) -> Iterator[None]:
     """Be the one supervisor of this stack; SettingsError when another process is."""
-    with layout.lock.open("w") as lock:
+    with paths.lock.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise SettingsError(
-                f"{layout.folder}: the stack runs already; `infra/stack down` ends it"
+                f"{paths.folder}: the stack runs already; `infra/stack down` ends it"
             ) from None
         yield
 
 
-def held(layout: Layout) -> bool:
+def held(paths: StackPaths) -> bool:
     """Whether a supervisor holds the stack."""
     try:
-        with layout.lock.open() as lock:
+        with paths.lock.open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -79,12 +79,12 @@ def held(layout: Layout) -> bool:
     return False
 
 
-def members(layout: Layout) -> list[psutil.Process]:
+def members(paths: StackPaths) -> list[psutil.Process]:
     """Every living process that was started by this stack or by what it started."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == str(layout.folder) and processes.alive(process):
+            if process.environ().get(MARK) == str(paths.folder) and processes.alive(process):
                 found.append(process)
         except psutil.Error:
             continue
@@ -94,8 +94,8 @@ def members(layout: Layout) -> list[psutil.Process]:
 class Supervisor:
     """The running parts, in the order of their start."""
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
+    def __init__(self, paths: StackPaths) -> None:
+        self._paths = paths
         self._running: list[RunningPart] = []
         self._due: dict[str, float] = {}
         """when to start an ended part again, by the monotonic clock"""
@@ -107,15 +107,15 @@ class Supervisor:
     def start(self, settings: Settings) -> None:
         """Everything, each part ready before what needs it starts."""
         self.tell("starting", "secrets, clusters")
-        plan = ensure_plan(self._layout)
-        stack = Stack(settings, self._layout, plan)
+        plan = ensure_plan(self._paths)
+        stack = Stack(settings, self._paths, plan)
         self._end_leftovers()
         stack.prepare()
         self._launch(stack.storage())
         self.tell("starting", "databases, bucket")
         stack.furnish()
-        write_environment(self._layout, stack.settings)
-        deploy = RunningPart.start(stack.deploy(), self._layout.logs)  # it waits for the servers itself
+        write_environment(self._paths, stack.settings)
+        deploy = RunningPart.start(stack.deploy(), self._paths.logs)  # it waits for the servers itself
         try:
             self._launch(stack.servers())
             self.tell("starting", "deployments")
@@ -143,7 +143,7 @@ class Supervisor:
                 if now >= self._due[name]:
                     del self._due[name]
                     self._restarts[name] = self._restarts.get(name, 0) + 1
-                    self._running[index] = RunningPart.start(running.part, self._layout.logs)
+                    self._running[index] = RunningPart.start(running.part, self._paths.logs)
                     self.tell("healthy", f"{name} was started again")
             time.sleep(WATCH_S)
 
@@ -155,7 +155,7 @@ class Supervisor:
         _stop(workers)
         known = {running.process.pid for running in self._running} | {os.getpid()}
         servers = {child.pid for running in self._running for child in _children(running.process.pid)}
-        _end([one for one in members(self._layout) if one.pid not in known | servers])
+        _end([one for one in members(self._paths) if one.pid not in known | servers])
         _stop([running for running in self._running if running not in storage])
         _stop(storage)
         self._running.clear()
@@ -177,17 +177,17 @@ class Supervisor:
                 for running in self._running
             },
         }
-        draft = self._layout.status.with_suffix(".new")
+        draft = self._paths.status.with_suffix(".new")
         draft.write_text(json.dumps(status, indent=2), "utf-8")
-        draft.replace(self._layout.status)
+        draft.replace(self._paths.status)
 
-    def _launch(self, parts: Sequence[Part]) -> None:
+    def _launch(self, parts: Sequence[StackPart]) -> None:
         """Side by side; return when all are ready."""
         self.tell("starting", ", ".join(part.name for part in parts))
         for part in parts:
             if part.ready():
                 raise SettingsError(f"{part.name}: something else answers at its port; end that first")
-            self._running.append(RunningPart.start(part, self._layout.logs))
+            self._running.append(RunningPart.start(part, self._paths.logs))
         for running in self._running[-len(parts) :]:
             running.wait()
 
@@ -198,7 +198,7 @@ class Supervisor:
 
     def _end_leftovers(self) -> None:
         """Processes of an earlier supervisor that was killed."""
-        _end([one for one in members(self._layout) if one.pid != os.getpid()])
+        _end([one for one in members(self._paths) if one.pid != os.getpid()])
 
 
 def _stop(parts: Sequence[RunningPart]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from yarn_ops.errors import SettingsError
-from yarn_ops.stack.part import Part
+from yarn_ops.stack.part import StackPart
 
 BIN = Path(sys.executable).parent
 LOOPBACK = "127.0.0.1"
@@ -123,10 +123,10 @@ class Swift:
             path.write_text(text)
         self._build_rings()
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[StackPart]:
         environment = {"PATH": os.defpath, "HOME": str(self.directory)}
         return [
-            Part(
+            StackPart(
                 f"s3-{kind}",
                 [BIN / f"swift-{kind}-server", self._etc / f"{kind}-server.conf", "--verbose"],
                 environment,

@@ -29,7 +29,7 @@ from yarn_ops.data.windows import ShardReader, spread
 from yarn_ops.errors import MergeError, TrainError
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, Local, PatchedModel, ShardSet
 from yarn_ops.rope.config import rope_spec_of
-from yarn_ops.rope.parts import Part, PartedModel, Weights
+from yarn_ops.rope.parts import Part, PartedModel, PartWeights
 from yarn_ops.rope.patch import lay_out
 from yarn_ops.train.layerwise import Layerwise
 from yarn_ops.train.lora import attach_to_modules, learnt_names, merge_lora, require_adapter
@@ -79,7 +79,7 @@ def merge(
     try:
         try:
             _write_directory(config, patched.path, partial)
-            merged = _merged_tensors(parted, Weights(parted, base.path), adapter.path, report, total)
+            merged = _merged_tensors(parted, PartWeights(parted, base.path), adapter.path, report, total)
             write_weights(partial, _shapes(parted), merged)
         except (OSError, SafetensorError) as error:
             raise MergeError(
@@ -117,7 +117,7 @@ def held_out_windows(shards: Path, patched: PatchedModel) -> list[Tensor]:
 
 
 def _merged_tensors(
-    parted: PartedModel, base: Weights, adapter: Path, report: Progress, total: int
+    parted: PartedModel, base: PartWeights, adapter: Path, report: Progress, total: int
 ) -> Iterator[tuple[str, Tensor]]:
     """The first pass: every tensor of the merged model by its name in a file. What did not learn stays in
     bfloat16 all the way."""
@@ -143,7 +143,7 @@ def _prove(
     """The second pass: MergeError unless the three links hold; the largest difference that rounding made."""
     config = read_config(written)
     parted = PartedModel(config, rope_spec_of(config), device=device)
-    base_weights, files = Weights(parted, base), Weights(parted, written)
+    base_weights, files = PartWeights(parted, base), PartWeights(parted, written)
     reading = Layerwise(parted, windows)
     found: dict[str, list[Tensor]] = {}
 
@@ -226,7 +226,7 @@ def _check_merged(trained: list[Tensor], merged: list[Tensor]) -> None:
         )
 
 
-def _fill_from_files(parted: PartedModel, part: Part, files: Weights) -> None:
+def _fill_from_files(parted: PartedModel, part: Part, files: PartWeights) -> None:
     """Let a merged part hold what was written of it; MergeError unless that is what it held, rounded."""
     merged = {name: value.bfloat16() for name, value in parted.values(part).items()}
     parted.fill(part, files)

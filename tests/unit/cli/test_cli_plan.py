@@ -11,18 +11,18 @@ import pytest
 from kubernetes_objects import template_of
 
 from yarn_ops.cli import bill as costs
-from yarn_ops.cli.bill import Machines, Work, bill, models_a_night
+from yarn_ops.cli.bill import Machines, Workload, bill, models_a_night
 from yarn_ops.errors import SettingsError
 from yarn_ops.evals.suite.size import SIZES, blocks_of, tokens_through
 
 HOUR = 3600.0
-WORK = Work(
+WORK = Workload(
     document_bytes=10e12, model_bytes=16 * (1 << 30), training_s=2 * HOUR, evaluation_s=9 * HOUR, blocks=100,
     alone_s=HOUR, largest_s=360.0,
 )  # fmt: skip
 
 
-def parts(work: Work, machines: Machines) -> dict[str, Any]:
+def parts(work: Workload, machines: Machines) -> dict[str, Any]:
     return {part.name: part for part in bill(work, machines)}
 
 
@@ -47,12 +47,12 @@ def test_an_evaluation_is_shared_with_the_other_nodes_but_for_what_is_not_divide
     assert (found.limit, found.setting) == ("5 of 5 GPUs for 100 blocks", "YARN_OPS_GRID_WORKERS=5")
     alone = parts(WORK, Machines())["evaluation"]
     assert (alone.seconds, alone.gpu_s) == (9 * HOUR, 9 * HOUR)
-    few = parts(Work(0, 0, 0, 9 * HOUR, 3, HOUR, 0), Machines(nodes=10, gpus=8))["evaluation"]
+    few = parts(Workload(0, 0, 0, 9 * HOUR, 3, HOUR, 0), Machines(nodes=10, gpus=8))["evaluation"]
     assert few.seconds == pytest.approx(HOUR + 8 * HOUR / 3 + costs.WORKER_START_S)
     assert few.limit == "3 of 73 GPUs for 3 blocks"
     many = parts(WORK, Machines(nodes=10, gpus=8))["evaluation"]
     assert many.seconds == pytest.approx(HOUR + 8 * HOUR / 73 + helper_s)
-    uneven = Work(**{**asdict(WORK), "largest_s": 2 * HOUR})
+    uneven = Workload(**{**asdict(WORK), "largest_s": 2 * HOUR})
     assert parts(uneven, Machines(nodes=10, gpus=8))["evaluation"].seconds == pytest.approx(
         3 * HOUR + helper_s
     )
@@ -69,7 +69,7 @@ def test_models_a_night_are_the_gpus_hours_over_a_models() -> None:
     machines = Machines(nodes=5, gpus=8)
     gpu_hours = sum(part.gpu_s for part in bill(WORK, machines)) / HOUR
     assert models_a_night(bill(WORK, machines), machines) == int(400 / gpu_hours)
-    nothing = Work(1e9, 0, 0, 0, 1, 0, 0)
+    nothing = Workload(1e9, 0, 0, 0, 1, 0, 0)
     assert models_a_night(bill(nothing, Machines()), Machines()) == int(10 * HOUR / 18)
 
 

@@ -20,7 +20,7 @@ from pyarrow import parquet
 from yarn_ops.data import documents as reading
 from yarn_ops.data import text as texts
 from yarn_ops.data import units as cutting
-from yarn_ops.data.compose import Documents, choose
+from yarn_ops.data.compose import DocumentTable, choose
 from yarn_ops.data.corpus import survey
 from yarn_ops.data.files import LocalFiles, SourceFile
 from yarn_ops.data.fragments import FRAGMENT, FRAGMENTS, Fate
@@ -28,7 +28,7 @@ from yarn_ops.data.layout import SPLITS, ShardReader
 from yarn_ops.data.shards import LocalUnits, prepare
 from yarn_ops.data.text import fragments, fragments_of
 from yarn_ops.data.tokenizer import Tokenizer
-from yarn_ops.data.units import Unit, Work, partition, unit_bytes, unit_key
+from yarn_ops.data.units import Unit, UnitOptions, partition, unit_bytes, unit_key
 from yarn_ops.digests import digest_tree
 from yarn_ops.errors import DataError
 from yarn_ops.recipe import Data
@@ -88,7 +88,7 @@ def test_every_byte_is_in_one_unit(files: list[tuple[int, str]]) -> None:
 
 
 def test_a_key_is_of_contents_not_of_places() -> None:
-    work = Work("t", 0, 8192, "text", (), False, None)
+    options = UnitOptions("t", 0, 8192, "text", (), False, None)
     one = Unit((SourceFile("file:///a/x.jsonl", 9, "f"),), 0, 5)
     moved = Unit((SourceFile("s3://b/y.JSONL", 9, "f"),), 0, 5)
     others = [
@@ -96,12 +96,12 @@ def test_a_key_is_of_contents_not_of_places() -> None:
         Unit((SourceFile("file:///a/x.txt", 9, "f"),), 0, 5),
         Unit((SourceFile("file:///a/x.jsonl", 9, "f"),), 0, 6),
     ]
-    assert unit_key(one, work) == unit_key(moved, work)
-    assert len({unit_key(unit, work) for unit in [one, *others]}) == 4
-    assert unit_key(one, work) != unit_key(one, Work("t", 1, 8192, "text", (), False, None))
+    assert unit_key(one, options) == unit_key(moved, options)
+    assert len({unit_key(unit, options) for unit in [one, *others]}) == 4
+    assert unit_key(one, options) != unit_key(one, UnitOptions("t", 1, 8192, "text", (), False, None))
 
 
-def documents_in(place: Path, rows: list[tuple[object, ...]], cuts: set[int]) -> Documents:
+def documents_in(place: Path, rows: list[tuple[object, ...]], cuts: set[int]) -> DocumentTable:
     """Of one file of JSON lines whose fragments are in units that begin at `cuts`."""
     source = SourceFile("file:///a.jsonl", 1000, "f" * 64)
     bounds = sorted({0, *cuts, len(rows)})
@@ -109,7 +109,7 @@ def documents_in(place: Path, rows: list[tuple[object, ...]], cuts: set[int]) ->
         (place / str(number)).mkdir(exist_ok=True)
         (place / str(number) / FRAGMENTS).write_bytes(np.array(rows[start:stop], FRAGMENT).tobytes())
     units = [Unit((source,), start, stop) for start, stop in pairwise(bounds)]
-    return Documents(units, lambda unit, name: place / str(unit) / name)
+    return DocumentTable(units, lambda unit, name: place / str(unit) / name)
 
 
 @given(
@@ -151,9 +151,9 @@ def _begins(shapes: list[list[int]]) -> Iterator[tuple[int, list[int]]]:
 class ShuffledUnits(LocalUnits):
     """Makes units one by one, in an order by chance."""
 
-    def make(self, units: Mapping[str, Unit], work: Work, tokenizer: Tokenizer) -> Iterator[str]:
+    def make(self, units: Mapping[str, Unit], options: UnitOptions, tokenizer: Tokenizer) -> Iterator[str]:
         for key in random.Random(len(units)).sample(sorted(units), len(units)):
-            yield from super().make({key: units[key]}, work, tokenizer)
+            yield from super().make({key: units[key]}, options, tokenizer)
 
 
 def write_corpus(folder: Path) -> Data:

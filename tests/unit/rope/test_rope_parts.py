@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from yarn_ops.errors import BaseModelError
 from yarn_ops.recipe import Rope
 from yarn_ops.rope.config import patch_config, rope_spec_of
-from yarn_ops.rope.parts import PartedModel, Weights
+from yarn_ops.rope.parts import PartedModel, PartWeights
 from yarn_ops.rope.proof import load_proven
 from yarn_ops.train.layerwise import Layerwise
 
@@ -37,7 +37,7 @@ def patched(base, method="yarn"):
 
 def parted_of(config, path):
     parted = PartedModel(config, rope_spec_of(config), device="cpu")
-    return parted, Weights(parted, path)
+    return parted, PartWeights(parted, path)
 
 
 def read_by_parts(parted, weights, windows):
