@@ -9,19 +9,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from yarn_ops import shipped
-from yarn_ops.checkpoints import (
-    CONFIG,
-    GENERATION_CONFIG,
-    INDEX,
-    TOKENIZER_FILES,
-    checkpoint_files,
-    inspect_checkpoint,
-)
+from yarn_ops.checkpoints import INDEX, checkpoint_files, inspect_checkpoint
 from yarn_ops.digests import digest_of, tree_files
 from yarn_ops.errors import BaseModelError
+from yarn_ops.model_files import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, copy_model_files, place_of
 from yarn_ops.recipe import Base
 from yarn_ops.records import BaseModel
 from yarn_ops.store import ObjectInfo, Store, StoreOptions, open_store
+from yarn_ops.store.local import LocalStore
 from yarn_ops.store.manifest import MANIFEST, read_manifest
 from yarn_ops.store.pull import arriving
 from yarn_ops.store.transfer import Transfer
@@ -29,6 +24,8 @@ from yarn_ops.store.trees import fetch_tree
 
 WANTED = ("*.safetensors", INDEX, CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES)
 UNWANTED = ("*/*", "consolidated*")  # other formats of the same weights
+VIEW = 2
+"""Raise it when a view holds other things."""
 HF_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -114,6 +111,8 @@ def _snapshot(model: str, name: str, revision: str | None) -> Path:
 
 def _from_store(uri: str, cache: Path, options: StoreOptions) -> Path:
     store = open_store(uri, options)
+    if isinstance(store, LocalStore) and store.find(MANIFEST) is None:
+        return store.root
     infos = [info for info in store.list("") if "/" not in info.key]
     if any(info.key == MANIFEST for info in infos):
         return fetch_tree(store, read_manifest(store, "").tree_at(store.url), cache)
@@ -143,17 +142,19 @@ def _no_safetensors(source: str) -> str:
 
 
 def _clean_view(path: Path, cache: Path) -> Path:
-    """`path` if it holds only the checkpoint's files, else a directory of links to those."""
+    """`path` if it holds only the checkpoint's files, else a directory of copies, and of links to weights."""
     names = checkpoint_files(path)
     if names == list(tree_files(path)):
         return path
-    originals = [(path / name).resolve() for name in names]
-    facts = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in originals]
-    view = cache / digest_of(facts)
+    places = [place_of(path, name) for name in names]
+    facts = [[str(place), place.stat().st_size, place.stat().st_mtime_ns] for place in places]
+    view = cache / digest_of([VIEW, *facts])
     with arriving(view) as partial:
         if partial is not None:
-            for name, original in zip(names, originals, strict=True):
+            for name, place in zip(names, places, strict=True):
                 (partial / name).unlink(missing_ok=True)
-                (partial / name).symlink_to(original)
+                if name.endswith(".safetensors"):
+                    (partial / name).symlink_to(place)
+            copy_model_files(path, partial, (name for name in names if not name.endswith(".safetensors")))
     os.utime(view)
     return view

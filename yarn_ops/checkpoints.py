@@ -6,31 +6,28 @@ Nothing here loads a tensor, unpickles or runs a checkpoint's code.
 from __future__ import annotations
 
 import copy
-import json
 import math
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from yarn_ops.errors import BaseModelError
+from yarn_ops.model_files import (
+    CONFIG,
+    GENERATION_CONFIG,
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILES,
+    copy_model_files,
+    place_of,
+    read_config,
+    read_object,
+)
 from yarn_ops.records import BaseModel
 
-CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-GENERATION_CONFIG = "generation_config.json"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 INPUT_EMBEDDINGS = (".embed_tokens.weight", ".embed_in.weight")
@@ -48,6 +45,7 @@ def inspect_checkpoint(path: Path, *, source: str, original_context_tokens: int 
         raise BaseModelError(f"{path}: no such directory; name a model directory or shipped:base512")
     config = read_config(path)
     refuse_code(path, config)
+    refuse_links(path)
     architecture = _architecture(path, config)
     thetas = rope_thetas(config)
     if not thetas:
@@ -116,11 +114,6 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """config.json of a checkpoint directory."""
-    return _read_object(path / CONFIG)
-
-
 def rope_type(config: Mapping[str, Any]) -> str:
     """The kind of RoPE scaling a config asks for, "default" for none; rope_scaling goes first, as on load."""
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
@@ -145,11 +138,12 @@ def load_tokenizer(path: Path) -> Any:
         raise BaseModelError(
             f"{path}: no tokenizer ({', '.join(VOCABULARIES)}); add the base's tokenizer files"
         )
-    try:
-        with quiet_transformers():
-            return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever transformers and tokenizers raise on a damaged file
-        raise BaseModelError(f"{path}: the tokenizer cannot be read: {error}") from None
+    with tempfile.TemporaryDirectory(prefix="yarn-ops-") as folder, quiet_transformers():
+        copy_model_files(path, Path(folder), (CONFIG, *TOKENIZER_FILES))  # and no file that these may name
+        try:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # whatever transformers and tokenizers raise on a damaged file
+            raise BaseModelError(f"{path}: the tokenizer cannot be read: {error}") from None
 
 
 @contextmanager
@@ -168,31 +162,25 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise BaseModelError(f"{path}: missing; name a checkpoint directory, or download it again") from None
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise BaseModelError(f"{path}: cannot be read as JSON ({error}); download it again") from None
-    if not isinstance(value, dict):
-        raise BaseModelError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
 def refuse_code(path: Path, config: Mapping[str, Any]) -> None:
     """BaseModelError where a model directory asks for, or brings, code of its own."""
     if "auto_map" in config:
         raise BaseModelError(
             f"{path / CONFIG}: auto_map asks for remote code, which is never run; choose another base"
         )
-    tokenizer_config = path / "tokenizer_config.json"
-    if tokenizer_config.is_file() and "auto_map" in _read_object(tokenizer_config):
+    if (path / TOKENIZER_CONFIG).is_file() and "auto_map" in read_object(path, TOKENIZER_CONFIG):
         raise BaseModelError(
-            f"{tokenizer_config}: auto_map asks for remote code, which is never run; choose another base"
+            f"{path / TOKENIZER_CONFIG}: auto_map asks for remote code, which is never run; "
+            "choose another base"
         )
     for code in sorted(path.glob("*.py")):
         raise BaseModelError(f"{code}: the checkpoint brings code, which is never run; choose another base")
+
+
+def refuse_links(path: Path) -> None:
+    """BaseModelError where a file of the checkpoint is a link to one outside of its directory."""
+    for name in checkpoint_files(path):
+        place_of(path, name)
 
 
 def _architecture(path: Path, config: Mapping[str, Any]) -> str:
@@ -259,7 +247,7 @@ def _without_weights(path: Path) -> str:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    weight_map = _read_object(path / INDEX).get("weight_map")
+    weight_map = read_object(path, INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BaseModelError(f"{path / INDEX}: no weight_map; download the checkpoint again")
     for tensor, name in weight_map.items():

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 CHUNK_BYTES = 1 << 20
 
@@ -24,12 +24,17 @@ def digest_of(value: Any) -> str:
 
 def file_digest(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
     """sha256 of a file's bytes, in constant memory; `on_bytes` hears of every chunk's length."""
-    sha = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            sha.update(chunk)
-            if on_bytes is not None:
-                on_bytes(len(chunk))
+        return stream_digest(file, on_bytes)
+
+
+def stream_digest(file: BinaryIO, on_bytes: Callable[[int], None] | None = None) -> str:
+    """The same of what is left of an open file."""
+    sha = hashlib.sha256()
+    while chunk := file.read(CHUNK_BYTES):
+        sha.update(chunk)
+        if on_bytes is not None:
+            on_bytes(len(chunk))
     return sha.hexdigest()
 
 

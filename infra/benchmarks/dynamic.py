@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from yarn_ops.checkpoints import load_tokenizer, read_config
+from yarn_ops.checkpoints import load_tokenizer
+from yarn_ops.model_files import read_config
 from yarn_ops.recipe import Rope
 from yarn_ops.rope.config import patch_config, rope_spec_of
 from yarn_ops.rope.proof import load_proven, prove

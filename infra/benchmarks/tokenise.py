@@ -121,7 +121,7 @@ def ours(folder: Path, out: Path) -> dict[str, Any]:
     from yarn_ops.recipe import Data
     from yarn_ops.records import BaseModel, Local
 
-    data = Data(sources=(f"{folder}/*.txt",))
+    data = Data(sources=(f"{folder}/*.txt",), follow_links=True)
     base = BaseModel(
         source="shipped:base512", architecture="LlamaForCausalLM", model_type="llama", parameters=5_049_600,
         vocab_size=8192, context_tokens=512, head_dim=64, rope_theta=1e4,

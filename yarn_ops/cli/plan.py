@@ -85,7 +85,7 @@ def plan_run(
     """By a measured GPU's name, or by this machine's own GPU; TrainError where a leg does not fit."""
     import torch
 
-    from yarn_ops.checkpoints import read_config
+    from yarn_ops.model_files import read_config
     from yarn_ops.rope.patch import lay_out
     from yarn_ops.train.lora import make_trainable
     from yarn_ops.train.parallel.arrange import foretell

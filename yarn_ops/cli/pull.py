@@ -6,7 +6,7 @@ from pathlib import Path
 
 from yarn_ops.bars import Bars
 from yarn_ops.catalogue import ModelVersion
-from yarn_ops.checkpoints import read_config
+from yarn_ops.model_files import read_config
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.services import try_mlflow
 from yarn_ops.settings import read_settings

@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 from rich.table import Table
 
-from yarn_ops.checkpoints import read_config
+from yarn_ops.checkpoints import refuse_links
 from yarn_ops.cli.display import CONSOLE
 from yarn_ops.errors import ExportError, RopeError
+from yarn_ops.model_files import read_config
 from yarn_ops.recipe import Base, Rope, parse_methods
 from yarn_ops.records import Fit
 from yarn_ops.rope.config import patch_config, rope_spec_of
@@ -102,8 +103,9 @@ def draw(spec: RopeSpec, path: Path) -> None:
 
 
 def directory_of(model: str, original_context_tokens: int | None) -> Path:
-    """A directory as it is, since config.json is all that is read; any other base is fetched."""
+    """A directory as it is, where no link leaves it; any other base is fetched."""
     if (path := Path(model).expanduser()).is_dir():
+        refuse_links(path)
         return path
     from yarn_ops.bases import fetch_base
     from yarn_ops.services import try_mlflow

@@ -23,8 +23,8 @@ def survey(data: Data, files: Files, out: Path) -> Corpus:
     Likewise `data.evaluation_sources`. Empty files are left out. DataError when a pattern matches nothing, or
     nothing but empty files.
     """
-    sources = _expand("sources", data.sources, files)
-    measured = _expand("evaluation_sources", data.evaluation_sources, files)
+    sources = _expand("sources", data.sources, files, data.follow_links)
+    measured = _expand("evaluation_sources", data.evaluation_sources, files, data.follow_links)
     out.mkdir(parents=True, exist_ok=True)
     _write(out / SOURCES, sources)
     if measured:
@@ -32,10 +32,10 @@ def survey(data: Data, files: Files, out: Path) -> Corpus:
     return Corpus(files=len(sources), size_bytes=sum(source.size_bytes for source in sources))
 
 
-def _expand(name: str, patterns: tuple[str, ...], files: Files) -> list[SourceFile]:
+def _expand(name: str, patterns: tuple[str, ...], files: Files, follow_links: bool) -> list[SourceFile]:
     found: dict[str, SourceFile] = {}
     for pattern in patterns:
-        matched = list(files.expand(pattern))
+        matched = list(files.expand(pattern, follow_links=follow_links))
         if not matched:
             raise DataError(f"data.{name}: {pattern} matches no file; check the path, quote no globs")
         filled = [source for source in matched if source.size_bytes]

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
 
+from yarn_ops.checkpoints import load_tokenizer
 from yarn_ops.data.text import CUT, CUT_CHARS
 from yarn_ops.errors import BaseModelError, DataError
+from yarn_ops.model_files import read_model_file, read_object
 
 PIECE_CHARS = 1 << 18
 """Longer texts are encoded in pieces: the Rust encoder holds about 400 bytes a token while it works."""
@@ -82,15 +84,12 @@ def pieces(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _read_definition(base: Path) -> tuple[str, str | None]:
-    file = base / "tokenizer.json"
-    if file.is_file():
-        return file.read_text("utf-8"), _eos_token(base)
-    from transformers import AutoTokenizer
-
+    if (base / "tokenizer.json").is_file():
+        return read_model_file(base, "tokenizer.json"), _eos_token(base)
+    slow = load_tokenizer(base)
     try:
-        slow = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
         return slow.backend_tokenizer.to_str(), slow.eos_token
-    except (OSError, ValueError, AttributeError, ImportError) as error:
+    except AttributeError as error:
         raise BaseModelError(f"{base.name}: no usable tokenizer ({error}); add its tokenizer.json") from None
 
 
@@ -105,10 +104,7 @@ def _eos_token(base: Path) -> str | None:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if not (base / name).is_file():
             continue
-        try:
-            token = json.loads((base / name).read_text("utf-8")).get("eos_token")
-        except (ValueError, AttributeError) as error:
-            raise BaseModelError(f"{base.name}/{name}: not a JSON object ({error}); replace it") from None
+        token = read_object(base, name).get("eos_token")
         if token is not None:
             return token["content"] if isinstance(token, dict) else token
     return None

@@ -84,7 +84,7 @@ def unit_key(unit: Unit, options: UnitOptions) -> str:
 
 def kind_of(source: SourceFile) -> Kind:
     """By its name's end; whatever has none of the known ones is text."""
-    name = source.uri.lower()
+    name = (source.link or source.uri).lower()
     return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), "text")
 
 

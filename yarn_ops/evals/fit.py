@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from transformers import PreTrainedModel
 
-from yarn_ops.checkpoints import read_config
 from yarn_ops.data.windows import ShardReader, Window, spread
 from yarn_ops.errors import EvaluationError, RecipeError, RopeError
 from yarn_ops.evals.evaluate import DTYPES, Progress
 from yarn_ops.evals.forward import Ids, require_known_head, token_losses
 from yarn_ops.evals.intervals import LEAST_MEAN_SAMPLES, mean_interval
+from yarn_ops.model_files import read_config
 from yarn_ops.recipe import Evaluate, FittedMethod, Rope
 from yarn_ops.records import BaseModel, Fit, Local, ShardSet
 from yarn_ops.rope.config import patch_config

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yarn_ops.checkpoints import CONFIG, checkpoint_files, inspect_checkpoint, read_config
+from yarn_ops.checkpoints import checkpoint_files, inspect_checkpoint
 from yarn_ops.errors import ExportError
+from yarn_ops.model_files import CONFIG, link_model_file, read_config
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.patch import prove_directory
 from yarn_ops.rope.serving import Engine, GgufRope, serving_settings
@@ -97,11 +97,7 @@ def place_files(source: Path, target: Path, names: Iterable[str]) -> None:
     """Files of one directory in another: hard links, copies where the file system has none."""
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
-        original = (source / name).resolve()
-        try:
-            os.link(original, target / name)
-        except OSError:
-            shutil.copyfile(original, target / name)
+        link_model_file(source, target, name)
 
 
 def write_config(directory: Path, config: Mapping[str, Any]) -> None:

@@ -112,6 +112,11 @@ class Data(Section):
         description="Files or globs: text, .jsonl(.gz/.zst), .parquet; local or s3://; stdlib:**/*.py is the "
         "running Python's own source.",
     )
+    follow_links: bool = Field(
+        False,
+        title="Follow links",
+        description="Also out of the folder that a source begins with. Otherwise such a link is refused.",
+    )
     text_field: str = Field(
         "text", title="Text field", description="Of .jsonl and .parquet rows.", min_length=1
     )

@@ -12,15 +12,21 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from yarn_ops import recipe
-from yarn_ops.checkpoints import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, quiet_transformers, read_config
-from yarn_ops.errors import RopeError
+from yarn_ops.checkpoints import quiet_transformers
+from yarn_ops.model_files import (
+    CONFIG,
+    GENERATION_CONFIG,
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILES,
+    copy_model_files,
+    read_config,
+    read_object,
+)
 from yarn_ops.records import BaseModel, Local, PatchedModel
 from yarn_ops.rope import dynamic
 from yarn_ops.rope.config import patch_config
 from yarn_ops.rope.methods import RopeSpec, attention_factor
 from yarn_ops.rope.proof import prove, rotary_modules
-
-TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def patch(rope: recipe.Rope, base: Local[BaseModel], out: Path, *, factor: float) -> PatchedModel:
@@ -55,12 +61,10 @@ def patch(rope: recipe.Rope, base: Local[BaseModel], out: Path, *, factor: float
 def _write_files(
     base: Path, out: Path, config: Mapping[str, Any], patched: Mapping[str, Any], target_context_tokens: int
 ) -> None:
-    for name in TOKENIZER_FILES:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, out / name)
-    tokenizer_config = {**_read(base / TOKENIZER_CONFIG), "model_max_length": target_context_tokens}
+    copy_model_files(base, out, TOKENIZER_FILES)
+    tokenizer_config = {**_read(base, TOKENIZER_CONFIG), "model_max_length": target_context_tokens}
     _write(out / TOKENIZER_CONFIG, tokenizer_config)
-    if generation := _read(base / GENERATION_CONFIG):
+    if generation := _read(base, GENERATION_CONFIG):
         if generation.get("max_length") == config.get(
             "max_position_embeddings"
         ):  # the old context as a limit
@@ -93,14 +97,8 @@ def lay_out(path: Path) -> Any:
             return AutoModelForCausalLM.from_config(built)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise RopeError(f"{path}: cannot be read as JSON: {error}") from None
-    return dict(value)
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    return read_object(folder, name) if (folder / name).is_file() else {}
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

@@ -17,8 +17,9 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from yarn_ops.checkpoints import quiet_transformers, read_config, weight_files
+from yarn_ops.checkpoints import quiet_transformers, weight_files
 from yarn_ops.errors import BaseModelError, ProofError
+from yarn_ops.model_files import read_config
 from yarn_ops.rope import dynamic
 from yarn_ops.rope.methods import (
     LENGTH_DEPENDENT,

@@ -30,8 +30,8 @@ class FilesByScheme:
 
     options: StoreOptions
 
-    def expand(self, pattern: str) -> Iterator[SourceFile]:
-        return self._home_of(pattern).expand(pattern)
+    def expand(self, pattern: str, *, follow_links: bool = False) -> Iterator[SourceFile]:
+        return self._home_of(pattern).expand(pattern, follow_links=follow_links)
 
     def open(self, uri: str, until: int = 0) -> BinaryIO:
         return self._home_of(uri).open(uri, until)
@@ -49,7 +49,7 @@ class S3Files:
 
     options: StoreOptions
 
-    def expand(self, pattern: str) -> Iterator[SourceFile]:
+    def expand(self, pattern: str, *, follow_links: bool = False) -> Iterator[SourceFile]:
         """`*` and `?` stay within a directory, `**` does not. StoreError when the bucket cannot be listed."""
         bucket, key = _split(pattern)
         matches = glob_regex(key).fullmatch

@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from yarn_ops.checkpoints import read_config
 from yarn_ops.data.windows import ShardReader, WindowSampler
 from yarn_ops.errors import Stopped, TrainError
+from yarn_ops.model_files import read_config
 from yarn_ops.recipe import Train
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.proof import load_proven

@@ -24,9 +24,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from yarn_ops.checkpoints import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, read_config
 from yarn_ops.data.windows import ShardReader, spread
 from yarn_ops.errors import MergeError, TrainError
+from yarn_ops.model_files import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, copy_model_files, read_config
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, Local, PatchedModel, ShardSet
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.parts import Part, PartedModel, PartWeights
@@ -207,9 +207,7 @@ def _shapes(parted: PartedModel) -> dict[str, tuple[int, ...]]:
 def _write_directory(config: Mapping[str, Any], patched: Path, out: Path) -> None:
     """A model directory as transformers reads it, weights excepted."""
     out.mkdir(parents=True)
-    for name in (GENERATION_CONFIG, *TOKENIZER_FILES):
-        if (patched / name).is_file():
-            shutil.copyfile(patched / name, out / name)
+    copy_model_files(patched, out, (GENERATION_CONFIG, *TOKENIZER_FILES))
     # both names of one key: transformers before 4.56 knows only the second
     merged_config = {**config, "dtype": "bfloat16", "torch_dtype": "bfloat16"}
     (out / CONFIG).write_text(

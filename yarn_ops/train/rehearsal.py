@@ -9,8 +9,8 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from yarn_ops.checkpoints import read_config
 from yarn_ops.data.windows import needed_tokens
+from yarn_ops.model_files import read_config
 from yarn_ops.recipe import Stage, Train
 from yarn_ops.records import Local, PatchedModel, Rehearsal, ShardSet
 from yarn_ops.rope.patch import lay_out

@@ -11,9 +11,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from yarn_ops.checkpoints import read_config
 from yarn_ops.errors import BaseModelError, ExportError, RopeError
 from yarn_ops.export.adapter import export_adapter
+from yarn_ops.model_files import read_config
 from yarn_ops.recipe import Train
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.proof import load_proven

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from yarn_ops.checkpoints import load_tokenizer, read_config
+from yarn_ops.checkpoints import load_tokenizer
 from yarn_ops.export.model import export_model
+from yarn_ops.model_files import read_config
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.proof import load_proven
 

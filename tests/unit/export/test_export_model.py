@@ -8,9 +8,9 @@ import math
 import pytest
 from gguf import GGUFReader
 
-from yarn_ops.checkpoints import read_config
 from yarn_ops.errors import BaseModelError, ExportError, RopeError
 from yarn_ops.export.model import export_model
+from yarn_ops.model_files import read_config
 
 OWN = 0.1 * math.log(4) + 1
 

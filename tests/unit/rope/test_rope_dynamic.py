@@ -9,8 +9,9 @@ from numpy.testing import assert_allclose
 from torch.testing import assert_close
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
-from yarn_ops.checkpoints import load_tokenizer, read_config
+from yarn_ops.checkpoints import load_tokenizer
 from yarn_ops.errors import ProofError, RopeError
+from yarn_ops.model_files import read_config
 from yarn_ops.recipe import Rope
 from yarn_ops.rope.config import patch_config, rope_spec_of
 from yarn_ops.rope.methods import RopeSpec, attention_factor, inverse_frequencies

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from yarn_ops.checkpoints import read_config
 from yarn_ops.errors import TrainError
+from yarn_ops.model_files import read_config
 from yarn_ops.recipe import Train
 from yarn_ops.rope.patch import lay_out
 from yarn_ops.train.backbone import DTYPES, capacity
