@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from yarn_ops.checkpoints import inspect_checkpoint, read_config
+from yarn_ops.checkpoints import inspect_checkpoint
 from yarn_ops.data import corpus, shards
 from yarn_ops.data.files import LocalFiles
 from yarn_ops.data.tokenizer import Tokenizer
@@ -31,6 +31,7 @@ from yarn_ops.evals.suite.journal import JsonLines
 from yarn_ops.evals.suite.plan import GRIDS, Size, samples_of
 from yarn_ops.evals.suite.reader import Reader, WholeReader, open_reader
 from yarn_ops.evals.suite.subject import open_subject
+from yarn_ops.model_files import read_config
 from yarn_ops.recipe import Recipe, Rope, parse_recipe
 from yarn_ops.records import Adapter, BaseModel, Local, PatchedModel, Scorecard, ShardSet
 from yarn_ops.remedies.side_by_side import families
