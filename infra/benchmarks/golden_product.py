@@ -40,6 +40,7 @@ from yarn_ops.rope.config import patch_config, rope_spec_of
 from yarn_ops.rope.patch import patch
 from yarn_ops.rope.proof import load_proven
 from yarn_ops.settings import child_environment
+from yarn_ops.shipped import MODELS
 from yarn_ops.train.backbone import Backbone, TransformersBackbone
 from yarn_ops.train.events import NoEvents
 from yarn_ops.train.job import Job
@@ -50,7 +51,7 @@ from yarn_ops.train.step import CausalLoss, make_batch
 
 __all__ = ["digest_tree"]
 
-BASE512 = Path(__file__).parents[1] / "models" / "base512"
+BASE512 = MODELS / "base512"
 SUITE_TASKS = (*GRIDS, "copy")
 
 
