@@ -34,6 +34,10 @@ ANY_QUALITY = (
 class Workplace:
     """The recipe on one state directory: what one test computes the next one reuses."""
 
+    first_versions: dict[int, ModelVersion]
+    """as they were after the first run, whatever other tests have made since"""
+    first_mlflow_runs: dict[str, Any]
+
     def __init__(self, folder: Path, prefect_api: str) -> None:
         self.recipe_path = folder / "small.toml"
         self.recipe_path.write_text(SMALL, "utf-8")
@@ -108,7 +112,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, prefect_api: str) -> Wor
 @pytest.fixture(scope="module")
 def first(workplace: Workplace) -> RunView:
     """The run of two identical commands, started at once on a fresh state directory."""
-    return workplace.extend_twice_at_once()
+    run = workplace.extend_twice_at_once()
+    workplace.first_versions, workplace.first_mlflow_runs = workplace.versions(), workplace.mlflow_runs()
+    return run
 
 
 def names(run: RunView) -> tuple[str, ...]:
@@ -132,13 +138,14 @@ def directory(stage: StageView) -> Path:
 def test_two_at_once_compute_each_stage_once(workplace: Workplace, first: RunView) -> None:
     assert (first.status, first.attempts, names(first)) == ("completed", 2, FLOW)
     assert {stage.attempts for stage in first.stages} == {1}
-    assert list(workplace.versions()) == [1]
-    assert {name: run.info.status for name, run in workplace.mlflow_runs().items()} == {first.id: "FINISHED"}
+    assert list(workplace.first_versions) == [1]
+    runs = workplace.first_mlflow_runs.items()
+    assert {name: run.info.status for name, run in runs} == {first.id: "FINISHED"}
     assert workplace.prefect_state(first) == "COMPLETED"
 
 
 def test_a_version_says_what_it_is(workplace: Workplace, first: RunView) -> None:
-    version = workplace.versions()[1]
+    version = workplace.first_versions[1]
     recipe = load_recipe(workplace.recipe_path)
     commit = version.tags["git_commit"]
     assert version.tags == {
@@ -179,7 +186,7 @@ def test_live_metrics_and_parameters_are_in_mlflow(workplace: Workplace, first: 
 
 
 def test_runs_show_prints_stages_scores_verdict_and_release(workplace: Workplace, first: RunView) -> None:
-    out, err = workplace.start("runs", "show", "--last", "--json").communicate(timeout=100)
+    out, err = workplace.start("runs", "show", first.id, "--json").communicate(timeout=100)
     shown = json.loads(out)
     assert [stage["stage"] for stage in shown["stages"]] == list(FLOW), err
     assert all(stage["seconds"] >= 0 and stage["status"] == "completed" for stage in shown["stages"])
@@ -191,13 +198,14 @@ def test_runs_show_prints_stages_scores_verdict_and_release(workplace: Workplace
 
 
 def test_the_same_again_reuses_everything(workplace: Workplace, first: RunView) -> None:
+    versions, mlflow_runs = list(workplace.versions()), list(workplace.mlflow_runs())
     again = workplace.extend()
     assert again.id != first.id
     assert (again.status, names(again), computed(again)) == ("completed", FLOW, [])
     assert [stage.record for stage in again.stages] == [stage.record for stage in first.stages]
     assert (again.mlflow_run_id, again.release) == (None, first.release)
-    assert list(workplace.versions()) == [1]
-    assert list(workplace.mlflow_runs()) == [first.id]
+    assert list(workplace.versions()) == versions
+    assert list(workplace.mlflow_runs()) == mlflow_runs
 
 
 def test_a_failed_gate_registers_a_rejected_version_and_moves_no_alias(

@@ -12,9 +12,8 @@ from gzip import GzipFile
 from typing import Any, BinaryIO
 
 from yarn_ops.data.files import WHOLE_BYTES, Files, SourceFile
-from yarn_ops.data.parquet import open_parquet
 from yarn_ops.data.text import FRAGMENT_BYTES, fragments, fragments_of
-from yarn_ops.data.units import Kind, Unit, kind_of
+from yarn_ops.data.units import Kind, Unit, kind_of, open_parquet
 from yarn_ops.errors import DataError
 
 PARQUET_BATCH_ROWS = 64

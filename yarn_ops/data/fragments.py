@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from yarn_ops.data.contamination import passages
 from yarn_ops.data.documents import Fragment, NotText, read_fragments
 from yarn_ops.data.files import Files, ReadAhead, SourceFile
-from yarn_ops.data.language import language_of
 from yarn_ops.data.layout import TokenWriter
 from yarn_ops.data.near_duplicates import signature
 from yarn_ops.data.tokenizer import Tokenizer, pieces
@@ -33,6 +32,8 @@ TOKENS = "tokens.bin"
 FRAGMENTS = "fragments.bin"
 SIGNATURES = "signatures.bin"
 PASSAGES = "passages.bin"
+LANGUAGE_CHARS = 4096
+"""of a text, from its middle: what its language is told by"""
 
 
 class Fate(IntEnum):
@@ -180,3 +181,12 @@ class _Maker:
 def read_fragment_rows(path: Path) -> Fragments:
     """The rows of a unit's `FRAGMENTS`."""
     return np.fromfile(path, FRAGMENT)
+
+
+def language_of(text: str) -> str:
+    """ISO 639-1 code of the most likely of 97 languages, by the text's middle."""
+    from py3langid import classify  # its model is read on import: a second
+
+    start = max(0, len(text) - LANGUAGE_CHARS) // 2
+    code: str = classify(text[start : start + LANGUAGE_CHARS])[0]
+    return code

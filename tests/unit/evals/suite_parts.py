@@ -11,6 +11,7 @@ import torch
 
 from yarn_ops.evals.suite.haystack import Haystack
 from yarn_ops.evals.suite.needles import CHANCE  # noqa: F401  what the tests compare with
+from yarn_ops.rope.config import rope_spec_of
 
 SYLLABLES = ["ba", "de", "fi", "go", "lu", "ma", "ne", "pi", "ro", "tu", "sha", "the", "ing", "ou", "er"]
 PLANTED = {
@@ -23,6 +24,13 @@ ASKED = {
 }
 ROWS = 12
 """last positions that a model here says something about: more than an answer has tokens"""
+SIZES = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+}  # fmt: skip
+SPEC = rope_spec_of({**SIZES, "model_type": "llama", "rope_theta": 10_000.0, "head_dim": 8})
+"""of conftest.py's `tiny_llama`"""
 
 
 def documents(encode, tokens: int = 6000, prefix: tuple[int, ...] = ()) -> Haystack:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from suite_parts import documents
-from test_suite_reader import SPEC
+from suite_parts import SPEC, documents
 
 from yarn_ops.evals.suite import size as sizes
 from yarn_ops.evals.suite.haystack import Haystack

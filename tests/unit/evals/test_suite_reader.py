@@ -7,20 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from suite_parts import documents
+from suite_parts import SIZES, SPEC, documents
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from yarn_ops.evals.suite import needles, suffix
 from yarn_ops.evals.suite.reader import SharedReader, WholeReader, open_reader
 from yarn_ops.evals.suite.sample import Question
-from yarn_ops.rope.config import rope_spec_of
 
-SIZES = {
-    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-    "initializer_range": 0.2,
-}  # fmt: skip
-SPEC = rope_spec_of({**SIZES, "model_type": "llama", "rope_theta": 10_000.0, "head_dim": 8})
 QUESTIONS = [
     Question((5, 7, 9), (3, 4), ((6, 5, 2), (8,))),
     Question((11,), (2,)),

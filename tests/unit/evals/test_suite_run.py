@@ -8,8 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from suite_parts import CHANCE, Finder, Induction, documents
-from test_suite_reader import SPEC
+from suite_parts import CHANCE, SPEC, Finder, Induction, documents
 
 from yarn_ops.errors import DataError, EvaluationError
 from yarn_ops.evals.capacity.reach import reach_of

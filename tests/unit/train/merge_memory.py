@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from merged import merge
 from safetensors.torch import save_file
-from test_train_merge import merge
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from yarn_ops.data.layout import ShardWriter, TokenWriter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from pydantic import ValidationError
-from test_train_decoder import gradients, small_model
+from small_models import gradients, small_model
 from transformers import LlamaConfig, Qwen3Config
 
 from yarn_ops.errors import TrainError

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_train_decoder import decode, gradients, small_model
+from small_models import decode, gradients, small_model
 from torch import Tensor
 from transformers import LlamaConfig
 
