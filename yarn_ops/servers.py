@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -68,6 +69,18 @@ class Server:
     @property
     def last_words(self) -> str:
         return f"the end of {self.log}: {processes.last_lines(self.log)}"
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner reads; it appears whole."""
+    draft = path.with_name(f"{path.name}.new")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
 
 
 def answers(url: str) -> bool:

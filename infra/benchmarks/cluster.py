@@ -35,10 +35,10 @@ import psutil
 sys.path.append(str(Path(__file__).parents[2] / "tests" / "seams"))
 from dask_cluster import DaskCluster, with_cluster
 
-from yarn_ops.servers import free_ports
+from yarn_ops.servers import free_port
 from yarn_ops.settings import Settings, as_environment
 from yarn_ops.stack.part import running
-from yarn_ops.stack.swift import SERVERS, Swift
+from yarn_ops.stack.swift import Swift
 from yarn_ops.store import Store, open_store, store_options
 
 BASE = Path(__file__).parents[1] / "models" / "base512"
@@ -263,10 +263,9 @@ def ask(
 def place() -> Iterator[Settings]:
     """A Swift with one bucket, and the settings of who asks; nothing of it stays."""
     with tempfile.TemporaryDirectory(prefix="cluster-") as folder:
-        ports = dict(zip(SERVERS, free_ports(len(SERVERS)), strict=True))
-        server = Swift(Path(folder, "swift"), ports=ports, secret_key="benchmark")
+        server = Swift(Path(folder, "swift"), port=free_port(), secret_key="benchmark")
         server.prepare()
-        with running(server.parts(), server.directory):
+        with running([server.part()], server.directory):
             server.create_bucket("bucket")
             yield with_cluster(Settings(
                 state_dir=Path(folder, "asking"), store_url="s3://bucket/store",

@@ -33,9 +33,9 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from yarn_ops.servers import free_ports
+from yarn_ops.servers import free_port
 from yarn_ops.stack.part import running
-from yarn_ops.stack.swift import SERVERS, Swift
+from yarn_ops.stack.swift import Swift
 from yarn_ops.store import Store, StoreOptions, open_store
 from yarn_ops.store.files import PART_BYTES
 from yarn_ops.store.manifest import read_manifest
@@ -49,10 +49,9 @@ SHARDS = 4
 
 @contextmanager
 def swift_server(folder: Path) -> Iterator[Swift]:
-    ports = dict(zip(SERVERS, free_ports(len(SERVERS)), strict=True))
-    server = Swift(folder, ports=ports, secret_key=secrets.token_hex(16))
+    server = Swift(folder, port=free_port(), secret_key=secrets.token_hex(16))
     server.prepare()
-    with running(server.parts(), folder):
+    with running([server.part()], folder):
         server.create_bucket(BUCKET)
         yield server
 

@@ -11,7 +11,7 @@ PARTS = {
     "worker": ("worker-yarn-ops-gpu",),
     "prefect": ("prefect",),
     "mlflow": ("mlflow",),
-    "s3": ("s3-proxy", "s3-object", "s3-container", "s3-account"),
+    "s3": ("s3",),
     "postgres": ("postgres",),
 }
 TRIES = 3

@@ -11,26 +11,25 @@ import secrets
 from contextlib import ExitStack
 from pathlib import Path
 
-from yarn_ops.servers import free_ports
+from yarn_ops.servers import free_port
 from yarn_ops.stack.part import running
-from yarn_ops.stack.swift import SERVERS, Swift
+from yarn_ops.stack.swift import Swift
 
 
 class SwiftCluster(Swift):
     """Its data outlive `stop()`."""
 
     def __init__(self, directory: Path, secret_key: str | None = None) -> None:
-        ports = dict(zip(SERVERS, free_ports(len(SERVERS)), strict=True))
-        super().__init__(directory, ports=ports, secret_key=secret_key or secrets.token_hex(16))
+        super().__init__(directory, port=free_port(), secret_key=secret_key or secrets.token_hex(16))
         self._running = ExitStack()
 
     def start(self) -> None:
-        """Return when the servers are ready."""
+        """Return when the server is ready."""
         self.prepare()
-        self._running.enter_context(running(self.parts(), self.directory))
+        self._running.enter_context(running([self.part()], self.directory))
 
     def stop(self) -> None:
-        """End every server and its workers."""
+        """End the server and its workers."""
         self._running.close()
 
     def __enter__(self) -> SwiftCluster:

@@ -166,7 +166,7 @@ def test_a_url_of_no_store_is_refused(url: str) -> None:
 def test_broken_connections_are_taken_up_again(swift: SwiftCluster, bucket: str, tmp_path: Path) -> None:
     data = os.urandom(8 * MIB)
     open_store(f"s3://{bucket}", swift_options(swift)).write("a", data)
-    proxy = CuttingProxy(swift.ports["proxy"], cuts=3, after_bytes=2 * MIB)
+    proxy = CuttingProxy(swift.port, cuts=3, after_bytes=2 * MIB)
     try:
         store = open_store(
             f"s3://{bucket}", StoreOptions(proxy.endpoint_url, swift.access_key, swift.secret_key)
@@ -183,7 +183,7 @@ def test_a_pull_through_broken_connections_arrives(swift: SwiftCluster, bucket: 
     data = os.urandom(20 * MIB)
     source = make_tree(tmp_path / "source", {"model.safetensors": data})
     tree = put_tree(open_store(f"s3://{bucket}", swift_options(swift)), source)
-    proxy = CuttingProxy(swift.ports["proxy"], cuts=5, after_bytes=2 * MIB)
+    proxy = CuttingProxy(swift.port, cuts=5, after_bytes=2 * MIB)
     try:
         store = open_store(
             f"s3://{bucket}", StoreOptions(proxy.endpoint_url, swift.access_key, swift.secret_key)

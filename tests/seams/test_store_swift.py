@@ -48,3 +48,27 @@ def test_no_server_outlives_a_killed_starter(tmp_path: Path) -> None:
     _, alive = psutil.wait_procs(servers, timeout=20)
     assert len(servers) >= 4
     assert alive == []
+
+
+def test_a_removed_large_object_gives_its_disk_back_at_once(swift: SwiftCluster, bucket: str) -> None:
+    """Swift would leave the parts to a process of their own, which the stack does not run."""
+
+    def stored() -> set[Path]:
+        return set((swift.directory / "devices").rglob("*.data"))
+
+    client, before = swift.client(), stored()
+    for key in ("alone", "with another", "another"):
+        upload = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+        at = {"Bucket": bucket, "Key": key, "UploadId": upload}
+        parts = [
+            {
+                "PartNumber": part,
+                "ETag": client.upload_part(**at, PartNumber=part, Body=bytes(5 << 20))["ETag"],
+            }
+            for part in (1, 2)
+        ]
+        client.complete_multipart_upload(**at, MultipartUpload={"Parts": parts})
+    assert len(stored() - before) >= 9
+    client.delete_object(Bucket=bucket, Key="alone")
+    client.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "with another"}, {"Key": "another"}]})
+    assert stored() - before == set()

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from yarn_ops import registry, servers
-from yarn_ops.servers import LOOPBACK, WORK_POOLS, Service, answers
+from yarn_ops.servers import LOOPBACK, WORK_POOLS, Service, answers, write_private
 from yarn_ops.settings import Settings, as_environment, clean_environment
 from yarn_ops.stack.part import StackPart
 from yarn_ops.stack.plan import (
@@ -21,10 +21,9 @@ from yarn_ops.stack.plan import (
     StackPlan,
     database_url,
     settings_of,
-    write_private,
 )
 from yarn_ops.stack.postgres import Postgres
-from yarn_ops.stack.swift import SERVERS, Swift
+from yarn_ops.stack.swift import Swift
 
 MLFLOW_WORKERS = 2
 MARK = "YARN_OPS_STACK"
@@ -41,11 +40,7 @@ class Stack:
         self.postgres = Postgres(
             paths.postgres, port=plan.ports["postgres"], password=plan.secrets.plain("postgres")
         )
-        self.swift = Swift(
-            paths.swift,
-            ports={kind: plan.ports[f"s3-{kind}"] for kind in SERVERS},
-            secret_key=plan.secrets.plain("s3"),
-        )
+        self.swift = Swift(paths.swift, port=plan.ports["s3"], secret_key=plan.secrets.plain("s3"))
 
     @property
     def service(self) -> Service:
@@ -60,7 +55,7 @@ class Stack:
 
     def storage(self) -> list[StackPart]:
         """What keeps the data."""
-        return [self._marked(part) for part in (self.postgres.part(), *self.swift.parts())]
+        return [self._marked(part) for part in (self.postgres.part(), self.swift.part())]
 
     def furnish(self) -> None:
         """Databases, bucket and the registry's tables, once `storage` runs."""

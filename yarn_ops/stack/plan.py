@@ -10,13 +10,13 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, field_serializer
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, field_serializer, field_validator
 
 from yarn_ops.errors import SettingsError
-from yarn_ops.servers import LOOPBACK, WORK_POOLS, free_port, free_ports, prefect_url
+from yarn_ops.servers import LOOPBACK, WORK_POOLS, free_port, free_ports, prefect_url, write_private
 from yarn_ops.settings import Settings, as_environment
 from yarn_ops.stack.postgres import owner
-from yarn_ops.stack.swift import SERVERS, Swift
+from yarn_ops.stack.swift import Swift
 
 BUCKET = "yarn-ops"
 USER = "yarn-ops"
@@ -55,6 +55,13 @@ class StackPlan(BaseModel):
 
     ports: dict[str, int]
     secrets: Secrets
+
+    @field_validator("ports")
+    @classmethod
+    def _one_s3_server(cls, ports: dict[str, int]) -> dict[str, int]:
+        """Stacks made before 2026-11-29 had four, with a port each."""
+        renamed = {{"s3-proxy": "s3"}.get(name, name): port for name, port in ports.items()}
+        return {name: port for name, port in renamed.items() if not name.startswith("s3-")}
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ def settings_of(settings: Settings, paths: StackPaths, plan: StackPlan) -> Setti
         "lease_s": settings.lease_s,
         "database_url": database_url(plan, "registry"),
         "store_url": f"s3://{BUCKET}/store",
-        "s3_endpoint_url": f"http://{LOOPBACK}:{plan.ports['s3-proxy']}",
+        "s3_endpoint_url": f"http://{LOOPBACK}:{plan.ports['s3']}",
         "s3_access_key": Swift.access_key,
         "s3_secret_key": plan.secrets.s3,
         "s3_region": Swift.region,
@@ -151,18 +158,6 @@ def write_environment(paths: StackPaths, settings: Settings) -> None:
     write_private(paths.environment, "\n".join(lines) + "\n")
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner reads; it appears whole."""
-    draft = path.with_name(f"{path.name}.new")
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-
-
 def read_status(paths: StackPaths) -> dict[str, object]:
     """What the supervisor last wrote down; nothing before its first start."""
     try:
@@ -173,11 +168,6 @@ def read_status(paths: StackPaths) -> dict[str, object]:
 
 
 def _choose_ports() -> dict[str, int]:
-    names = [
-        "postgres",
-        *(f"s3-{kind}" for kind in SERVERS),
-        *(f"worker-{pool}" for pool in WORK_POOLS),
-        "metrics",
-    ]
+    names = ["postgres", "s3", *(f"worker-{pool}" for pool in WORK_POOLS), "metrics"]
     ports = dict(zip(names, free_ports(len(names)), strict=True))
     return ports | {name: free_port(wanted) for name, wanted in WANTED.items()}

@@ -18,12 +18,19 @@ import psycopg
 from psycopg import sql
 
 from yarn_ops.errors import SettingsError
+from yarn_ops.servers import write_private
 from yarn_ops.stack.part import StackPart
 
 USER = "yarn"
 """the superuser"""
 LOOPBACK = "127.0.0.1"
 CONNECTIONS = 200
+MAINTENANCE = ("postgres", "template1")
+HOSTS = f"""\
+host all {USER} {LOOPBACK}/32 scram-sha-256
+host sameuser all {LOOPBACK}/32 scram-sha-256
+"""
+"""pg_hba.conf: each user may open the database of its own name, the superuser all"""
 
 
 def find_programs() -> Path | None:
@@ -67,10 +74,15 @@ class Postgres:
         return f"postgresql://{user}:{password or self._password}@{LOOPBACK}:{self.port}/{database}"
 
     def prepare(self) -> None:
-        """Make the cluster unless it is there."""
+        """Make the cluster unless it is there, and say who may connect."""
         data = self.directory / "data"
-        if (data / "PG_VERSION").exists():
-            return
+        if not (data / "PG_VERSION").exists():
+            self._make(data)
+        hosts = data / "pg_hba.conf"
+        write_private(hosts, HOSTS)
+        self._own(hosts)
+
+    def _make(self, data: Path) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._own(self.directory)
@@ -132,11 +144,14 @@ class Postgres:
         with psycopg.connect(self.url(), autocommit=True) as connection:
             known = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone()
             verb = sql.SQL("ALTER" if known else "CREATE")
-            statement = sql.SQL("{} ROLE {} LOGIN PASSWORD {}")
+            statement = sql.SQL(
+                "{} ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION PASSWORD {}"
+            )
             connection.execute(statement.format(verb, identifier, sql.Literal(password)))
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
                 connection.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(identifier, identifier))
-                connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(identifier))
+            closed = sql.SQL(", ").join(map(sql.Identifier, (name, *MAINTENANCE)))
+            connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(closed))
         return self.url(name, name, password)
 
     @property
@@ -150,4 +165,4 @@ class Postgres:
 
     def _own(self, path: Path) -> None:
         if self._user is not None:
-            os.chown(path, self._owner.pw_uid, self._owner.pw_gid)
+            os.chown(path, self._owner.pw_uid, self._owner.pw_gid, follow_symlinks=False)

@@ -149,9 +149,8 @@ class Supervisor:
 
     def stop(self) -> None:
         """Workers and the runs in them first, what keeps the data last; side by side what may."""
-        keeping = ("postgres", "s3-")
         workers = [running for running in self._running if running.part.name.startswith("worker-")]
-        storage = [running for running in self._running if running.part.name.startswith(keeping)]
+        storage = [running for running in self._running if running.part.name in ("postgres", "s3")]
         _stop(workers)
         known = {running.process.pid for running in self._running} | {os.getpid()}
         servers = {child.pid for running in self._running for child in _children(running.process.pid)}
