@@ -9,9 +9,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from yarn_ops import shipped
+from yarn_ops.catalogue import ModelVersion
 from yarn_ops.checkpoints import INDEX, checkpoint_files, inspect_checkpoint
 from yarn_ops.digests import digest_of, tree_files
-from yarn_ops.errors import BaseModelError
+from yarn_ops.errors import BaseModelError, StoreError
 from yarn_ops.model_files import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, copy_model_files, place_of
 from yarn_ops.recipe import Base
 from yarn_ops.records import BaseModel
@@ -30,13 +31,18 @@ HF_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def fetch_base(
-    base: Base, *, cache: Path, store_options: StoreOptions, find_release: Callable[[str], str] | None
+    base: Base,
+    *,
+    cache: Path,
+    store_options: StoreOptions,
+    find_release: Callable[[str], ModelVersion] | None,
 ) -> tuple[BaseModel, Path]:
     """The base's record (without tree) and a directory that holds the checkpoint's files and nothing else.
 
-    `find_release` maps a models:/ reference to the URI of its files. A directory that is already clean is
-    used where it is, read-only; anything else lies in `cache`, its files shared with pulled models. Raises
-    BaseModelError for a base that cannot be found or trusted, StoreError for one that cannot be fetched.
+    `find_release` maps a models:/ reference to the version; MLflow's digest says what its files have to be.
+    A directory that is already clean is used where it is, read-only; anything else lies in `cache`, its files
+    shared with pulled models. Raises BaseModelError for a base that cannot be found or trusted, StoreError
+    for one that cannot be fetched.
     """
     source, path = _locate(base.model, cache, store_options, find_release)
     record = inspect_checkpoint(path, source=source, original_context_tokens=base.original_context_tokens)
@@ -44,7 +50,7 @@ def fetch_base(
 
 
 def _locate(
-    model: str, cache: Path, options: StoreOptions, find_release: Callable[[str], str] | None
+    model: str, cache: Path, options: StoreOptions, find_release: Callable[[str], ModelVersion] | None
 ) -> tuple[str, Path]:
     """(what was taken, where it lies): the source names an exact revision where the recipe did not."""
     if model.startswith("shipped:"):
@@ -54,7 +60,8 @@ def _locate(
     if model.startswith("models:/"):
         if find_release is None:
             raise BaseModelError(f"{model}: no MLflow to look it up in; set YARN_OPS_MLFLOW_URI")
-        return model, _from_store(find_release(model), cache, options)
+        release = find_release(model)
+        return model, _from_store(release.source, cache, options, release.tree_digest)
     if model.startswith(("s3://", "file:///")):
         return model, _from_store(model, cache, options)
     if ":" in model.split("/")[0]:
@@ -109,13 +116,16 @@ def _snapshot(model: str, name: str, revision: str | None) -> Path:
     return Path(folder)
 
 
-def _from_store(uri: str, cache: Path, options: StoreOptions) -> Path:
+def _from_store(uri: str, cache: Path, options: StoreOptions, digest: str | None = None) -> Path:
     store = open_store(uri, options)
+    if digest is not None and store.find(MANIFEST) is None:
+        raise StoreError(f"{store.url}: no {MANIFEST}; what was released there is gone, run its recipe again")
     if isinstance(store, LocalStore) and store.find(MANIFEST) is None:
         return store.root
     infos = [info for info in store.list("") if "/" not in info.key]
     if any(info.key == MANIFEST for info in infos):
-        return fetch_tree(store, read_manifest(store, "").tree_at(store.url), cache)
+        tree = read_manifest(store, "").tree_at(store.url)
+        return fetch_tree(store, tree.model_copy(update={"digest": digest or tree.digest}), cache)
     return _unlisted(store, infos, cache / "bases")
 
 

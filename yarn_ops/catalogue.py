@@ -21,6 +21,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 GATE_TAG = "gate"
+DIGEST_TAG = "tree_digest"
+"""of the released directory: names and sha256 of its files (`digests.tree_digest`)"""
 PASSED = "passed"
 READY = "READY"
 DELETED = "Deleted_Internal"
@@ -46,6 +48,11 @@ class ModelVersion:
     @property
     def passed(self) -> bool:
         return self.tags.get(GATE_TAG) == PASSED
+
+    @property
+    def tree_digest(self) -> str | None:
+        """None: released before 2026-11-29, or by another program."""
+        return self.tags.get(DIGEST_TAG)
 
 
 @dataclass(frozen=True)

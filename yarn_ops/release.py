@@ -1,7 +1,7 @@
 """Releases: MLflow's experiments, runs and model versions, over explicit URIs and without its chatter.
 
 A model version is found by name and by tag, alias or number. Its tags say what it is: context_length,
-original_context_length, rope_method, factor, base, recipe, run, gate, git_commit.
+original_context_length, rope_method, factor, base, recipe, run, gate, git_commit, tree_digest.
 """
 
 from __future__ import annotations
@@ -221,15 +221,13 @@ class Tracking:
         there = _listed(every, tags or (GATE_TAG,))
         raise ReleaseError(f"model {name!r}: no version {_wanted(tags, alias, version)}; there is {there}")
 
-    def source_of(self, reference: str) -> str:
-        """The URI of the directory behind models:/name@alias or models:/name/version, of any gate."""
+    def behind(self, reference: str) -> ModelVersion:
+        """The version that models:/name@alias or models:/name/version names, of any gate."""
         match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", reference)
         if match is None:
             raise ReleaseError(f"{reference}: write models:/name@alias or models:/name/version")
         name, alias, version = match.groups()
-        return self.find(
-            name, alias=alias, version=int(version) if version else None, include_rejected=True
-        ).source
+        return self.find(name, alias=alias, version=int(version) if version else None, include_rejected=True)
 
     def models(self, tags: Mapping[str, str] | None = None) -> list[ModelVersion]:
         """Every released version with these tags: by name, newest first; no other programs' models."""

@@ -38,7 +38,7 @@ def fetch_base(bench: Bench, base: Base) -> BaseModel:
         base,
         cache=bench.shop.settings.home / "cache",
         store_options=bench.shop.store_options,
-        find_release=bench.shop.tracking.source_of,
+        find_release=bench.shop.tracking.behind,
     )
     return record
 

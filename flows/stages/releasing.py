@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flows.tasks import Bench, stage
 from flows.workshop import Workshop, git_commit
+from yarn_ops.catalogue import DIGEST_TAG
 from yarn_ops.recipe import (
     Publish,
     Recipe,
@@ -95,7 +96,7 @@ def publish(
     card = (report.path / reports.CARD).read_bytes()
     target = f"{tracking.artifact_uri(run_id)}/model"
     assert checkpoint.tree is not None
-    compose_tree(shop.store, checkpoint.tree, {reports.CARD: card}, target)
+    tree = compose_tree(shop.store, checkpoint.tree, {reports.CARD: card}, target)
     log_scores(shop, before, after)
     for name in (*report.record.pictures, *report.record.pages):
         tracking.log_picture(run_id, report.path / name)
@@ -111,6 +112,7 @@ def publish(
         "run": shop.run.id,
         "gate": gate,
         "git_commit": git_commit() or "unknown",
+        DIGEST_TAG: tree.digest,
     }
     version = tracking.register(section.name, target, run_id, tags, verdict.reasons)
     if verdict.passed:

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from person import Person, fails, told
 
+from yarn_ops.store.manifest import MANIFEST
+from yarn_ops.store.trees import manifest_of
+
 
 @pytest.fixture
 def released(person: Person, small_recipe: Path) -> Person:
@@ -71,6 +74,21 @@ def test_a_damaged_file_in_the_store(released: Person, empty: Path) -> None:
         )
     assert not (empty / "model").exists()
     assert released.types("pull", "small", "--to", empty / "model").status == 0
+
+
+def test_a_release_rewritten_in_the_store_with_its_list(released: Person, empty: Path) -> None:
+    folder = next((released.state / "store" / "mlflow").rglob("model.safetensors")).parent
+    with damaged(folder / "model.safetensors"), damaged(folder / MANIFEST):
+        (folder / MANIFEST).unlink()
+        (folder / MANIFEST).write_bytes(manifest_of(folder).to_bytes())
+        fails(
+            released,
+            ["pull", "small", "--to", empty / "model"],
+            "small version 1: ",
+            "/manifest.json lists other files than were released",
+            "nothing was fetched",
+        )
+    assert list(empty.iterdir()) == []
 
 
 def test_a_disk_full_of_the_model(released: Person, empty: Path) -> None:

@@ -102,5 +102,5 @@ def test_hostile_names_find_nothing_and_harm_nothing(
         tracking.find(name, tags={tag: alias}, alias=alias)
     assert "\n" not in str(refusal.value)
     with pytest.raises(ReleaseError):
-        tracking.source_of(f"models:/{name}@{alias}")
+        tracking.behind(f"models:/{name}@{alias}")
     assert tracking.models() == before

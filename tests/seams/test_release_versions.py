@@ -136,11 +136,11 @@ def test_a_reference_leads_to_the_directory(tracking: Tracking, name: str) -> No
     run_id, uri = model_of(tracking)
     version = tracking.register(name, uri, run_id, {"gate": "failed"})
     tracking.move_alias(name, "candidate", version)
-    assert tracking.source_of(f"models:/{name}@candidate") == uri
-    assert tracking.source_of(f"models:/{name}/1") == uri
+    assert tracking.behind(f"models:/{name}@candidate").source == uri
+    assert tracking.behind(f"models:/{name}/1").source == uri
     for wrong in (f"models:/{name}", f"models:/{name}@a@b", f"models:/{name}/latest", "runs:/abc/model"):
         with pytest.raises(ReleaseError, match="write models:/name@alias or models:/name/version"):
-            tracking.source_of(wrong)
+            tracking.behind(wrong)
 
 
 def test_models_are_listed_by_tag(tracking: Tracking, name: str) -> None:

@@ -114,9 +114,7 @@ def directory_of(model: str, original_context_tokens: int | None) -> Path:
 
     settings = read_settings()
 
-    def find_release(reference: str) -> str:
-        return try_mlflow(settings).source_of(reference)
-
     base = Base(model=model, original_context_tokens=original_context_tokens)
     cache, options = settings.home / "cache", store_options(settings)
+    find_release = lambda reference: try_mlflow(settings).behind(reference)  # noqa: E731  asked only where needed
     return fetch_base(base, cache=cache, store_options=options, find_release=find_release)[1]

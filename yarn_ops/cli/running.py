@@ -71,6 +71,12 @@ def pull(
 
     release = pull_release(name, to, tags=tags, alias=alias, version=version, include_rejected=any_gate)
     typer.echo(f"{release.name} version {release.version} -> {to}")
+    if release.tree_digest is None:
+        typer.echo(
+            "MLflow has no digest of it (released before 2026-11-29?): its files were checked against the "
+            "store's own list only",
+            err=True,
+        )
 
 
 @app.command("export")

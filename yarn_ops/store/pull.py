@@ -5,13 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from yarn_ops.digests import file_digest, tree_files
-from yarn_ops.errors import StoreError
+from yarn_ops.errors import StoreError, YarnOpsError
 from yarn_ops.store import Store
 from yarn_ops.store.disk import disk_errors, is_still, sync_directory, write_durably
 from yarn_ops.store.files import FileCache
@@ -23,7 +23,14 @@ PARTS_AT_ONCE = 8
 
 
 def pull_tree(
-    store: Store, uri: str, to: Path, *, cache: Path | None = None, report: Report | None = None
+    store: Store,
+    uri: str,
+    to: Path,
+    *,
+    cache: Path | None = None,
+    report: Report | None = None,
+    admit: Callable[[Manifest], None] | None = None,
+    check: Callable[[Path, Manifest], None] | None = None,
 ) -> Manifest:
     """Bring the directory at `uri` to `to`, manifest included.
 
@@ -32,11 +39,14 @@ def pull_tree(
     file systems. Without a cache they arrive in a hidden sibling of `to`. `to` appears by one rename. A
     broken pull is taken up where it ended; a damaged file is named, and only it is fetched again next time.
     An existing `to` that holds the same directory is verified and left; any other is refused. Raises
-    StoreError.
+    StoreError, and whatever `admit` raises, who sees the list before any file is fetched, and `check`, who
+    sees the files before they appear at `to`.
     """
     prefix = store.key_of(uri)
     manifest = read_manifest(store, prefix)
-    pull_files(store, prefix, manifest, to, cache=cache, report=report)
+    if admit is not None:
+        admit(manifest)
+    pull_files(store, prefix, manifest, to, cache=cache, report=report, check=check)
     return manifest
 
 
@@ -48,6 +58,7 @@ def pull_files(
     *,
     cache: Path | None = None,
     report: Report | None = None,
+    check: Callable[[Path, Manifest], None] | None = None,
 ) -> None:
     """`pull_tree` for a manifest that was read already."""
     transfer = Transfer(manifest.size_bytes, report)
@@ -56,6 +67,8 @@ def pull_files(
         if partial is None:
             _check_same(to, manifest)
             verify_files(to, manifest, transfer)
+            if check is not None:
+                check(to, manifest)
             return
         _check_sizes(store, prefix, manifest)
         files = FileCache(arrivals, shared=cache is not None)
@@ -64,9 +77,21 @@ def pull_files(
             path.unlink()
         for name, entry in manifest.files.items():
             files.place(entry, partial / name)
+        if check is not None:
+            _check(partial, manifest, check)
         write_durably(partial / MANIFEST, manifest.to_bytes())
     if cache is None:
         shutil.rmtree(arrivals, ignore_errors=True)
+
+
+def _check(partial: Path, manifest: Manifest, check: Callable[[Path, Manifest], None]) -> None:
+    """What is refused does not stay."""
+    try:
+        check(partial, manifest)
+    except YarnOpsError:
+        for path in tree_files(partial).values():
+            path.unlink()
+        raise
 
 
 def _bring(store: Store, prefix: str, manifest: Manifest, files: FileCache, transfer: Transfer) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
 
 from yarn_ops.bases import fetch_base
+from yarn_ops.catalogue import DIGEST_TAG, ModelVersion
 from yarn_ops.checkpoints import checkpoint_files
 from yarn_ops.digests import tree_files
 from yarn_ops.errors import BaseModelError, StoreError
@@ -140,9 +142,10 @@ def test_a_registered_model_is_verified_and_cleaned(tmp_path: Path) -> None:
     )
     asked: list[str] = []
 
-    def find_release(reference: str) -> str:
+    def find_release(reference: str) -> ModelVersion:
         asked.append(reference)
-        return release.uri
+        tags = {DIGEST_TAG: release.digest}
+        return ModelVersion("demo-long", 1, release.uri, "", tags, (), "", datetime.now(UTC))
 
     base = Base(model="models:/demo-long@champion")
     options = {"cache": tmp_path / "cache", "store_options": StoreOptions(), "find_release": find_release}
