@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
+from http.client import HTTPException
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
@@ -41,5 +42,7 @@ def _post(address: str, message: dict[str, str]) -> None:
             address, json.dumps(message).encode(), {"Content-Type": "application/json"}
         )
         urllib.request.urlopen(request, timeout=ANSWER_S).close()
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise SettingsError(f"YARN_OPS_ALERT_URL: not told there ({error}); check the address") from None
+    except (ValueError, HTTPException):  # they repeat the address
+        raise SettingsError("YARN_OPS_ALERT_URL: no address that can be asked; check it") from None

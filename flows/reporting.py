@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from prefect.artifacts import create_markdown_artifact
 
@@ -63,8 +64,10 @@ def _links(mlflow_uri: str, release: Release) -> str:
     """Markdown links to the pages of the model version and its run; nothing where MLflow is a file."""
     if not mlflow_uri.startswith("http"):
         return ""
-    version = f"{mlflow_uri}/#/models/{release.name}/versions/{release.version}"
-    run = f"{mlflow_uri}/#/runs/{release.mlflow_run_id}"
+    address = urlsplit(mlflow_uri)
+    shown = address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()
+    version = f"{shown}/#/models/{release.name}/versions/{release.version}"
+    run = f"{shown}/#/runs/{release.mlflow_run_id}"
     return f"[Model version]({version}) · [MLflow run]({run})\n\n"
 
 

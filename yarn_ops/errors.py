@@ -22,12 +22,14 @@
 An exception outside this tree that reaches a user is a fault of ours.
 """
 
+from yarn_ops.shown import one_line
+
 
 class YarnOpsError(Exception):
-    """Base of all errors a user can cause. `str(error)` is one line: where, what, what next."""
+    """Base of all errors a user can cause. `str(error)` is one line, no secret: where, what, what next."""
 
     def __str__(self) -> str:
-        return " ".join(super().__str__().split())
+        return one_line(super().__str__())
 
 
 class RecipeError(YarnOpsError): ...

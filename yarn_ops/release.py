@@ -16,11 +16,11 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from yarn_ops.catalogue import GATE_TAG, Experiment, ModelVersion, read_experiment, read_versions
 from yarn_ops.errors import ReleaseError
 from yarn_ops.settings import Settings, adopt_environment, mlflow_environment
+from yarn_ops.shown import without_password
 
 END_STATUS = {"completed": "FINISHED", "rejected": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 """MLflow's word for each end of a run. A rejected model was measured to the end; its gate tag tells."""
@@ -65,13 +65,13 @@ class Tracking:
 
     def __init__(self, uri: str, store_url: str, auth: tuple[str, str] | None = None) -> None:
         if not uri.startswith(("http://", "https://", "sqlite:///")):
-            raise ReleaseError(f"MLflow at {_without_password(uri)}: write http://… or sqlite:///file")
+            raise ReleaseError(f"MLflow at {uri}: write http://… or sqlite:///file")
         self.uri = uri
         self._auth = auth
         self._artifact_root = f"{store_url.rstrip('/')}/mlflow"
 
     def __repr__(self) -> str:
-        return f"Tracking({_without_password(self.uri)!r})"
+        return f"Tracking({without_password(self.uri)!r})"
 
     # Runs
 
@@ -291,7 +291,7 @@ class Tracking:
 
     @property
     def _shown(self) -> str:
-        return _without_password(self.uri)
+        return without_password(self.uri)
 
     def _cause(self, error: Exception) -> str:
         text = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
@@ -305,11 +305,6 @@ def _mlflow_exception() -> Any:
     from mlflow.exceptions import MlflowException
 
     return MlflowException
-
-
-def _without_password(uri: str) -> str:
-    host = urlsplit(uri).netloc
-    return uri.replace(host, f"***@{host.rpartition('@')[2]}") if "@" in host else uri
 
 
 def _ensure_model(client: Any, name: str) -> None:

@@ -10,10 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_serializer
+from pydantic import Field, SecretStr, ValidationError, field_serializer, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from yarn_ops.errors import SettingsError
+from yarn_ops.shown import without_password
+
+ADDRESSES = ("database_url", "store_url", "s3_endpoint_url", "mlflow_uri", "prefect_api_url", "cluster")
 
 
 class Settings(BaseSettings):
@@ -22,7 +25,9 @@ class Settings(BaseSettings):
     Every field is read from the environment variable `YARN_OPS_<FIELD>`.
     """
 
-    model_config = SettingsConfigDict(env_prefix="YARN_OPS_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="YARN_OPS_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     state_dir: Path = Field(
         Path("~/.yarn-ops"), description="databases, local store, working directories, logs"
@@ -62,7 +67,22 @@ class Settings(BaseSettings):
     )
     lease_s: float = Field(60.0, gt=1, description="life of a lease; renewed at a third of it")
 
-    @field_serializer("database_url", "mlflow_uri", "prefect_api_url", "s3_endpoint_url", "store_url")
+    @field_validator(*ADDRESSES)
+    @classmethod
+    def _whole(cls, url: str | None) -> str | None:
+        """An address is read alike by every library, so that none takes a part of a password for a host."""
+        if url is None or "@" not in url or url.startswith(("sqlite:", "file:")):
+            return url
+        scheme, _, rest = url.partition("://")
+        user = rest.rpartition("@")[0]
+        if not rest or "/" in scheme or (":" in user and re.search("[/@?#]", user)):
+            raise ValueError(
+                "a user and a password stand between :// and the last @, and their own /, @, ? and # are "
+                "written %2F, %40, %3F and %23"
+            )
+        return url
+
+    @field_serializer(*ADDRESSES)
     def _masked(self, url: str | None) -> str | None:
         return None if url is None else without_password(url)
 
@@ -106,7 +126,8 @@ def read_settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = "YARN_OPS_" + "_".join(str(part) for part in first["loc"]).upper()
-        raise SettingsError(f"{name}: {first['msg'].lower()}") from None
+        told = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{name}: {told[:1].lower()}{told[1:]}") from None
     if settings.store_url and not settings.store_url.startswith(("file:///", "s3://")):
         raise SettingsError(
             f"YARN_OPS_STORE_URL: {settings.store_url!r} is neither file:///… nor s3://bucket/prefix"
@@ -116,11 +137,6 @@ def read_settings() -> Settings:
             "YARN_OPS_DATABASE_URL: only sqlite:/// and postgresql:// databases are supported"
         )
     return settings
-
-
-def without_password(url: str) -> str:
-    """A URL with the password in it masked."""
-    return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", url)
 
 
 def as_environment(settings: Settings) -> dict[str, str]:

@@ -38,13 +38,17 @@ def test_the_first_values_fit_the_form(deployment: Any) -> None:
     assert deployment.description
 
 
-@pytest.mark.parametrize("field", [("base", "model"), ("data", "sources")], ids=".".join)
-def test_a_form_with_a_password_is_refused_before_prefect_keeps_it(field: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    "secret", ["s3://me:hunter2@bucket/a", "s3://AKIA:ab/hunter2@bucket/a", "s3://b/a?token=hunter2"]
+)
+@pytest.mark.parametrize("field", [("base", "model"), ("data", "sources"), ("publish", "tags")], ids=".".join)
+def test_a_form_with_a_password_is_refused_before_prefect_keeps_it(
+    field: tuple[str, str], secret: str
+) -> None:
     (deployment,) = (one for one in deployments() if one.name == "extend-context")
     values = json.loads(json.dumps(deployment.parameters))
     section, name = field
-    secret = "s3://me:hunter2@bucket/documents"
-    values["recipe"][section][name] = [secret] if name == "sources" else secret
+    values["recipe"][section][name] = {"sources": [secret], "tags": {"from": secret}}.get(name, secret)
     with pytest.raises(ValidationError, match="does not match"):
         validate(values, deployment._parameter_openapi_schema.model_dump(exclude_unset=True), True)
 

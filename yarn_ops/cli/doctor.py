@@ -13,7 +13,8 @@ from packaging.requirements import Requirement
 
 from yarn_ops import servers, services
 from yarn_ops.errors import YarnOpsError
-from yarn_ops.settings import Settings, without_password
+from yarn_ops.settings import Settings
+from yarn_ops.shown import one_line
 
 FREE_BYTES = 5 * 2**30
 
@@ -47,7 +48,7 @@ def examine(settings: Settings) -> list[Finding]:
 
 def _finding(name: str, check: Callable[[Settings], str], settings: Settings) -> Finding:
     try:
-        return Finding(name, True, check(settings))
+        return Finding(name, True, one_line(check(settings)))
     except YarnOpsError as error:
         return Finding(name, False, str(error).partition(";")[0], str(error).partition("; ")[2] or str(error))
 
@@ -90,7 +91,7 @@ def _state(settings: Settings) -> str:
 
 def _registry(settings: Settings) -> str:
     runs = services.open_run_registry(settings).runs(1)
-    return f"{without_password(settings.database)}, " + (f"last run {runs[0].id}" if runs else "no runs yet")
+    return f"{settings.database}, " + (f"last run {runs[0].id}" if runs else "no runs yet")
 
 
 def _store(settings: Settings) -> str:
@@ -100,7 +101,7 @@ def _store(settings: Settings) -> str:
 
 def _mlflow(settings: Settings) -> str:
     services.try_mlflow(settings).models()
-    return without_password(settings.mlflow)
+    return settings.mlflow
 
 
 def _prefect(settings: Settings) -> str:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from yarn_ops.errors import RecipeError
 from yarn_ops.recipe.whole import Recipe
+from yarn_ops.shown import without_password
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -87,7 +88,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def _shorten(value: Any) -> str:
-    text = repr(value)
+    text = without_password(repr(value))
     return text if len(text) <= 60 else text[:57] + "..."
 
 

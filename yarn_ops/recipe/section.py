@@ -8,14 +8,15 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.config import JsonDict
 
+from yarn_ops.shown import form_pattern, holds_password
+
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 """what no file name, database or UTF-8 text holds"""
-PASSWORD = re.compile(r"\w+://[^/@]*:[^/@]*@")
-NO_PASSWORD: JsonDict = {"pattern": rf"^(?!{PASSWORD.pattern})"}
+NO_PASSWORD: JsonDict = {"pattern": form_pattern()}
 """of a place in the form's schema, so that Prefect keeps none either"""
 
 
@@ -25,18 +26,20 @@ class Section(BaseModel):
     So are passwords: a recipe is shown in the registry, in Prefect and in MLflow.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), hide_input_in_errors=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
     def _storable(cls, value: Any, info: ValidationInfo) -> Any:
         kind = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
+        if isinstance(kind, type) and issubclass(kind, Section) and isinstance(value, dict | kind):
             return value  # it looks for itself, and names the field
         for text in _texts(value):
             if UNSTORABLE.search(text):
                 raise ValueError("holds NUL or half a character; remove it")
-            if PASSWORD.search(text):
+            if holds_password(text):
                 raise ValueError("holds a password, and a recipe is no secret; set YARN_OPS_S3_SECRET_KEY")
         return value
 

@@ -13,6 +13,7 @@ from yarn_ops.recipe.section import NO_PASSWORD, Fraction, Positive, Section
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 ALIAS = r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"
 TAG = r"^[A-Za-z0-9_][A-Za-z0-9_./ -]{0,249}$"
+TagValue = Annotated[str, Field(max_length=5000, json_schema_extra=NO_PASSWORD)]
 Source = Annotated[str, Field(min_length=1, max_length=4096, json_schema_extra=NO_PASSWORD)]
 
 
@@ -118,7 +119,11 @@ class Data(Section):
         description="Also out of the folder that a source begins with. Otherwise such a link is refused.",
     )
     text_field: str = Field(
-        "text", title="Text field", description="Of .jsonl and .parquet rows.", min_length=1
+        "text",
+        title="Text field",
+        description="Of .jsonl and .parquet rows.",
+        min_length=1,
+        json_schema_extra=NO_PASSWORD,
     )
     languages: tuple[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")], ...] = Field(
         (),
@@ -221,6 +226,7 @@ class Condition(Section):
         description="As in the scorecard: perplexity/last-quarter, perplexity/single-pass, recall/code, "
         "recall/prose, recall/code/no-needle, …; capacity/sees and capacity/uses in tokens.",
         min_length=1,
+        json_schema_extra=NO_PASSWORD,
     )
     length: float | None = Field(
         None, gt=0, title="Length", description="In multiples of the original context; empty: the target."
@@ -297,7 +303,7 @@ class Publish(Section):
         "champion", title="Alias", description="Moved to the new version when the gate passes.", pattern=ALIAS
     )
     experiment: str = Field("yarn-ops", title="Experiment", description="In MLflow.", pattern=MODEL_NAME)
-    tags: dict[Annotated[str, Field(pattern=TAG)], Annotated[str, Field(max_length=5000)]] = Field(
+    tags: dict[Annotated[str, Field(pattern=TAG)], TagValue] = Field(
         default_factory=dict, title="More tags", description="Put on the model version.", max_length=100
     )
 

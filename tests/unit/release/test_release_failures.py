@@ -30,7 +30,7 @@ def test_other_kinds_of_mlflow_are_refused(uri: str, tmp_path: Path) -> None:
 def test_a_server_that_is_down_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     message = failure("http://me:secret@127.0.0.1:9", tmp_path)
-    assert message == ("MLflow at http://***@127.0.0.1:9: cannot be reached; is the server running there?")
+    assert message == ("MLflow at http://me:***@127.0.0.1:9: cannot be reached; is the server running there?")
 
 
 def test_a_database_that_is_none_is_told(tmp_path: Path) -> None:

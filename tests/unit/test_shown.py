@@ -1,0 +1,174 @@
+"""No password in an address is shown or kept, whatever it looks like; nothing commands a terminal."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from yarn_ops.cli.doctor import _finding, examine
+from yarn_ops.errors import RecipeError, SettingsError, YarnOpsError
+from yarn_ops.recipe import parse_recipe
+from yarn_ops.settings import ADDRESSES, Settings, read_settings
+from yarn_ops.shown import form_pattern, holds_password, one_line, printable, without_password
+
+SECRET = "hunter2"
+ADDRESSES_WITH_SECRETS = [
+    "s3://me:hunter2@bucket/key",
+    "s3://AKIA:abc/def+hunter2/x@bucket/key",
+    "s3://AKIA:/hunter2@bucket",
+    "s3://AKIA:ab@c@hunter2@bucket",
+    "s3://:hunter2@bucket",
+    "https://hunter2@host/model",
+    "https://:hunter2@host",
+    "https://me:hunter2@host:443/a@b",
+    "https://[::1]:80:hunter2@host",
+    "postgresql+psycopg://me:p?q#hunter2@host/db",
+    "tcp://me:hunter2@host:8786",
+    "s3%3A%2F%2Fme%3Ahunter2%40bucket",
+    "s3://me%3Ahunter2%40bucket",
+    "s3://me:%68unter2@bucket/hunter2@x",
+    "https://host/model?X-Amz-Signature=hunter2&x=1",
+    "https://host/model?x=1&X-Amz-Credential=hunter2",
+    "https://host/model?token=hunter2",
+    "https://host/model?access_token=hunter2;a=b",
+    "https://host/model?sig=hunter2",
+    "https://host/model#api_key=hunter2",
+    "postgresql://host/db?user=me&password=hunter2",
+]
+WITHOUT_SCHEME = [
+    "me:hunter2@host/db",
+    "s3:/me:hunter2@bucket",
+    "//me:hunter2@host",
+    "s3:me:a/hunter2@bucket",
+]
+HARMLESS = [
+    "hf:org/name@v1:2",
+    "models:/demo-long@champion",
+    "shipped:base512",
+    "stdlib:**/*.py",
+    "s3://bucket/books/**/*.jsonl",
+    "s3://bucket/a?b@c.txt",
+    "/data/a:b@c/*.txt",
+    "file:///data/me@home/*.txt",
+    "mailto:me@example.com",
+    "written by me@example.com: see https://example.com/a?page=2&author=me",
+    "recall/code",
+]
+FIELDS: list[tuple[str, str, Any]] = [
+    ("base", "model", None),
+    ("data", "sources", lambda text: [text]),
+    ("data", "evaluation_sources", lambda text: [text]),
+    ("data", "text_field", None),
+    ("data", "languages", lambda text: [text]),
+    ("train", "targets", lambda text: [text]),
+    ("train", "method", None),
+    ("train", "stages", None),
+    ("gate", "conditions", lambda text: [{"score": text, "at_least": 1}]),
+    ("publish", "name", None),
+    ("publish", "alias", None),
+    ("publish", "experiment", None),
+    ("publish", "tags", lambda text: {"from": text}),
+    ("publish", "tags", lambda text: {text: "x"}),
+]
+
+
+@pytest.mark.parametrize("text", [*ADDRESSES_WITH_SECRETS, *WITHOUT_SCHEME])
+def test_a_recipe_with_a_secret_is_refused_and_does_not_repeat_it(text: str) -> None:
+    assert holds_password(text)
+    if text not in WITHOUT_SCHEME:
+        assert not re.search(form_pattern(), text)
+    for section, field, wrap in FIELDS:
+        recipe = {"rope": {"factor": 2}, section: {field: wrap(text) if wrap else text}}
+        with pytest.raises(RecipeError, match="holds a password, and a recipe is no secret") as fault:
+            parse_recipe(recipe)
+        assert SECRET not in str(fault.value)
+    for section in ("base", "rope", "train"):
+        with pytest.raises(RecipeError) as fault:
+            parse_recipe({"rope": {"factor": 2}, section: text})
+        assert SECRET not in str(fault.value)
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_what_holds_none_is_taken(text: str) -> None:
+    assert not holds_password(text)
+    assert re.search(form_pattern(), text)
+    assert without_password(text) == text
+
+
+@pytest.mark.parametrize("text", ADDRESSES_WITH_SECRETS)
+@pytest.mark.parametrize("around", ["{}", "{}: does not answer", "cannot connect to '{}' (refused)"])
+def test_every_error_is_without_it(text: str, around: str) -> None:
+    shown = str(YarnOpsError(around.format(text)))
+    assert SECRET not in shown and "***" in shown
+
+
+PASSWORDS = st.text("abz019/@:?#%&=+-._~!$'()[]\\", min_size=4, max_size=20).map(lambda text: f"Qx{text}xQ")
+
+
+@given(PASSWORDS, st.sampled_from(ADDRESSES), st.booleans())
+def test_no_setting_shows_its_password(password: str, name: str, quoted: bool) -> None:
+    scheme = {"database_url": "postgresql", "store_url": "s3", "cluster": "tcp"}.get(name, "http")
+    written = quote(password, safe="") if quoted else password
+    try:
+        settings = Settings.model_validate({name: f"{scheme}://me:{written}@host:9/x"})
+    except ValidationError as error:
+        assert not quoted and re.search("[/@?#]", password)
+        assert password not in str(error)
+        return
+    shown = [repr(settings), str(settings), settings.model_dump_json(), str(settings.model_dump())]
+    shown.append(_finding("x", lambda own: str(getattr(own, name)), settings).found)
+    shown.append(str(SettingsError(f"{getattr(settings, name)}: nothing answers")))
+    for text in shown:
+        assert written not in text and password not in text
+        assert "me:***@host:9/x" in text
+
+
+@pytest.mark.parametrize("name", ADDRESSES)
+@pytest.mark.parametrize(
+    "value", ["me:hunter2@host", "http:/me:hunter2@host", "http://me:hun/ter2/hunter2@host"]
+)
+def test_an_address_that_cannot_be_read_is_refused_unseen(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"YARN_OPS_{name.upper()}", value)
+    with pytest.raises(SettingsError, match=f"YARN_OPS_{name.upper()}: a user and a password stand") as fault:
+        read_settings()
+    assert "hunter2" not in str(fault.value) and "ter2" not in str(fault.value)
+
+
+def test_doctor_shows_none_of_what_does_not_answer(tmp_path: Path) -> None:
+    """Every check of doctor, with a password in every address, and nobody there."""
+    settings = Settings.model_validate(
+        {
+            "state_dir": tmp_path,
+            "database_url": "postgresql://me:hunter2@127.0.0.1:9/runs",
+            "store_url": "s3://bucket/store",
+            "s3_endpoint_url": "http://me:hunter2@127.0.0.1:9",
+            "s3_access_key": SECRET,
+            "s3_secret_key": SECRET,
+            "mlflow_uri": "http://me:hunter2@127.0.0.1:9",
+            "prefect_api_url": "http://me:hunter2@127.0.0.1:9/api",
+            "prefect_auth": f"me:{SECRET}",
+            "alert_url": f"http://127.0.0.1:9/{SECRET}",
+            "cluster": "tcp://me:hunter2@127.0.0.1:9",
+        }
+    )
+    findings = {finding.name: finding for finding in examine(settings)}
+    sick = {name for name, finding in findings.items() if not finding.healthy}
+    assert {"registry", "store", "mlflow", "prefect", "workers", "cluster"} <= sick
+    for finding in findings.values():
+        assert SECRET not in finding.found + finding.remedy
+
+
+def test_nothing_commands_a_terminal() -> None:
+    hostile = "a\x1b]0;title\x07\x1b[2Jb\x9b31mc\x7f\u202ed\nGrüße\t🌍"
+    assert printable(hostile) == "a�]0;title��[2Jb�31mc��d\nGrüße\t🌍"
+    assert one_line(hostile) == "a�]0;title��[2Jb�31mc��d Grüße 🌍"
+    assert "\x1b" not in str(YarnOpsError(hostile))

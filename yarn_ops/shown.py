@@ -1,0 +1,90 @@
+"""What may be shown: text without passwords in its addresses and without what commands a terminal."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from urllib.parse import unquote
+
+MASK = "***"
+SECRET_WORDS = ("token", "secret", "passw", "pwd", "signature", "credential", "api-key", "api_key", "apikey",
+                "access-key", "access_key", "accesskey")  # fmt: skip
+SECRET_NAMES = ("sig", "key", "sas", "auth", "authorization")
+
+_PARAMETER = rf"[^=?&;#\s]*(?:{'|'.join(SECRET_WORDS)})[^=?&;#\s]*|{'|'.join(SECRET_NAMES)}"
+_PARAMETERS = re.compile(rf"([?&;#](?:{_PARAMETER})=)[^&;#\s'\"]+", re.IGNORECASE)
+_USERS = re.compile(r"((?::|%3a)(?:/|%2f){2})(\S*)(@|%40)", re.IGNORECASE)
+_AUTHORITY = re.compile(r"(?:^|:)//(.*)@", re.DOTALL)
+_BARE_USER = re.compile(r"(?!\w+://|(?:hf|models|shipped|stdlib|mailto):)[^/\s:@]+:\S*@\S*")
+_DIRECTIONS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""marks that turn the order of what is shown around"""
+UNQUOTED = 3
+
+
+def without_password(text: str) -> str:
+    """A text with the passwords masked in every address that it holds, and in their parameters.
+
+    A user before a password stays, and so does one alone, but not in http://, where it is often a token.
+    What is behind a colon and before the last @ of an address counts as its password, whatever else it holds.
+    """
+    return _PARAMETERS.sub(rf"\1{MASK}", _USERS.sub(_masked, text))
+
+
+def _masked(address: re.Match[str]) -> str:
+    scheme, user, at = address.groups()
+    before = address.string[: address.start()].lower()
+    name, colon, _ = user.partition(":" if ":" in user else "%3a" if "%3a" in user else "%3A")
+    if colon:
+        return f"{scheme}{name}:{MASK}{at}" if "/" not in name else f"{scheme}{MASK}{at}"
+    if before.endswith(("http", "https")) and "/" not in user:
+        return f"{scheme}{MASK}{at}"
+    return address[0]
+
+
+def holds_password(text: str) -> bool:
+    """Whether a text looks like an address with a user, a password, a token or a signature in it.
+
+    Also where these hold slashes or @, where parts are percent-encoded, and without a scheme.
+    """
+    for form in _decoded(text):
+        authority = _AUTHORITY.search(form)
+        if authority and (":" in authority[1] or "/" not in authority[1]):
+            return True
+        if _BARE_USER.fullmatch(form) or _PARAMETERS.search(form):
+            return True
+    return False
+
+
+def _decoded(text: str) -> Iterator[str]:
+    for _ in range(UNQUOTED):
+        yield text
+        if (plain := unquote(text)) == text:
+            return
+        text = plain
+
+
+def form_pattern() -> str:
+    """A regular expression, as JavaScript and Python read it, that addresses with a password do not match."""
+    colon, at, slash = (f"(?:{sign}|%{code})" for sign, code in ((":", "3[aA]"), ("@", "40"), ("/", "2[fF]")))
+    users = rf"(?:^|{colon}){slash}{{2}}(?:[^/]*|[\s\S]*{colon}[\s\S]*){at}"
+    words, names = (
+        "".join(f"[{sign}{sign.upper()}]" if sign.isalpha() else sign for sign in "|".join(of))
+        for of in (SECRET_WORDS, SECRET_NAMES)
+    )
+    return rf"^(?![\s\S]*{users})(?![\s\S]*[?&;#](?:[^=]*(?:{words})[^=]*|{names})=)"
+
+
+def printable(text: str) -> str:
+    """A text in which every sign that would command a terminal, or turn a line around, is �; lines stay."""
+    if text.isprintable():
+        return _DIRECTIONS.sub("�", text)
+    return "".join(
+        "�" if unicodedata.category(sign) == "Cc" and sign not in "\n\t" else sign
+        for sign in _DIRECTIONS.sub("�", text)
+    )
+
+
+def one_line(text: str) -> str:
+    """A text on one line, printable and without passwords."""
+    return printable(without_password(" ".join(text.split())))
