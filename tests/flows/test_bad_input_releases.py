@@ -76,6 +76,18 @@ def test_a_damaged_file_in_the_store(released: Person, empty: Path) -> None:
     assert released.types("pull", "small", "--to", empty / "model").status == 0
 
 
+def test_registry_and_mlflow_have_the_digest_of_what_was_released(released: Person) -> None:
+    folder = next((released.state / "store" / "mlflow").rglob("model.safetensors")).parent
+    (folder / MANIFEST).rename(kept := folder.parent / MANIFEST)  # the list is not in the digest
+    try:
+        digest = manifest_of(folder).digest
+    finally:
+        kept.rename(folder / MANIFEST)
+    run = json.loads(released.types("runs", "show", "--last", "--json").out)
+    (version,) = json.loads(released.types("models", "--json").out)
+    assert version["tags"]["tree_digest"] == run["release"]["tags"]["tree_digest"] == digest
+
+
 def test_a_release_rewritten_in_the_store_with_its_list(released: Person, empty: Path) -> None:
     folder = next((released.state / "store" / "mlflow").rglob("model.safetensors")).parent
     with damaged(folder / "model.safetensors"), damaged(folder / MANIFEST):
