@@ -21,7 +21,7 @@ import torch
 
 from yarn_ops.data.layout import ShardReader, ShardWriter, TokenWriter
 from yarn_ops.data.windows import WindowSampler
-from yarn_ops.train.step import make_batch
+from yarn_ops.train.batches import make_batch
 
 LENGTHS = (32_768, 131_072)
 VOCABULARY = 50_000

@@ -42,12 +42,13 @@ from yarn_ops.rope.proof import load_proven
 from yarn_ops.settings import child_environment
 from yarn_ops.shipped import MODELS
 from yarn_ops.train.backbone import Backbone, TransformersBackbone
+from yarn_ops.train.batches import make_batch
 from yarn_ops.train.events import NoEvents
 from yarn_ops.train.job import Job
 from yarn_ops.train.loop import run_job
 from yarn_ops.train.lora import make_trainable, read_facts, read_losses, trained_parameters
 from yarn_ops.train.merge import merge
-from yarn_ops.train.step import CausalLoss, make_batch
+from yarn_ops.train.step import CausalLoss
 
 __all__ = ["digest_tree"]
 
@@ -200,7 +201,7 @@ def gradients(
     if layers == "own":
         backbone = Backbone(model, torch.float32, windows=windows, window=tokens)
         assert backbone.instead is None
-    loss = CausalLoss(model, backbone, torch.float32)(batch) / batch.target_tokens
+    loss = CausalLoss(model, backbone, torch.float32)(batch).total / batch.target_tokens
     loss.backward()
     return loss.item(), {name: parameter.grad for name, parameter in parameters.items()}  # type: ignore[misc]
 

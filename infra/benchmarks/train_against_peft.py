@@ -27,7 +27,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from yarn_ops.train.backbone import Backbone
-from yarn_ops.train.step import Batch, CausalLoss
+from yarn_ops.train.batches import Batch
+from yarn_ops.train.step import CausalLoss
 
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
 RATE = 2e-3
@@ -115,7 +116,8 @@ def ours(model: PreTrainedModel, tokens: int, *, float8: bool) -> Callable[[Tens
     loss = CausalLoss(model, backbone, torch.bfloat16)
 
     def loss_of(ids: Tensor) -> Tensor:
-        return loss(Batch(ids[:, :-1], ids[:, 1:], None, ids.shape[1] - 1, frozenset())) / (ids.shape[1] - 1)
+        batch = Batch(ids[:, :-1], ids[:, 1:], None, ids.shape[1] - 1, frozenset())
+        return loss(batch).total / (ids.shape[1] - 1)
 
     return loss_of
 

@@ -31,12 +31,13 @@ from train_step import PEAK_FLOPS, SHAPE, SMALL, EnoughError, model_flops, rando
 
 from yarn_ops.train import decoder
 from yarn_ops.train.backbone import Backbone
+from yarn_ops.train.batches import IGNORED, Batch
 from yarn_ops.train.layer import LayerPolicy
 from yarn_ops.train.parallel.layout import Layout
 from yarn_ops.train.parallel.ranks import Ranks, join
 from yarn_ops.train.parallel.sharding import ShardedLayers
 from yarn_ops.train.plan import GIB, MARGIN, Shape, step_cost
-from yarn_ops.train.step import IGNORED, Batch, CausalLoss
+from yarn_ops.train.step import CausalLoss
 
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
 STEPS = 2
@@ -83,7 +84,7 @@ class Run:
             ids = torch.randint(0, self.config.vocab_size, (1, self.tokens), generator=random).cuda()
             targets = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], IGNORED)], dim=1)
             batch = Batch(ids, targets, None, self.tokens - 1, frozenset()).part(self.ranks.across)
-            part = self.loss_of(batch) / (windows * (self.tokens - 1))
+            part = self.loss_of(batch).total / (windows * (self.tokens - 1))
             part.backward()
             loss += float(part.detach())
         self.ranks.sum_gradients(self.learning)

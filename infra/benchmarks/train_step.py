@@ -37,9 +37,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from yarn_ops.train import decoder
 from yarn_ops.train.backbone import Backbone
+from yarn_ops.train.batches import Batch
 from yarn_ops.train.decoder import Decoder
 from yarn_ops.train.layer import LayerPolicy
-from yarn_ops.train.step import Batch, CausalLoss
+from yarn_ops.train.step import CausalLoss
 
 PEAK_FLOPS = 790e12
 SHAPES = {
@@ -234,7 +235,7 @@ def ours(
     def step(ids: torch.Tensor) -> float:
         targets = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], -100)], dim=1)
         batch = Batch(ids, targets, None, ids.numel() - 1, frozenset())
-        loss = loss_of(batch) / batch.target_tokens
+        loss = loss_of(batch).total / batch.target_tokens
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -303,7 +304,7 @@ def correct() -> dict[str, Any]:
             model.zero_grad()
             hidden = Decoder(model, torch.bfloat16, policies(keep, config))
             batch = Batch(ids, targets, positions if packed else None, 4095, frozenset())
-            loss = CausalLoss(model, hidden, torch.bfloat16)(batch) / 4095
+            loss = CausalLoss(model, hidden, torch.bfloat16)(batch).total / 4095
             loss.backward()
             expected, gradients = reference[packed]
             apart = max(

@@ -56,6 +56,17 @@ class Tokenizer:
         batches = (self._fast.encode_batch_fast([text], add_special_tokens=False) for text in texts)
         return [self._narrow(batch[0].ids) for batch in batches]
 
+    def encode_with_offsets(self, texts: list[str]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """(ids [n], offsets [n, 2]: first and last character + 1) of each text, without prefix and EOS."""
+        return [
+            (self._narrow(encoding.ids).astype(np.int64), np.array(encoding.offsets, np.int64).reshape(-1, 2))
+            for encoding in self._fast.encode_batch(texts, add_special_tokens=False)
+        ]
+
+    def decode(self, ids: NDArray[np.integer[Any]]) -> str:
+        """The text of token ids, special tokens left out."""
+        return str(self._fast.decode(ids.tolist()))
+
     def _narrow(self, ids: list[int]) -> NDArray[np.unsignedinteger[Any]]:
         wide = np.array(ids, dtype=np.uint32)
         largest = int(wide.max(initial=0))

@@ -29,6 +29,8 @@ class Window:
     document_ids: tuple[str, ...]
     segments: NDArray[np.int32]
     """[window_tokens + 1]; the document of each token, as an index into `document_ids`, never falling"""
+    answers: NDArray[np.bool_] | None = None
+    """[window_tokens + 1]; tokens that answer an exercise; None in a window without exercises"""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,19 @@ from pydantic import Field, model_validator
 from yarn_ops.recipe.section import Positive, Section
 from yarn_ops.recipe.sections import Data, Gate
 
+FamilyName = Literal[
+    "lookup",
+    "lookalikes",
+    "table",
+    "values",
+    "updates",
+    "chain",
+    "count",
+    "ordinal",
+    "association",
+    "passage",
+    "section",
+]
 Carry = Literal["adapter", "adapter+optimizer", "weights"]
 """what a leg takes over from the leg before"""
 
@@ -79,6 +92,22 @@ class Stage(Section):
         return self.model_copy(update={"gate": StageGate()})
 
 
+class Exercises(Section):
+    """Facts planted in the documents and asked for later: what makes a model use its window."""
+
+    share: float = Field(
+        0.0, ge=0, le=1, title="Share",
+        description="Of the training windows that hold exercises; 0: text alone.",
+    )  # fmt: skip
+    answer_share: float = Field(
+        0.67, gt=0, lt=1, title="Weight of answers",
+        description="What the answers of a window's exercises make up of its loss; the text is the rest.",
+    )  # fmt: skip
+    families: tuple[FamilyName, ...] = Field(
+        (), title="Families", description="Kinds of exercises; empty: all of them."
+    )
+
+
 class Train(Section):
     """How the model learns to use the longer context."""
 
@@ -95,6 +124,7 @@ class Train(Section):
         True, title="Train norms", description="LongLoRA's finding: cheap and it helps."
     )
     train_embeddings: bool = Field(False, title="Train embeddings")
+    exercises: Exercises = Field(Exercises(), title="Exercises")
     steps: Positive = Field(50, title="Steps", description="Optimizer steps. Ignored when stages are given.")
     context_tokens: Positive | None = Field(
         None, title="Window (tokens)", description="Length of training windows; empty: the target context."

@@ -116,20 +116,27 @@ def swiglu_backward(grad_NF: Tensor, gate_NF: Tensor, up_NF: Tensor) -> tuple[Te
 
 @fused
 def cross_entropy(
-    logits_NV: Tensor, targets_N: Tensor, divisor: float, cap: float | None
+    logits_NV: Tensor, targets_N: Tensor, divisor: float, cap: float | None, weights_N: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy summed over the targets that are not negative, of cap · tanh(logits / divisor / cap), and
-    its gradient to `logits`, in their memory."""
+    """Cross-entropy of cap · tanh(logits / divisor / cap) over the targets that are not negative, and the
+    gradient to `logits` of its sum, in their memory.
+
+    The first is that sum (scalar). With weights it is each target's own cross-entropy (N), and the gradient
+    is that of the weighted sum.
+    """
     scores = _wide(logits_NV) / divisor
     if cap is not None:
         scores = torch.tanh(scores / cap) * cap
     counts = (targets_N >= 0)[:, None]
     sums = torch.logsumexp(scores, dim=-1, keepdim=True)
     hit = torch.arange(scores.shape[1], device=scores.device) == targets_N[:, None]
-    loss = torch.where(hit, sums - scores, 0).sum()
+    picked = torch.where(hit, sums - scores, 0)
     gradient = (torch.exp(scores - sums) - hit.to(scores.dtype)) * counts / divisor
+    if weights_N is not None:
+        gradient = gradient * weights_N[:, None]
     if cap is not None:
         gradient = gradient * (1 - (scores / cap).square())
+    loss = picked.sum() if weights_N is None else picked.sum(-1)
     return loss, logits_NV.copy_(gradient.to(logits_NV.dtype))
 
 

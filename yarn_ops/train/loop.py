@@ -8,22 +8,23 @@ import shutil
 import statistics
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from yarn_ops.data.windows import ShardReader, WindowSampler
 from yarn_ops.errors import Stopped, TrainError
 from yarn_ops.model_files import read_config
 from yarn_ops.recipe import Train
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.proof import load_proven
 from yarn_ops.train.backbone import DTYPES, Backbone
+from yarn_ops.train.batches import Batch, BatchReader
 from yarn_ops.train.events import EventLog, NoEvents
 from yarn_ops.train.job import Job
 from yarn_ops.train.lora import load_trained, make_trainable, save_adapter, trained_parameters
@@ -34,7 +35,7 @@ from yarn_ops.train.parallel.sharding import ShardedLayers
 from yarn_ops.train.plan import known_gpu
 from yarn_ops.train.precision import Dtype, resolve_device, resolve_dtype
 from yarn_ops.train.snapshot import Snapshot, save_snapshot
-from yarn_ops.train.step import Batch, CausalLoss, make_batch
+from yarn_ops.train.step import CausalLoss
 
 BETAS = (0.9, 0.95)  # Llama 2, section 2.2; YaRN's runs kept them
 FINAL_LOSS_STEPS = 5
@@ -82,20 +83,13 @@ class Loop:
         self._device = resolve_device(job.device)
         self._dtype = resolve_dtype(job.train.precision, self._device)
         self._float8 = job.train.precision == "fp8"
-        self._sampler = WindowSampler(
-            ShardReader(job.shards_dir, "train"),
-            window_tokens=job.leg.context_tokens,
-            seed=job.data.seed,
-            prefer_long=job.data.prefer_long,
-        )
-        self._windows = job.windows_a_step // ranks.layout.data
-        self._batch_windows = min(job.train.batch_windows, self._windows)
+        self._batches = BatchReader(job, ranks, self._device)
         self._model, sharded = load_model(job, self._device, self._dtype, ranks)
         self._parameters = trained_parameters(self._model)
         self._backbone = Backbone(
             self._model,
             DTYPES[self._dtype],
-            windows=self._batch_windows,
+            windows=self._batches.batch_windows,
             window=job.leg.context_tokens,
             float8=self._float8,
             ranks=ranks,
@@ -106,6 +100,8 @@ class Loop:
         self._earlier_updates = self._carry_optimizer_over()
         self._curve: list[dict[str, Any]] = []
         self._seconds = 0.0
+        self._answers = np.zeros(2)
+        """nats and number of the step's answers in this process"""
         self._random = random_state(self._device)
 
     @property
@@ -132,7 +128,7 @@ class Loop:
         self._events.emit("start", step=self._step, device=self._device, precision=precision)
         self._tell_plan()
         self._model.train()
-        self._loss.prove(next(self._whole_batches()).inputs_BT)
+        self._loss.prove(next(self._batches.whole(self._step)).inputs_BT)
         if self._float8:
             self._backbone.quantise()
         while self._step < steps:
@@ -181,7 +177,7 @@ class Loop:
     def _train_step(self) -> bool:
         """One optimizer step; False, and nothing changed, when asked to stop before its last micro-batch."""
         began, job = time.perf_counter(), self._job
-        batches = list(self._batches())
+        batches = self._batches.step(self._step)
         data_wait_s = time.perf_counter() - began
         loss = self._loss_of_step(batches)
         if loss is None:
@@ -197,6 +193,9 @@ class Loop:
             "learning_rate": rate,
             "gradient_norm": norm,
         }
+        if self._job.train.exercises.share:
+            nats, answers = (self._ranks.total(value) for value in self._answers.tolist())
+            point["answer_loss"] = nats / answers if answers else None
         self._curve.append(point)
         self._events.emit(
             "step",
@@ -216,7 +215,7 @@ class Loop:
         target_tokens = self._ranks.total(sum(batch.target_tokens for batch in batches))
         while True:
             try:
-                loss = 0.0
+                loss, self._answers = 0.0, np.zeros(2)
                 for batch in batches:
                     if self._ranks.any(self._stop.is_set()):
                         return None
@@ -241,24 +240,15 @@ class Loop:
             facts["layout"] = self._ranks.layout.describe()
         self._events.emit("plan", kept=plan.describe(), foretold_bytes=plan.peak_bytes, **facts)
 
-    def _batches(self) -> Iterator[Batch]:
-        """This process's part of the step to come."""
-        return (batch.part(self._ranks.across) for batch in self._whole_batches())
-
-    def _whole_batches(self) -> Iterator[Batch]:
-        """The micro-batches of this process's group: a pure function of the step's number."""
-        first = self._step * self._job.windows_a_step + self._ranks.data_rank * self._windows
-        for start in range(first, first + self._windows, self._batch_windows):
-            end = min(start + self._batch_windows, first + self._windows)
-            windows = [self._sampler.window(index) for index in range(start, end)]
-            yield make_batch(windows, device=self._device, document_mask=self._job.data.document_mask)
-
     def _accumulate(self, batch: Batch, target_tokens: float) -> float:
         """Add a micro-batch's gradients; its share of the step's mean loss (nats a token)."""
-        loss = self._loss(batch) / target_tokens
+        found = self._loss(batch)
+        loss = found.total / target_tokens
         if not torch.isfinite(loss):
             raise TrainError(self._not_finite("loss", [batch]))
         loss.backward()
+        if found.answers is not None and batch.answers_BT is not None:
+            self._answers += np.array([found.answers.item(), batch.answers_BT.sum().item()])
         return loss.item()
 
     def _update(self, rate: float, batches: list[Batch]) -> float:

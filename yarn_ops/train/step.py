@@ -1,12 +1,11 @@
-"""One micro-batch: windows to a summed loss, in memory that does not grow with the vocabulary.
+"""A micro-batch's summed loss, in memory that does not grow with the vocabulary.
 
 Axes in names: B windows, T tokens of a window, N = B·T positions, D hidden width, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,14 +14,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from yarn_ops.data.windows import Window
 from yarn_ops.errors import TrainError
+from yarn_ops.train.batches import Batch
 from yarn_ops.train.elementwise import cross_entropy
 from yarn_ops.train.parallel.ulysses import Across
 
 HiddenStates = Callable[[Tensor, Tensor | None], Tensor]
 """token ids and positions (B × T) to hidden states (B × T × D) after the last norm"""
-IGNORED = -100
 LOGITS_AT_ONCE = 1 << 26
 """elements of the largest logits tensor: 256 MiB in float32"""
 LOGITS_AT_ONCE_GPU = 1 << 29
@@ -30,56 +28,6 @@ LOGITS_AT_ONCE_GPU = 1 << 29
 PROOF_TOKENS = 16
 PROOF_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """of the logits, in the norm"""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Windows on the device, positions in host memory. With a document mask, positions restart at each
-    document and the first token of a document is nobody's target."""
-
-    inputs_BT: Tensor
-    targets_BT: Tensor
-    """int64; `IGNORED` where nothing is to be predicted"""
-    positions_BT: Tensor | None
-    """of the whole windows, also in a part of them"""
-    target_tokens: int
-    document_ids: frozenset[str]
-
-    def part(self, across: Across | None) -> Batch:
-        """The tokens of every window that this process holds."""
-        if across is None:
-            return self
-        targets_BT = across.part(self.targets_BT, 1)
-        return replace(
-            self,
-            inputs_BT=across.part(self.inputs_BT, 1),
-            targets_BT=targets_BT,
-            target_tokens=int((targets_BT != IGNORED).sum()),
-        )
-
-
-def make_batch(windows: Sequence[Window], *, device: str, document_mask: bool) -> Batch:
-    ids = torch.stack([torch.as_tensor(window.ids) for window in windows])
-    segments = torch.stack([torch.as_tensor(window.segments) for window in windows])
-    targets, positions = ids[:, 1:].clone(), None
-    if document_mask:
-        targets[segments[:, 1:] != segments[:, :-1]] = IGNORED
-        positions = positions_within(segments[:, :-1])
-    return Batch(
-        inputs_BT=ids[:, :-1].to(device),
-        targets_BT=targets.to(device),
-        positions_BT=positions,
-        target_tokens=int((targets != IGNORED).sum()),
-        document_ids=frozenset(document for window in windows for document in window.document_ids),
-    )
-
-
-def positions_within(segments_BT: Tensor) -> Tensor:
-    """Each token's position in its own run of equal segment numbers: 0, 1, 2, ... (int64, B × T)."""
-    index = torch.arange(segments_BT.shape[1]).expand(segments_BT.shape)
-    starts = torch.ones_like(segments_BT, dtype=torch.bool)
-    starts[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
-    return index - torch.where(starts, index, 0).cummax(dim=1).values
 
 
 class Head(NamedTuple):
@@ -109,6 +57,15 @@ class Head(NamedTuple):
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
 
+class Loss(NamedTuple):
+    """Of one micro-batch, in nats."""
+
+    total: Tensor
+    """weighted, summed over the batch's targets (scalar, float32)"""
+    answers: Tensor | None
+    """not weighted, summed over its answers; None where no window has exercises"""
+
+
 class CausalLoss:
     """Next-token cross-entropy of a model, summed over targets."""
 
@@ -122,11 +79,14 @@ class CausalLoss:
         """`across`: who has the other parts of every batch's windows."""
         self._model, self._backbone, self._dtype, self._across = model, backbone, dtype, across
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Nats, summed over the batch's targets (scalar, float32)."""
+    def __call__(self, batch: Batch) -> Loss:
         hidden_BTD = self._backbone(batch.inputs_BT, batch.positions_BT)
         head = Head.of(self._model, self._dtype)
-        return summed_loss(hidden_BTD.flatten(0, 1), batch.targets_BT.flatten(), head)
+        weights_N = None if batch.weights_BT is None else batch.weights_BT.flatten()
+        total, losses_N = summed_loss(hidden_BTD.flatten(0, 1), batch.targets_BT.flatten(), head, weights_N)
+        if batch.answers_BT is None:
+            return Loss(total, None)
+        return Loss(total, losses_N[batch.answers_BT.flatten()].sum())
 
     @torch.no_grad()
     def prove(self, inputs_BT: Tensor) -> None:
@@ -155,12 +115,17 @@ class CausalLoss:
 
 
 def summed_loss(
-    hidden_ND: Tensor, targets_N: Tensor, head: Head, logits_at_once: int | None = None
-) -> Tensor:
-    """Cross-entropy summed over targets, from `logits_at_once` elements of logits at a time."""
+    hidden_ND: Tensor,
+    targets_N: Tensor,
+    head: Head,
+    weights_N: Tensor | None = None,
+    logits_at_once: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(weighted cross-entropy summed over targets, each target's own where there are weights, else nothing),
+    from `logits_at_once` elements of logits at a time."""
     at_once = logits_at_once or (LOGITS_AT_ONCE_GPU if hidden_ND.is_cuda else LOGITS_AT_ONCE)
     rows = max(1, at_once // len(head.weight_VD))
-    return _SummedLoss.apply(hidden_ND, targets_N, rows, *head)  # type: ignore[no-any-return, no-untyped-call]
+    return _SummedLoss.apply(hidden_ND, targets_N, weights_N, rows, *head)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _SummedLoss(torch.autograd.Function):
@@ -172,20 +137,26 @@ class _SummedLoss(torch.autograd.Function):
         ctx: Any,
         hidden_ND: Tensor,
         targets_N: Tensor,
+        weights_N: Tensor | None,
         rows: int,
         weight_VD: Tensor,
         bias_V: Tensor | None,
         divisor: float,
         cap: float | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         of_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        of_weight = torch.zeros_like(weight_VD) if ctx.needs_input_grad[3] else None
-        of_bias = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[4] else None
+        of_weight = torch.zeros_like(weight_VD) if ctx.needs_input_grad[4] else None
+        of_bias = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[5] else None
         total = hidden_ND.new_zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
+        losses = total.new_zeros(0 if weights_N is None else len(hidden_ND))
         for start in range(0, len(hidden_ND), rows):
             chunk = slice(start, start + rows)
             logits = F.linear(hidden_ND[chunk], weight_VD, bias_V)
-            loss, of_logits = cross_entropy(logits, targets_N[chunk], divisor, cap)
+            weights = None if weights_N is None else weights_N[chunk]
+            loss, of_logits = cross_entropy(logits, targets_N[chunk], divisor, cap, weights)
+            if weights is not None:
+                losses[chunk] = loss
+                loss = torch.dot(loss, weights.to(loss.dtype))
             total += loss
             if of_hidden is not None:
                 of_hidden[chunk] = of_logits @ weight_VD
@@ -194,12 +165,13 @@ class _SummedLoss(torch.autograd.Function):
             if of_bias is not None:
                 of_bias += of_logits.sum(0)
         ctx.save_for_backward(of_hidden, of_weight, of_bias)
-        return total
+        ctx.mark_non_differentiable(losses)
+        return total, losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, outer: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         of_hidden, of_weight, of_bias = (
             None if gradient is None else gradient * outer for gradient in ctx.saved_tensors
         )
-        return of_hidden, None, None, of_weight, of_bias, None, None
+        return of_hidden, None, None, None, of_weight, of_bias, None, None

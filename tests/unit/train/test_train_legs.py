@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from jobs import StopAfter
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -42,18 +42,6 @@ def merged(base: Path, adapter: Path, out: Path) -> Path:
     merge_lora(model)
     model.save_pretrained(out)
     return out
-
-
-class StopAfter(threading.Event):
-    """Set once it was asked `looks` times: a trainer of one micro-batch a step asks once a step."""
-
-    def __init__(self, looks: int) -> None:
-        super().__init__()
-        self._looks = looks
-
-    def is_set(self) -> bool:
-        self._looks -= 1
-        return self._looks < 0
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from torch import Tensor
 
 from yarn_ops.digests import digest_tree
 from yarn_ops.errors import TrainError
+from yarn_ops.train.batches import Batch
 from yarn_ops.train.events import read_events
 from yarn_ops.train.job import Job
-from yarn_ops.train.step import Batch, CausalLoss
+from yarn_ops.train.step import CausalLoss, Loss
 
 MakeJob = Callable[..., Job]
 Trained = Callable[[Job], Job]
@@ -26,7 +26,7 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], Non
     def fail_at(numbers: set[int]) -> None:
         calls: Iterator[int] = iter(range(1, 1000))
 
-        def short(self: CausalLoss, batch: Batch) -> Tensor:
+        def short(self: CausalLoss, batch: Batch) -> Loss:
             if next(calls) in numbers:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
             return whole(self, batch)

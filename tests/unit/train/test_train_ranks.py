@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jobs import PROGRAM, TOLERANCE, together
 
-from yarn_ops.settings import child_environment
 from yarn_ops.train.job import Job
 
 MakeJob = Callable[..., Job]
-PROGRAM = Path(__file__).with_name("ranks_program.py")
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node")
-TOLERANCE = 1e-5
 ACROSS_BORDERS = {"prefer_long": 0.0}
 """windows are drawn without regard to documents, so most hold several"""
 CASES: dict[int, dict[str, dict[str, Any]]] = {
@@ -60,14 +55,3 @@ def test_losses_and_gradients_are_those_of_one_process(
             assert found["gradient"] < TOLERANCE, name
     masked, unmasked = (sum(losses) / len(losses) for losses in first_losses.values())
     assert abs(masked - unmasked) > 100 * TOLERANCE  # the mask is at work
-
-
-def together(processes: int, *command: str | Path) -> None:
-    run = subprocess.run(
-        [sys.executable, *TORCHRUN, str(processes), *map(str, command)],
-        env=child_environment({"OMP_NUM_THREADS": "1"}),
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert run.returncode == 0, run.stderr[-3000:]

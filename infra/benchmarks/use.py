@@ -1,0 +1,203 @@
+"""What makes a model use its window: arms of training objectives on one base, at an equal number of windows.
+
+    python infra/benchmarks/use.py BASE DOCUMENTS_GLOB OUT ARM [ARM …] [--factor 4] [--windows 12] [--seed 0]
+
+An ARM is NAME[:KEY=VALUE…]: base, zero-shot, or text / exercises with keys steps, lr, share, weight, families
+(joined by +), seed. Every arm is trained and measured in this process; a line a cell goes to OUT/rows.jsonl
+as it is found. Recall and the held-out tasks are the evaluation's own, whose forms no exercise has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bare import Bare
+from torch.nn import functional as F
+from transformers import AutoTokenizer
+
+from yarn_ops.data.layout import ShardReader
+from yarn_ops.data.windows import spread
+from yarn_ops.evals.forward import logits_of
+from yarn_ops.evals.recall import answered, make_samples
+from yarn_ops.evals.suite import scoring
+from yarn_ops.evals.suite.haystack import Haystack
+from yarn_ops.evals.suite.plan import GRIDS
+from yarn_ops.evals.suite.reader import SharedReader
+from yarn_ops.model_files import read_config
+from yarn_ops.recipe import Rope, Stage, Train, parse_recipe
+from yarn_ops.rope.config import rope_spec_of
+from yarn_ops.rope.proof import load_proven
+from yarn_ops.train.events import NoEvents
+from yarn_ops.train.job import Job
+from yarn_ops.train.loop import Loop
+from yarn_ops.train.lora import merge_lora
+from yarn_ops.train.parallel.arrange import arrange
+from yarn_ops.train.parallel.ranks import Ranks
+
+HELD_OUT_TASKS = ("passkey", "key-value", "multi-key")
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    arguments.add_argument("base", type=Path)
+    arguments.add_argument("documents")
+    arguments.add_argument("out", type=Path)
+    arguments.add_argument("arms", nargs="+")
+    arguments.add_argument("--factor", type=int, default=4)
+    arguments.add_argument("--lengths", default="0.5,1,2,4", help="in multiples of the original context")
+    arguments.add_argument("--windows", type=int, default=12)
+    arguments.add_argument("--texts", type=int, default=6)
+    arguments.add_argument("--batch", type=int, default=2)
+    arguments.add_argument("--folder", type=Path, default=Path("/tmp/use"))
+    arguments.add_argument("--skip-held-out", action="store_true")
+    asked = arguments.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(asked)
+    for arm in asked.arms:
+        bench.run(arm)
+
+
+class Bench:
+    """One base and its shards, prepared once."""
+
+    def __init__(self, asked: argparse.Namespace) -> None:
+        self.asked = asked
+        recipe = parse_recipe(
+            {
+                "base": {"model": str(asked.base)},
+                "rope": {"factor": asked.factor},
+                "data": {"sources": [asked.documents], "held_out_fraction": 0.2},
+                "train": {"targets": ["all-linear"], "batch_windows": asked.batch, "learning_rate": 5e-4},
+            }
+        )
+        shutil.rmtree(asked.folder, ignore_errors=True)
+        asked.folder.mkdir(parents=True)
+        began = time.perf_counter()
+        self.bare = Bare.prepare(recipe, asked.folder)
+        self.patched = self.bare.patch(Rope(method="yarn", factor=asked.factor), asked.factor, "yarn")
+        self.original = self.bare.base.record.context_tokens
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.tokenizer = AutoTokenizer.from_pretrained(asked.base)
+        self.held_out = ShardReader(self.bare.shards.path, "held_out")
+        ids = np.concatenate([self.held_out.document(n) for n in range(self.held_out.documents)])
+        self.haystack = Haystack((), (ids.astype(np.int64),), (), self.encode, "")
+        shards = self.bare.shards.record
+        self.note("prepared", {"train": shards.train_tokens, "held_out": shards.held_out_tokens}, began)
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def note(self, what: str, facts: dict[str, Any], began: float) -> None:
+        line = json.dumps({"what": what, "seconds": round(time.perf_counter() - began, 1), **facts})
+        print(line, flush=True)
+        with (self.asked.out / "rows.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+    def run(self, arm: str) -> None:
+        name, *pairs = arm.split(":")
+        keys = dict(pair.split("=") for pair in pairs)
+        began = time.perf_counter()
+        if name in ("base", "zero-shot"):
+            config = read_config(self.asked.base if name == "base" else self.patched.path)
+            dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
+            model = load_proven(
+                self.asked.base, config, rope_spec_of(config), dtype=dtype, device=self.device
+            )
+        else:
+            model, curve = self.train(name, keys)
+            losses = {
+                key: [round(point[key], 3) for point in curve[:: max(1, len(curve) // 6)] if point.get(key)]
+                for key in ("loss", "answer_loss")
+            }
+            self.note(f"{arm} trained", losses, began)
+        self.measure(arm, model)
+        del model
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def train(self, name: str, keys: dict[str, str]) -> tuple[Any, list[dict[str, Any]]]:
+        steps, seed = int(keys.get("steps", 50)), int(keys.get("seed", 1))
+        exercises = {
+            "share": 0.0 if name == "text" else float(keys.get("share", 1)),
+            "answer_share": float(keys.get("weight", 0.67)),
+            "families": keys["families"].split("+") if "families" in keys else [],
+        }
+        values = self.bare.recipe.train.model_dump() | {
+            "exercises": exercises, "learning_rate": float(keys.get("lr", 5e-4)), "checkpoint_every": 10_000,
+            "seed": seed, "precision": keys.get("precision", "auto"),
+        }  # fmt: skip
+        length = self.asked.factor * self.original
+        job = Job(
+            train=Train.model_validate(values),
+            leg=Stage(context_tokens=length, steps=steps, factor=float(self.asked.factor)),
+            data=self.bare.recipe.data.model_copy(update={"seed": seed}),
+            base_dir=self.asked.base,
+            patched_dir=self.patched.path,
+            shards_dir=self.bare.shards.path,
+            out_dir=self.asked.folder / "adapter",
+            work_dir=self.asked.folder / "work",
+            device="auto",
+            threads=torch.get_num_threads(),
+        )
+        job.work_dir.mkdir(exist_ok=True)
+        torch.manual_seed(seed)
+        arrange(job, Ranks())
+        loop = Loop(job, NoEvents(), threading.Event(), Ranks())
+        loop.run()
+        model, curve = loop._model, loop._curve
+        shutil.rmtree(job.work_dir)
+        merge_lora(model)
+        model.requires_grad_(False)
+        return model.to(torch.bfloat16 if self.device == "cuda" else torch.float32).eval(), curve
+
+    def measure(self, arm: str, model: Any) -> None:
+        lengths = [round(float(text) * self.original) for text in self.asked.lengths.split(",")]
+        if arm == "base":
+            lengths = [length for length in lengths if length <= self.original]
+        for length in lengths:
+            began = time.perf_counter()
+            windows = [w.ids[:length] for w in spread(self.held_out, length, self.asked.windows, 7)]
+            found: dict[str, Any] = {}
+            for form in ("code", "prose"):
+                hits = answered(model, make_samples(windows, self.encode, form, length, 8, 3))[:, :8]
+                found[form] = [round(float(hits.mean()), 3), [round(float(x), 2) for x in hits.mean(0)]]
+            found["perplexity"] = round(float(np.exp(np.mean([*self.losses(model, windows[:6])]))), 3)
+            self.note(f"{arm} @ {length}", found, began)
+        if self.asked.skip_held_out:
+            return
+        reader = SharedReader(model)
+        for length in (self.original, lengths[-1]):
+            began = time.perf_counter()
+            found = {}
+            for task in HELD_OUT_TASKS:
+                samples = GRIDS[task](self.haystack, length, 8, self.asked.texts, 5)
+                scores = scoring.recall(task, scoring.ask_all(reader, samples), length, 8, 5)
+                found[task] = [
+                    round(scores[0].value, 3),
+                    [round(s.value, 2) for s in scores if s.depth is not None],
+                ]
+            self.note(f"{arm} held out @ {length}", found, began)
+
+    def losses(self, model: Any, windows: list[Any]) -> Iterator[float]:
+        """Mean loss of each window's last quarter."""
+        with torch.inference_mode():
+            for ids in windows:
+                ids_BT = torch.as_tensor(ids)[None].to(model.device)
+                quarter = len(ids) // 4
+                hidden = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state[
+                    0, -quarter - 1 : -1
+                ]
+                yield float(F.cross_entropy(logits_of(model, hidden), ids_BT[0, -quarter:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Training windows with exercises: a pure function of shards, tokenizer, seed and index.
+
+A window of the plain sampler gives the text; events of exercises are inserted into it until they take their
+part of it, and what the text loses at its end is not trained on in this window.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yarn_ops.data.tokenizer import Tokenizer
+from yarn_ops.data.windows import Window, WindowSampler
+from yarn_ops.exercises.draw import Draw
+from yarn_ops.exercises.en import ENGLISH
+from yarn_ops.exercises.families import FAMILIES, Event, Quote
+from yarn_ops.exercises.language import Language
+from yarn_ops.exercises.zh import CHINESE
+
+EXERCISE_TOKENS = 0.35
+"""of a window with exercises, at most, in planted facts and questions"""
+LEAST_TOKENS = 256
+"""of a text that exercises are put into"""
+DRAWN_AT_ONCE = 32
+MISSES = 8
+"""exercises that did not fit, or of which a text has all it may, after which it is full"""
+LANGUAGE_TOKENS = 256
+"""from the beginning of a text: they tell its language"""
+CHINESE_SHARE = 0.2
+"""of the characters, from which a text is Chinese"""
+
+Ids = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Token ids that are inserted, or a quotation of the text; and which of them are answers."""
+
+    content: Ids | Quote
+    answers: Mask
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    place: float
+    runs: tuple[_Run, ...]
+    tokens: int
+
+
+class ExerciseSampler:
+    """The windows of a plain sampler, a share of them with exercises.
+
+    `share` of any run of consecutive windows, rounded, have exercises: windows are not drawn for it but
+    counted. With a document mask exercises stay within a document: nothing else could be attended to.
+    """
+
+    def __init__(
+        self,
+        windows: WindowSampler,
+        tokenizer: Tokenizer,
+        *,
+        seed: int,
+        share: float,
+        document_mask: bool,
+        families: Sequence[str] = tuple(FAMILIES),
+    ) -> None:
+        self._windows, self._tokenizer = windows, tokenizer
+        self._seed, self._share, self._document_mask = seed, share, document_mask
+        self._families = [FAMILIES[name][0] for name in families]
+        shares = np.array([FAMILIES[name][1] for name in families])
+        self._shares = shares / shares.sum()
+
+    def window(self, index: int) -> Window:
+        """Window number `index` ≥ 0, of as many tokens as the plain one."""
+        plain = self._windows.window(index)
+        if int((index + 1) * self._share) == int(index * self._share):
+            return plain
+        digest = hashlib.sha256(b"exercises:%d:%d" % (self._seed, index)).digest()
+        rng = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+        ids, answers = plain.ids.copy(), np.zeros(len(plain.ids), dtype=np.bool_)
+        segments = plain.segments.copy()
+        for start, stop in self._texts(plain):
+            text = plain.ids[start:stop]
+            draw = Draw(rng, self._language(text))
+            events = self._draw_events(draw, int(len(text) * EXERCISE_TOKENS))
+            planted, marks, sources = insert(text, events)
+            ids[start:stop], answers[start:stop] = planted, marks
+            segments[start:stop] = plain.segments[start:stop][sources]
+        return replace(plain, ids=ids, segments=segments, answers=answers)
+
+    def _texts(self, window: Window) -> list[tuple[int, int]]:
+        """(start, stop) of the texts that exercises are put into."""
+        if not self._document_mask:
+            return [(0, len(window.ids))]
+        borders = np.flatnonzero(np.diff(window.segments)) + 1
+        edges = [0, *borders.tolist(), len(window.ids)]
+        return [(start, stop) for start, stop in pairwise(edges) if stop - start >= LEAST_TOKENS]
+
+    def _language(self, text: Ids) -> Language:
+        sample = self._tokenizer.decode(text[:LANGUAGE_TOKENS])
+        chinese = sum("\u4e00" <= character <= "\u9fff" for character in sample)
+        return CHINESE if chinese > CHINESE_SHARE * max(1, len(sample)) else ENGLISH
+
+    def _draw_events(self, draw: Draw, most_tokens: int) -> list[_Encoded]:
+        """Exercises that take `most_tokens` at most; those that no longer fit are left out."""
+        chosen: list[_Encoded] = []
+        misses = 0
+        while misses < MISSES:
+            drawn = [
+                self._families[int(index)](draw)
+                for index in draw.rng.choice(len(self._families), DRAWN_AT_ONCE, p=self._shares)
+            ]
+            for events in self._encode(drawn):
+                tokens = sum(event.tokens for event in events)
+                if events and tokens <= most_tokens:
+                    most_tokens -= tokens
+                    chosen += events
+                else:
+                    misses += 1
+        return chosen
+
+    def _encode(self, exercises: Sequence[Sequence[Event]]) -> list[list[_Encoded]]:
+        texts = [text for events in exercises for event in events for text in _texts_of(event)]
+        encoded = iter(self._tokenizer.encode_with_offsets([text for text, _ in texts]))
+        marked = iter(
+            _Run(ids, _overlaps(offsets, spans))
+            for (ids, offsets), (_, spans) in zip(encoded, texts, strict=True)
+        )
+        return [[_encoded(event, marked) for event in events] for events in exercises]
+
+
+def insert(text: Ids, events: Sequence[_Encoded]) -> tuple[Ids, Mask, NDArray[np.int64]]:
+    """(ids, answers, sources), each as long as `text`: the events inserted, the text's end cut off.
+
+    sources: for each token the index in `text` that it stands at or behind. An event that would fall into a
+    quoted run is put behind it, so that the run stands in the window as it is quoted. Where that could have
+    moved an event past a quotation that must stand alone, its answer is not marked.
+    """
+    room = len(text) - sum(event.tokens for event in events)
+    quotes = {run.content for event in events for run in event.runs if isinstance(run.content, Quote)}
+    quoted = sorted({(*_span(quote, room), quote.place) for quote in quotes})
+    ids: list[Ids] = []
+    answers: list[Mask] = []
+    sources: list[NDArray[np.int64]] = []
+    at = 0
+
+    def append(run: Ids, marks: Mask, source: NDArray[np.int64]) -> None:
+        ids.append(run)
+        answers.append(marks)
+        sources.append(source)
+
+    def copy_text(to: int) -> None:
+        append(text[at:to], np.zeros(to - at, dtype=np.bool_), np.arange(at, to))
+
+    for event in sorted(events, key=lambda event: event.place):
+        own = [_span(run.content, room)[1] for run in event.runs if isinstance(run.content, Quote)]
+        to = max(int(event.place * room), at, *own, 0)
+        for start, stop, place in quoted:
+            inside = start < to < stop or (to == start and place < event.place)
+            to = stop if inside else to
+        copy_text(to)
+        at = to
+        misplaced = False
+        for run in event.runs:
+            if isinstance(run.content, Quote):
+                start, _ = _span(run.content, room)
+                begin = start + run.content.skip
+                content = text[begin : begin + run.content.tokens]
+                misplaced |= run.content.alone and _overlapped(run.content, room, quoted)
+            else:
+                content = run.content
+            append(content, run.answers & (not misplaced), np.full(len(content), max(0, to - 1)))
+    copy_text(room)
+    return np.concatenate(ids), np.concatenate(answers), np.concatenate(sources)
+
+
+def _span(quote: Quote, room: int) -> tuple[int, int]:
+    """(start, stop) in the text of what has to stay in one piece."""
+    start = min(int(quote.place * room), room - quote.span)
+    return start, start + quote.span
+
+
+def _overlapped(quote: Quote, room: int, quoted: Sequence[tuple[int, int, float]]) -> bool:
+    """Whether another quotation begins or ends inside this one's run."""
+    start, stop = _span(quote, room)
+    return any(begin < stop and start < end and place != quote.place for begin, end, place in quoted)
+
+
+def _texts_of(event: Event) -> list[tuple[str, list[tuple[int, int]]]]:
+    """(text, spans of answers in it) of every run of parts that are no quotations."""
+    found: list[tuple[str, list[tuple[int, int]]]] = []
+    text, spans = "", list[tuple[int, int]]()
+    for part in event.parts:
+        if isinstance(part.content, Quote):
+            found.append((text, spans))
+            text, spans = "", []
+            continue
+        if part.answer:
+            spans.append((len(text), len(text) + len(part.content)))
+        text += part.content
+    return [*found, (text, spans)]
+
+
+def _encoded(event: Event, texts: Iterator[_Run]) -> _Encoded:
+    """The event's runs: encoded texts, taken from `texts` in order, with its quotations between them."""
+    runs: list[_Run] = []
+    for part in event.parts:
+        if isinstance(part.content, Quote):
+            runs += [next(texts), _Run(part.content, np.full(part.content.tokens, part.answer))]
+    runs.append(next(texts))
+    return _Encoded(event.place, tuple(runs), sum(len(run.answers) for run in runs))
+
+
+def _overlaps(offsets: NDArray[np.int64], spans: Sequence[tuple[int, int]]) -> Mask:
+    """Which tokens, by their (start, stop) in characters, lie in one of the spans at least partly."""
+    marks = np.zeros(len(offsets), dtype=np.bool_)
+    for start, stop in spans:
+        marks |= (offsets[:, 1] > start) & (offsets[:, 0] < stop)
+    return marks

@@ -1,0 +1,169 @@
+"""The trainer's data: the windows of a step as micro-batches on the device, read while the step before runs.
+
+Axes in names: B windows, T tokens of a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from yarn_ops.data.layout import ShardReader
+from yarn_ops.data.tokenizer import Tokenizer
+from yarn_ops.data.windows import Window, WindowSampler
+from yarn_ops.exercises import FAMILIES, ExerciseSampler
+from yarn_ops.model_files import read_config
+from yarn_ops.train.job import Job
+from yarn_ops.train.parallel.ranks import Ranks
+from yarn_ops.train.parallel.ulysses import Across
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows on the device, positions in host memory. With a document mask, positions restart at each
+    document and the first token of a document is nobody's target."""
+
+    inputs_BT: Tensor
+    targets_BT: Tensor
+    """int64; `IGNORED` where nothing is to be predicted"""
+    positions_BT: Tensor | None
+    """of the whole windows, also in a part of them"""
+    target_tokens: int
+    document_ids: frozenset[str]
+    weights_BT: Tensor | None = None
+    """of each target in the loss (float32), their sum over a window its number of targets; None: all are 1"""
+    answers_BT: Tensor | None = None
+    """which targets answer an exercise (bool); None where no window has one"""
+
+    def part(self, across: Across | None) -> Batch:
+        """The tokens of every window that this process holds."""
+        if across is None:
+            return self
+        targets_BT = across.part(self.targets_BT, 1)
+        return replace(
+            self,
+            inputs_BT=across.part(self.inputs_BT, 1),
+            targets_BT=targets_BT,
+            weights_BT=None if self.weights_BT is None else across.part(self.weights_BT, 1),
+            answers_BT=None if self.answers_BT is None else across.part(self.answers_BT, 1),
+            target_tokens=int((targets_BT != IGNORED).sum()),
+        )
+
+
+def make_batch(
+    windows: Sequence[Window], *, device: str, document_mask: bool, answer_share: float = 0.5
+) -> Batch:
+    """`answer_share`: of a window's loss, what its answers make up where it has exercises."""
+    ids = torch.stack([torch.as_tensor(window.ids) for window in windows])
+    segments = torch.stack([torch.as_tensor(window.segments) for window in windows])
+    targets, positions = ids[:, 1:].clone(), None
+    if document_mask:
+        targets[segments[:, 1:] != segments[:, :-1]] = IGNORED
+        positions = positions_within(segments[:, :-1])
+    answers = weights = None
+    if any(window.answers is not None for window in windows):
+        answers = torch.stack([_answers(window) for window in windows]) & (targets != IGNORED)
+        weights = weigh(answers, targets, answer_share).to(device)
+        answers = answers.to(device)
+    return Batch(
+        inputs_BT=ids[:, :-1].to(device),
+        targets_BT=targets.to(device),
+        positions_BT=positions,
+        weights_BT=weights,
+        answers_BT=answers,
+        target_tokens=int((targets != IGNORED).sum()),
+        document_ids=frozenset(document for window in windows for document in window.document_ids),
+    )
+
+
+def _answers(window: Window) -> Tensor:
+    """Which targets of the window answer an exercise (bool, T)."""
+    answers = np.zeros(len(window.ids), dtype=np.bool_) if window.answers is None else window.answers
+    return torch.as_tensor(answers[1:])
+
+
+def weigh(answers_BT: Tensor, targets_BT: Tensor, answer_share: float) -> Tensor:
+    """Weights (float32, B × T) by which a window's loss is `answer_share` times the mean over its answers
+    plus the rest times the mean over its text; they add up to its number of targets. Without answers all
+    are 1."""
+    text_BT = (targets_BT != IGNORED) & ~answers_BT
+    targets_B = (targets_BT != IGNORED).sum(1, keepdim=True).float()
+    answers_B, texts_B = answers_BT.sum(1, keepdim=True), text_BT.sum(1, keepdim=True)
+    share = torch.where((answers_B > 0) & (texts_B > 0), answer_share, (answers_B > 0).float())
+    of_answer = targets_B * share / answers_B.clamp(min=1)
+    of_text = targets_B * (1 - share) / texts_B.clamp(min=1)
+    return torch.where(answers_BT, of_answer, torch.where(text_BT, of_text, 0.0))
+
+
+def positions_within(segments_BT: Tensor) -> Tensor:
+    """Each token's position in its own run of equal segment numbers: 0, 1, 2, ... (int64, B × T)."""
+    index = torch.arange(segments_BT.shape[1]).expand(segments_BT.shape)
+    starts = torch.ones_like(segments_BT, dtype=torch.bool)
+    starts[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
+    return index - torch.where(starts, index, 0).cummax(dim=1).values
+
+
+class BatchReader:
+    """This process's part of every step, a pure function of the step's number."""
+
+    def __init__(self, job: Job, ranks: Ranks, device: str) -> None:
+        self._job, self._ranks, self._device = job, ranks, device
+        self._sampler = window_sampler(job)
+        self._windows = job.windows_a_step // ranks.layout.data
+        self.batch_windows = min(job.train.batch_windows, self._windows)
+        """windows of a micro-batch"""
+        self._thread = ThreadPoolExecutor(1, "windows")
+        self._next: tuple[int, Future[list[Batch]]] | None = None
+
+    def step(self, step: int) -> list[Batch]:
+        """Micro-batches of optimizer step `step`, from 0, as far as this process holds their tokens. Those of
+        the step after it are read meanwhile."""
+        if self._next is not None and self._next[0] == step:
+            batches = self._next[1].result()
+        else:
+            batches = self._read(step)
+        self._next = (step + 1, self._thread.submit(self._read, step + 1))
+        return batches
+
+    def whole(self, step: int) -> Iterator[Batch]:
+        """The same with whole windows, for all processes that share them."""
+        first = step * self._job.windows_a_step + self._ranks.data_rank * self._windows
+        for start in range(first, first + self._windows, self.batch_windows):
+            end = min(start + self.batch_windows, first + self._windows)
+            yield make_batch(
+                [self._sampler.window(index) for index in range(start, end)],
+                device=self._device,
+                document_mask=self._job.data.document_mask,
+                answer_share=self._job.train.exercises.answer_share,
+            )
+
+    def _read(self, step: int) -> list[Batch]:
+        return [batch.part(self._ranks.across) for batch in self.whole(step)]
+
+
+def window_sampler(job: Job) -> WindowSampler | ExerciseSampler:
+    """The job's training windows: of text alone, or a share of them with exercises."""
+    windows = WindowSampler(
+        ShardReader(job.shards_dir, "train"),
+        window_tokens=job.leg.context_tokens,
+        seed=job.data.seed,
+        prefer_long=job.data.prefer_long,
+    )
+    exercises = job.train.exercises
+    if not exercises.share:
+        return windows
+    return ExerciseSampler(
+        windows,
+        Tokenizer(job.base_dir, read_config(job.patched_dir)["vocab_size"]),
+        seed=job.data.seed,
+        share=exercises.share,
+        document_mask=job.data.document_mask,
+        families=exercises.families or tuple(FAMILIES),
+    )
