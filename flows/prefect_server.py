@@ -1,4 +1,4 @@
-"""Prefect's own command line, its server repaired: `python -m flows.prefect_server server start …`.
+"""Prefect's server behind our guard, repaired: `python -m flows.prefect_server --port N [--no-services]`.
 
 Prefect 3.8 hands the computed attribute `state` of a flow run to a bulk INSERT. SQLAlchemy 2.0 ignored it
 there; 2.1 refuses, so that no schedule ever makes a run. Told to do nothing with it, 2.1 ignores it too.
@@ -6,7 +6,13 @@ there; 2.1 refuses, so that no schedule ever makes a run. Told to do nothing wit
 
 from __future__ import annotations
 
+import argparse
+import sys
 from typing import Any
+
+from yarn_ops import guard
+from yarn_ops.errors import SettingsError, YarnOpsError
+from yarn_ops.settings import read_settings
 
 
 def repair() -> None:
@@ -23,11 +29,30 @@ def _nothing(cls: Any, mapping: Any, value: Any) -> None:
 
 
 def main() -> None:
-    from prefect.cli import app
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--no-services", action="store_true", help="no scheduler, no automations")
+    asked = parser.parse_args()
+    settings = read_settings()
+    if settings.prefect_auth is None:
+        raise SettingsError("YARN_OPS_PREFECT_AUTH: not set; a server without a password is not started")
+
+    from prefect.server.api.server import create_app
 
     repair()
-    app()
+    app = guard.Guard(
+        create_app(final=True, webserver_only=asked.no_services),
+        guard.PREFECT,
+        password=settings.prefect_auth,
+        key=settings.session_key or settings.prefect_auth,
+        names=settings.server_names,
+    )
+    guard.serve(app, asked.host, asked.port)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except YarnOpsError as error:
+        sys.exit(f"prefect_server: {error}")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from prefect_here import AUTH, at
 from small_recipe import SMALL
 
 from yarn_ops import processes, servers
@@ -21,6 +22,7 @@ hypothesis.settings.load_profile("repository")
 
 for name in [name for name in os.environ if name.startswith(("YARN_OPS_", "PREFECT_", "MLFLOW_"))]:
     del os.environ[name]  # no test may reach what the person at this machine uses
+os.environ["PREFECT_API_AUTH_STRING"] = AUTH  # of the session's server
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -43,7 +45,7 @@ def small_recipe(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Prefect server for the session; each test run has its own state directory beside it."""
-    settings = Settings(state_dir=tmp_path_factory.mktemp("prefect"))
+    settings = Settings(state_dir=tmp_path_factory.mktemp("prefect"), prefect_auth=AUTH)
     server = servers.start_prefect(settings, servers.free_port(), services=False)
     server.wait()
     yield server.url
@@ -59,7 +61,7 @@ def state(tmp_path: Path) -> Path:
 @pytest.fixture
 def environment(state: Path, prefect_api: str) -> dict[str, str]:
     """The environment of one person's commands."""
-    return {**os.environ, "YARN_OPS_STATE_DIR": str(state), "YARN_OPS_PREFECT_API_URL": prefect_api}
+    return {**os.environ, "YARN_OPS_STATE_DIR": str(state), **at(prefect_api)}
 
 
 @pytest.fixture

@@ -1,27 +1,27 @@
 """What a monitoring system asks for, as Prometheus reads it: queue, runs, stages, failures, leases, GPU.
 
 `python -m yarn_ops.metrics --port N` answers GET /metrics on loopback, to whoever knows Prefect's user and
-password where the settings have one.
+password.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
-import hmac
-import json
+import asyncio
 import shutil
 import subprocess
-import urllib.request
+import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from sqlalchemy import func, select
 
-from yarn_ops.errors import YarnOpsError
+from yarn_ops.errors import SettingsError, YarnOpsError
+from yarn_ops.guard import METRICS, Guard, Receive, Send, serve
+from yarn_ops.heads import Scope, basic
 from yarn_ops.registry import Registry, open_registry
 from yarn_ops.registry.tables import RunRow, RunStageRow, StageRunRow
 from yarn_ops.servers import LOOPBACK, WORK_POOLS
@@ -38,6 +38,9 @@ class Collector:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._registry: Registry | None = None
+        self._prefect = httpx.Client(
+            base_url=settings.prefect_api_url or "", headers=basic(settings.prefect_auth), timeout=ANSWER_S
+        )
 
     def collect(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("yarn_ops_up", "whether the service answers", labels=["service"])
@@ -45,7 +48,7 @@ class Collector:
             try:
                 yield from list(source())
                 up.add_metric([service], 1)
-            except (YarnOpsError, OSError, ValueError):
+            except (YarnOpsError, httpx.HTTPError, ValueError):
                 up.add_metric([service], 0)
         yield up
         yield from _of_gpu()
@@ -108,13 +111,8 @@ class Collector:
         }
         if state == "SCHEDULED":  # those of a schedule lie hours ahead; a queue is what should have begun
             wanted["flow_runs"]["state"] = {"name": {"any_": ["Late", "AwaitingConcurrencySlot"]}}
-        request = urllib.request.Request(
-            f"{self._settings.prefect_api_url}/flow_runs/count",
-            data=json.dumps(wanted).encode(),
-            headers={"Content-Type": "application/json", **_basic(self._settings)},
-        )
-        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
-            return int(json.loads(answer.read()))
+        answer = self._prefect.post("/flow_runs/count", json=wanted)
+        return int(answer.raise_for_status().json())
 
 
 def render(collector: Collector) -> bytes:
@@ -124,40 +122,26 @@ def render(collector: Collector) -> bytes:
     return generate_latest(found)
 
 
-def serve(settings: Settings, port: int) -> ThreadingHTTPServer:
-    """A server on loopback, not yet started; every answer is fresh."""
-    collector, wanted = Collector(settings), _basic(settings).get("Authorization", "")
-
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path == "/health":
-                self._answer(200, b"ok\n")
-            elif not hmac.compare_digest(self.headers.get("Authorization", ""), wanted):
-                self._answer(401, b"")
-            elif self.path == "/metrics":
-                self._answer(200, render(collector))
-            else:
-                self._answer(404, b"")
-
-        def _answer(self, status: int, body: bytes) -> None:
-            self.send_response(status)
-            if status == 401:
-                self.send_header("WWW-Authenticate", 'Basic realm="yarn-ops"')
-            self.send_header("Content-Type", CONTENT_TYPE)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None: ...
-
-    return ThreadingHTTPServer((LOOPBACK, port), Page)
-
-
-def _basic(settings: Settings) -> dict[str, str]:
+def application(settings: Settings) -> Guard:
+    """GET /metrics, every answer fresh, for who knows the password of Prefect; GET /health for anybody."""
     if settings.prefect_auth is None:
-        return {}
-    token = base64.b64encode(settings.prefect_auth.get_secret_value().encode()).decode()
-    return {"Authorization": f"Basic {token}"}
+        raise SettingsError("YARN_OPS_PREFECT_AUTH: not set; metrics are not served without a password")
+    collector = Collector(settings)
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        status, body = {"/health": (200, b"ok\n"), "/metrics": (200, b"")}.get(scope["path"], (404, b""))
+        if scope["path"] == "/metrics":
+            body = await asyncio.to_thread(render, collector)
+        headers = [(b"content-type", CONTENT_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    password = settings.prefect_auth
+    return Guard(
+        answer, METRICS, password=password, key=settings.session_key or password, names=settings.server_names
+    )
 
 
 def _gauge(name: str, text: str, labels: list[str], rows: Any) -> GaugeMetricFamily:
@@ -192,8 +176,12 @@ def _of_gpu() -> Iterator[Metric]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
-    serve(read_settings(), parser.parse_args().port).serve_forever()
+    asked = parser.parse_args()
+    serve(application(read_settings()), LOOPBACK, asked.port)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except YarnOpsError as error:
+        sys.exit(f"metrics: {error}")

@@ -1,4 +1,8 @@
-"""The embedded servers: Prefect, MLflow and a worker on loopback, started and stopped by our own commands."""
+"""The embedded servers: Prefect, MLflow and a worker on loopback, started and stopped by our own commands.
+
+Each server stands behind our guard and asks for a password: the one in the settings, that of the state
+directory (`yarn-ops up`), or one that lives as long as the process (a single run).
+"""
 
 from __future__ import annotations
 
@@ -9,21 +13,19 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from yarn_ops import processes
 from yarn_ops.errors import SettingsError
-from yarn_ops.settings import Settings, child_environment, mlflow_environment
+from yarn_ops.passwords import new_password, with_passwords, write_private
+from yarn_ops.settings import Settings, as_environment, child_environment, mlflow_environment
 
 LOOPBACK = "127.0.0.1"
 START_S = 180.0  # a first start creates its database: 11 s seen on 2 cores, a minute when others use them
 POLL_S = 0.1
-KEEP_ALIVE_S = 60  # a server busy for longer than this, 5 by default, closes connections that are in use
 WORKER_POLL_S = 1  # what a person waits for at most after "Submit"; Prefect's own is 10
 CPU_POOL = "yarn-ops"
 GPU_POOL = "yarn-ops-gpu"
@@ -33,10 +35,33 @@ WORK_POOLS = (CPU_POOL, GPU_POOL)
 
 @dataclass(frozen=True)
 class Service:
-    """Addresses of a running service, as `yarn-ops up` leaves them in the state directory."""
+    """A running service, as `yarn-ops up` leaves it in the state directory: its addresses and passwords."""
 
     prefect_api_url: str
     mlflow_uri: str
+    prefect_auth: str | None = field(default=None, repr=False)
+    mlflow_username: str | None = None
+    mlflow_password: str | None = field(default=None, repr=False)
+    pid: int = 0
+    """of the process that holds it"""
+
+    @classmethod
+    def of(cls, settings: Settings, prefect_api_url: str, mlflow_uri: str) -> Service:
+        """The service at these addresses, with the passwords of the settings."""
+        auth, password = settings.prefect_auth, settings.mlflow_password
+        return cls(
+            prefect_api_url,
+            mlflow_uri,
+            None if auth is None else auth.get_secret_value(),
+            settings.mlflow_username,
+            None if password is None else password.get_secret_value(),
+            os.getpid(),
+        )
+
+    def settings(self, settings: Settings) -> Settings:
+        """The settings of who works with this service."""
+        values = {name: value for name, value in vars(self).items() if value is not None and name != "pid"}
+        return Settings.model_validate(dict(settings) | values)
 
     @property
     def prefect_ui_url(self) -> str:
@@ -85,10 +110,11 @@ def write_private(path: Path, text: str) -> None:
 
 def answers(url: str) -> bool:
     """Whether an HTTP GET of `url` succeeds within two seconds."""
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError, ValueError):
+    import httpx
+
+    try:  # a context of certificates takes longer than the answer
+        return httpx.get(url, timeout=2, verify=url.startswith("https://")).status_code == 200
+    except (httpx.HTTPError, httpx.InvalidURL):
         return False
 
 
@@ -108,14 +134,14 @@ def only_service(settings: Settings) -> Iterator[None]:
         try:
             yield
         finally:
-            _service_file(settings).unlink(missing_ok=True)
+            for left in (_service_file(settings), _addresses_file(settings)):
+                left.unlink(missing_ok=True)
 
 
-def announce(settings: Settings, service: Service) -> None:
-    """Tell other commands on this state directory where the service is."""
-    draft = _service_file(settings).with_suffix(".new")
-    draft.write_text(json.dumps(vars(service)), "utf-8")
-    draft.replace(_service_file(settings))
+def announce(settings: Settings, service: Service, addresses: str) -> None:
+    """Tell other commands on this state directory where the service is, and the person `addresses`."""
+    write_private(_service_file(settings), json.dumps(vars(service)))
+    write_private(_addresses_file(settings), addresses)
 
 
 def running_service(settings: Settings) -> Service | None:
@@ -143,6 +169,10 @@ def _service_file(settings: Settings) -> Path:
     return settings.home / "service.json"
 
 
+def _addresses_file(settings: Settings) -> Path:
+    return settings.home / "addresses"
+
+
 # What runs need around them
 
 
@@ -160,19 +190,22 @@ def run_environment(settings: Settings) -> Iterator[dict[str, str]]:
     if service is not None:
         yield service_environment(settings, service) | quiet
         return
-    server = start_prefect(settings, free_port(), services=False)
+    ours = with_passwords(settings, new_password())
+    server = start_prefect(ours, free_port(), services=False)
     try:
         server.wait()
-        yield client_environment(settings, server.url) | quiet
+        yield client_environment(ours, server.url) | quiet
     finally:
         processes.stop(server.process)
 
 
 def service_environment(settings: Settings, service: Service) -> dict[str, str]:
     """What a process needs in its environment to run flows as part of the service."""
-    return client_environment(settings, service.prefect_api_url) | {
-        "YARN_OPS_MLFLOW_URI": service.mlflow_uri,
-        **mlflow_environment(settings),
+    inside = service.settings(settings)
+    told = ("mlflow_uri", "mlflow_username", "mlflow_password", "prefect_auth")
+    return client_environment(inside, service.prefect_api_url) | {
+        **as_environment(inside, told),
+        **mlflow_environment(inside),
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the run's report links there
     }
 
@@ -200,36 +233,30 @@ def client_environment(settings: Settings, api_url: str) -> dict[str, str]:
 def prefect_server(
     settings: Settings, port: int, database_url: str, *, services: bool
 ) -> tuple[list[str], dict[str, str]]:
-    """A Prefect server on loopback; `services`: scheduler and automations too.
+    """A Prefect server on loopback that asks for the settings' password.
 
-    A user and password in the settings are asked of every client.
+    `services`: scheduler and automations too.
     """
-    command = [
-        *(sys.executable, "-m", "flows.prefect_server", "server", "start"),
-        *("--host", LOOPBACK, "--port", str(port)),
-    ]
+    command = [sys.executable, "-m", "flows.prefect_server", "--host", LOOPBACK, "--port", str(port)]
     environment = client_environment(settings, prefect_url(port)) | {
+        **as_environment(settings, ("prefect_auth", "session_key")),
         "PREFECT_API_DATABASE_CONNECTION_URL": database_url,
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        "PREFECT_SERVER_API_KEEPALIVE_TIMEOUT": str(KEEP_ALIVE_S),
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{LOOPBACK}:{port},http://localhost:{port}",
+        "PREFECT_UI_API_URL": "/api",  # wherever the browser has found the UI
     }
-    if settings.prefect_auth is not None:
-        environment["PREFECT_SERVER_API_AUTH_STRING"] = settings.prefect_auth.get_secret_value()
     return command if services else [*command, "--no-services"], environment
 
 
 def mlflow_server(
     settings: Settings, port: int, database_url: str, *, workers: int = 1
 ) -> tuple[list[str], dict[str, str]]:
-    """An MLflow server on loopback that answers to its own name only; clients reach artifacts directly."""
-    names = ",".join(f"{host}:{port}" for host in (LOOPBACK, "localhost"))
-    origins = ",".join(f"http://{host}:{port}" for host in (LOOPBACK, "localhost"))
+    """An MLflow server on loopback that asks for the settings' password; clients reach artifacts directly."""
     command = [
-        *(sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port)),
-        *("--workers", str(workers), "--allowed-hosts", names, "--cors-allowed-origins", origins),
+        *(sys.executable, "-m", "yarn_ops.mlflow_server", "--host", LOOPBACK, "--port", str(port)),
+        *("--workers", str(workers)),
     ]
     environment = mlflow_environment(settings) | {
+        **as_environment(settings, ("mlflow_username", "mlflow_password", "session_key")),
         "MLFLOW_BACKEND_STORE_URI": database_url,  # not an argument: it may hold a password
         "MLFLOW_DEFAULT_ARTIFACT_ROOT": f"{settings.store}/mlflow",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes for what we do not use

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import urllib.error
-import urllib.request
 import uuid
-from http.client import HTTPException
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 from yarn_ops.errors import ReleaseError, SettingsError, StoreError
+from yarn_ops.heads import basic
 from yarn_ops.release import Tracking, open_tracking
 from yarn_ops.servers import WORK_POOLS
 from yarn_ops.settings import Settings
 from yarn_ops.store import open_store, store_options
 
 if TYPE_CHECKING:
+    import httpx
+
     from yarn_ops.registry import Registry
 
 PROBE = b"probe"
@@ -82,11 +80,13 @@ def try_prefect(settings: Settings) -> None:
 
 def try_workers(settings: Settings, api_url: str) -> list[str]:
     """The work pools that a worker asks for runs; SettingsError when one of ours has none, or is paused."""
+    answer = _ask("POST", f"{api_url}/work_pools/filter", settings.prefect_auth, json={})
     try:
-        pools = json.loads(_answer(f"{api_url}/work_pools/filter", settings.prefect_auth, b"{}"))
-    except (OSError, ValueError, HTTPException):
-        raise SettingsError(f"{api_url}: does not tell its work pools; see what is said of prefect") from None
-    found = {pool["name"]: pool for pool in pools}
+        found = {} if answer is None else {pool["name"]: pool for pool in answer.json()}
+    except (ValueError, TypeError, KeyError):
+        answer = None
+    if answer is None:
+        raise SettingsError(f"{api_url}: does not tell its work pools; see what is said of prefect")
     for name in WORK_POOLS:
         if name not in found:
             raise SettingsError(f"work pool {name}: not there; run `python -m flows.deploy`")
@@ -137,23 +137,23 @@ def _reachable(url: str) -> bool:
 
 def _status(url: str, auth: SecretStr | None = None) -> int | None:
     """The HTTP status of a GET, with this user:password; None when nothing answers."""
+    answer = _ask("GET", url, auth)
+    return None if answer is None else answer.status_code
+
+
+def _ask(method: str, url: str, auth: SecretStr | None = None, **more: Any) -> httpx.Response | None:
+    """The answer to a request with this user:password; None when there is none."""
+    import httpx
+
     try:
-        _answer(url, auth)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except (OSError, ValueError, HTTPException):
+        return httpx.request(
+            method,
+            url,
+            headers=basic(auth),
+            timeout=ANSWER_S,
+            follow_redirects=True,
+            verify=url.startswith("https://"),
+            **more,
+        )
+    except (httpx.HTTPError, httpx.InvalidURL):
         return None
-    return 200
-
-
-def _answer(url: str, auth: SecretStr | None = None, data: bytes | None = None) -> bytes:
-    """The body of a GET, or a POST of JSON; HTTPError for a status that is none of success."""
-    request = urllib.request.Request(url, data)
-    if data is not None:
-        request.add_header("Content-Type", "application/json")
-    if auth is not None:
-        token = base64.b64encode(auth.get_secret_value().encode()).decode()
-        request.add_header("Authorization", f"Basic {token}")
-    with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
-        body: bytes = answer.read()
-    return body

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +52,12 @@ class Settings(BaseSettings):
         None, description="a Prefect server; default one of our own on loopback, started when needed"
     )
     prefect_auth: SecretStr | None = Field(None, description="user:password of a Prefect server with auth")
+    server_names: str | None = Field(
+        None, description="host:port,… by which our servers are asked, beside those of the loopback interface"
+    )
+    session_key: SecretStr | None = Field(
+        None, description="what our servers make browsers' cookies from: one for Prefect's and MLflow's"
+    )
     alert_url: SecretStr | None = Field(
         None, description="a webhook that is told, as JSON, of every release that falls below its gate"
     )
@@ -119,6 +125,15 @@ class Settings(BaseSettings):
             ) from None
 
 
+class MlflowServerSettings(BaseSettings):
+    """Where our MLflow server keeps what, from the variables that `mlflow server` reads."""
+
+    model_config = SettingsConfigDict(env_prefix="MLFLOW_", frozen=True, extra="ignore")
+
+    backend_store_uri: SecretStr
+    default_artifact_root: str
+
+
 def read_settings() -> Settings:
     """Settings from the environment; SettingsError in one line that names the variable."""
     try:
@@ -139,9 +154,12 @@ def read_settings() -> Settings:
     return settings
 
 
-def as_environment(settings: Settings) -> dict[str, str]:
-    """The variables from which these settings are read again, secrets plain: for a child, never for a log."""
-    values = {name: getattr(settings, name) for name in Settings.model_fields}
+def as_environment(settings: Settings, names: Iterable[str] | None = None) -> dict[str, str]:
+    """The variables from which these settings, or the named ones, are read again.
+
+    Secrets are plain: for a child, never for a log.
+    """
+    values = {name: getattr(settings, name) for name in names or Settings.model_fields}
     return {
         f"YARN_OPS_{name.upper()}": value.get_secret_value() if isinstance(value, SecretStr) else str(value)
         for name, value in values.items()

@@ -68,8 +68,9 @@ def _changed(section: str, **values: Any) -> dict[str, Any]:
 def _api(state: Path) -> httpx.Client:
     """Of the service, once its deployments stand and its workers ask for runs."""
     _until(lambda: (state / "service.json").exists())
-    address = json.loads((state / "service.json").read_text())["prefect_api_url"]
-    api = httpx.Client(base_url=address, timeout=30)
+    service = servers.Service(**json.loads((state / "service.json").read_text()))
+    user, _, password = str(service.prefect_auth).partition(":")
+    api = httpx.Client(base_url=service.prefect_api_url, auth=(user, password), timeout=30)
     pool = f"/work_pools/{servers.GPU_POOL}/workers/filter"
     _until(lambda: any(one["status"] == "ONLINE" for one in api.post(pool, json={}).json()))
     return api

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from yarn_ops import processes, servers
+from yarn_ops.passwords import new_password, with_passwords
 from yarn_ops.recipe import parse_recipe
 from yarn_ops.registry import Registry
 from yarn_ops.registry.tables import ArtifactRow, ReleaseRow, RunRow, RunStageRow, ScoreRow, StageRunRow
 from yarn_ops.release import Tracking, open_tracking
 from yarn_ops.services import open_run_registry
-from yarn_ops.settings import Settings, read_settings
+from yarn_ops.settings import Settings, as_environment, read_settings
 
 RUNS = 1000
 MODELS = 20
@@ -113,7 +114,9 @@ def command(*arguments: str, **variables: str) -> Callable[[], Any]:
 @contextmanager
 def mlflow_server(settings: Settings) -> Iterator[str]:
     """The address of a server over the same database."""
-    server = servers.start_mlflow(settings, servers.free_port())
+    ours = with_passwords(settings, new_password())
+    server = servers.start_mlflow(ours, servers.free_port())
+    os.environ |= as_environment(ours, ("mlflow_username", "mlflow_password"))
     try:
         server.wait()
         yield server.url

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
+from prefect_here import at
 from workplace import Workplace
 
 RECIPE = """\
@@ -46,7 +47,7 @@ def make_workplace(tmp_path_factory: pytest.TempPathFactory, prefect_api: str) -
     def make(*, prefect_api_url: str | None = prefect_api) -> Workplace:
         environment = dict(os.environ)
         if prefect_api_url is not None:
-            environment["YARN_OPS_PREFECT_API_URL"] = prefect_api_url
+            environment |= at(prefect_api_url)
         made.append(Workplace(tmp_path_factory.mktemp("workplace"), environment, RECIPE))
         return made[-1]
 

@@ -129,6 +129,7 @@ def main() -> None:
         try:
             service.change_deployment(parameters={"recipe": RECIPE})
             with sync_playwright() as driver, browser(driver) as page:
+                page.goto(service.addresses["Prefect"])
                 person = Person(page, service, to)
                 person.extend("demo-long", 1536)
                 person.watch()

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from prefect_here import at
 
 from yarn_ops.records import Tree
 from yarn_ops.registry import StageView, open_registry
@@ -171,7 +172,7 @@ def person(tmp_path_factory: pytest.TempPathFactory, typist: Typist, prefect_api
     """Somebody who has not run anything yet."""
     settings = {
         "YARN_OPS_STATE_DIR": str(tmp_path_factory.mktemp("person") / "state"),
-        "YARN_OPS_PREFECT_API_URL": prefect_api,
+        **at(prefect_api),
         "YARN_OPS_DEVICE": "cpu",
     }
     return Person(typist, {**os.environ, **settings})

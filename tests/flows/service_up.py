@@ -150,11 +150,28 @@ class Up(Remote):
             )
         wait_until(lambda: READY in self.printed or self._process.poll() is not None, timeout_s=200)
         assert self._process.poll() is None, self.printed
-        super().__init__(environment, Service(**json.loads((state / "service.json").read_text())))
+        service = Service(**json.loads((state / "service.json").read_text()))
+        user, _, password = str(service.prefect_auth).partition(":")
+        super().__init__(environment, service, (user, password))
 
     @property
     def printed(self) -> str:
         return self._log.read_text()
+
+    @property
+    def for_mlflow(self) -> dict[str, str]:
+        """What plain MLflow wants to know of the service."""
+        return {
+            "MLFLOW_TRACKING_URI": self.service.mlflow_uri,
+            "MLFLOW_TRACKING_USERNAME": str(self.service.mlflow_username),
+            "MLFLOW_TRACKING_PASSWORD": str(self.service.mlflow_password),
+        }
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """What was printed for a browser, by the name of the server."""
+        lines = (line.partition(" UI ") for line in self.printed.splitlines())
+        return {name: address.strip() for name, ui, address in lines if ui}
 
     def processes(self) -> list[psutil.Process]:
         """The service and all that it has started."""

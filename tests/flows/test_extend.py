@@ -6,12 +6,12 @@ import json
 import os
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from prefect_here import at, client
 from small_recipe import SMALL
 
 from yarn_ops.catalogue import ModelVersion
@@ -46,7 +46,7 @@ class Workplace:
         self._environment = {
             **os.environ,
             "YARN_OPS_STATE_DIR": str(self.settings.home),
-            "YARN_OPS_PREFECT_API_URL": prefect_api,
+            **at(prefect_api),
         }
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
@@ -90,8 +90,8 @@ class Workplace:
         return MlflowClient(self.settings.mlflow, self.settings.mlflow)
 
     def prefect_state(self, run: RunView) -> str:
-        with urllib.request.urlopen(f"{self.prefect_api}/flow_runs/{run.flow_run_id}", timeout=30) as answer:
-            return str(json.load(answer)["state_type"])
+        answer = client(self.prefect_api).get(f"/flow_runs/{run.flow_run_id}").raise_for_status()
+        return str(answer.json()["state_type"])
 
     def _extending(self, *changes: str) -> subprocess.Popen[str]:
         options = [word for change in changes for word in ("--set", change)]

@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
+from prefect_here import at, client
 
 from yarn_ops.registry import open_registry, this_process
 from yarn_ops.services import open_run_registry
@@ -26,7 +26,7 @@ class Server:
     """A Prefect server with our pools and one deployment, over HTTP."""
 
     def __init__(self, api_url: str) -> None:
-        self._api = httpx.Client(base_url=api_url, timeout=30)
+        self._api = client(api_url)
         for pool in ("yarn-ops", "yarn-ops-gpu"):
             self._api.post("/work_pools/", json={"name": pool, "type": "process"})
         flow = self.post("/flows/", name=f"flow-{uuid.uuid4().hex[:8]}")["id"]
@@ -82,7 +82,8 @@ def settings(
 
     monkeypatch.setenv("YARN_OPS_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("YARN_OPS_MLFLOW_URI", mlflow_here)
-    monkeypatch.setenv("YARN_OPS_PREFECT_API_URL", prefect_api)
+    for name, value in at(prefect_api).items():
+        monkeypatch.setenv(name, value)
     settings = read_settings()
     open_run_registry(settings).close()
     with temporary_settings({PREFECT_API_URL: prefect_api}):

@@ -6,12 +6,12 @@ import json
 import sqlite3
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect_here import AUTH, post
 
 from yarn_ops import processes, servers
 from yarn_ops.settings import Settings
@@ -26,7 +26,7 @@ def api_with_events(tmp_path: Path) -> Iterator[str]:
     """A Prefect server that keeps events; the session's has no services."""
     (tmp_path / "prefect").mkdir()
     server = servers.start_prefect(
-        Settings(state_dir=tmp_path / "prefect"), servers.free_port(), services=True
+        Settings(state_dir=tmp_path / "prefect", prefect_auth=AUTH), servers.free_port(), services=True
     )
     server.wait()
     yield server.url
@@ -41,12 +41,7 @@ def score_again(environment: dict[str, str], api: str) -> subprocess.CompletedPr
 
 
 def events(api: str, name: str) -> list[dict[str, Any]]:
-    query = json.dumps({"filter": {"event": {"name": [name]}}}).encode()
-    request = urllib.request.Request(
-        f"{api}/events/filter", data=query, headers={"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)["events"]
+    return post(api, "/events/filter", filter={"event": {"name": [name]}})["events"]
 
 
 def test_a_model_holds_and_then_falls(

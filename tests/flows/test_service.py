@@ -172,7 +172,7 @@ def test_the_version_is_downloaded_by_plain_mlflow(up: Up, run: dict[str, Any], 
             "-d",
             tmp_path,
         ],
-        env={**up.environment, "MLFLOW_TRACKING_URI": up.service.mlflow_uri},
+        env={**up.environment, **up.for_mlflow},
         check=True,
         timeout=120,
     )
@@ -207,6 +207,8 @@ def test_a_person_runs_the_form_in_a_browser(up: Up, run: dict[str, Any], recipe
     recipe["evaluate"]["lengths"] = [1, 2, 3]
     up.change_deployment(parameters={"recipe": recipe})  # or the form asks for the whole demo
     with playwright.sync_playwright() as driver, browser(driver) as page:
+        for address in up.addresses.values():
+            page.goto(address)
         person = Person(page, up)
         person.extend("from-the-form", 1536)
         person.watch()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect_here import post
 
 from yarn_ops.registry import RunView, open_registry
 from yarn_ops.release import open_tracking
@@ -36,12 +35,7 @@ def last_run(state: Path) -> RunView:
 
 def artifact(api: str, key: str) -> dict[str, Any]:
     """The newest of this key in Prefect."""
-    query = json.dumps({"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC", "limit": 1}).encode()
-    request = urllib.request.Request(
-        f"{api}/artifacts/filter", data=query, headers={"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)[0]
+    return post(api, "/artifacts/filter", artifacts={"key": {"any_": [key]}}, sort="CREATED_DESC", limit=1)[0]
 
 
 def test_a_run_with_a_suite(cli, small_recipe: Path, state: Path, prefect_api: str):

@@ -22,6 +22,7 @@ from postgres import PostgresCluster
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect_here import AUTH
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
 from flows.deploy import RUNS_AT_ONCE, deployments, ensure_pool
@@ -45,7 +46,7 @@ class Cluster:
             "YARN_OPS_S3_ENDPOINT_URL": USELESS,
             "YARN_OPS_MLFLOW_USERNAME": "yarn-ops",
             "YARN_OPS_MLFLOW_PASSWORD": "a password",
-            "YARN_OPS_PREFECT_AUTH": "yarn-ops:a password",
+            "YARN_OPS_PREFECT_AUTH": AUTH,
         }
         self.config_map = {
             "YARN_OPS_MLFLOW_URI": f"sqlite:///{folder / 'mlflow.db'}",

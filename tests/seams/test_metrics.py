@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import urllib.request
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
 
-from pydantic import SecretStr
+import pytest
+from attacks import Target, attack
 
-from yarn_ops import servers
-from yarn_ops.metrics import Collector, render, serve
+from yarn_ops import processes, servers
+from yarn_ops.errors import SettingsError
+from yarn_ops.metrics import Collector, application, render
 from yarn_ops.records import Report
 from yarn_ops.registry import Registry
 from yarn_ops.settings import Settings
@@ -44,16 +47,25 @@ def test_a_service_that_is_away_is_told_and_hides_nothing(database_url: str, tmp
     assert 'yarn_ops_up{service="prefect"} 0.0' in told
 
 
-def test_the_page_is_served_on_loopback(database_url: str, tmp_path: Path) -> None:
-    settings = Settings(state_dir=tmp_path, database_url=database_url, prefect_auth=SecretStr("me:hunter2"))
-    with serve(settings, 0) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        host, port = server.server_address[:2]
-        assert host == "127.0.0.1"
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
-            assert answer.status == 200
-        request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics")
-        request.add_header("Authorization", "Basic bWU6aHVudGVyMg==")
-        with urllib.request.urlopen(request) as answer:
-            assert b"yarn_ops_up" in answer.read()
-        server.shutdown()
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """Metrics of an empty registry, served as the stack serves them."""
+    folder, port = tmp_path_factory.mktemp("metrics"), servers.free_port()
+    environment = {"YARN_OPS_STATE_DIR": str(folder), "YARN_OPS_PREFECT_AUTH": "me:hunter2"}
+    command = [sys.executable, "-m", "yarn_ops.metrics", "--port", str(port)]
+    process = processes.start(command, log=folder / "log", env={**os.environ, **environment})
+    servers.Server("metrics", process, folder / "log", f"http://127.0.0.1:{port}").wait()
+    yield Target(port, "me:hunter2", "/metrics", "/metrics", {})
+    processes.stop(process)
+
+
+def test_the_page_is_for_who_knows_the_password(page: Target) -> None:
+    assert "yarn_ops_up" in page.ask()[1]
+    assert page.ask("GET", "/health", password=False)[0] == 200
+    assert page.ask("GET", "/elsewhere")[0] == 404
+    attack(page)
+
+
+def test_no_page_without_a_password(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="YARN_OPS_PREFECT_AUTH: not set"):
+        application(Settings(state_dir=tmp_path))

@@ -88,7 +88,7 @@ def test_a_state_directory_has_one_service(settings: Settings, api_url: str) -> 
     with servers.only_service(settings):
         with pytest.raises(SettingsError, match="a service is starting or stopping there; stop it first"):
             servers.only_service(settings).__enter__()
-        servers.announce(settings, Service(api_url, "http://127.0.0.1:1"))
+        servers.announce(settings, Service(api_url, "http://127.0.0.1:1"), "")
         with pytest.raises(SettingsError, match=f"already runs at {api_url.removesuffix('/api')} there;"):
             servers.only_service(settings).__enter__()
     with servers.only_service(settings):
@@ -98,7 +98,7 @@ def test_a_state_directory_has_one_service(settings: Settings, api_url: str) -> 
 def test_a_running_service_is_found(settings: Settings, api_url: str) -> None:
     service = Service(api_url, "http://127.0.0.1:1")
     with servers.only_service(settings):
-        servers.announce(settings, service)
+        servers.announce(settings, service, "")
         assert servers.running_service(settings) == service
     assert servers.running_service(settings) is None
 
@@ -106,19 +106,19 @@ def test_a_running_service_is_found(settings: Settings, api_url: str) -> None:
 def test_what_a_killed_service_announced_is_not_believed(settings: Settings, api_url: str) -> None:
     with servers.only_service(settings):
         pass
-    servers.announce(settings, Service(api_url, "http://127.0.0.1:1"))
+    servers.announce(settings, Service(api_url, "http://127.0.0.1:1"), "")
     assert servers.running_service(settings) is None
 
 
 def test_a_service_that_does_not_answer_is_not_found(settings: Settings, nobody: str) -> None:
     with servers.only_service(settings):
-        servers.announce(settings, Service(nobody, "http://127.0.0.1:1"))
+        servers.announce(settings, Service(nobody, "http://127.0.0.1:1"), "")
         assert servers.running_service(settings) is None
 
 
 def test_a_run_uses_the_running_service_and_its_mlflow(settings: Settings, api_url: str) -> None:
     with servers.only_service(settings):
-        servers.announce(settings, Service(api_url, "http://127.0.0.1:1"))
+        servers.announce(settings, Service(api_url, "http://127.0.0.1:1"), "")
         with servers.run_environment(settings) as environment:
             assert environment["PREFECT_API_URL"] == api_url
             assert environment["YARN_OPS_MLFLOW_URI"] == "http://127.0.0.1:1"

@@ -118,7 +118,7 @@ def _workers(settings: Settings) -> str:
         service = servers.running_service(settings)
         if service is None:
             return "none: runs are done by who asks for them"
-        address = service.prefect_api_url
+        settings, address = service.settings(settings), service.prefect_api_url
     return f"of {', '.join(services.try_workers(settings, address))}"
 
 

@@ -10,6 +10,7 @@ from types import FrameType
 from rich.console import Console
 
 from yarn_ops import processes, servers, services
+from yarn_ops.passwords import for_browser, kept_password, with_passwords
 from yarn_ops.servers import Server, Service
 from yarn_ops.settings import Settings
 
@@ -33,11 +34,10 @@ def run_service(settings: Settings, *, prefect_port: int, mlflow_port: int) -> N
             services.open_run_registry(settings).close()
             services.try_store(settings)
             services.try_prefect(settings)
-            service = _start(settings, started, prefect_port, mlflow_port)
-            console.print(f"Prefect UI   {service.prefect_ui_url}/deployments", soft_wrap=True)
-            console.print(f"MLflow UI    {service.mlflow_uri}", soft_wrap=True)
+            settings = with_passwords(settings, kept_password(settings))
+            console.print(_start(settings, started, prefect_port, mlflow_port), soft_wrap=True)
             console.print(f"state, logs  {settings.home}", soft_wrap=True)
-            console.print("Ctrl-C stops everything.")
+            console.print("Each address lets its browser in. Ctrl-C stops everything.", soft_wrap=True)
             _watch(started)
         except KeyboardInterrupt:
             console.print("stopping …")
@@ -48,8 +48,11 @@ def run_service(settings: Settings, *, prefect_port: int, mlflow_port: int) -> N
     console.print("stopped.")
 
 
-def _start(settings: Settings, started: list[Server], prefect_port: int, mlflow_port: int) -> Service:
-    """All parts, each healthy before what needs it starts; the two servers come up side by side."""
+def _start(settings: Settings, started: list[Server], prefect_port: int, mlflow_port: int) -> str:
+    """All parts, each healthy before what needs it starts; the two servers come up side by side.
+
+    Returns the addresses for a browser, for a person to see.
+    """
     prefect_url, mlflow_uri = settings.prefect_api_url, settings.mlflow
     if prefect_url is None:
         started.append(servers.start_prefect(settings, servers.free_port(prefect_port), services=True))
@@ -57,13 +60,19 @@ def _start(settings: Settings, started: list[Server], prefect_port: int, mlflow_
     if not mlflow_uri.startswith("http"):
         started.append(servers.start_mlflow(settings, servers.free_port(mlflow_port)))
         mlflow_uri = started[-1].url
-    service = Service(prefect_url, mlflow_uri)
+    service = Service.of(settings, prefect_url, mlflow_uri)
     with servers.registering_deployments(settings, service):
         for server in started:
             server.wait()
     started.extend(servers.start_worker(settings, service, pool) for pool in servers.WORK_POOLS)
-    servers.announce(settings, service)
-    return service
+    prefect_ui, mlflow_ui = f"{service.prefect_ui_url}/deployments", f"{mlflow_uri}/"
+    if settings.prefect_api_url is None:
+        prefect_ui = for_browser(settings, prefect_ui)
+    if mlflow_uri != settings.mlflow:
+        mlflow_ui = for_browser(settings, mlflow_ui)
+    addresses = f"Prefect UI   {prefect_ui}\nMLflow UI    {mlflow_ui}"
+    servers.announce(settings, service, addresses)
+    return addresses
 
 
 def _watch(started: list[Server]) -> None:

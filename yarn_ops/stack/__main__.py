@@ -12,10 +12,11 @@ import psutil
 
 from yarn_ops import processes
 from yarn_ops.errors import SettingsError, YarnOpsError
+from yarn_ops.passwords import USER, for_browser
 from yarn_ops.servers import LOOPBACK
 from yarn_ops.settings import Settings, clean_environment, read_settings
 from yarn_ops.stack.parts import MARK, Stack
-from yarn_ops.stack.plan import USER, StackPaths, ensure_plan, read_status
+from yarn_ops.stack.plan import StackPaths, ensure_plan, read_status
 from yarn_ops.stack.supervisor import held, members, supervise
 
 POLL_S = 0.2
@@ -108,8 +109,8 @@ def _say_where(settings: Settings, paths: StackPaths, seconds: float) -> None:
     stack = Stack(settings, paths, ensure_plan(paths))
     service = stack.service
     print(f"healthy after {seconds:.0f} s")
-    print(f"Prefect UI   {service.prefect_ui_url}   user {USER}")
-    print(f"MLflow UI    {service.mlflow_uri}   user {USER}")
+    print(f"Prefect UI   {for_browser(stack.settings, service.prefect_ui_url + '/deployments')}")
+    print(f"MLflow UI    {for_browser(stack.settings, service.mlflow_uri + '/')}")
     print(f"S3           {stack.settings.s3_endpoint_url}")
     print(f"metrics      http://{LOOPBACK}:{stack.plan.ports['metrics']}/metrics   user {USER}, as Prefect's")
     print(f"logs         {paths.logs}")

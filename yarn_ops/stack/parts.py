@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import configparser
-import io
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from yarn_ops import registry, servers
-from yarn_ops.servers import LOOPBACK, WORK_POOLS, Service, answers, write_private
+from yarn_ops.servers import LOOPBACK, WORK_POOLS, Service, answers
 from yarn_ops.settings import Settings, as_environment, clean_environment
 from yarn_ops.stack.part import StackPart
-from yarn_ops.stack.plan import (
-    BUCKET,
-    DATABASES,
-    USER,
-    StackPaths,
-    StackPlan,
-    database_url,
-    settings_of,
-)
+from yarn_ops.stack.plan import BUCKET, DATABASES, StackPaths, StackPlan, database_url, settings_of
 from yarn_ops.stack.postgres import Postgres
 from yarn_ops.stack.swift import Swift
 
@@ -45,7 +35,7 @@ class Stack:
     @property
     def service(self) -> Service:
         assert self.settings.prefect_api_url and self.settings.mlflow_uri
-        return Service(self.settings.prefect_api_url, self.settings.mlflow_uri)
+        return Service.of(self.settings, self.settings.prefect_api_url, self.settings.mlflow_uri)
 
     def prepare(self) -> None:
         """Clusters and configuration on disk."""
@@ -104,29 +94,9 @@ class Stack:
         return self._part("prefect", process, f"{self.settings.prefect_api_url}/health")
 
     def _mlflow(self) -> StackPart:
-        """With basic auth; artifacts go straight to the S3 server."""
-        database = database_url(self.plan, "mlflow")
-        command, environment = servers.mlflow_server(
-            self.settings, self.plan.ports["mlflow"], database, workers=MLFLOW_WORKERS
-        )
-        command += ["--app-name", "basic-auth", "--no-serve-artifacts"]
-        config = configparser.RawConfigParser()
-        config["mlflow"] = {
-            "default_permission": "NO_PERMISSIONS",
-            "database_uri": database,
-            "admin_username": USER,
-            "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
-        }
-        text = io.StringIO()
-        config.write(text)
-        path = self.paths.folder / "mlflow-auth.ini"
-        write_private(path, text.getvalue())
-        environment |= {
-            "MLFLOW_AUTH_CONFIG_PATH": str(path),
-            "MLFLOW_AUTH_ADMIN_PASSWORD": self.plan.secrets.plain("mlflow_user"),
-            "MLFLOW_FLASK_SERVER_SECRET_KEY": self.plan.secrets.plain("mlflow_sessions"),
-        }
-        return self._part("mlflow", (command, environment), f"{self.settings.mlflow_uri}/health")
+        url = database_url(self.plan, "mlflow")
+        process = servers.mlflow_server(self.settings, self.plan.ports["mlflow"], url, workers=MLFLOW_WORKERS)
+        return self._part("mlflow", process, f"{self.settings.mlflow_uri}/health")
 
     def _part(self, name: str, process: tuple[list[str], dict[str, str]], health: str) -> StackPart:
         command, environment = process

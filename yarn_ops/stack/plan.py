@@ -13,14 +13,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, field_serializer, field_validator
 
 from yarn_ops.errors import SettingsError
-from yarn_ops.servers import LOOPBACK, WORK_POOLS, free_port, free_ports, prefect_url, write_private
+from yarn_ops.passwords import USER, write_private
+from yarn_ops.servers import LOOPBACK, WORK_POOLS, free_port, free_ports, prefect_url
 from yarn_ops.settings import Settings, as_environment
 from yarn_ops.stack.postgres import owner
 from yarn_ops.stack.swift import Swift
 
 BUCKET = "yarn-ops"
-USER = "yarn-ops"
-"""of Prefect and MLflow"""
 DATABASES = ("registry", "prefect", "mlflow")
 WANTED = {"prefect": 4200, "mlflow": 5000}
 """where people look for them; taken at the first start if they are free"""
@@ -37,6 +36,7 @@ class Secrets(BaseModel):
     prefect_user: SecretStr
     mlflow_user: SecretStr
     mlflow_sessions: SecretStr
+    """of browsers with Prefect and MLflow"""
     s3: SecretStr
 
     @field_serializer("*", when_used="json")
@@ -143,6 +143,7 @@ def settings_of(settings: Settings, paths: StackPaths, plan: StackPlan) -> Setti
         "mlflow_password": plan.secrets.mlflow_user,
         "prefect_api_url": prefect_url(plan.ports["prefect"]),
         "prefect_auth": f"{USER}:{plan.secrets.plain('prefect_user')}",
+        "session_key": plan.secrets.mlflow_sessions,
     }
     return Settings.model_validate(values)
 

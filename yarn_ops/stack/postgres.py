@@ -18,7 +18,7 @@ import psycopg
 from psycopg import sql
 
 from yarn_ops.errors import SettingsError
-from yarn_ops.servers import write_private
+from yarn_ops.passwords import write_private
 from yarn_ops.stack.part import StackPart
 
 USER = "yarn"

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from yarn_ops.errors import SettingsError
-from yarn_ops.servers import LOOPBACK, write_private
+from yarn_ops.passwords import write_private
+from yarn_ops.servers import LOOPBACK
 from yarn_ops.stack.part import StackPart
 
 WORKERS = 4
