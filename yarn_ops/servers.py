@@ -96,18 +96,6 @@ class Server:
         return f"the end of {self.log}: {processes.last_lines(self.log)}"
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner reads; it appears whole."""
-    draft = path.with_name(f"{path.name}.new")
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-
-
 def answers(url: str) -> bool:
     """Whether an HTTP GET of `url` succeeds within two seconds."""
     import httpx

@@ -23,6 +23,7 @@ import pytest
 from attacks import Target, attack, mlflow_of, prefect_of
 from botocore.exceptions import ClientError
 from kills import kill
+from listeners import ports_of
 from service import Service
 from service_up import Remote, wait_until
 
@@ -140,6 +141,17 @@ def test_no_attack_passes_the_servers_of_the_stack(stack: Running) -> None:
     attack(prefect_of(stack.service.prefect_api_url, prefect))
     attack(mlflow_of(stack.service.mlflow_uri, mlflow))
     attack(Target(plan.ports["metrics"], prefect, "/metrics", "/metrics", {}))
+
+
+def test_the_table_of_ports_leaves_none_out(stack: Running) -> None:
+    told = stack.command("doctor", "--security", "--json")
+    table = json.loads(told.stdout)
+    assert {door["port"] for door in table} == ports_of(member.pid for member in members(stack.paths))
+    assert {door["address"] for door in table} == {"127.0.0.1"}
+    ports = {port: name for name, port in stack.stack.plan.ports.items()}
+    assert {ports.get(door["port"], "channel") for door in table} == {*ports.values(), "channel"}
+    assert [door for door in table if not door["closed"]] == []
+    assert told.returncode == 0, told.stderr
 
 
 def test_doctor_finds_the_stack_healthy(stack: Running) -> None:

@@ -19,8 +19,14 @@ import psutil
 import pytest
 from attacks import Target, attack, mlflow_of, prefect_of
 from browser import browser, chromium
+from listeners import ports_of
 from playwright import sync_api as playwright
 from service_up import Up, wait_until
+
+from yarn_ops import processes, servers
+from yarn_ops.cli.security import examine_ports
+from yarn_ops.errors import SettingsError
+from yarn_ops.settings import Settings
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -89,6 +95,67 @@ def test_the_password_lies_in_closed_files_and_nowhere_else(up: Up) -> None:
     assert len(files) > 5
     assert [path for path in files if any(one.encode() in path.read_bytes() for one in secrets)] == []
     assert [p for p in up.processes() if any(one in " ".join(p.cmdline()) for one in secrets)] == []
+
+
+def listening(up: Up) -> set[int]:
+    return ports_of(process.pid for process in up.processes())
+
+
+def test_the_table_of_ports_leaves_none_out(up: Up) -> None:
+    """A port that begins to listen unnoticed, or that answers a stranger, fails this."""
+    wait_until(lambda: len(listening(up)) == 4, timeout_s=120)  # two servers, a channel of each worker
+    before = listening(up)
+    told = up.command("doctor", "--security", "--json")
+    after = listening(up)  # a run of the schedule may have come or gone
+    assert told.returncode == 0, told.stdout + told.stderr
+    table = json.loads(told.stdout)
+    assert before & after <= {door["port"] for door in table} <= before | after
+    assert {door["address"] for door in table} == {"127.0.0.1"}
+    guarded = [door for door in table if door["what"].startswith(("Prefect", "MLflow"))]
+    assert [(one["password"], one["foreign_host"], one["foreign_origin"]) for one in guarded] == [
+        ("asked", "refused", "refused")
+    ] * 2
+    assert {door["password"] for door in table if door not in guarded} == {"asked: closes without a word"}
+    shown = up.command("doctor", "--security").stdout
+    assert all(f"{door['address']}:{door['port']}" in shown for door in guarded) and "✗" not in shown
+
+
+def test_a_server_that_asks_nobody_is_found(tmp_path: Path) -> None:
+    """As before there was a guard, and beside it a port that nobody knows of."""
+    settings = Settings(state_dir=tmp_path / "state")
+    settings.make_home()
+    (tmp_path / "api").mkdir()
+    (tmp_path / "api" / "health").touch()
+    ports = servers.free_ports(2)
+    serving = f"""
+import socket, subprocess, sys
+quiet = socket.create_server(("127.0.0.1", {ports[1]}))
+command = [sys.executable, "-m", "http.server", "{ports[0]}", "--bind", "127.0.0.1"]
+subprocess.run(command, cwd={str(tmp_path)!r})
+"""
+    process = processes.start([sys.executable, "-c", serving], log=tmp_path / "log", env=os.environ)
+    api = f"http://127.0.0.1:{ports[0]}/api"
+    try:
+        wait_until(lambda: servers.answers(f"{api}/health"), timeout_s=60)
+        service = servers.Service(api, "sqlite:///nowhere", "yarn-ops:a password", pid=process.pid)
+        with servers.only_service(settings):
+            servers.announce(settings, service, "")
+            environment = {**os.environ, "YARN_OPS_STATE_DIR": str(settings.home)}
+            command = [sys.executable, "-m", "yarn_ops.cli", "doctor", "--security", "--json"]
+            told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    finally:
+        processes.stop(process)
+    assert told.returncode == 2, told.stderr
+    found = {door["port"]: door for door in json.loads(told.stdout)}
+    assert set(found) == set(ports)
+    assert found[ports[0]]["password"] == "not asked" and not found[ports[0]]["closed"]
+    assert found[ports[0]]["foreign_host"] == found[ports[0]]["foreign_origin"] == "answered"
+    assert found[ports[1]]["password"] == "not known: silent" and not found[ports[1]]["closed"]
+
+
+def test_without_a_service_there_is_no_table(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no service runs there; start it with `yarn-ops up`"):
+        examine_ports(Settings(state_dir=tmp_path))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
@@ -200,7 +267,7 @@ def test_a_page_elsewhere_reads_and_changes_nothing(up: Up, elsewhere: str) -> N
 def test_the_printed_address_opens_both_interfaces(up: Up) -> None:
     with playwright.sync_playwright() as driver, browser(driver) as page:
         answers: list[Any] = []
-        page.on("response", answers.append)
+        page.on("response", lambda answer: answers.append(answer))
         page.goto(up.addresses["Prefect"])
         page.get_by_text("extend-context").first.wait_for()
         page.get_by_text("Deployments").first.wait_for()

@@ -12,6 +12,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from yarn_ops.catalogue import ModelVersion
     from yarn_ops.cli.doctor import Finding
+    from yarn_ops.cli.security import Door
     from yarn_ops.recipe import Recipe
     from yarn_ops.registry import RunSummary, RunView
     from yarn_ops.upkeep import Garbage
@@ -250,6 +251,21 @@ def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
         CONSOLE.print(f"{finding.name:<16} {finding.found}")
         if finding.remedy:
             CONSOLE.print(f"    → {finding.remedy}")
+
+
+def show_doors(doors: Sequence[Door], *, as_json: bool) -> None:
+    """One line a port."""
+    if as_json:
+        _print_json([vars(door) for door in doors])
+        return
+    rows = [("", "process", "address", "what it is", "password", "foreign Host", "foreign Origin")]
+    for door in doors:
+        facts = (door.what, door.password, door.foreign_host, door.foreign_origin)
+        rows.append(("✓" if door.closed else "✗", door.process, f"{door.address}:{door.port}", *facts))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        CONSOLE.print("  ".join(cells).rstrip())
 
 
 def show_garbage(found: Sequence[Garbage], *, removed: bool, as_json: bool) -> None:

@@ -161,12 +161,25 @@ def gc(
 
 
 @app.command()
-def doctor(json: JsonOption = False) -> None:
+def doctor(
+    security: Annotated[
+        bool, typer.Option("--security", help="Every port of the running service, and who may do what there.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
     """Check every dependency: reachable, of the right version; the remedy where one is not."""
     import yarn_ops.cli.display as display
     from yarn_ops.cli.doctor import examine
     from yarn_ops.settings import read_settings
 
+    if security:
+        from yarn_ops.cli.security import examine_ports
+
+        doors = examine_ports(read_settings())
+        display.show_doors(doors, as_json=json)
+        if not all(door.closed for door in doors):
+            raise typer.Exit(2)
+        return
     findings = examine(read_settings())
     display.show_findings(findings, as_json=json)
     if not all(finding.healthy for finding in findings):
