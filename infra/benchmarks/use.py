@@ -2,9 +2,10 @@
 
     python infra/benchmarks/use.py BASE DOCUMENTS_GLOB OUT ARM [ARM …] [--factor 4] [--windows 12] [--seed 0]
 
-An ARM is NAME[:KEY=VALUE…]: base, zero-shot, or text / exercises with keys steps, lr, share, weight, families
-(joined by +), seed. Every arm is trained and measured in this process; a line a cell goes to OUT/rows.jsonl
-as it is found. Recall and the held-out tasks are the evaluation's own, whose forms no exercise has.
+An ARM is NAME[:KEY=VALUE…]: base, zero-shot, or text / exercises with keys steps, lr, share, weight, seed
+and families (joined by +); ruler=SAMPLES asks eight of RULER's tasks as well (the answers are written, which
+takes minutes). Every arm is trained and measured in this process; a line a cell goes to OUT/rows.jsonl as it
+is found. Recall and the held-out tasks are the evaluation's own, whose forms no exercise has.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,10 @@ from transformers import AutoTokenizer
 
 from yarn_ops.data.layout import ShardReader
 from yarn_ops.data.windows import spread
+from yarn_ops.errors import DataError
 from yarn_ops.evals.forward import logits_of
 from yarn_ops.evals.recall import answered, make_samples
-from yarn_ops.evals.suite import scoring
+from yarn_ops.evals.suite import ruler, scoring
 from yarn_ops.evals.suite.haystack import Haystack
 from yarn_ops.evals.suite.plan import GRIDS
 from yarn_ops.evals.suite.reader import SharedReader
@@ -43,6 +46,7 @@ from yarn_ops.train.lora import merge_lora
 from yarn_ops.train.parallel.arrange import arrange
 from yarn_ops.train.parallel.ranks import Ranks
 
+RULER_TASKS = ("niah_multikey_2", "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_1", "qa_2")
 HELD_OUT_TASKS = ("passkey", "key-value", "multi-key")
 
 
@@ -88,8 +92,9 @@ class Bench:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer = AutoTokenizer.from_pretrained(asked.base)
         self.held_out = ShardReader(self.bare.shards.path, "held_out")
-        ids = np.concatenate([self.held_out.document(n) for n in range(self.held_out.documents)])
-        self.haystack = Haystack((), (ids.astype(np.int64),), (), self.encode, "")
+        documents = [self.held_out.document(n).astype(np.int64) for n in range(self.held_out.documents)]
+        texts = tuple(self.tokenizer.decode(ids.tolist()) for ids in documents)
+        self.haystack = Haystack(texts, tuple(documents), (), self.encode, "", self.tokenizer.decode)
         shards = self.bare.shards.record
         self.note("prepared", {"train": shards.train_tokens, "held_out": shards.held_out_tokens}, began)
 
@@ -119,7 +124,7 @@ class Bench:
                 for key in ("loss", "answer_loss")
             }
             self.note(f"{arm} trained", losses, began)
-        self.measure(arm, model)
+        self.measure(arm, model, ruler_samples=int(keys.get("ruler", 0)))
         del model
         if self.device == "cuda":
             torch.cuda.empty_cache()
@@ -159,7 +164,7 @@ class Bench:
         model.requires_grad_(False)
         return model.to(torch.bfloat16 if self.device == "cuda" else torch.float32).eval(), curve
 
-    def measure(self, arm: str, model: Any) -> None:
+    def measure(self, arm: str, model: Any, ruler_samples: int) -> None:
         lengths = [round(float(text) * self.original) for text in self.asked.lengths.split(",")]
         if arm == "base":
             lengths = [length for length in lengths if length <= self.original]
@@ -175,7 +180,7 @@ class Bench:
         if self.asked.skip_held_out:
             return
         reader = SharedReader(model)
-        for length in (self.original, lengths[-1]):
+        for length in sorted({min(self.original, lengths[-1]), lengths[-1]}):
             began = time.perf_counter()
             found = {}
             for task in HELD_OUT_TASKS:
@@ -186,6 +191,15 @@ class Bench:
                     [round(s.value, 2) for s in scores if s.depth is not None],
                 ]
             self.note(f"{arm} held out @ {length}", found, began)
+            if ruler_samples:
+                began, found = time.perf_counter(), {}
+                for task in RULER_TASKS:
+                    with suppress(DataError):  # a length that cannot hold it
+                        (score,) = ruler.measure(
+                            reader, task, self.haystack, self.tokenizer.decode, length, ruler_samples, 5
+                        )
+                        found[task] = round(score.value, 3)
+                self.note(f"{arm} ruler @ {length}", found, began)
 
     def losses(self, model: Any, windows: list[Any]) -> Iterator[float]:
         """Mean loss of each window's last quarter."""
