@@ -47,7 +47,7 @@ LOOK_BACK = timedelta(days=1)
 
 SERVICE_FAULTS = re.compile(
     r"encountered an exception:? "
-    r"(StoreError|RegistryError|LeaseLost|ReleaseError|SettingsError|TrainerKilled|Stopped"
+    r"(StoreError|Damaged|RegistryError|LeaseLost|ReleaseError|SettingsError|TrainerKilled|Stopped"
     r"|PrefectHTTPStatusError|ConnectError|ReadTimeout|RemoteProtocolError|ConnectTimeout|ReadError)\b"
 )
 """A run that failed by one of these asked for nothing wrong: a service was away, or a process was killed."""

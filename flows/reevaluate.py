@@ -57,7 +57,7 @@ def reevaluate(name: str, alias: str = "champion", seed: int = 1) -> str:
         after = score(recipe, released, shards, base.context_tokens)
         target = round(recipe.rope.resolve_factor(base.context_tokens) * base.context_tokens)
         verdict = judge(recipe.gate, before.card, after.card, target)
-        log_scores(shop, before.card, after.card)
+        log_scores(shop, shop.mlflow_run_id, before.card, after.card)
         names, lengths = (f"{name} version {version.version}", "base"), (target, base.context_tokens)
         cards, suites = (after.card, before.card), after.suites + before.suites
         show_capacity(chart(names, cards, suites, lengths))

@@ -9,14 +9,14 @@ from urllib.parse import urlsplit
 from prefect.artifacts import create_markdown_artifact
 
 from flows.workshop import workshop
-from yarn_ops.records import Comparison, Release, Report
+from yarn_ops.records import CARD, Comparison, Release, Report
 
 
 def show_report(release: Release, report: Report) -> None:
     """The model card with its pictures as an artifact, below links into MLflow where it has a UI."""
     shop = workshop()
     folder = shop.fetch(report).path
-    card = _without_front_matter((folder / "README.md").read_text("utf-8"))
+    card = _without_front_matter((folder / CARD).read_text("utf-8"))
     create_markdown_artifact(
         _links(shop.settings.mlflow, release) + _inline_pictures(card, folder),
         key="report",

@@ -19,13 +19,14 @@ from typing import Any, Literal, TypeVar
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from pydantic import ValidationError
 
 from flows.liveness import end_trainers_except
 from flows.logs import about
 from flows.workshop import Workshop, workshop
 from yarn_ops.bars import Report
 from yarn_ops.digests import digest_of
-from yarn_ops.errors import LeaseLost
+from yarn_ops.errors import Damaged, LeaseLost, StoreError
 from yarn_ops.recipe import Section
 from yarn_ops.records import Local, Record
 from yarn_ops.registry import Held, QueuedStage, hold, keys_at_work, occupied, this_process
@@ -61,15 +62,24 @@ Need = Literal["nothing", "device", "gpu"]
 
 
 def stage(
-    name: str, version: int, alone_on: Need = "nothing"
+    name: str, version: int, alone_on: Need = "nothing", mend: Callable[..., R] | None = None
 ) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Make a Prefect task of a stage. Raise `version` when the same inputs give another result."""
+    """Make a Prefect task of a stage. Raise `version` when the same inputs give another result.
+
+    `mend(shop, record, *inputs)`: for a stage that leaves something outside of the store: make good what of a
+    finished record's claims no longer holds there; the record as it then is.
+    """
 
     def obtain(shop: Workshop, fn: Callable[..., R], inputs: tuple[Any, ...]) -> tuple[R, str, bool]:
         key = stage_key(name, version, inputs)
         with about(key=key[:12]):
             get_run_logger().info("begins")
             record, reused = _obtain(shop, name, key, fn, inputs, alone_on)
+            if reused and mend is not None:
+                mended = mend(shop, record, *inputs)
+                if mended != record:
+                    shop.registry.replace(key, record, mended)
+                    record = mended
         return record, key, reused
 
     return lambda fn: _as_task(name, fn, obtain)
@@ -95,18 +105,43 @@ def _as_task(
     @task(name=name, task_run_name=name, description=fn.__doc__, cache_policy=NO_CACHE, persist_result=False)
     def run(*inputs: Any) -> R:
         shop = workshop()
-        started, waited_s = time.monotonic(), shop.waited_s
-        with about(run=shop.run.id, stage=name):
-            record, key, reused = obtain(shop, fn, inputs)
-            seconds = time.monotonic() - started - (shop.waited_s - waited_s)
-            shop.registry.note_use(shop.run.id, key, reused=reused, seconds=seconds)
-            how = "reused" if reused else "done"
-            with about(key=key[:12]):
-                get_run_logger().info("%s in %.1f s", how, seconds)
-        shop.progress.finished(name, how, seconds)
-        return record
+        return _use(shop, name, lambda: obtain(shop, fn, inputs))
 
     return run
+
+
+def _use(shop: Workshop, name: str, obtain: Callable[[], tuple[R, str, bool]]) -> R:
+    """The stage's record, noted as used; an input of it that is damaged in the store is made again."""
+    started, waited_s = time.monotonic(), shop.waited_s
+    with about(run=shop.run.id, stage=name):
+        while True:
+            try:
+                record, key, reused = obtain()
+                break
+            except Damaged as damaged:
+                _make_again(shop, damaged)
+        seconds = time.monotonic() - started - (shop.waited_s - waited_s)
+        shop.registry.note_use(shop.run.id, key, reused=reused, seconds=seconds)
+        how = "reused" if reused else "done"
+        with about(key=key[:12]):
+            get_run_logger().info("%s in %.1f s", how, seconds)
+    shop.progress.finished(name, how, seconds)
+    if record.tree is not None:
+        shop.makers.setdefault(record.tree.digest, lambda: _use(shop, name, obtain))
+    return record
+
+
+def _make_again(shop: Workshop, damaged: Damaged) -> None:
+    """Have the stage whose directory is damaged make it anew, once a run; raises `damaged` otherwise."""
+    digest = damaged.set_aside
+    make = shop.makers.get(digest or "")
+    if digest is None or make is None or digest in shop.made_again:
+        raise damaged
+    get_run_logger().warning("%s", damaged)
+    shop.made_again.add(digest)
+    tree = make().tree
+    if tree is None or tree.digest != digest:
+        raise StoreError(f"{damaged}; it was made again, with other bytes: run again to go on from it")
 
 
 def stage_key(name: str, version: int, inputs: tuple[Any, ...]) -> str:
@@ -132,14 +167,28 @@ def _obtain(
     made = _record_type(fn)
     finished = shop.registry.finished(key)
     if finished is not None:
-        record = made.model_validate(finished)
-        if record.tree is None or tree_present(shop.store, record.tree):
+        record = _sound(shop, made, finished)
+        if record is not None:
             return record, True
-        shop.registry.discard(key, finished, "its bytes are gone from the store")
+        reason = "its record or its bytes are not what was stored"
+        get_run_logger().warning("%s; made again", reason)
+        shop.registry.discard(key, finished, reason)
     with _lease(shop, name, key) as held:
         if held.record is not None:  # somebody else made it while we waited
             return made.model_validate(held.record), True
         return _make(shop, name, key, fn, inputs, held, alone_on), False
+
+
+def _sound(shop: Workshop, made: type[R], finished: dict[str, Any]) -> R | None:
+    """A finished stage's record, if it is one, and the store has every file of it with its size.
+
+    The files' bytes are verified where they are used: when they are fetched, or composed into a release.
+    """
+    try:
+        record = made.model_validate(finished)
+    except ValidationError:
+        return None
+    return record if record.tree is None or tree_present(shop.store, record.tree) else None
 
 
 def _lease(shop: Workshop, name: str, key: str) -> AbstractContextManager[Held]:

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property
@@ -29,7 +29,7 @@ from yarn_ops.digests import digest_of
 from yarn_ops.errors import GateFailed, Stopped, YarnOpsError
 from yarn_ops.processes import keeping_missed
 from yarn_ops.recipe import Recipe, parse_recipe
-from yarn_ops.records import AnyRecord, Local, Tree
+from yarn_ops.records import AnyRecord, Local, Record, Tree
 from yarn_ops.registry import Registry, Run, RunEnd, open_registry
 from yarn_ops.release import Tracking, open_tracking
 from yarn_ops.services import require_services
@@ -75,6 +75,9 @@ class Workshop:
         self.run = run
         self.progress = Progress(bars)
         self._verified: dict[str, Path] = {}
+        self.makers: dict[str, Callable[[], Record]] = {}
+        """{digest of a directory: has the stage that this run has it from make it again, if it is gone}"""
+        self.made_again: set[str] = set()
         self._logged_step: int | None = None
         self.part = ""
         """of a run with several arms: which one is at work; "" in a run of one"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -13,20 +14,24 @@ from yarn_ops.catalogue import ModelVersion
 from yarn_ops.checkpoints import INDEX, checkpoint_files, inspect_checkpoint
 from yarn_ops.digests import digest_of, tree_files
 from yarn_ops.errors import BaseModelError, StoreError
+from yarn_ops.hub import verify_snapshot
 from yarn_ops.model_files import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, copy_model_files, place_of
 from yarn_ops.recipe import Base
 from yarn_ops.records import BaseModel
 from yarn_ops.store import ObjectInfo, Store, StoreOptions, open_store
+from yarn_ops.store.damage import Fault, faults_here, faults_stored, refusal
+from yarn_ops.store.disk import put_away, write_durably
 from yarn_ops.store.local import LocalStore
-from yarn_ops.store.manifest import MANIFEST, read_manifest
+from yarn_ops.store.manifest import MANIFEST, parse_manifest, read_manifest
 from yarn_ops.store.pull import arriving
 from yarn_ops.store.transfer import Transfer
-from yarn_ops.store.trees import fetch_tree
+from yarn_ops.store.trees import fetch_tree, manifest_of
 
 WANTED = ("*.safetensors", INDEX, CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES)
 UNWANTED = ("*/*", "consolidated*")  # other formats of the same weights
 VIEW = 2
 """Raise it when a view holds other things."""
+log = logging.getLogger(__name__)
 HF_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -56,7 +61,7 @@ def _locate(
     if model.startswith("shipped:"):
         return model, _shipped(model)
     if model.startswith("hf:"):
-        return _from_hub(model)
+        return _from_hub(model, cache / "bases")
     if model.startswith("models:/"):
         if find_release is None:
             raise BaseModelError(f"{model}: no MLflow to look it up in; set YARN_OPS_MLFLOW_URI")
@@ -80,13 +85,14 @@ def _shipped(model: str) -> Path:
     return shipped.MODELS / name
 
 
-def _from_hub(model: str) -> tuple[str, Path]:
+def _from_hub(model: str, cache: Path) -> tuple[str, Path]:
     name, _, revision = model.removeprefix("hf:").partition("@")
     if not HF_NAME.fullmatch(name) or ".." in name:
         raise BaseModelError(f"{model}: not a model name; write hf:org/name@revision")
     path = _snapshot(model, name, revision or None)
     if not any(path.glob("*.safetensors")):
         raise BaseModelError(_no_safetensors(model))
+    verify_snapshot(name, path, cache, _is_wanted)
     return f"hf:{name}@{path.name}", path
 
 
@@ -130,17 +136,41 @@ def _from_store(uri: str, cache: Path, options: StoreOptions, digest: str | None
 
 
 def _unlisted(store: Store, infos: list[ObjectInfo], cache: Path) -> Path:
-    """Checkpoint files below a URI without a manifest of ours: only their sizes can be checked."""
+    """Checkpoint files below a URI without a manifest of ours: kept with one of what arrived.
+
+    What is damaged afterwards is seen by it, and fetched again; damage before that nobody can tell.
+    """
     wanted = [info for info in infos if _is_wanted(info.key)]
     if not any(info.key.endswith(".safetensors") for info in wanted):
         raise BaseModelError(_no_safetensors(store.url))
     path = cache / digest_of([[info.key, info.size_bytes, info.version] for info in wanted])
     transfer = Transfer(sum(info.size_bytes for info in wanted), None)
+    if faults := _faults_of(path):
+        log.warning("%s", refusal(path, faults, "fetched again"))
+        put_away(path)
     with arriving(path) as partial:
         if partial is not None:
+            resumed = any(partial.iterdir())
             transfer.run(lambda info: store.get_file(info.key, partial / info.key), wanted)
+            manifest = manifest_of(partial)
+            if resumed and (faults := faults_stored(store, "", manifest, Transfer(0, None), alone=False)):
+                put_away(partial)
+                raise refusal(store.url, faults, "run again")
+            write_durably(partial / MANIFEST, manifest.to_bytes())
     os.utime(path)
     return path
+
+
+def _faults_of(folder: Path) -> list[Fault]:
+    """What of a directory in the cache, if it is there, is not as its own manifest says."""
+    listed = folder / MANIFEST
+    if not folder.exists():
+        return []
+    try:
+        manifest = parse_manifest(listed.read_bytes(), str(listed))
+    except (OSError, StoreError):
+        return [Fault(MANIFEST, "one of ours", "none")]
+    return faults_here(folder, manifest, Transfer(manifest.size_bytes, None))
 
 
 def _is_wanted(name: str) -> bool:
@@ -159,6 +189,9 @@ def _clean_view(path: Path, cache: Path) -> Path:
     places = [place_of(path, name) for name in names]
     facts = [[str(place), place.stat().st_size, place.stat().st_mtime_ns] for place in places]
     view = cache / digest_of([VIEW, *facts])
+    if view.exists() and not _is_view(view, names, places):
+        log.warning("%s: not as it was made; made again", view)
+        put_away(view)
     with arriving(view) as partial:
         if partial is not None:
             for name, place in zip(names, places, strict=True):
@@ -168,3 +201,13 @@ def _clean_view(path: Path, cache: Path) -> Path:
             copy_model_files(path, partial, (name for name in names if not name.endswith(".safetensors")))
     os.utime(view)
     return view
+
+
+def _is_view(view: Path, names: list[str], places: list[Path]) -> bool:
+    """Whether every copy holds what its original holds, and every link leads there."""
+    return list(tree_files(view)) == names and all(
+        (view / name).resolve() == place
+        if name.endswith(".safetensors")
+        else (view / name).read_bytes() == place.read_bytes()
+        for name, place in zip(names, places, strict=True)
+    )

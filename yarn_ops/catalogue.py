@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException
+from math import nan
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -25,6 +26,8 @@ DIGEST_TAG = "tree_digest"
 """of the released directory: names and sha256 of its files (`digests.tree_digest`)"""
 PASSED = "passed"
 READY = "READY"
+ACTIVE = "active"
+"""MLflow's stage of a run or experiment that was not deleted"""
 DELETED = "Deleted_Internal"
 """MLflow's stage of a version that was deleted"""
 FAULTS = (OSError, ValueError, KeyError, TypeError, HTTPException, sqlite3.Error)
@@ -62,6 +65,37 @@ class Experiment:
     id: str
     stage: str
     artifact_location: str
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run in MLflow; `metrics`: the newest value of each."""
+
+    artifact_uri: str
+    metrics: dict[str, float]
+
+
+def read_run(uri: str, run_id: str, auth: tuple[str, str] | None = None) -> TrackedRun | None:
+    """The run, unless it was deleted; None where there is none, or MLflow's client has to be asked."""
+    try:
+        if uri.startswith("sqlite:///"):
+            with _database(uri) as database:
+                found = database.execute(
+                    "SELECT artifact_uri FROM runs WHERE run_uuid = ? AND lifecycle_stage = ?",
+                    (run_id, ACTIVE),
+                ).fetchone()
+                metrics = database.execute(
+                    "SELECT key, value, is_nan FROM latest_metrics WHERE run_uuid = ?", (run_id,)
+                ).fetchall()
+            values = {name: nan if is_nan else float(value) for name, value, is_nan in metrics}
+            return None if found is None else TrackedRun(found[0], values)
+        run = _answer(uri.rstrip("/"), "runs/get", {"run_id": run_id}, auth)["run"]
+        if run["info"]["lifecycle_stage"] != ACTIVE:
+            return None
+        values = {metric["key"]: float(metric["value"]) for metric in run["data"].get("metrics", ())}
+        return TrackedRun(run["info"]["artifact_uri"], values)
+    except FAULTS:
+        return None
 
 
 def read_experiment(uri: str, name: str, auth: tuple[str, str] | None = None) -> Experiment | None:

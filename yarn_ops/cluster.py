@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,16 +25,20 @@ from yarn_ops.data.files import Files
 from yarn_ops.data.fragments import FRAGMENTS, TOKENS, make_unit
 from yarn_ops.data.tokenizer import Tokenizer
 from yarn_ops.data.units import Unit, UnitOptions, unit_key
-from yarn_ops.digests import digest_of
+from yarn_ops.digests import digest_of, file_digest
 from yarn_ops.errors import DataError, SettingsError, StoreError
 from yarn_ops.records import Tree
 from yarn_ops.settings import Settings, read_settings
 from yarn_ops.store import Store, StoreOptions, files_for, open_store, store_options
+from yarn_ops.store.damage import Fault, faults_stored, refusal, stored_sizes
 from yarn_ops.store.keys import join
 from yarn_ops.store.manifest import MANIFEST, Manifest, parse_manifest
 from yarn_ops.store.pull import pull_tree
 from yarn_ops.store.sweep import UNITS
+from yarn_ops.store.transfer import Transfer
 from yarn_ops.store.trees import put_tree, put_tree_at
+
+log = logging.getLogger(__name__)
 
 ANSWER_S = 10
 RETRIES = 2
@@ -48,6 +53,8 @@ class ClusterUnits:
         self._settings = settings
         self._folder = folder
         self._manifests: dict[str, Manifest] = {}
+        self._read: set[Path] = set()
+        """what lies here and is what its manifest says"""
 
     @cached_property
     def _store(self) -> Store:
@@ -91,14 +98,19 @@ class ClusterUnits:
 
     def file(self, key: str, name: str) -> Path:
         path = self._folder / f"{key}-{name}"
-        if not path.exists():
-            content = self._store.read(_place(key, name))
-            if hashlib.sha256(content).hexdigest() != self._manifests[key].files[name].sha256:
-                where = self._store.uri_of(_place(key, name))
-                raise StoreError(f"{where}: other bytes than were written; remove units/{key} and run again")
-            partial = path.with_suffix(".partial")
-            partial.write_bytes(content)
-            partial.rename(path)
+        if path not in self._read:
+            sha256 = self._manifests[key].files[name].sha256
+            if not path.exists() or file_digest(path) != sha256:
+                content = self._store.read(_place(key, name))
+                if hashlib.sha256(content).hexdigest() != sha256:
+                    where = self._store.uri_of(_place(key, name))
+                    raise StoreError(
+                        f"{where}: other bytes than were written; run again, and it is made again"
+                    )
+                partial = path.with_suffix(".partial")
+                partial.write_bytes(content)
+                partial.rename(path)
+            self._read.add(path)
         return path
 
     def place(self, results: Mapping[str, str], out: Path) -> Tree | None:
@@ -121,12 +133,32 @@ def make_in_store(key: str, unit: Unit, options: UnitOptions, tokenizer: str, st
     settings = read_settings()
     settings.make_home()
     store, files = _opened(store_url, store_options(settings))
-    if (made_before := store.find(_place(key, MANIFEST))) is not None:
+    if (made_before := _made_before(store, key)) is not None:
         return made_before
     with tempfile.TemporaryDirectory(prefix="unit-", dir=settings.home) as place:
         made = Path(place) / "made"
         make_unit(unit, options, _tokenizer(store, tokenizer, options.vocab_size), files, made)
         return put_tree_at(store, made, f"{UNITS}/{key}", look=False).to_bytes()
+
+
+def _made_before(store: Store, key: str) -> bytes | None:
+    """The manifest of a unit that is there, every byte of it read; one that is damaged is removed."""
+    data = store.find(_place(key, MANIFEST))
+    if data is None:
+        return None
+    prefix = f"{UNITS}/{key}"
+    try:
+        manifest = parse_manifest(data, store.uri_of(prefix))
+    except StoreError:
+        faults = [Fault(MANIFEST, "one of ours", "none")]
+    else:
+        faults = faults_stored(store, prefix, manifest, Transfer(manifest.size_bytes, None))
+    if not faults:
+        return data
+    log.warning("%s", refusal(store.uri_of(prefix), faults, "made again"))
+    for name in (MANIFEST, *sorted(stored_sizes(store, prefix))):
+        store.delete(_place(key, name))
+    return None
 
 
 @cache

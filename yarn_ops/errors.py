@@ -13,7 +13,8 @@
     ├── MergeError          the merged model is not the trained one
     ├── EvaluationError     a measurement cannot be made
     ├── ExportError         a model or adapter cannot be written in the form that an engine reads
-    ├── StoreError          object storage is unreachable, refuses, or returned other bytes
+    ├── StoreError          object storage is unreachable or refuses
+    │   └── Damaged         a stored or cached directory is not what its manifest says
     ├── RegistryError       the run registry is unreachable or not migrated
     │   └── LeaseLost       another process holds the lease of this stage now
     ├── ReleaseError        MLflow is unreachable, or no model version matches
@@ -69,6 +70,14 @@ class ExportError(YarnOpsError): ...
 
 
 class StoreError(YarnOpsError): ...
+
+
+class Damaged(StoreError):
+    """`set_aside`: the digest of the directory, where it was taken out of use and can be made again."""
+
+    def __init__(self, message: str, set_aside: str | None = None) -> None:
+        super().__init__(message)
+        self.set_aside = set_aside
 
 
 class RegistryError(YarnOpsError): ...

@@ -287,8 +287,11 @@ class Fit(Record):
     seconds: float
 
 
+CARD = "README.md"
+
+
 class Report(Record):
-    """Pictures (PNG), pages (HTML) and the model card (README.md)."""
+    """Pictures (PNG), pages (HTML) and the model card (`CARD`)."""
 
     pictures: tuple[str, ...]
     pages: tuple[str, ...] = ()

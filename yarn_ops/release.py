@@ -17,7 +17,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from yarn_ops.catalogue import GATE_TAG, Experiment, ModelVersion, read_experiment, read_versions
+from yarn_ops.catalogue import (
+    ACTIVE,
+    GATE_TAG,
+    Experiment,
+    ModelVersion,
+    TrackedRun,
+    read_experiment,
+    read_run,
+    read_versions,
+)
 from yarn_ops.errors import ReleaseError
 from yarn_ops.settings import Settings, adopt_environment, mlflow_environment
 from yarn_ops.shown import without_password
@@ -34,6 +43,8 @@ FAILURES = {
 }
 """What MLflow's words mean to a person."""
 
+PICTURES = "pictures"
+"""folder of a run's artifacts"""
 BATCH_ENTITIES = 100
 """MLflow's limit on parameters in one call."""
 
@@ -81,7 +92,7 @@ class Tracking:
         ReleaseError when it was deleted, or keeps its artifacts outside the store.
         """
         experiment = read_experiment(self.uri, name, self._auth) or self._make_experiment(name)
-        if experiment.stage != "active":
+        if experiment.stage != ACTIVE:
             raise ReleaseError(
                 f"experiment {name!r}: deleted in MLflow; restore it or choose another publish.experiment"
             )
@@ -142,7 +153,7 @@ class Tracking:
     def log_picture(self, run_id: str, path: Path) -> None:
         """Show a picture with the run, as pictures/<file name>."""
         with self._mlflow() as client:
-            client.log_artifact(run_id, str(path), "pictures")
+            client.log_artifact(run_id, str(path), PICTURES)
 
     def log_text(self, run_id: str, text: str, name: str) -> None:
         """Show a text with the run, as a file of this name."""
@@ -153,11 +164,26 @@ class Tracking:
         with self._mlflow() as client:
             client.set_terminated(run_id, END_STATUS[status])
 
-    def artifact_uri(self, run_id: str) -> str:
-        """Where the run's artifacts lie; a model to `register` lies in `model` below it."""
+    def run(self, run_id: str) -> TrackedRun | None:
+        """The run, None when it is gone. A model to `register` lies in `model` below its artifacts."""
+        if found := read_run(self.uri, run_id, self._auth):
+            return found
         with self._mlflow() as client:
-            uri: str = client.get_run(run_id).info.artifact_uri
-        return uri
+            try:
+                run = client.get_run(run_id)
+            except _mlflow_exception() as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
+        gone = run.info.lifecycle_stage != ACTIVE
+        return None if gone else TrackedRun(run.info.artifact_uri, dict(run.data.metrics))
+
+    def artifact_uri(self, run_id: str) -> str:
+        """Where the run's artifacts lie; ReleaseError when it is gone."""
+        run = self.run(run_id)
+        if run is None:
+            raise ReleaseError(f"MLflow at {self._shown}: run {run_id} is gone; restore it there")
+        return run.artifact_uri
 
     # Model versions
 

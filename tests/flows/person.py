@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from prefect_here import at
 
 from yarn_ops.records import Tree
 from yarn_ops.registry import StageView, open_registry
@@ -170,6 +169,8 @@ def typist() -> Iterator[Typist]:
 @pytest.fixture(scope="module")
 def person(tmp_path_factory: pytest.TempPathFactory, typist: Typist, prefect_api: str) -> Person:
     """Somebody who has not run anything yet."""
+    from prefect_here import at  # not for the child, which is this file alone
+
     settings = {
         "YARN_OPS_STATE_DIR": str(tmp_path_factory.mktemp("person") / "state"),
         **at(prefect_api),

@@ -15,6 +15,7 @@ from prefect_here import at, client
 from small_recipe import SMALL
 
 from yarn_ops.catalogue import ModelVersion
+from yarn_ops.digests import digest_tree, tree_digest
 from yarn_ops.recipe import load_recipe
 from yarn_ops.registry import RunView, StageView, open_registry
 from yarn_ops.release import open_tracking
@@ -148,6 +149,8 @@ def test_a_version_says_what_it_is(workplace: Workplace, first: RunView) -> None
     version = workplace.first_versions[1]
     recipe = load_recipe(workplace.recipe_path)
     commit = version.tags["git_commit"]
+    model = Path(unquote(urlsplit(version.source).path))
+    files = {name: digest for name, digest in digest_tree(model).items() if name != "manifest.json"}
     assert version.tags == {
         "context_length": "1024",
         "original_context_length": "512",
@@ -158,15 +161,13 @@ def test_a_version_says_what_it_is(workplace: Workplace, first: RunView) -> None
         "run": first.id,
         "gate": "passed",
         "git_commit": commit,
+        "tree_digest": tree_digest(files),
     }
     assert commit == "unknown" or len(commit) == 40
     assert (version.name, version.aliases, version.mlflow_run_id) == (
         "small", ("champion",), first.mlflow_run_id,
     )  # fmt: skip
-    model = Path(unquote(urlsplit(version.source).path))
-    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
-        file.name for file in model.iterdir()
-    }
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= set(files)
 
 
 def test_live_metrics_and_parameters_are_in_mlflow(workplace: Workplace, first: RunView) -> None:

@@ -121,6 +121,15 @@ def test_two_nodes_make_the_bytes_of_one_process_and_nothing_twice(
     after = one.moments()
     assert before.items() <= after.items() and len(after) - len(before) <= 3
 
+    unit = next(info.key for info in one.store.list("units/") if info.key.endswith("/tokens.bin"))
+    data = one.store.read(unit)
+    one.store.write(unit, bytes([data[0] ^ 1]) + data[1:])
+    assert one.prepare("healed") == grown
+    assert one.store.read(unit) == data
+    assert {key for key, moment in one.moments().items() if moment != after[key]} == {
+        f"{unit.rpartition('/')[0]}/manifest.json"
+    }
+
     one.store.write("in/broken.jsonl", b"{\n")
     with pytest.raises(DataError, match=r"in/broken\.jsonl, line 1: not JSON"):
         one.prepare("broken")

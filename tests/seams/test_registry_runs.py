@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from pydantic import ValidationError
 from registries import RECIPE
+from sqlalchemy import text
 
 from yarn_ops.errors import RegistryError
 from yarn_ops.records import Checkpoint, Record, Release, Score, Scorecard, Tree
@@ -181,6 +183,39 @@ def test_recomputed_scores_replace_the_discarded(registry: Registry, run_id: str
     better = SCORECARD.model_copy(update={"scores": (SCORECARD.scores[0].model_copy(update={"value": 0.5}),)})
     finish_stage(registry, run_id, "evaluate", better, 30.0)
     assert [score.value for score in registry.run_view(run_id).scores] == [0.5]
+
+
+def test_a_record_that_is_not_read_as_it_was_written_is_no_record(
+    database_url: str, registry: Registry, run_id: str
+) -> None:
+    finish_stage(registry, run_id, "evaluate", SCORECARD, 30.0)
+    key, written = "evaluate".ljust(64, "0"), SCORECARD.model_dump(mode="json")
+    assert registry.finished(key) == written
+    value = f'"value":{SCORECARD.scores[0].value}'
+    changed = "CAST(REPLACE(CAST(output AS TEXT), :old, :new) AS JSON)"
+    if database_url.startswith("sqlite"):
+        changed = "REPLACE(output, :old, :new)"
+    with registry.begin() as session:
+        values = {"old": value, "new": f"{value}1"}
+        session.execute(text(f"UPDATE stage_runs SET output = {changed}"), values)
+    found = registry.finished(key)
+    assert found not in (None, written)
+    with pytest.raises(ValidationError):
+        Scorecard.model_validate(found)
+    assert [stage.record for stage in registry.run_view(run_id).stages] == [None]
+    registry.discard(key, found or {}, "damaged")
+    assert registry.finished(key) is None
+
+
+def test_a_record_is_replaced_unless_it_is_another_by_now(registry: Registry, run_id: str) -> None:
+    finish_stage(registry, run_id, "publish", RELEASE, 1.0)
+    key, moved = "publish".ljust(64, "0"), RELEASE.model_copy(update={"version": 9})
+    registry.replace(key, RELEASE, moved)
+    assert registry.finished(key) == moved.model_dump(mode="json")
+    release = registry.run_view(run_id).release
+    assert release is not None and release.version == 9
+    registry.replace(key, RELEASE, RELEASE)
+    assert registry.finished(key) == moved.model_dump(mode="json")
 
 
 def test_unknown_runs_are_told_in_one_line(registry: Registry) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from math import isnan
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from yarn_ops.catalogue import read_run
 from yarn_ops.errors import ReleaseError
 from yarn_ops.release import Tracking
 
@@ -74,6 +76,25 @@ def test_a_run_keeps_what_was_logged(tracking: Tracking, tmp_path: Path) -> None
     artifacts = Path(urlsplit(tracking.artifact_uri(run_id)).path)
     assert (artifacts / "pictures" / "loss.png").read_bytes() == PNG
     assert (artifacts / "README.md").read_text() == "# A card"
+
+
+def test_a_run_is_told_until_it_is_deleted(tracking: Tracking) -> None:
+    run_id = tracking.start_run("told", "a run", {})
+    tracking.log_metrics(run_id, 0, {"recall": 0.5, "broken": float("nan")})
+    tracking.log_metrics(run_id, 1, {"recall": 0.25})
+    quick = read_run(tracking.uri, run_id)
+    found = tracking.run(run_id)
+    assert quick is not None and found is not None
+    assert quick.artifact_uri == found.artifact_uri == client(tracking).get_run(run_id).info.artifact_uri
+    assert found.metrics["recall"] == 0.25 and isnan(found.metrics["broken"])
+    client(tracking).delete_run(run_id)
+    assert (read_run(tracking.uri, run_id), tracking.run(run_id), tracking.run("0" * 32)) == (
+        None,
+        None,
+        None,
+    )
+    with pytest.raises(ReleaseError, match=f"run {run_id} is gone; restore it there"):
+        tracking.artifact_uri(run_id)
 
 
 @pytest.mark.parametrize(

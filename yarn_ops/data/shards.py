@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -17,11 +18,17 @@ from yarn_ops.data.fragments import TOKENS, Fate, make_unit
 from yarn_ops.data.layout import ShardWriter, token_file_name
 from yarn_ops.data.tokenizer import Tokenizer
 from yarn_ops.data.units import Unit, UnitOptions, partition, unit_key, unit_options
+from yarn_ops.digests import canonical_json, digest_tree
 from yarn_ops.errors import DataError
 from yarn_ops.recipe import Data
 from yarn_ops.records import BaseModel, Corpus, Dropped, Local, ShardSet, Tree
 
+DIGESTS = "digests.json"
+"""of the files of a unit that is kept on this machine: {name: sha256}"""
+
 Report = Callable[[int, int, str], None]
+
+log = logging.getLogger(__name__)
 
 
 class Units(Protocol):
@@ -149,9 +156,13 @@ class LocalUnits:
 
     def _make(self, key: str, unit: Unit, options: UnitOptions, tokenizer: Tokenizer) -> None:
         whole, partial = self._folder / key, self._folder / f".{key}"
+        if whole.exists() and not _is_sound(whole):
+            log.warning("%s: damaged since an earlier attempt; made again", whole)
+            shutil.rmtree(whole)
         if not whole.exists():
             shutil.rmtree(partial, ignore_errors=True)
             make_unit(unit, options, tokenizer, self._files, partial)
+            (partial / DIGESTS).write_text(canonical_json(digest_tree(partial, threads=1)), "utf-8")
             for path in partial.iterdir():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())  # whole after a power cut as well, once it has its name
@@ -165,3 +176,13 @@ class LocalUnits:
             (out / name).unlink(missing_ok=True)
             os.link(self.file(key, TOKENS), out / name)
         return None
+
+
+def _is_sound(unit: Path) -> bool:
+    """Whether a unit's directory holds the bytes that were written."""
+    found = digest_tree(unit, threads=1)
+    found.pop(DIGESTS, None)
+    try:
+        return (unit / DIGESTS).read_text("utf-8") == canonical_json(found)
+    except (OSError, UnicodeDecodeError):
+        return False

@@ -10,9 +10,9 @@ from yarn_ops.evals import pictures
 from yarn_ops.evals.capacity.page import PAGE, PICTURE, write_report
 from yarn_ops.evals.capacity.reading import Capacity, capacity_of, read_capacity
 from yarn_ops.evals.card import Extension, model_card
-from yarn_ops.records import Local, Report, Scorecard
+from yarn_ops.records import CARD, Local, Report, Scorecard
 
-CARD, SUMMARY = "README.md", "capacity.md"
+SUMMARY = "capacity.md"
 
 
 def report(extension: Extension, losses: Sequence[tuple[int, float]], out: Path) -> Report:

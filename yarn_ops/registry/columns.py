@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -12,9 +13,14 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import literal
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import DateTime, Float, LargeBinary, Text, TypeDecorator
+from sqlalchemy.types import JSON, DateTime, Float, LargeBinary, Text, TypeDecorator
+
+from yarn_ops.digests import digest_of
 
 REPLACEMENT = "\ufffd"
+SEAL = "sha256 of the rest"
+BROKEN = {"damaged": "in the database"}
+"""stands for an object that is not what was written; no record looks like it"""
 DOUBLES = 8
 
 
@@ -62,6 +68,31 @@ class Items(TypeDecorator[tuple[float, ...]]):
             return struct.unpack(f"<{len(packed) // 8}d", packed)
         bits = f"{int.from_bytes(packed, 'big'):0{8 * len(packed)}b}"
         return tuple(map(float, bits[: len(bits) - kind]))
+
+
+class Sealed(TypeDecorator[dict[str, Any]]):
+    """A JSON object with its digest in it: one that is not read as it was written is `BROKEN`."""
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: dict[str, Any] | None, dialect: Dialect) -> dict[str, Any] | None:
+        return None if value is None else {**value, SEAL: digest_of(value)}
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> dict[str, Any] | None:
+        if not isinstance(value, dict):
+            return None if value is None else BROKEN
+        plain = {name: part for name, part in value.items() if name != SEAL}
+        sealed = value.get(SEAL, "")  # none: written by an earlier version
+        return plain if sealed == "" or sealed == digest_of(plain) else BROKEN
+
+
+def read_json(text: str) -> Any:
+    """A JSON value of the database's; `BROKEN` for what is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return BROKEN
 
 
 class AnyText(TypeDecorator[str]):

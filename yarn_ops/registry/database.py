@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from yarn_ops.digests import canonical_json
 from yarn_ops.errors import RegistryError
+from yarn_ops.registry.columns import read_json
 from yarn_ops.registry.tables import Table as Tables
 
 if TYPE_CHECKING:
@@ -164,17 +165,19 @@ def _make_parent(path: Path, name: str) -> None:
 
 
 def _engine(address: URL) -> Engine:
+    json: Any = {"json_serializer": canonical_json, "json_deserializer": read_json}
     if address.get_backend_name() == "postgresql":
-        return create_engine(
-            address, connect_args=POSTGRESQL_OPTIONS, pool_pre_ping=True, json_serializer=canonical_json
-        )
-    engine = create_engine(address, connect_args={"timeout": BUSY_TIMEOUT_S}, json_serializer=canonical_json)
+        return create_engine(address, connect_args=POSTGRESQL_OPTIONS, pool_pre_ping=True, **json)
+    engine = create_engine(address, connect_args={"timeout": BUSY_TIMEOUT_S}, **json)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_immediate)
     return engine
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.text_factory = lambda data: data.decode(
+        "utf-8", "replace"
+    )  # damaged text is seen where it is used
     connection.isolation_level = None  # the driver starts no transaction by itself; `_begin_immediate` does
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA foreign_keys = ON")

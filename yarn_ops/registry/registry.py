@@ -147,7 +147,10 @@ class Registry:
     # Stages
 
     def finished(self, key: str) -> dict[str, Any] | None:
-        """The record that the stage with this key returned, as JSON; None while it is not completed."""
+        """The record that the stage with this key returned, as JSON; None while it is not completed.
+
+        Something that is no record where the database holds other bytes than were written.
+        """
         with self._database.begin() as session:
             return session.scalar(
                 select(StageRunRow.output).where(StageRunRow.key == key, StageRunRow.status == "completed")
@@ -246,6 +249,16 @@ class Registry:
                 row.status, row.error, row.output = "failed", reason, None
                 for table in FACTS:
                     session.execute(delete(table).where(table.key == key))
+
+    def replace(self, key: str, record: Record, mended: Record) -> None:
+        """Keep another record of a finished stage; nothing happens when it has another than `record` now."""
+        with self._database.begin() as session:
+            row = session.get(StageRunRow, key, with_for_update=True)
+            if row is not None and row.output == record.model_dump(mode="json"):
+                row.output = mended.model_dump(mode="json")
+                for table in FACTS:
+                    session.execute(delete(table).where(table.key == key))
+                session.add_all(_facts(key, mended))
 
     def note_use(self, run_id: str, key: str, *, reused: bool, seconds: float) -> None:
         """The run used a stage's output. What one attempt computed counts as computed in later ones too."""

@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from yarn_ops.registry.columns import AnyText, Items, UtcTime
+from yarn_ops.registry.columns import AnyText, Items, Sealed, UtcTime
 
 ALL_DEPTHS = -1.0
 """`scores.depth` of a score over all depths: NULLs would escape the unique constraint."""
@@ -111,7 +111,7 @@ class StageRunRow(Table):
     """of those who wait, the lowest is next"""
     started_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
-    output: Mapped[dict[str, Any] | None]
+    output: Mapped[dict[str, Any] | None] = mapped_column(Sealed())
     error: Mapped[str | None]
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from yarn_ops.errors import RegistryError
+from yarn_ops.registry.columns import BROKEN
 from yarn_ops.registry.tables import ALL_DEPTHS, ReleaseRow, RunRow, RunStageRow, ScoreRow, StageRunRow
 
 
@@ -189,7 +190,7 @@ def _stage_view(stage: StageRunRow, reused: bool | None = None, seconds: float |
         holder=stage.holder,
         started_at=stage.started_at,
         finished_at=stage.finished_at,
-        record=stage.output,
+        record=None if stage.output == BROKEN else stage.output,
         error=stage.error,
     )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +43,14 @@ def write_durably(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def put_away(folder: Path) -> None:
+    """Remove a directory at once for whoever comes to look; who has its files open keeps them."""
+    away = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    with disk_errors(folder):
+        folder.rename(away)
+    shutil.rmtree(away, ignore_errors=True)
 
 
 def sync_directory(path: Path) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from yarn_ops.digests import file_digest, tree_files
-from yarn_ops.errors import StoreError, YarnOpsError
+from yarn_ops.digests import tree_files
+from yarn_ops.errors import Damaged, StoreError, YarnOpsError
 from yarn_ops.store import Store
+from yarn_ops.store.damage import by_size, faults_here, refusal, stored_sizes
 from yarn_ops.store.disk import disk_errors, is_still, sync_directory, write_durably
 from yarn_ops.store.files import FileCache
 from yarn_ops.store.keys import join
@@ -20,6 +22,8 @@ from yarn_ops.store.manifest import MANIFEST, FileEntry, Manifest, parse_manifes
 from yarn_ops.store.transfer import Report, Transfer
 
 PARTS_AT_ONCE = 8
+
+log = logging.getLogger(__name__)
 
 
 def pull_tree(
@@ -59,19 +63,25 @@ def pull_files(
     cache: Path | None = None,
     report: Report | None = None,
     check: Callable[[Path, Manifest], None] | None = None,
+    mend: bool = False,
 ) -> None:
-    """`pull_tree` for a manifest that was read already."""
+    """`pull_tree` for a manifest that was read already. `mend`: `to` is ours, and what is damaged there is
+    fetched again."""
     transfer = Transfer(manifest.size_bytes, report)
     arrivals = to.parent / f".{to.name}.files" if cache is None else cache / "files"
     with arriving(to) as partial:
-        if partial is None:
+        if partial is None and not mend:
             _check_same(to, manifest)
-            verify_files(to, manifest, transfer)
+            if faults := faults_here(to, manifest, transfer, alone=False):
+                raise refusal(to, faults, "remove it and run again")
             if check is not None:
                 check(to, manifest)
             return
-        _check_sizes(store, prefix, manifest)
         files = FileCache(arrivals, shared=cache is not None)
+        if partial is None:
+            _mend(store, prefix, manifest, to, files, transfer)
+            return
+        _check_sizes(store, prefix, manifest)
         _bring(store, prefix, manifest, files, transfer)
         for path in tree_files(partial).values():
             path.unlink()
@@ -94,30 +104,38 @@ def _check(partial: Path, manifest: Manifest, check: Callable[[Path, Manifest], 
         raise
 
 
+def _mend(
+    store: Store, prefix: str, manifest: Manifest, to: Path, files: FileCache, transfer: Transfer
+) -> None:
+    faults = faults_here(to, manifest, transfer)
+    damaged = {name: entry for name, entry in manifest.files.items() if name in {one.name for one in faults}}
+    for fault in faults:
+        log.warning("%s: damaged: %s; fetched again", to, fault)
+        if fault.name not in damaged:
+            (to / fault.name).unlink(missing_ok=True)
+    if damaged:
+        part = Manifest(files=damaged)
+        _check_sizes(store, prefix, part)
+        _bring(store, prefix, part, files, transfer)
+    for name, entry in damaged.items():
+        files.place(entry, to / name)
+    if not (to / MANIFEST).is_file() or (to / MANIFEST).read_bytes() != manifest.to_bytes():
+        write_durably(to / MANIFEST, manifest.to_bytes())
+
+
 def _bring(store: Store, prefix: str, manifest: Manifest, files: FileCache, transfer: Transfer) -> None:
-    """Have every file of the manifest in `files`; StoreError naming those that are damaged."""
+    """Have every file of the manifest in `files`; Damaged, naming those that are not what it says."""
 
     def bring(item: tuple[str, FileEntry]) -> str | None:
         name, entry = item
         return None if files.bring(store, join(prefix, name), entry, transfer, pool) else name
 
     with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
-        damaged = transfer.run(bring, _by_size(manifest))
-    _refuse_damaged(store.uri_of(prefix) if prefix else store.url, damaged, "; upload it again")
-
-
-def verify_files(folder: Path, manifest: Manifest, transfer: Transfer) -> None:
-    """StoreError naming every file below `folder` that is missing or not as its manifest says."""
-
-    def check(item: tuple[str, FileEntry]) -> str | None:
-        name, entry = item
-        path = folder / name
-        same = path.is_file() and file_digest(path, transfer.advance) == entry.sha256
-        return None if same else name
-
-    with disk_errors(folder):
-        damaged = transfer.run(check, _by_size(manifest))
-    _refuse_damaged(str(folder), damaged, "; remove it and run again")
+        damaged = sorted(name for name in transfer.run(bring, by_size(manifest)) if name is not None)
+    if damaged:
+        where = store.uri_of(prefix) if prefix else store.url
+        told = f"{', '.join(damaged)} (sha256 differs from the manifest's)"
+        raise Damaged(f"{where}: damaged: {told}; upload it again")
 
 
 @contextmanager
@@ -175,11 +193,6 @@ def _held(folder: Path) -> Iterator[None]:
             os.close(handle)
 
 
-def _by_size(manifest: Manifest) -> list[tuple[str, FileEntry]]:
-    """Largest first, so that no large file is left for the end."""
-    return sorted(manifest.files.items(), key=lambda item: -item[1].size_bytes)
-
-
 def _check_same(to: Path, manifest: Manifest) -> None:
     listed = to / MANIFEST
     if not listed.is_file() or parse_manifest(listed.read_bytes(), str(listed)) != manifest:
@@ -192,20 +205,6 @@ def _check_sizes(store: Store, prefix: str, manifest: Manifest) -> None:
     for name, entry in manifest.files.items():
         if sizes.get(name) != entry.size_bytes:
             found = "missing" if name not in sizes else f"{sizes[name]} bytes long"
-            raise StoreError(
+            raise Damaged(
                 f"{store.uri_of(join(prefix, name))}: {found}, not {entry.size_bytes} bytes; upload it again"
             )
-
-
-def stored_sizes(store: Store, prefix: str) -> Mapping[str, int]:
-    """{name: bytes} of every object below `prefix`."""
-    below = f"{prefix}/" if prefix else ""
-    return {info.key.removeprefix(below): info.size_bytes for info in store.list(below)}
-
-
-def _refuse_damaged(where: str, found: list[str | None], remedy: str) -> None:
-    damaged = sorted(name for name in found if name is not None)
-    if damaged:
-        raise StoreError(
-            f"{where}: damaged: {', '.join(damaged)} (sha256 differs from the manifest's){remedy}"
-        )

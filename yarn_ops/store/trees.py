@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 from yarn_ops.digests import digest_tree, tree_files
-from yarn_ops.errors import StoreError
+from yarn_ops.errors import Damaged, StoreError
 from yarn_ops.records import Tree
 from yarn_ops.store import Store
+from yarn_ops.store.damage import Fault, faults_here, faults_stored, refusal, stored_sizes
 from yarn_ops.store.disk import disk_errors
 from yarn_ops.store.keys import join
 from yarn_ops.store.local import LocalStore
@@ -21,10 +23,11 @@ from yarn_ops.store.manifest import (
     Manifest,
     check_file_name,
     parse_manifest,
-    read_manifest,
 )
-from yarn_ops.store.pull import pull_files, stored_sizes, verify_files
+from yarn_ops.store.pull import pull_files
 from yarn_ops.store.transfer import Report, Transfer
+
+log = logging.getLogger(__name__)
 
 
 def put_tree(
@@ -119,36 +122,54 @@ def tree_present(store: Store, tree: Tree) -> bool:
 def fetch_tree(store: Store, tree: Tree, cache: Path, *, report: Report | None = None) -> Path:
     """A local, verified, read-only directory with the tree's files and their manifest.
 
-    A local store's own directory, else `cache`/<digest>, whose files other directories share. A damaged
-    object is a StoreError that names it.
+    A local store's own directory, else `cache`/<digest>, whose files other directories share; what is damaged
+    in the cache is fetched again. Damaged names what is damaged in the store; see `compose_tree`.
     """
     prefix = store.key_of(tree.uri)
-    manifest = _manifest_of(store, tree)
-    if isinstance(store, LocalStore):
-        path = store.root / prefix
-        verify_files(path, manifest, Transfer(manifest.size_bytes, report))
-        return path
-    path = cache / tree.digest
-    pull_files(store, prefix, manifest, path, cache=cache, report=report)
+    try:
+        manifest = _manifest_of(store, tree)
+        if isinstance(store, LocalStore):
+            path, transfer = store.root / prefix, Transfer(manifest.size_bytes, report)
+            if faults := faults_here(path, manifest, transfer, alone=_is_ours(store, tree)):
+                raise refusal(path, faults, "upload it again")
+            return path
+        path = cache / tree.digest
+        pull_files(store, prefix, manifest, path, cache=cache, report=report, mend=True)
+    except Damaged as error:
+        raise _set_aside(store, tree) or error from None
     os.utime(path)  # its last use, by which the cache is swept
     return path
 
 
-def compose_tree(store: Store, source: Tree, extra: Mapping[str, bytes], target_uri: str) -> Tree:
+def compose_tree(
+    store: Store, source: Tree, extra: Mapping[str, bytes], target_uri: str, *, report: Report | None = None
+) -> Tree:
     """A directory at `target_uri`: the files of `source`, copied by the store itself, and small `extra` ones.
 
-    An extra file replaces the source's of the same name. Composing again changes nothing.
+    An extra file replaces the source's of the same name. The directory is complete only once every byte was
+    read back from where it lies; composing it again reads it, and changes it only where it differs. Damaged
+    names what is not as the manifest says; those files of the source are taken away, so that whoever made it
+    makes it again.
     """
     source_prefix, target_prefix = store.key_of(source.uri), store.key_of(target_uri)
-    source_files = _manifest_of(store, source).files
+    try:
+        source_files = _manifest_of(store, source).files
+    except Damaged as error:
+        raise _set_aside(store, source) or error from None
     extra_files = {
         check_file_name(name): FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
         for name, data in extra.items()
     }
     manifest = Manifest(files={**source_files, **extra_files})
     tree = manifest.tree_at(store.uri_of(target_prefix))
+
+    def faults() -> list[Fault]:
+        return faults_stored(store, target_prefix, manifest, Transfer(manifest.size_bytes, report))
+
     if tree_present(store, tree):
-        return tree
+        if not (found := faults()):
+            return tree
+        log.warning("%s", refusal(tree.uri, found, "composed again"))
     # From here until the new manifest stands, the directory is not complete.
     store.delete(join(target_prefix, MANIFEST))
     copied = [name for name in source_files if name not in extra_files]
@@ -160,12 +181,45 @@ def compose_tree(store: Store, source: Tree, extra: Mapping[str, bytes], target_
     )
     for name, data in extra.items():
         store.write(join(target_prefix, name), data)
+    if differing := faults():
+        raise _set_aside(store, source) or refusal(tree.uri, differing, "run again")
     store.write(join(target_prefix, MANIFEST), manifest.to_bytes())
     return tree
 
 
+def _set_aside(store: Store, tree: Tree) -> Damaged | None:
+    """Take away what is damaged of a directory of ours, its manifest first; None where nothing is.
+
+    What is left is not complete for anybody, and `put_tree` completes it.
+    """
+    if not _is_ours(store, tree):
+        return None
+    prefix = store.key_of(tree.uri)
+    try:
+        manifest = _manifest_of(store, tree)
+        faults = faults_stored(store, prefix, manifest, Transfer(manifest.size_bytes, None))
+    except Damaged:
+        faults = [Fault(MANIFEST, f"the list of {tree.digest[:12]}", "none or another")]
+    if not faults:
+        return None
+    for name in (MANIFEST, *(fault.name for fault in faults)):
+        store.delete(join(prefix, name))
+    return refusal(tree.uri, faults, "taken away: run again, and it is made again", tree.digest)
+
+
+def _is_ours(store: Store, tree: Tree) -> bool:
+    """Whether the directory is one that `put_tree` made, and nothing else lies in it."""
+    return store.key_of(tree.uri) == f"artifacts/{tree.digest}"
+
+
 def _manifest_of(store: Store, tree: Tree) -> Manifest:
-    manifest = read_manifest(store, store.key_of(tree.uri))
-    if manifest.digest != tree.digest:
-        raise StoreError(f"{tree.uri}: not the directory that was recorded; remove it and run again")
+    """Damaged where there is none of this digest."""
+    data = store.find(join(store.key_of(tree.uri), MANIFEST))
+    try:
+        manifest = None if data is None else parse_manifest(data, tree.uri)
+    except StoreError:
+        manifest = None
+    if manifest is None or manifest.digest != tree.digest:
+        what = "no such manifest" if data is None else "not the directory that was recorded"
+        raise Damaged(f"{tree.uri}: {MANIFEST}: {what}; remove it and run again")
     return manifest

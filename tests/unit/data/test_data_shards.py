@@ -13,10 +13,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 
 from yarn_ops.data import units
+from yarn_ops.data.corpus import survey
+from yarn_ops.data.files import LocalFiles
 from yarn_ops.data.layout import SPLITS, ShardReader
+from yarn_ops.data.shards import LocalUnits, prepare
 from yarn_ops.digests import digest_tree
 from yarn_ops.errors import DataError
-from yarn_ops.records import Local, ShardSet
+from yarn_ops.recipe import Data
+from yarn_ops.records import BaseModel, Local, ShardSet
 from yarn_ops.shipped import MODELS
 
 BASE512 = MODELS / "base512"
@@ -191,6 +195,37 @@ def test_a_bad_row_ends_the_stage_without_readable_shards(tmp_path: Path, prepar
     with pytest.raises(DataError, match=r"rows\.jsonl, line 51: not JSON"):
         prepare_sources(source)
     assert not list(tmp_path.rglob("shards.json"))
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "remove", "swap", "add"])
+@pytest.mark.parametrize("name", ["tokens.bin", "fragments.bin", "digests.json"])
+def test_a_unit_that_was_damaged_between_two_attempts_is_made_again(
+    tmp_path: Path, base: Local[BaseModel], name: str, damage: str
+) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text(f"document {number} " * 50)
+    data = Data(sources=(str(tmp_path / "*.txt"),))
+    corpus = Local(survey(data, LocalFiles(), tmp_path / "corpus"), tmp_path / "corpus")
+    kept = LocalUnits(tmp_path / "units", LocalFiles(), 1)
+    for attempt in ("first", "second"):
+        prepare(data, corpus, base, tmp_path / attempt, units=kept, report=lambda *_: None)
+        (unit,) = (tmp_path / "units").iterdir()
+        path = unit / name
+        sound = path.read_bytes()
+        path.unlink()  # the shards have links to it
+        if damage != "remove":
+            path.write_bytes(
+                {
+                    "flip": bytes([sound[0] ^ 1]) + sound[1:],
+                    "cut": sound[:-1],
+                    "empty": b"",
+                    "swap": (unit / ("tokens.bin" if name != "tokens.bin" else "fragments.bin")).read_bytes(),
+                    "add": sound,
+                }[damage]
+            )
+        if damage == "add":
+            (unit / "signatures.bin").write_bytes(b"0000")
+    assert digest_tree(tmp_path / "first") == digest_tree(tmp_path / "second")
 
 
 @pytest.mark.parametrize("name", ["shards.json", "tokens-00000.bin", "train.index", "train.ids"])

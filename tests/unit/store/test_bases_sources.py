@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -43,16 +44,26 @@ def checkpoint(tmp_path: Path) -> Path:
     return folder
 
 
+def keep(repository: Path, name: str, data: bytes) -> None:
+    """A file as the hub's client keeps it: a blob by its digest, and a link to it."""
+    blob = repository / "blobs" / hashlib.sha256(data).hexdigest()
+    blob.write_bytes(data)
+    link = repository / "snapshots" / COMMIT / name
+    link.unlink(missing_ok=True)
+    link.symlink_to(f"../../blobs/{blob.name}")
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Hugging Face's cache, offline, with one model in it: org/tiny at a commit that main points to."""
     folder = tmp_path / "hub"
     repository = folder / "models--org--tiny"
-    snapshot = repository / "snapshots" / COMMIT
-    shutil.copytree(BASE512, snapshot)
+    (repository / "snapshots" / COMMIT).mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for path in BASE512.iterdir():
+        keep(repository, path.name, path.read_bytes())
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
-    (repository / "blobs").mkdir()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     yield folder
@@ -107,8 +118,8 @@ def test_a_hub_model_of_pickles_is_refused(hub: Path, tmp_path: Path) -> None:
 
 
 def test_a_hub_model_that_brings_code_is_refused(hub: Path, tmp_path: Path) -> None:
-    config = hub / "models--org--tiny" / "snapshots" / COMMIT / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"auto_map": {"AutoModel": "code.Model"}}))
+    config = json.loads((BASE512 / "config.json").read_bytes()) | {"auto_map": {"AutoModel": "code.Model"}}
+    keep(hub / "models--org--tiny", "config.json", json.dumps(config).encode())
     with pytest.raises(BaseModelError, match="remote code, which is never run"):
         fetch("hf:org/tiny", tmp_path / "cache")
 
