@@ -5,6 +5,7 @@ Nothing here compares or digests; what is kept, golden_topics.py says.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import torch
 
@@ -39,7 +41,7 @@ from yarn_ops.remedies.usual import usual_remedies
 from yarn_ops.rope.config import patch_config, rope_spec_of
 from yarn_ops.rope.patch import patch
 from yarn_ops.rope.proof import load_proven
-from yarn_ops.settings import child_environment
+from yarn_ops.settings import Settings, child_environment
 from yarn_ops.shipped import MODELS
 from yarn_ops.train.backbone import Backbone, TransformersBackbone
 from yarn_ops.train.batches import make_batch
@@ -64,6 +66,22 @@ def cli(state: Path, *arguments: object) -> str:
     environment = child_environment({"YARN_OPS_STATE_DIR": str(state), "YARN_OPS_DEVICE": "cpu"})
     command = [sys.executable, "-m", "yarn_ops.cli", *map(str, arguments)]
     return subprocess.run(command, env=environment, check=True, text=True, stdout=subprocess.PIPE).stdout
+
+
+def last_run(state: Path) -> dict[str, Any]:
+    """A state directory's last run as `runs show` tells it; every record's tree as a `path` here."""
+    run: dict[str, Any] = json.loads(cli(state, "runs", "show", "--last", "--json"))
+    for stage in run["stages"]:
+        if tree := stage["record"].get("tree"):
+            tree["path"] = unquote(urlsplit(tree.pop("uri")).path)
+    return run
+
+
+def mlflow_metrics(state: Path, run_id: str) -> dict[str, float]:
+    from mlflow import MlflowClient
+
+    uri = Settings(state_dir=state).mlflow
+    return dict(MlflowClient(uri, uri).get_run(run_id).data.metrics)
 
 
 class Project:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import runpy
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import golden_product as product
 import numpy as np
@@ -20,11 +21,22 @@ import torch
 
 BITS = "bits:"
 SYLLABLES = ["ba", "de", "fi", "go", "lu", "ma", "ne", "pi", "ro", "tu", "sha", "the", "ing", "ou", "er"]
+SMALL_RECIPE = Path(__file__).parents[2] / "tests" / "small_recipe.py"
 STDLIB = ("stdlib:json/*.py", "stdlib:email/*.py", "stdlib:asyncio/*.py")
 LORA: Mapping[str, Any] = {"warmup_steps": 5, "learning_rate": 2e-3}
 FULL = {**LORA, "method": "full", "learning_rate": 3e-4, "weight_decay": 0.1}
-UNLASTING = ("mlflow_run_id", "run", "git_commit", "recipe", "seconds")
+UNLASTING = ("mlflow_run_id", "run", "git_commit", "recipe", "version", "seconds", "path", "size_bytes")
 """of records and tags: what is another in every run, or says with which words it was asked for"""
+MEASURED_TIMES = (
+    "tokens_per_s", "step_s", "data_wait_s", "peak_bytes", "flops_per_s", "mfu", "gpu_utilisation",
+)  # fmt: skip
+"""of the figures of a step"""
+CHANGES = (
+    "train.steps=5", "train.checkpoint_every=1", "train.learning_rate=1e-3", "train.context_tokens=128",
+    "data.document_mask=false", "data.prefer_long=1", "data.seed=1", "rope.factor=3",
+    "evaluate.recall_windows=3", "evaluate.suite=tiny", "gate.min_recall=0.01", "publish.name=other",
+)  # fmt: skip
+"""of one recipe: after each, which stages run again"""
 
 Values = dict[str, Any]
 
@@ -136,7 +148,7 @@ def losses(work: Path) -> Values:
             merged, difference = project.merge(*done[-1], shards)
             found[name]["merged"] = {
                 file: bits_of(digest) for file, digest in product.digest_tree(merged).items()
-            } | {"largest difference": difference}
+            } | {"largest difference": bits(np.asarray(difference))}
     return found
 
 
@@ -234,44 +246,78 @@ def remedies(work: Path) -> Values:
     }
 
 
-TOPICS: dict[str, Callable[[Path], Values]] = {
-    "data": data, "gradients": gradients, "losses": losses, "scores": scores, "answers": answers,
-    "suite-tiny": suite_tiny, "remedies": remedies, "demo": demo, "quick": quick,
-}  # fmt: skip
-READS_STDLIB = ("suite-tiny", "remedies", "demo", "quick")
-"""topics whose documents are the running Python's own source"""
-
-
-def ran(work: Path) -> Values:
-    """The last run of a state directory."""
-    run = json.loads(product.cli(work, "runs", "show", "--last", "--json"))
-    found: Values = {"status": run["status"], "scores": {}, "records": {}}
-    for number, stage in enumerate(run["stages"]):
-        record = stage["record"]
-        name = f"{number} {stage['stage']}"
-        if "scores" in record:
-            found["scores"][name] = table(record["scores"])
-        found["records"][name] = lasting({**record, "scores": None, "parents": None})
-        if stage["stage"] == "train":
-            curve = Path(unquote(urlsplit(record["tree"]["uri"]).path)) / "curve.jsonl"
-            found["curve"] = [json.loads(line) for line in curve.read_text("utf-8").splitlines()]
-        if stage["stage"] == "publish":
-            product.cli(work, "pull", f"{record['name']}/{record['version']}", work / "pulled")
-            found["released"] = {
-                file: bits_of(sha) for file, sha in product.digest_tree(work / "pulled").items()
-            }
+def stages(work: Path) -> Values:
+    """Which stages run again after a change of the small recipe that tests use; the others are reused."""
+    recipe = work / "small.toml"
+    recipe.write_text(runpy.run_path(str(SMALL_RECIPE))["SMALL"], "utf-8")
+    found = {}
+    for change in ("", *CHANGES):
+        product.cli(work, "extend", recipe, *(("--set", change) if change else ()))
+        used = product.last_run(work)["stages"]
+        found[change or "nothing was there"] = [stage["stage"] for stage in used if not stage["reused"]]
     return found
 
 
-def lasting(value: Any) -> Any:
-    """A record without what is another in every run; its tree's digest as bits."""
-    if isinstance(value, dict):
-        return {
-            name: bits_of(part) if name == "digest" or name.endswith("_digest") else lasting(part)
-            for name, part in value.items()
-            if name not in (*UNLASTING, "uri") and part is not None
-        }
-    return [lasting(part) for part in value] if isinstance(value, list) else value
+TOPICS: dict[str, Callable[[Path], Values]] = {
+    "data": data, "gradients": gradients, "losses": losses, "scores": scores, "answers": answers,
+    "suite-tiny": suite_tiny, "remedies": remedies, "demo": demo, "quick": quick,
+    "stages": stages,
+}  # fmt: skip
+READS_STDLIB = ("suite-tiny", "remedies", "demo", "quick", "stages")
+"""topics whose documents are the running Python's own source"""
+
+
+def ran(state: Path) -> Values:
+    """The last run of a state directory: of its stages what lasts, scores by model and stage."""
+    run = product.last_run(state)
+    records = {stage["stage"]: stage["record"] for stage in run["stages"]}
+    result = records["merge"]["tree"]["digest"]
+
+    def whose(digest: str, stage: str) -> str:
+        return f"{'after' if digest == result else 'before'}, {stage}"
+
+    found: Values = {"status": run["status"], "scores": {}, "capacity": {}}
+    for stage in run["stages"]:
+        record = stage["record"]
+        if "scores" in record:
+            name = whose(record["model_digest"], stage["stage"])
+            found["scores"][name] = table(record["scores"])
+            page = Path(record["tree"]["path"]) / "capacity.json"
+            if page.is_file():
+                capacity = json.loads(page.read_text("utf-8"))
+                found["capacity"][name] = lasting(without(capacity, "scores", "name"))
+    found["scores in the registry"] = dict(
+        Counter(whose(score["checkpoint_digest"], score["stage"]) for score in run["scores"])
+    )
+    found["records"] = {
+        name: lasting(without(record, "parents"), exact=name in ("base", "documents", "shards"))
+        for name, record in records.items()
+        if "scores" not in record and name != "report"
+    }
+    found["MLflow"] = {
+        name: value
+        for name, value in sorted(product.mlflow_metrics(state, run["mlflow_run_id"]).items())
+        if name.rpartition("/")[2] not in MEASURED_TIMES
+    }
+    curve = Path(records["train"]["tree"]["path"]) / "curve.jsonl"
+    found["curve"] = [json.loads(line) for line in curve.read_text("utf-8").splitlines()]
+    release, pulled = records["publish"], state / f"pulled-{run['id']}"
+    product.cli(state, "pull", release["name"], "--version", release["version"], "--to", pulled)
+    found["released"] = {file: bits_of(sha) for file, sha in product.digest_tree(pulled).items()}
+    return found
+
+
+def lasting(value: Any, exact: bool = False) -> Any:
+    """A record without what is another in every run; digests as bits unless no floating point is in it."""
+    if isinstance(value, list):
+        return [lasting(part, exact) for part in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: bits_of(part) if name.endswith("digest") and not exact else lasting(part, exact)
+        for name, part in value.items()
+        if name not in UNLASTING and part is not None
+    }
 
 
 def written(work: Path) -> list[str]:

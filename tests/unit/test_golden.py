@@ -34,6 +34,17 @@ def test_samples_gradients_losses_and_scores() -> None:
     same("data", "gradients", "losses", "scores", "answers")
 
 
+@pytest.mark.slow
+def test_the_tiny_suite_a_fit_and_remedies() -> None:
+    same("suite-tiny", "remedies")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_demo_and_its_quick_suite() -> None:
+    same("demo", "quick")
+
+
 def test_a_change_is_told(tmp_path: Path) -> None:
     place = tmp_path / "values_data.json"
     kept = json.loads((GOLDEN / place.name).read_text("utf-8"))
