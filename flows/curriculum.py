@@ -9,7 +9,7 @@ from flows.scoring import score
 from flows.stages.making import merge, train
 from flows.stages.measuring import evaluate_leg, judge_leg
 from yarn_ops.errors import GateFailed
-from yarn_ops.recipe import Recipe, Stage
+from yarn_ops.recipe import Leg, Recipe
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, PatchedModel, ShardSet
 
 
@@ -25,7 +25,7 @@ class Trained:
 
 def train_legs(
     recipe: Recipe,
-    legs: Sequence[Stage],
+    legs: Sequence[Leg],
     configs: Sequence[PatchedModel],
     base: BaseModel,
     shards: ShardSet,

@@ -19,7 +19,7 @@ if __name__ == "__main__":
         os.setsid()
     if TRAINER in sys.argv:
         sys.argv.remove(TRAINER)  # the next argument would be a flow run's id
-        from flows import early
+        from flows import warm_trainer
 
-        early.start()
+        warm_trainer.start()
     runpy.run_module("prefect.engine", run_name="__main__")

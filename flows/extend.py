@@ -11,7 +11,7 @@ from flows.scoring import score
 from flows.stages.making import fetch_base, merge, patch, prepare, rehearse, survey
 from flows.stages.measuring import judge
 from flows.stages.releasing import draw, publish
-from flows.workshop import open_workshop, trainer_ahead
+from flows.workshop import open_workshop, warm_trainer
 from yarn_ops import registry
 from yarn_ops.errors import GateFailed
 from yarn_ops.recipe import Recipe
@@ -33,7 +33,7 @@ def extend(recipe: Recipe) -> str:
     Returns:
         The run's id in the registry.
     """
-    with open_workshop(read_settings(), recipe) as shop, trainer_ahead(shop):
+    with open_workshop(read_settings(), recipe) as shop, warm_trainer(shop):
         base = fetch_base(recipe.base)
         legs = recipe.curriculum(base.context_tokens)
         configs = [patch(recipe.rope, leg.ungated(), base) for leg in legs]

@@ -15,7 +15,7 @@ from flows.stages.releasing import chart, log_scores
 from flows.workshop import Workshop, open_workshop
 from yarn_ops.catalogue import ModelVersion
 from yarn_ops.errors import GateFailed, RegistryError
-from yarn_ops.recipe import Base, Recipe, parse_recipe
+from yarn_ops.recipe import Base, Recipe, recorded_recipe
 from yarn_ops.records import Verdict
 from yarn_ops.registry import open_registry
 from yarn_ops.services import open_run_registry, try_mlflow
@@ -78,11 +78,10 @@ def recipe_of(version: ModelVersion, settings: Settings) -> Recipe:
     open_run_registry(settings).close()
     registry = open_registry(settings.database)
     try:
-        asked = dict(registry.run_view(run).recipe)
+        asked = registry.run_view(run).recipe
     finally:
         registry.close()
-    asked.pop("compare", None)
-    return parse_recipe(asked, f"{version.name} version {version.version}")
+    return recorded_recipe(asked, f"{version.name} version {version.version}")
 
 
 def tell(shop: Workshop, version: ModelVersion, alias: str, verdict: Verdict) -> None:

@@ -18,7 +18,7 @@ from prefect import runtime
 from prefect.context import get_run_context
 from prefect.exceptions import MissingContextError, TerminationSignal
 
-from flows import early
+from flows import warm_trainer as warming
 from flows.liveness import queue_priority, sign
 from flows.progress import Progress
 from yarn_ops.bars import Bars
@@ -28,7 +28,7 @@ from yarn_ops.data.shards import LocalUnits, Units
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import GateFailed, Stopped, YarnOpsError
 from yarn_ops.processes import keeping_missed
-from yarn_ops.recipe import Recipe, parse_recipe
+from yarn_ops.recipe import Recipe, recorded_recipe
 from yarn_ops.records import AnyRecord, Local, Record, Tree
 from yarn_ops.registry import Registry, Run, RunEnd, open_registry
 from yarn_ops.release import Tracking, open_tracking
@@ -36,7 +36,7 @@ from yarn_ops.services import require_services
 from yarn_ops.settings import Settings
 from yarn_ops.store import Store, StoreOptions, files_for, open_store, store_options
 from yarn_ops.store.trees import fetch_tree
-from yarn_ops.train.ahead import Ahead, call_by_name
+from yarn_ops.train.warm_trainer import WarmTrainer, call_by_name
 
 STEP_FIGURES = (
     "loss",
@@ -83,7 +83,7 @@ class Workshop:
         """of a run with several arms: which one is at work; "" in a run of one"""
         self.waited_s = 0.0
         """for the device, in all"""
-        self.trainer: Ahead | None = None
+        self.trainer: WarmTrainer | None = None
         """that waits for this run's first leg"""
 
     @cached_property
@@ -250,10 +250,9 @@ def join_workshop(settings: Settings, run_id: str) -> Iterator[Workshop]:
     registry = open_registry(settings.database)
     try:
         view = registry.run_view(run_id)
-        asked = {name: values for name, values in view.recipe.items() if name != "compare"}
         run = Run(view.id, view.attempts, view.mlflow_run_id)
         bars = Bars()
-        token = _CURRENT.set(Workshop(settings, parse_recipe(asked, run_id), registry, run, bars))
+        token = _CURRENT.set(Workshop(settings, recorded_recipe(view.recipe, run_id), registry, run, bars))
         try:
             with bars, keeping_missed(*SIGNALLED):
                 yield workshop()
@@ -264,20 +263,20 @@ def join_workshop(settings: Settings, run_id: str) -> Iterator[Workshop]:
 
 
 @contextmanager
-def trainer_ahead(shop: Workshop) -> Iterator[None]:
+def warm_trainer(shop: Workshop) -> Iterator[None]:
     """Within the block a trainer imports what it needs, and does what needs torch, while the run still
     prepares its base and its data; one that was started early is that one.
 
     Only for a run that a worker does, which somebody waits for, and only if it will train, as far as the
     registry knows. A typed command finds its faults first.
     """
-    started = early.take()
+    started = warming.take()
     if runtime.deployment.id is None or _was_trained(shop):
         if started is not None:
             started.close()
         yield
         return
-    shop.trainer = started or early.trainer(shop.settings)
+    shop.trainer = started or warming.trainer(shop.settings)
     try:
         yield
     finally:

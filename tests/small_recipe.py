@@ -19,7 +19,7 @@ recall_windows = 2
 templates = ["code"]
 [gate]
 min_recall = 0
-max_short_loss = 2
+max_short_growth = 2
 max_long_growth = 3
 max_short_recall_loss = 1
 [publish]

@@ -12,8 +12,8 @@ from yarn_ops.processes import usable_threads
 from yarn_ops.recipe import (
     Base,
     Data,
+    Leg,
     Rope,
-    Stage,
     Train,
 )
 from yarn_ops.records import (
@@ -63,7 +63,7 @@ def prepare(bench: Bench, data: Data, corpus: Local[Corpus], base: Local[BaseMod
 
 
 @stage("patch", version=1)
-def patch(bench: Bench, rope: Rope, leg: Stage, base: Local[BaseModel]) -> PatchedModel:
+def patch(bench: Bench, rope: Rope, leg: Leg, base: Local[BaseModel]) -> PatchedModel:
     """Config and tokenizer rewritten for this leg's factor, and proven."""
     patching = "yarn_ops.rope.patch:patch"
     made: PatchedModel = bench.shop.call(patching, rope, base, bench.out, factor=leg.factor or 1.0)
@@ -72,7 +72,7 @@ def patch(bench: Bench, rope: Rope, leg: Stage, base: Local[BaseModel]) -> Patch
 
 @stage("rehearse", version=1)
 def rehearse(
-    bench: Bench, section: Train, legs: tuple[Stage, ...], patched: Local[PatchedModel], shards: ShardSet
+    bench: Bench, section: Train, legs: tuple[Leg, ...], patched: Local[PatchedModel], shards: ShardSet
 ) -> Rehearsal:
     """What is wrong with training and merging as asked, told before the base is measured."""
     shop, rehearsing = bench.shop, "yarn_ops.train.rehearsal:rehearse"
@@ -86,7 +86,7 @@ def rehearse(
 def train(
     bench: Bench,
     section: Train,
-    leg: Stage,
+    leg: Leg,
     data: Data,
     base: Local[BaseModel] | Local[Checkpoint],
     patched: Local[PatchedModel],
@@ -123,7 +123,7 @@ def train(
             shop.log_training_step(event, earlier_steps)
             bench.report(event["step"], event["steps"], f"loss {event['loss']:.3f}")
 
-    return launch.run_trainer(job, on_event=on_event, should_stop=bench.lost, ahead=shop.trainer)
+    return launch.run_trainer(job, on_event=on_event, should_stop=bench.lost, warm_trainer=shop.trainer)
 
 
 @stage("merge", version=1, alone_on="gpu")

@@ -9,8 +9,8 @@ from yarn_ops.recipe import (
     Evaluate,
     FittedMethod,
     Gate,
+    LegGate,
     Rope,
-    StageGate,
     SuiteName,
 )
 from yarn_ops.records import (
@@ -128,7 +128,7 @@ def judge(
 
 @stage("leg-gate", version=1)
 def judge_leg(
-    bench: Bench, gate: StageGate, before: Scorecard, after: Scorecard, leg_context_tokens: int
+    bench: Bench, gate: LegGate, before: Scorecard, after: Scorecard, leg_context_tokens: int
 ) -> Verdict:
     """Whether the next leg may begin, and why."""
     return _judged(gate.at_target(), before, after, leg_context_tokens)

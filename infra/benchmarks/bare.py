@@ -16,7 +16,7 @@ from yarn_ops.data.corpus import survey
 from yarn_ops.data.files import LocalFiles
 from yarn_ops.data.shards import LocalUnits, prepare
 from yarn_ops.evals.evaluate import evaluate
-from yarn_ops.recipe import Recipe, Rope, Stage
+from yarn_ops.recipe import Leg, Recipe, Rope
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, Local, PatchedModel, Scorecard, ShardSet
 from yarn_ops.rope.patch import patch
 from yarn_ops.train.job import Job
@@ -61,7 +61,7 @@ class Bare:
         return Local(patch(rope, self.base, out, factor=factor), out)
 
     def train(
-        self, rope: Rope, legs: Sequence[Stage], name: str, *, seed: int = 0
+        self, rope: Rope, legs: Sequence[Leg], name: str, *, seed: int = 0
     ) -> tuple[Local[Checkpoint], list[float]]:
         """All legs and the merge; the checkpoint and the seconds of each leg's steps."""
         weights: Local[BaseModel] | Local[Checkpoint] = self.base

@@ -19,7 +19,7 @@ from typing import Any
 
 from bare import Bare, Clock
 
-from yarn_ops.recipe import Carry, Rope, Stage, parse_recipe
+from yarn_ops.recipe import Carry, Leg, Rope, parse_recipe
 from yarn_ops.records import Scorecard
 
 FACTOR = 4
@@ -91,13 +91,13 @@ def main() -> None:
                 note(f"yarn {arm}, seed {seed}", bare.score(checkpoint, f"{arm}-{seed}"), sum(seconds))
 
 
-def curriculum(arm: str, original: int) -> list[Stage]:
+def curriculum(arm: str, original: int) -> list[Leg]:
     """Direct: 50 steps of 32k. Staged: 34 of 16k and 33 of 32k, which read as many tokens."""
     if arm == "direct":
-        return [Stage(context_tokens=4 * original, steps=50, factor=4.0)]
+        return [Leg(context_tokens=4 * original, steps=50, factor=4.0)]
     return [
-        Stage(context_tokens=2 * original, steps=34, factor=2.0),
-        Stage(context_tokens=4 * original, steps=33, factor=4.0, carry=CARRY[arm]),
+        Leg(context_tokens=2 * original, steps=34, factor=2.0),
+        Leg(context_tokens=4 * original, steps=33, factor=4.0, carry=CARRY[arm]),
     ]
 
 

@@ -126,8 +126,11 @@ def losses(work: Path) -> Values:
     cases: dict[str, tuple[Values, Values]] = {
         "packed, document mask": ({"document_mask": True}, {**LORA, "steps": 50, "context_tokens": 192}),
         "packed, no mask": ({"document_mask": False}, {**LORA, "steps": 50, "context_tokens": 192}),
-        "all parameters": ({"prefer_long": 1}, {**FULL, "steps": 50, "context_tokens": 96, "accumulate": 2}),
-        "two legs": ({}, {**LORA, "stages": legs}),
+        "all parameters": (
+            {"prefer_long": 1},
+            {**FULL, "steps": 50, "context_tokens": 96, "gradient_accumulation_steps": 2},
+        ),
+        "two legs": ({}, {**LORA, "legs": legs}),
     }  # fmt: skip
     found: Values = {}
     for name, (data, train) in cases.items():

@@ -36,7 +36,7 @@ from yarn_ops.train.layer import LayerPolicy
 from yarn_ops.train.parallel.layout import Layout
 from yarn_ops.train.parallel.ranks import Ranks, join
 from yarn_ops.train.parallel.sharding import ShardedLayers
-from yarn_ops.train.plan import GIB, MARGIN, Shape, step_cost
+from yarn_ops.train.plan import GIB, MARGIN, ModelShape, step_cost
 from yarn_ops.train.step import CausalLoss
 
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
@@ -71,7 +71,7 @@ class Run:
             ranks=ranks,
             sharded=sharded,
         )
-        self.loss_of = CausalLoss(self.model, self.backbone, torch.bfloat16, ranks.across)
+        self.loss_of = CausalLoss(self.model, self.backbone, torch.bfloat16, ranks.context_group)
         self.optimizer = torch.optim.AdamW(self.learning, lr=1e-4, fused=True)
 
     def backward(self, number: int, windows: int) -> float:
@@ -83,7 +83,7 @@ class Run:
             random = torch.Generator().manual_seed(1000 * number + window)
             ids = torch.randint(0, self.config.vocab_size, (1, self.tokens), generator=random).cuda()
             targets = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], IGNORED)], dim=1)
-            batch = Batch(ids, targets, None, self.tokens - 1, frozenset()).part(self.ranks.across)
+            batch = Batch(ids, targets, None, self.tokens - 1, frozenset()).part(self.ranks.context_group)
             part = self.loss_of(batch).total / (windows * (self.tokens - 1))
             part.backward()
             loss += float(part.detach())
@@ -127,7 +127,7 @@ def main() -> None:
 
 
 def tell(ranks: Ranks, row: dict[str, Any], out: Path | None) -> None:
-    if not ranks.leads:
+    if not ranks.is_main:
         return
     print(json.dumps(row), flush=True)
     if out:
@@ -142,7 +142,7 @@ def by(ranks: Ranks, layout: Layout, work: Callable[[Ranks], dict[str, Any]]) ->
         if layout != ALONE:
             ranks.arrange(layout)
             found = work(ranks)
-        elif ranks.leads:
+        elif ranks.is_main:
             found = work(Ranks())
     except torch.OutOfMemoryError as error:
         found = {"failed": str(error).splitlines()[0]}
@@ -174,8 +174,8 @@ def timed(ranks: Ranks, layout: Layout, tokens: int, windows: int, steps: int) -
             "tokens_per_s": round(windows * tokens / step_s),
             "mfu": round(flops / step_s / PEAK_FLOPS, 3),
             "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 1),
-            "foretold_s": round(run.backbone.plan.step_s * windows / ranks.layout.data, 2),
-            "foretold_gib": round(run.backbone.plan.peak_bytes / GIB, 1),
+            "predicted_s": round(run.backbone.plan.step_s * windows / ranks.layout.data, 2),
+            "predicted_gib": round(run.backbone.plan.peak_bytes / GIB, 1),
             "all_s": [round(value, 3) for value in seconds],
             "losses": losses,
         }
@@ -198,7 +198,7 @@ def correct(ranks: Ranks) -> list[dict[str, Any]]:
         def shared(ranks: Ranks) -> dict[str, Any]:
             run = Run(SMALL, 8192, ranks)
             loss = run.backward(0, 2)
-            if not ranks.leads:
+            if not ranks.is_main:
                 return {}
             pairs = list(zip((p.grad for p in run.learning), expected["gradients"], strict=True))
             off = torch.stack([(one - other).norm() for one, other in pairs])
@@ -238,13 +238,13 @@ def longest(ranks: Ranks, layout: Layout) -> dict[str, Any]:
             "kept": run.backbone.plan.describe(),
             "forward_and_one_layer_s": round(time.perf_counter() - began, 1),
             "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 1),
-            "foretold_gib": round(run.backbone.plan.peak_bytes / GIB, 1),
+            "predicted_gib": round(run.backbone.plan.peak_bytes / GIB, 1),
         }
 
     return by(ranks, layout, work)
 
 
-def fits(shape: Shape, policies: Any, tokens: int, context: int, rates: Any, usable: float) -> bool:
+def fits(shape: ModelShape, policies: Any, tokens: int, context: int, rates: Any, usable: float) -> bool:
     return step_cost(shape, policies, tokens // context, tokens, rates).peak_bytes <= usable
 
 

@@ -12,7 +12,7 @@ synchronisations, and the median of `--steps` after a warm-up counts.
     fp8, fp8:attention    the same with the frozen weights' products in 8 bits
     correct               our bf16 gradients against transformers' in float32, on a small shape
 
-Beside what was measured stands what the planner foretold. `--backward-layers N` ends a step after N layers'
+Beside what was measured stands what the planner predicted. `--backward-layers N` ends a step after N layers'
 backward, when its memory has peaked, and extrapolates its seconds: for lengths whose steps take minutes.
 
 MFU is model FLOPs (no recomputation, no gradients of frozen weights) at 790 TFLOP/s, which a large bf16
@@ -99,12 +99,12 @@ def measure(arm: str, arguments: argparse.Namespace) -> dict[str, Any]:
     )
     lora = LoraConfig(r=arguments.rank, lora_alpha=2 * arguments.rank, target_modules="all-linear")
     if kind == "peer":
-        step, foretold = peer(config, lora), {}
+        step, predicted = peer(config, lora), {}
     else:
-        step, foretold = ours(config, lora, tokens, policy, float8=kind == "fp8")
+        step, predicted = ours(config, lora, tokens, policy, float8=kind == "fp8")
     torch.cuda.reset_peak_memory_stats()
     if arguments.backward_layers:
-        return {"arm": arm, "tokens": tokens, **part_of_step(step, config, arguments), **foretold}
+        return {"arm": arm, "tokens": tokens, **part_of_step(step, config, arguments), **predicted}
     seconds, losses = [], []
     for number in range(arguments.steps + 1):
         ids = torch.randint(0, config.vocab_size, (1, tokens), device="cuda")
@@ -126,7 +126,7 @@ def measure(arm: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_s": round(tokens / step_s),
         "mfu": round(model_flops(config, tokens) / step_s / PEAK_FLOPS, 3),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
-        **foretold,
+        **predicted,
         "all_s": [round(value, 3) for value in seconds],
         "losses": [round(loss, 4) for loss in losses],
     }
@@ -242,12 +242,12 @@ def ours(
         return float(loss.detach())
 
     plan = backbone.plan
-    foretold = {
+    predicted = {
         "kept": plan.describe(),
-        "foretold_s": round(plan.step_s, 3),
-        "foretold_gib": round(plan.peak_bytes / 2**30, 1),
+        "predicted_s": round(plan.step_s, 3),
+        "predicted_gib": round(plan.peak_bytes / 2**30, 1),
     }
-    return step, foretold
+    return step, predicted
 
 
 def policies(text: str, config: LlamaConfig) -> list[LayerPolicy]:

@@ -36,7 +36,7 @@ from yarn_ops.evals.suite.haystack import Haystack
 from yarn_ops.evals.suite.plan import GRIDS
 from yarn_ops.evals.suite.reader import SharedReader
 from yarn_ops.model_files import read_config
-from yarn_ops.recipe import Rope, Stage, Train, parse_recipe
+from yarn_ops.recipe import Leg, Rope, Train, parse_recipe
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.proof import load_proven
 from yarn_ops.train.events import NoEvents
@@ -143,7 +143,7 @@ class Bench:
         length = self.asked.factor * self.original
         job = Job(
             train=Train.model_validate(values),
-            leg=Stage(context_tokens=length, steps=steps, factor=float(self.asked.factor)),
+            leg=Leg(context_tokens=length, steps=steps, factor=float(self.asked.factor)),
             data=self.bare.recipe.data.model_copy(update={"seed": seed}),
             base_dir=self.asked.base,
             patched_dir=self.patched.path,

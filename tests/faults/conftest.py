@@ -29,7 +29,7 @@ templates = ["code"]
 min_recall = 0
 min_long_gain = 0.1
 max_long_growth = 10
-max_short_loss = 10
+max_short_growth = 10
 max_short_recall_loss = 1
 [publish]
 name = "small"

@@ -167,8 +167,8 @@ def test_a_reference(model: str, person: Person, small_recipe: Path) -> None:
             ["rope.target_context_tokens: 256 is below the base's original context of 512", "longer"],
         ),
         (
-            {"rope.factor": 4, "train.stages": "[{context_tokens=1024, steps=2}]"},
-            ["train.stages: the last leg's factor is 2 but rope asks for 4", "reach the target context"],
+            {"rope.factor": 4, "train.legs": "[{context_tokens=1024, steps=2}]"},
+            ["train.legs: the last leg's factor is 2 but rope asks for 4", "reach the target context"],
         ),
         ({"rope.factor": 2, "base.original_context_tokens": 600}, ["600 is above the 512", "correct it"]),
     ],

@@ -120,7 +120,7 @@ def test_a_run_that_is_not_there(released: Person) -> None:
 
 
 def test_a_gate_that_is_failed(released: Person, small_recipe: Path, empty: Path) -> None:
-    setting = ["--set", "gate.max_short_loss=0.01"]
+    setting = ["--set", "gate.max_short_growth=0.01"]
     answer = released.types("extend", small_recipe, *setting)
     told(answer, "small version 2 was rejected: ", "perplexity after / before at 512 tokens")
     assert answer.stages[-1] == "publish"

@@ -25,8 +25,8 @@ if sys.orig_argv[1:2] == ["-c"]:
             ["train.targets: no linear layer is named 'qq_proj'; choose from", "q_proj"],
         ),
         (
-            "train.stages=[{context_tokens=1024, steps=0}]",
-            ["train.stages.0.steps: input should be greater than 0"],
+            "train.legs=[{context_tokens=1024, steps=0}]",
+            ["train.legs.0.steps: input should be greater than 0"],
         ),
     ],
 )

@@ -24,7 +24,7 @@ from yarn_ops.release import Tracking
 pytestmark = pytest.mark.timeout(3600)
 
 DATABASES = ("registry.db", "mlflow.db")
-ANOTHER_GATE = ("--set", "gate.max_short_loss=1.9")
+ANOTHER_GATE = ("--set", "gate.max_short_growth=1.9")
 CARD = "README.md"
 
 

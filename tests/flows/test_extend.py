@@ -28,7 +28,7 @@ FLOW = (
     "merge", "evaluate", "evaluate", "gate", "report", "publish",
 )  # fmt: skip
 ANY_QUALITY = (
-    "gate.min_long_gain=0.001", "gate.max_long_growth=1000", "gate.max_short_loss=1000",
+    "gate.min_long_gain=0.001", "gate.max_long_growth=1000", "gate.max_short_growth=1000",
 )  # fmt: skip
 
 
@@ -259,7 +259,7 @@ def staged(workplace: Workplace, first: RunView) -> RunView:
         "{context_tokens=256, factor=2, steps=1, carry='adapter+optimizer'}, "
         "{context_tokens=256, factor=2, steps=1, carry='weights'}]"
     )
-    return workplace.extend(f"train.stages={legs}", *ANY_QUALITY)
+    return workplace.extend(f"train.legs={legs}", *ANY_QUALITY)
 
 
 @pytest.mark.slow
@@ -291,7 +291,7 @@ def test_a_leg_that_fails_its_gate_ends_the_run(workplace: Workplace, staged: Ru
         "{context_tokens=1024, steps=2, carry='adapter+optimizer'}]"
     )
     versions, alias = list(workplace.versions()), champion(workplace)
-    run = workplace.extend(f"train.stages={legs}", *ANY_QUALITY, status=2)
+    run = workplace.extend(f"train.legs={legs}", *ANY_QUALITY, status=2)
     assert workplace.complaint.startswith(
         "yarn-ops: leg 1 of 2, 768 tokens: growth of perplexity from 512 to 768"
     )

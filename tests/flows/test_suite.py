@@ -77,7 +77,7 @@ def test_a_run_with_a_suite(cli, small_recipe: Path, state: Path, prefect_api: s
     assert shown["description"].startswith("small sees ")
     assert "**base** sees" in shown["data"] and "](data:image/png;base64," in shown["data"]
 
-    again = cli("extend", small_recipe, "--set", "gate.max_short_loss=3")  # another gate measures nothing
+    again = cli("extend", small_recipe, "--set", "gate.max_short_growth=3")  # another gate measures nothing
     assert again.returncode == 0, again.stderr
     reused = {stage.stage: stage.reused for stage in last_run(state).stages}
     assert reused["suite"] and reused["evaluate"] and not reused["gate"]

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yarn_ops.errors import RecipeError
-from yarn_ops.recipe import Data, Recipe, Stage, load_recipe, parse_recipe
+from yarn_ops.recipe import Data, Leg, Recipe, load_recipe, parse_recipe, recorded_recipe
+from yarn_ops.recipe.reading import RENAMED
 from yarn_ops.shipped import recipe_path, recipes
 
 MINIMAL = {"rope": {"factor": 4}}
@@ -91,14 +92,14 @@ def test_a_recipe_survives_json() -> None:
             '[rope]\nfactor = 4\n[publish]\nalias = "v1"\n',
             "publish: alias 'v1' is reserved by MLflow; choose another",
         ),
-        ("[[train.stages]]\nstep = 5\n[rope]\nfactor = 4\n", "train.stages.0.context_tokens: missing"),
+        ("[[train.legs]]\nstep = 5\n[rope]\nfactor = 4\n", "train.legs.0.context_tokens: missing"),
         (
-            "[rope]\nfactor = 2\n[[train.stages]]\ncontext_tokens = 9\nsteps = 1\ngate = {max_growth = 2}\n",
-            "train.stages.0.gate.max_growth: unknown key; did you mean 'max_long_growth'?",
+            "[rope]\nfactor = 2\n[[train.legs]]\ncontext_tokens = 9\nsteps = 1\ngate = {max_growth = 2}\n",
+            "train.legs.0.gate.max_growth: unknown key; did you mean 'max_long_growth'?",
         ),
         (
-            "[rope]\nfactor = 2\n[[train.stages]]\ncontext_tokens = 9\nsteps = 1\ncarry = 'all'\n",
-            "train.stages.0.carry: input should be 'adapter', 'adapter+optimizer' or 'weights' (found 'all')",
+            "[rope]\nfactor = 2\n[[train.legs]]\ncontext_tokens = 9\nsteps = 1\ncarry = 'all'\n",
+            "train.legs.0.carry: input should be 'adapter', 'adapter+optimizer' or 'weights' (found 'all')",
         ),
         ("[rope\n", "not valid TOML"),
     ],
@@ -110,6 +111,23 @@ def test_a_fault_is_one_line_with_file_and_key(tmp_path: Path, text: str, line: 
     assert str(fault.value).startswith(f"{path}: ")
     assert line in str(fault.value)
     assert "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_renamed_key_fails_under_its_old_name_and_a_recorded_one_is_read(
+    tmp_path: Path, old: str, new: str
+) -> None:
+    section, key = new.split(".")
+    values = load_recipe(recipe_path("8k-16k-32k")).model_dump(mode="json")
+    values[section][old.split(".")[1]] = values[section].pop(key)
+    with pytest.raises(RecipeError) as fault:
+        parse_recipe(values)
+    assert str(fault.value) == f"recipe: {old}: is now {new}; write that"
+    with pytest.raises(RecipeError, match=f"{old}: is now {new}"):
+        load_recipe(write(tmp_path, "[rope]\nfactor = 4\n"), [f"{old}=2"])
+    assert recorded_recipe({**values, "compare": {"seed": 1}}, "run") == load_recipe(
+        recipe_path("8k-16k-32k")
+    )
 
 
 def test_a_missing_file_names_the_way_to_the_shipped_ones(tmp_path: Path) -> None:
@@ -160,14 +178,14 @@ def test_legs_grow_to_the_target() -> None:
 
 def test_a_leg_draws_its_windows_as_it_says() -> None:
     data = Data(sources=("texts/*.txt",), prefer_long=1.0)
-    assert Stage(context_tokens=64, steps=1).data_of(data) is data
-    drawn = Stage(context_tokens=64, steps=1, prefer_long=0).data_of(data)
+    assert Leg(context_tokens=64, steps=1).data_of(data) is data
+    drawn = Leg(context_tokens=64, steps=1, prefer_long=0).data_of(data)
     assert drawn == data.model_copy(update={"prefer_long": 0.0})
 
 
 def test_a_leg_s_gate_asks_for_what_it_names() -> None:
     legs = "[{context_tokens=768, steps=2}, {context_tokens=1024, steps=2, gate={min_recall=0.5}}]"
-    recipe = load_recipe(recipe_path("demo"), [f"train.stages={legs}", "rope.factor=2"])
+    recipe = load_recipe(recipe_path("demo"), [f"train.legs={legs}", "rope.factor=2"])
     plain, gated = recipe.curriculum(512)
     assert (plain.gate.asks, gated.gate.asks) == (False, True)
     asked = recipe.evaluation_of(gated, 512)
@@ -178,15 +196,13 @@ def test_a_leg_s_gate_asks_for_what_it_names() -> None:
 
 
 def test_the_first_leg_carries_nothing_over() -> None:
-    stages = [{"context_tokens": 1024, "steps": 5, "carry": "weights"}] * 2
-    recipe = parse_recipe({"rope": {"factor": 2}, "train": {"stages": stages}})
+    legs = [{"context_tokens": 1024, "steps": 5, "carry": "weights"}] * 2
+    recipe = parse_recipe({"rope": {"factor": 2}, "train": {"legs": legs}})
     assert [leg.carry for leg in recipe.curriculum(512)] == ["adapter", "weights"]
 
 
 def test_a_curriculum_that_stops_short_is_refused() -> None:
-    recipe = parse_recipe(
-        {"rope": {"factor": 4}, "train": {"stages": [{"context_tokens": 1024, "steps": 5}]}}
-    )
+    recipe = parse_recipe({"rope": {"factor": 4}, "train": {"legs": [{"context_tokens": 1024, "steps": 5}]}})
     with pytest.raises(RecipeError, match="the last leg's factor is 2 but rope asks for 4"):
         recipe.curriculum(512)
 

@@ -69,7 +69,7 @@ FIELDS: list[tuple[str, str, Any]] = [
     ("data", "languages", lambda text: [text]),
     ("train", "targets", lambda text: [text]),
     ("train", "method", None),
-    ("train", "stages", None),
+    ("train", "legs", None),
     ("gate", "conditions", lambda text: [{"score": text, "at_least": 1}]),
     ("publish", "name", None),
     ("publish", "alias", None),

@@ -16,8 +16,8 @@ from yarn_ops.errors import RecipeError
 from yarn_ops.recipe import Recipe
 
 if TYPE_CHECKING:
-    from yarn_ops.train.parallel.arrange import Forecast
-    from yarn_ops.train.plan import Rates, Shape
+    from yarn_ops.train.parallel.arrange import Prediction
+    from yarn_ops.train.plan import ModelShape, Rates
 
 GIB = 1 << 30
 HOST_BYTES = 96 * GIB
@@ -88,10 +88,9 @@ def plan_run(
     from yarn_ops.model_files import read_config
     from yarn_ops.rope.patch import lay_out
     from yarn_ops.train.lora import make_trainable
-    from yarn_ops.train.parallel.arrange import foretell
-    from yarn_ops.train.parallel.layout import Work as Step
-    from yarn_ops.train.parallel.layout import usable_processes
-    from yarn_ops.train.plan import Shape
+    from yarn_ops.train.parallel.arrange import predict
+    from yarn_ops.train.parallel.layout import StepShape, usable_processes
+    from yarn_ops.train.plan import ModelShape
 
     machines = machines or Machines()
     directory = directory_of(recipe.base.model, recipe.base.original_context_tokens)
@@ -100,15 +99,15 @@ def plan_run(
     model = lay_out(directory)
     make_trainable(model, recipe.train)
     whole, float8 = recipe.train.method == "full", recipe.train.precision == "fp8"
-    shape = Shape.of(model, element_bytes=2, weight_bytes=4 if whole else 2)
+    shape = ModelShape.of(model, element_bytes=2, weight_bytes=4 if whole else 2)
     legs, processes = [], 1
     for leg in recipe.curriculum(original):
         window = leg.context_tokens
         positions = window * recipe.train.batch_windows
         device, memory, rates, peak = _device(gpu, shape, positions, window, float8)
-        step = Step.of(recipe.train, window, config)
+        step = StepShape.of(recipe.train, window, config)
         processes = usable_processes(machines.gpus, step)
-        found = foretell(
+        found = predict(
             processes, step, recipe.train, shape, rates, memory_bytes=memory, host_bytes=HOST_BYTES
         )
         legs.append(_leg(shape, found, leg.steps, window, step.windows, peak))
@@ -196,7 +195,7 @@ def _evaluation(
 
 
 def _device(
-    gpu: str | None, shape: Shape, positions: int, window: int, float8: bool
+    gpu: str | None, shape: ModelShape, positions: int, window: int, float8: bool
 ) -> tuple[str, float, Rates, float | None]:
     """Name, bytes, rates and peak FLOP/s of the asked GPU, or of the one that is here, which is probed."""
     import torch
@@ -223,7 +222,9 @@ def _device(
     return name, torch.cuda.mem_get_info()[0], rates, known and known.peak_flops
 
 
-def _leg(shape: Shape, found: Forecast, steps: int, window: int, windows: int, peak: float | None) -> LegPlan:
+def _leg(
+    shape: ModelShape, found: Prediction, steps: int, window: int, windows: int, peak: float | None
+) -> LegPlan:
     from yarn_ops.train.plan import model_flops
 
     plan, layout, step_s = found.plan, found.layout, found.step_s

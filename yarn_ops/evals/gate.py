@@ -37,8 +37,8 @@ def judge(
         checks.append(_long_gain(before, after, target, gate.min_long_gain))
     if gate.max_long_growth is not None:
         checks.append(_long_growth(after, original, target, gate.max_long_growth))
-    if gate.max_short_loss is not None:
-        checks.append(_short_loss(before, after, original, gate.max_short_loss))
+    if gate.max_short_growth is not None:
+        checks.append(_short_loss(before, after, original, gate.max_short_growth))
     if gate.max_short_recall_loss is not None:
         checks.append(_short_recall_loss(before, after, original, gate.max_short_recall_loss))
     if gate.conditions:

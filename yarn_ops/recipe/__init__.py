@@ -7,10 +7,10 @@ person reads there.
 
 from yarn_ops.recipe.arms import ZERO_SHOT, Arm, arm_training, parse_arms
 from yarn_ops.recipe.choices import FittedMethod, RopeMethod, SuiteName, parse_methods
-from yarn_ops.recipe.reading import load_recipe, parse_recipe
+from yarn_ops.recipe.reading import load_recipe, parse_recipe, recorded_recipe
 from yarn_ops.recipe.section import Section
 from yarn_ops.recipe.sections import ALIAS, MODEL_NAME, Base, Condition, Data, Evaluate, Gate, Publish, Rope
-from yarn_ops.recipe.training import Carry, Stage, StageGate, Train
+from yarn_ops.recipe.training import Carry, Leg, LegGate, Train
 from yarn_ops.recipe.whole import Recipe
 
 __all__ = [
@@ -25,13 +25,13 @@ __all__ = [
     "Evaluate",
     "FittedMethod",
     "Gate",
+    "Leg",
+    "LegGate",
     "Publish",
     "Recipe",
     "Rope",
     "RopeMethod",
     "Section",
-    "Stage",
-    "StageGate",
     "SuiteName",
     "Train",
     "arm_training",
@@ -39,4 +39,5 @@ __all__ = [
     "parse_arms",
     "parse_methods",
     "parse_recipe",
+    "recorded_recipe",
 ]

@@ -14,6 +14,13 @@ from yarn_ops.errors import RecipeError
 from yarn_ops.recipe.whole import Recipe
 from yarn_ops.shown import without_password
 
+RENAMED = {
+    "gate.max_short_loss": "gate.max_short_growth",
+    "train.accumulate": "train.gradient_accumulation_steps",
+    "train.stages": "train.legs",
+}
+"""keys of earlier versions: a recipe that has one is refused with the new name, a recorded one is read"""
+
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and apply `section.key=value` overrides (values in TOML, bare words as strings).
@@ -41,6 +48,20 @@ def parse_recipe(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
         return Recipe.model_validate(dict(values))
     except ValidationError as error:
         raise RecipeError(f"{where}: {_explain(error)}") from None
+
+
+def recorded_recipe(values: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe that the registry has of a run, also one of an earlier version; RecipeError as above.
+
+    What a comparison recorded beside it (`compare`) is left out.
+    """
+    names = {tuple(old.split(".")): new.split(".")[1] for old, new in RENAMED.items()}
+    recipe = {
+        section: {names.get((section, key), key): value for key, value in keys.items()}
+        for section, keys in values.items()
+        if section != "compare"
+    }
+    return parse_recipe(recipe, where)
 
 
 def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
@@ -76,7 +97,10 @@ def _explain(error: ValidationError) -> str:
     first = problems[0]
     where = ".".join(str(part) for part in first["loc"]) or "recipe"
     if first["type"] == "extra_forbidden":
-        text = f"{where}: unknown key{_nearest(first['loc'])}"
+        renamed = RENAMED.get(where)
+        text = f"{where}: is now {renamed}; write that"
+        if renamed is None:
+            text = f"{where}: unknown key{_nearest(first['loc'])}"
     elif first["type"] == "missing":
         text = f"{where}: missing"
     else:

@@ -275,10 +275,10 @@ class Gate(Section):
         title="Most growth",
         description="Result's perplexity at the target / at the original context.",
     )
-    max_short_loss: float | None = Field(
+    max_short_growth: float | None = Field(
         1.05,
         gt=0,
-        title="Most short loss",
+        title="Most short growth",
         description="Result's perplexity / base's, at every length up to the original.",
     )
     max_short_recall_loss: float | None = Field(

@@ -26,7 +26,7 @@ Carry = Literal["adapter", "adapter+optimizer", "weights"]
 """what a leg takes over from the leg before"""
 
 
-class StageGate(Section):
+class LegGate(Section):
     """What a leg must show at its own context before the next begins. An empty threshold is not checked."""
 
     max_long_growth: float | None = Field(
@@ -42,7 +42,7 @@ class StageGate(Section):
     @property
     def asks(self) -> bool:
         """Whether there is anything to measure."""
-        return self != StageGate()
+        return self != LegGate()
 
     def at_target(self) -> Gate:
         """The same thresholds as a gate whose target is the leg's context."""
@@ -50,12 +50,12 @@ class StageGate(Section):
             min_recall=self.min_recall,
             min_long_gain=None,
             max_long_growth=self.max_long_growth,
-            max_short_loss=None,
+            max_short_growth=None,
             max_short_recall_loss=None,
         )
 
 
-class Stage(Section):
+class Leg(Section):
     """One leg of a curriculum."""
 
     context_tokens: Positive = Field(title="Context (tokens)", description="Window length of this leg.")
@@ -77,8 +77,8 @@ class Stage(Section):
         description="From the leg before. adapter: trained on with a new optimizer; adapter+optimizer: "
         "with its own; weights: merged, and a fresh adapter begins on the result.",
     )
-    gate: StageGate = Field(
-        StageGate(),
+    gate: LegGate = Field(
+        LegGate(),
         title="Gate",
         description="Checked after this leg; a leg that fails ends the run, and nothing is registered.",
     )
@@ -87,9 +87,9 @@ class Stage(Section):
         """How this leg draws its windows."""
         return data if self.prefer_long is None else data.model_copy(update={"prefer_long": self.prefer_long})
 
-    def ungated(self) -> Stage:
+    def ungated(self) -> Leg:
         """The leg as far as its training depends on it."""
-        return self.model_copy(update={"gate": StageGate()})
+        return self.model_copy(update={"gate": LegGate()})
 
 
 class Exercises(Section):
@@ -125,15 +125,17 @@ class Train(Section):
     )
     train_embeddings: bool = Field(False, title="Train embeddings")
     exercises: Exercises = Field(Exercises(), title="Exercises")
-    steps: Positive = Field(50, title="Steps", description="Optimizer steps. Ignored when stages are given.")
+    steps: Positive = Field(50, title="Steps", description="Optimizer steps. Ignored when legs are given.")
     context_tokens: Positive | None = Field(
         None, title="Window (tokens)", description="Length of training windows; empty: the target context."
     )
-    stages: tuple[Stage, ...] = Field(
+    legs: tuple[Leg, ...] = Field(
         (), title="Curriculum", description="Legs of growing context, e.g. 16384 then 32768. Empty: one leg."
     )
     batch_windows: Positive = Field(1, title="Windows a batch")
-    accumulate: Positive = Field(1, title="Batches a step", description="Gradient accumulation.")
+    gradient_accumulation_steps: Positive = Field(
+        1, title="Batches a step", description="Gradient accumulation."
+    )
     learning_rate: float = Field(5e-4, gt=0, le=1, title="Learning rate")
     warmup_steps: int = Field(5, ge=0, title="Warm-up steps")
     final_learning_rate: float = Field(
@@ -167,5 +169,5 @@ class Train(Section):
 
     def shared_by_legs(self) -> Train:
         """The section without what each leg says itself: a change to one leg leaves the others alone."""
-        of_legs = ("steps", "context_tokens", "stages", "learning_rate")
+        of_legs = ("steps", "context_tokens", "legs", "learning_rate")
         return self.model_copy(update={name: Train.model_fields[name].default for name in of_legs})

@@ -8,7 +8,7 @@ from yarn_ops.digests import digest_of
 from yarn_ops.errors import RecipeError
 from yarn_ops.recipe.section import Section
 from yarn_ops.recipe.sections import Base, Data, Evaluate, Gate, Publish, Rope
-from yarn_ops.recipe.training import Stage, Train
+from yarn_ops.recipe.training import Leg, Train
 
 
 class Recipe(Section):
@@ -26,16 +26,16 @@ class Recipe(Section):
         """sha256 of the resolved recipe's canonical JSON."""
         return digest_of(self.model_dump(mode="json"))
 
-    def curriculum(self, original_context_tokens: int) -> tuple[Stage, ...]:
-        """The legs to train, every field set; one leg at the target context unless stages are given.
+    def curriculum(self, original_context_tokens: int) -> tuple[Leg, ...]:
+        """The legs to train, every field set; one leg at the target context unless legs are given.
 
         The first one carries nothing over, whatever it says.
         """
         factor = self.rope.resolve_factor(original_context_tokens)
         target = round(factor * original_context_tokens)
-        if not self.train.stages:
+        if not self.train.legs:
             window = self.train.context_tokens or target
-            leg = Stage(
+            leg = Leg(
                 context_tokens=window,
                 steps=self.train.steps,
                 factor=factor,
@@ -50,16 +50,16 @@ class Recipe(Section):
                     "carry": leg.carry if number else "adapter",
                 }
             )
-            for number, leg in enumerate(self.train.stages)
+            for number, leg in enumerate(self.train.legs)
         )
         if legs[-1].factor != factor:
             raise RecipeError(
-                f"train.stages: the last leg's factor is {legs[-1].factor:g} but rope asks for {factor:g}; "
+                f"train.legs: the last leg's factor is {legs[-1].factor:g} but rope asks for {factor:g}; "
                 "let the last leg reach the target context"
             )
         return legs
 
-    def evaluation_of(self, leg: Stage, original_context_tokens: int) -> Evaluate:
+    def evaluation_of(self, leg: Leg, original_context_tokens: int) -> Evaluate:
         """What the gate of a leg needs measured: perplexity at both ends, recall where it asks for it."""
         lengths = sorted({1.0, leg.context_tokens / original_context_tokens})
         templates = () if leg.gate.min_recall is None else self.evaluate.templates

@@ -53,7 +53,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "glm": Architecture(head_dim=128, rotary_fraction=0.5),
     "glm4": Architecture(head_dim=128, rotary_fraction=0.5),
 }
-LATE_ROTATION = ("llama", "qwen2", "qwen3", "mistral")
+ROTATES_AFTER_CACHE = ("llama", "qwen2", "qwen3", "mistral")
 """classes whose attention is queries, keys, a rotation of both, the cache, and an attention function"""
 
 _NESTED = "it keeps one RoPE a layer type, and only some of them may be scaled"
@@ -96,13 +96,13 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     return ARCHITECTURES[model_type]
 
 
-def require_late_rotation(config: Mapping[str, Any]) -> None:
+def require_rotation_after_cache(config: Mapping[str, Any]) -> None:
     """RopeError where our own attention, which turns keys as they are read, does not fit."""
     model_type = config.get("model_type")
-    if model_type not in LATE_ROTATION:
+    if model_type not in ROTATES_AFTER_CACHE:
         raise RopeError(
             f"model_type: {model_type} cannot run dynamic-yarn, which turns keys after the cache; "
-            f"{', '.join(LATE_ROTATION)} can; use yarn"
+            f"{', '.join(ROTATES_AFTER_CACHE)} can; use yarn"
         )
     architecture = ARCHITECTURES[model_type]
     acts = architecture.sliding == "every layer" or config.get("use_sliding_window", False)

@@ -9,7 +9,7 @@ from typing import Any
 
 from yarn_ops import recipe
 from yarn_ops.errors import RopeError
-from yarn_ops.rope.architectures import require_full_attention, require_late_rotation
+from yarn_ops.rope.architectures import require_full_attention, require_rotation_after_cache
 from yarn_ops.rope.fields import ORIGINAL, RopeFields, number, optional_number, read_fields
 from yarn_ops.rope.methods import BETA_FAST, BETA_SLOW, RopeSpec, ntk_theta, yarn_scale
 
@@ -83,7 +83,7 @@ def patch_config(
     _require_whole_target(spec)
     require_full_attention(config, spec.target_context_tokens)
     if spec.method == "dynamic-yarn":
-        require_late_rotation(config)
+        require_rotation_after_cache(config)
     return _written(config, fields, spec), spec
 
 

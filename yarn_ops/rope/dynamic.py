@@ -78,13 +78,13 @@ def install(model: Any, config: Mapping[str, Any]) -> None:
     """Put the rotary module of `config` into a model built from `unscaled(config)` with our attention."""
     model.config.rope_parameters = dict(config["rope_parameters"])
     backbone = model.base_model
-    backbone.rotary_emb = LateRotary(model.config)
+    backbone.rotary_emb = DynamicRotary(model.config)
     for layer in backbone.layers:
         layer.self_attn.rotary_emb = backbone.rotary_emb
     backbone.register_forward_pre_hook(_require_growing_cache, with_kwargs=True)
 
 
-class LateRotary(nn.Module):
+class DynamicRotary(nn.Module):
     """Hands out no rotation; knows the rotation of every length."""
 
     inv_freq: Tensor
@@ -140,7 +140,7 @@ def attend(
     `position_ids` [1 or B, Q] say how long the text before a query is, the key buffer how far apart tokens
     are: padding in front does not lengthen a text, nor does the document packed before it.
     """
-    rotary = cast(LateRotary, module.rotary_emb)
+    rotary = cast(DynamicRotary, module.rotary_emb)
     places_K = torch.arange(key.shape[2], device=key.device)
     places_Q = places_K[-query.shape[2] :]
 
@@ -169,7 +169,7 @@ def attend(
 
 
 def _beyond(
-    rotary: LateRotary,
+    rotary: DynamicRotary,
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -33,7 +33,7 @@ from yarn_ops.rope.proof import lay_out_proven
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """Modules of a model that have data together."""
 
     modules: tuple[str, ...]
@@ -53,11 +53,11 @@ class PartedModel:
         self.front, *self.middle, self.back = _split(self.model, self.layers)
 
     @property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[ModelPart]:
         """In the order of the data's way through the model."""
         return [self.front, *self.middle, self.back]
 
-    def release(self, part: Part, dtype_of: Callable[[str], torch.dtype] | None = None) -> None:
+    def release(self, part: ModelPart, dtype_of: Callable[[str], torch.dtype] | None = None) -> None:
         """Take a part's data away; `dtype_of` a parameter: what it will be filled with, if not float32."""
         for name in part.names:
             module, leaf = _owner(self.model, name)
@@ -67,18 +67,18 @@ class PartedModel:
                 setattr(module, leaf, nn.Parameter(empty, requires_grad=False))
 
     def fill(
-        self, part: Part, weights: PartWeights, dtype_of: Callable[[str], torch.dtype] | None = None
+        self, part: ModelPart, weights: PartWeights, dtype_of: Callable[[str], torch.dtype] | None = None
     ) -> None:
         """Read a part's data, as `PartWeights.load` does."""
         self.release(part, dtype_of)
         weights.load(part)
         self.model.tie_weights()
 
-    def tensors(self, part: Part) -> dict[str, Tensor]:
+    def tensors(self, part: ModelPart) -> dict[str, Tensor]:
         """A part's parameters as files keep them: names and layouts are those of published checkpoints."""
         return dict(revert_weight_conversion(self.model, self.values(part)))
 
-    def values(self, part: Part) -> dict[str, Tensor]:
+    def values(self, part: ModelPart) -> dict[str, Tensor]:
         """A part's parameters by the model's own names."""
         return {name: self.model.get_parameter_or_buffer(name).detach() for name in part.names}
 
@@ -94,7 +94,7 @@ class PartWeights:
         renamings = [rule for rule in parted.rules if isinstance(rule, WeightRenaming)]
         converters = [rule for rule in parted.rules if isinstance(rule, WeightConverter)]
         places, owner = model.state_dict(), {name: part for part in parted.parts for name in part.names}
-        self._slices: dict[Part, dict[str, Any]] = defaultdict(dict)
+        self._slices: dict[ModelPart, dict[str, Any]] = defaultdict(dict)
         for file in weight_files(path):
             for key, tensor in _slices(path / file):
                 name, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, places)
@@ -104,7 +104,7 @@ class PartWeights:
         # As `from_pretrained` leaves it: what these files needed is undone on the way to others.
         model._weight_conversions = [rule for rule in parted.rules if rule.was_used()]
 
-    def load(self, part: Part) -> None:
+    def load(self, part: ModelPart) -> None:
         """Into the model; BaseModelError naming a tensor that is missing or of another shape."""
         rules = LoadStateDictConfig(
             device_map={"": self._parted.device},
@@ -130,7 +130,7 @@ class PartWeights:
                 )
 
 
-def _split(model: Any, layers: list[nn.Module]) -> Iterator[Part]:
+def _split(model: Any, layers: list[nn.Module]) -> Iterator[ModelPart]:
     tied = getattr(model, "all_tied_weights_keys", {})
     names = [name for name in model.state_dict() if name not in tied]
     path_of = {module: path for path, module in model.named_modules()}
@@ -139,9 +139,9 @@ def _split(model: Any, layers: list[nn.Module]) -> Iterator[Part]:
     for module in inside:
         own = tuple(name for name in names if name.startswith(module + "."))
         taken.update(own)
-        yield Part((module,), own)
+        yield ModelPart((module,), own)
     rest = tuple(name for name in names if name not in taken)
-    yield Part(tuple(dict.fromkeys(name.rpartition(".")[0] for name in rest)), rest)
+    yield ModelPart(tuple(dict.fromkeys(name.rpartition(".")[0] for name in rest)), rest)
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:

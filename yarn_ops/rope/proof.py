@@ -139,7 +139,7 @@ def _prove_module(name: str, module: torch.nn.Module, spec: RopeSpec, rtol: floa
         )
     _check_kind(name, module, spec)
     live = _float64(name, buffers["inv_freq"], spec.dim // 2)
-    if isinstance(module, dynamic.LateRotary):
+    if isinstance(module, dynamic.DynamicRotary):
         return _prove_every_length(name, module, spec, rtol)
     error = _compare(name, live, _live_reference(module, live, spec), spec, rtol)
     if spec.method in LENGTH_DEPENDENT:
@@ -179,7 +179,7 @@ def _prove_growth(name: str, module: torch.nn.Module, spec: RopeSpec, rtol: floa
     return _compare(where, _float64(where, grown, spec.dim // 2), reference, spec, rtol)
 
 
-def _prove_every_length(name: str, module: dynamic.LateRotary, spec: RopeSpec, rtol: float) -> float:
+def _prove_every_length(name: str, module: dynamic.DynamicRotary, spec: RopeSpec, rtol: float) -> float:
     """What the module turns by within the original context, just beyond, at the target and far beyond."""
     original, target = spec.original_context_tokens, spec.target_context_tokens
     errors: list[float] = []

@@ -1,6 +1,6 @@
 """The trainer process: `python -m yarn_ops.train [JOB.json] [--parent PID]`, or several of them by torchrun.
 
-Without a job it imports what training needs and is then told of one by its standard input (`ahead`).
+Without a job it imports what training needs and is then told of one by its standard input (`warm_trainer`).
 Exit status 0: done, or stopped with a snapshot, or no job came; 2: a user's error, in the log and the last
 event; else a bug.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from yarn_ops.errors import Stopped, TrainError, YarnOpsError
 from yarn_ops.settings import started_by_torchrun
-from yarn_ops.train import ahead
+from yarn_ops.train import warm_trainer
 from yarn_ops.train.job import LOG, Job, read_job
 from yarn_ops.train.lifeline import stop_request
 
@@ -48,7 +48,7 @@ def awaited_job() -> Job | None:
     """
     from yarn_ops.train import loop  # noqa: F401
 
-    path = ahead.awaited_job(sys.stdin.fileno())
+    path = warm_trainer.awaited_job(sys.stdin.fileno())
     if path is None:
         return None
     job = read_job(path)
@@ -80,7 +80,7 @@ def _train(job: Job, stop: threading.Event, ranks: Ranks) -> int:
     if ranks.least([through_step, -through_step]) != [through_step, -through_step]:
         raise TrainError(f"{job.snapshots}: the processes see different snapshots; share this directory")
     events: EventLog | NoEvents = NoEvents()
-    if ranks.leads:
+    if ranks.is_main:
         events = EventLog(job.events, steps=job.leg.steps, through_step=through_step)
     try:
         run_job(job, events, stop, snapshot, ranks)

@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-class Stack(NamedTuple):
+class ParameterStack(NamedTuple):
     """Parameters of equal width, to lie one below the other."""
 
     parameters: Sequence[Tensor]
     factor: float = 1.0
 
 
-def stacked(stacks: Sequence[Stack], dtype: torch.dtype) -> tuple[Tensor, ...]:
+def stacked(stacks: Sequence[ParameterStack], dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Each stack in one tensor (the rows of its parameters together × their width), times its factor; the
     gradient reaches the parameters in their own dtype."""
     if not stacks:
@@ -32,7 +32,7 @@ def stacked(stacks: Sequence[Stack], dtype: torch.dtype) -> tuple[Tensor, ...]:
 class _Stacked(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, stacks: Sequence[Stack], dtype: torch.dtype, *parameters: Tensor
+        ctx: Any, stacks: Sequence[ParameterStack], dtype: torch.dtype, *parameters: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.stacks = stacks
         made = tuple(_empty(stack, dtype) for stack in stacks)
@@ -49,16 +49,16 @@ class _Stacked(torch.autograd.Function):
         return None, None, *found
 
 
-def _empty(stack: Stack, dtype: torch.dtype) -> Tensor:
+def _empty(stack: ParameterStack, dtype: torch.dtype) -> Tensor:
     first, *others = stack.parameters
     return first.new_empty((len(first) + sum(map(len, others)), *first.shape[1:]), dtype=dtype)
 
 
-def _factors(stacks: Sequence[Stack]) -> list[float]:
+def _factors(stacks: Sequence[ParameterStack]) -> list[float]:
     return [stack.factor for stack in stacks for _ in stack.parameters]
 
 
-def _parts(stacks: Sequence[Stack], made: Sequence[Tensor]) -> list[Tensor]:
+def _parts(stacks: Sequence[ParameterStack], made: Sequence[Tensor]) -> list[Tensor]:
     """Every parameter's own rows."""
     return [
         part

@@ -211,7 +211,7 @@ def _attend_on_cpu_backward(
     documents: Documents | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad, q, k, v, out = (t.flatten(0, 1) for t in (grad_BTHK, q_BTHK, k_BTHK, v_BTHK, attended.output_BTHK))
-    of_q, of_k, of_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     for place in _places(q_BTHK, documents):
         q_, k_, v_ = _one(q, k, v, place)
         grad_, out_ = (tensor[place].transpose(0, 1)[None] for tensor in (grad, out))
@@ -219,10 +219,10 @@ def _attend_on_cpu_backward(
         dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad_, q_, k_, v_, out_, lse_, 0.0, True
         )
-        of_q[place] = dq[0].transpose(0, 1)
-        for total, part in ((of_k, dk), (of_v, dv)):
+        grad_q[place] = dq[0].transpose(0, 1)
+        for total, part in ((grad_k, dk), (grad_v, dv)):
             total[place] = part[0].unflatten(0, (total.shape[1], -1)).sum(1).transpose(0, 1)
-    return of_q.view(q_BTHK.shape), of_k.view(k_BTHK.shape), of_v.view(v_BTHK.shape)
+    return grad_q.view(q_BTHK.shape), grad_k.view(k_BTHK.shape), grad_v.view(v_BTHK.shape)
 
 
 def _places(q_BTHK: Tensor, documents: Documents | None) -> list[slice]:

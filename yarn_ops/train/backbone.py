@@ -15,7 +15,7 @@ from yarn_ops.train.decoder import Decoder, unsupported
 from yarn_ops.train.layer import LayerPolicy
 from yarn_ops.train.parallel.ranks import Ranks
 from yarn_ops.train.parallel.sharding import ShardedLayers
-from yarn_ops.train.plan import Plan, Rates, Shape, model_flops, plan_step, step_cost, step_down
+from yarn_ops.train.plan import ModelShape, Rates, StepPlan, model_flops, plan_step, step_cost, step_down
 from yarn_ops.train.probe import measure_rates
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -62,7 +62,7 @@ class Backbone:
         ranks = ranks or Ranks()
         context = ranks.layout.context
         self._positions, self._window = windows * window // context, window
-        self.shape = Shape.of(
+        self.shape = ModelShape.of(
             model, element_bytes=dtype.itemsize, weight_bytes=next(model.parameters()).dtype.itemsize
         ).shared(context, ranks.size if sharded else 1)
         self.instead = unsupported(model, window)
@@ -76,14 +76,16 @@ class Backbone:
         )
         self._rates = Rates(*rates)
         if policies is None:
-            self.plan: Plan = plan_step(
+            self.plan: StepPlan = plan_step(
                 self.shape, self._positions, window, self._rates, memory_bytes=memory, host_bytes=host
             )
         else:
             self.plan = step_cost(self.shape, policies, self._positions, window, self._rates)
         self._forward: Decoder | TransformersBackbone
         if self.instead is None:
-            self._forward = Decoder(model, dtype, self.plan.policies, across=ranks.across, sharded=sharded)
+            self._forward = Decoder(
+                model, dtype, self.plan.policies, context_group=ranks.context_group, sharded=sharded
+            )
         else:
             if any(policy.keep != "everything" for policy in self.plan.policies):
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -109,7 +111,7 @@ class Backbone:
 
 
 def capacity(
-    shape: Shape, device: str, dtype: torch.dtype, positions: int, window: int, float8: bool
+    shape: ModelShape, device: str, dtype: torch.dtype, positions: int, window: int, float8: bool
 ) -> tuple[float, ...]:
     """Bytes that a step may take on its device (with weights) and on the host; then the device's rates."""
     host = CPU_SHARE * psutil.virtual_memory().available

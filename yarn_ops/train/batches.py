@@ -20,7 +20,7 @@ from yarn_ops.exercises import FAMILIES, ExerciseSampler
 from yarn_ops.model_files import read_config
 from yarn_ops.train.job import Job
 from yarn_ops.train.parallel.ranks import Ranks
-from yarn_ops.train.parallel.ulysses import Across
+from yarn_ops.train.parallel.ulysses import ContextGroup
 
 IGNORED = -100
 
@@ -42,17 +42,17 @@ class Batch:
     answers_BT: Tensor | None = None
     """which targets answer an exercise (bool); None where no window has one"""
 
-    def part(self, across: Across | None) -> Batch:
+    def part(self, context_group: ContextGroup | None) -> Batch:
         """The tokens of every window that this process holds."""
-        if across is None:
+        if context_group is None:
             return self
-        targets_BT = across.part(self.targets_BT, 1)
+        targets_BT = context_group.part(self.targets_BT, 1)
         return replace(
             self,
-            inputs_BT=across.part(self.inputs_BT, 1),
+            inputs_BT=context_group.part(self.inputs_BT, 1),
             targets_BT=targets_BT,
-            weights_BT=None if self.weights_BT is None else across.part(self.weights_BT, 1),
-            answers_BT=None if self.answers_BT is None else across.part(self.answers_BT, 1),
+            weights_BT=None if self.weights_BT is None else context_group.part(self.weights_BT, 1),
+            answers_BT=None if self.answers_BT is None else context_group.part(self.answers_BT, 1),
             target_tokens=int((targets_BT != IGNORED).sum()),
         )
 
@@ -97,9 +97,9 @@ def weigh(answers_BT: Tensor, targets_BT: Tensor, answer_share: float) -> Tensor
     targets_B = (targets_BT != IGNORED).sum(1, keepdim=True).float()
     answers_B, texts_B = answers_BT.sum(1, keepdim=True), text_BT.sum(1, keepdim=True)
     share = torch.where((answers_B > 0) & (texts_B > 0), answer_share, (answers_B > 0).float())
-    of_answer = targets_B * share / answers_B.clamp(min=1)
-    of_text = targets_B * (1 - share) / texts_B.clamp(min=1)
-    return torch.where(answers_BT, of_answer, torch.where(text_BT, of_text, 0.0))
+    answer_weight = targets_B * share / answers_B.clamp(min=1)
+    text_weight = targets_B * (1 - share) / texts_B.clamp(min=1)
+    return torch.where(answers_BT, answer_weight, torch.where(text_BT, text_weight, 0.0))
 
 
 def positions_within(segments_BT: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class BatchReader:
     def __init__(self, job: Job, ranks: Ranks, device: str) -> None:
         self._job, self._ranks, self._device = job, ranks, device
         self._sampler = window_sampler(job)
-        self._windows = job.windows_a_step // ranks.layout.data
+        self._windows = job.global_batch_windows // ranks.layout.data
         self.batch_windows = min(job.train.batch_windows, self._windows)
         """windows of a micro-batch"""
         self._thread = ThreadPoolExecutor(1, "windows")
@@ -134,7 +134,7 @@ class BatchReader:
 
     def whole(self, step: int) -> Iterator[Batch]:
         """The same with whole windows, for all processes that share them."""
-        first = step * self._job.windows_a_step + self._ranks.data_rank * self._windows
+        first = step * self._job.global_batch_windows + self._ranks.data_rank * self._windows
         for start in range(first, first + self._windows, self.batch_windows):
             end = min(start + self.batch_windows, first + self._windows)
             yield make_batch(
@@ -145,7 +145,7 @@ class BatchReader:
             )
 
     def _read(self, step: int) -> list[Batch]:
-        return [batch.part(self._ranks.across) for batch in self.whole(step)]
+        return [batch.part(self._ranks.context_group) for batch in self.whole(step)]
 
 
 def window_sampler(job: Job) -> WindowSampler | ExerciseSampler:

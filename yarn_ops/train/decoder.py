@@ -17,7 +17,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from yarn_ops.train.adapters import Stack, stacked
+from yarn_ops.train.adapters import ParameterStack, stacked
 from yarn_ops.train.attention import Documents, choose_kernel
 from yarn_ops.train.elementwise import rms_norm, rms_norm_backward, rms_norm_weight_gradient
 from yarn_ops.train.float8 import Float8Weight
@@ -25,7 +25,7 @@ from yarn_ops.train.host import HostStash
 from yarn_ops.train.layer import Context, LayerPolicy, Weights, decoder_layer
 from yarn_ops.train.parallel.layout import LLAMAS
 from yarn_ops.train.parallel.sharding import ShardedLayers
-from yarn_ops.train.parallel.ulysses import Across
+from yarn_ops.train.parallel.ulysses import ContextGroup
 from yarn_ops.train.projection import Linear
 
 TILE_ROWS = 1 << 15
@@ -56,10 +56,12 @@ class Decoder:
         dtype: torch.dtype,
         policies: Sequence[LayerPolicy],
         *,
-        across: Across | None = None,
+        context_group: ContextGroup | None = None,
         sharded: ShardedLayers | None = None,
     ) -> None:
-        """`across`: every call gets this process's part of its windows. `sharded`: so are the layers."""
+        """`policies`: what each layer keeps for its backward. `context_group`: the processes that share each
+        window; every call then gets this process's part of it. `sharded`: the layers, where processes share
+        those."""
         backbone = model.base_model
         self._embed: nn.Module = model.get_input_embeddings()
         self._layers: list[Any] = list(backbone.layers)
@@ -67,7 +69,7 @@ class Decoder:
         self._head_width: int = self._layers[0].self_attn.head_dim
         self._eps: float = model.config.rms_norm_eps
         self._dtype, self._stash = dtype, HostStash()
-        self._across, self._sharded = across, sharded
+        self._context_group, self._sharded = context_group, sharded
         self._float8: dict[nn.Module, Float8Weight] = {}
         self._adapters = [stack for layer in self._layers for stack in _adapters(layer)]
         self.policies = list(policies)
@@ -93,12 +95,12 @@ class Decoder:
             if positions_BT is not None:
                 documents = Documents.of(positions_BT, inputs_BT.device)
             else:
-                tokens = inputs_BT.shape[1] * (self._across.size if self._across else 1)
+                tokens = inputs_BT.shape[1] * (self._context_group.size if self._context_group else 1)
                 positions_BT = torch.arange(tokens, device=inputs_BT.device)[None]
             x = self._embed(inputs_BT).to(self._dtype)
             cos, sin = self._rotary(x, positions_BT.to(x.device))
-            if self._across is not None:
-                cos, sin = self._across.part(cos, 1), self._across.part(sin, 1)
+            if self._context_group is not None:
+                cos, sin = self._context_group.part(cos, 1), self._context_group.part(sin, 1)
             context = Context(
                 head_width=self._head_width,
                 eps=self._eps,
@@ -106,7 +108,7 @@ class Decoder:
                 cos_BTK=cos,
                 sin_BTK=sin,
                 documents=documents,
-                across=self._across,
+                context_group=self._context_group,
                 tile_rows=TILE_ROWS,
                 stash=self._stash,
                 whole=any(not _is_adapter(name) for name, _ in _learning(self._layers[0])),
@@ -160,8 +162,8 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        of_weight = rms_norm_weight_gradient(grad, x, ctx.eps) if ctx.needs_input_grad[1] else None
-        return rms_norm_backward(grad, x, weight, ctx.eps, None), of_weight, None
+        grad_weight = rms_norm_weight_gradient(grad, x, ctx.eps) if ctx.needs_input_grad[1] else None
+        return rms_norm_backward(grad, x, weight, ctx.eps, None), grad_weight, None
 
 
 def _linears(layer: Any) -> tuple[Any, ...]:
@@ -178,14 +180,14 @@ def _sharing(linears: tuple[Any, ...]) -> tuple[tuple[Any, ...], ...]:
     return linears[:3], linears[3:4], linears[4:6], linears[6:]
 
 
-def _adapters(layer: Any) -> Iterator[Stack]:
+def _adapters(layer: Any) -> Iterator[ParameterStack]:
     """The A matrices of linear layers that share an input, then every B."""
     linears = _linears(layer)
     for group in _sharing(linears):
         if any(map(_adapted, group)):
-            yield Stack([module.lora_A[ADAPTER].weight for module in group if _adapted(module)])
+            yield ParameterStack([module.lora_A[ADAPTER].weight for module in group if _adapted(module)])
     for module in filter(_adapted, linears):
-        yield Stack([module.lora_B[ADAPTER].weight], module.scaling[ADAPTER])
+        yield ParameterStack([module.lora_B[ADAPTER].weight], module.scaling[ADAPTER])
 
 
 def _base(module: Any) -> Any:

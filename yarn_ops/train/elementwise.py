@@ -108,10 +108,10 @@ def swiglu_backward(grad_NF: Tensor, gate_NF: Tensor, up_NF: Tensor) -> tuple[Te
     grad, gate, up = _wide(grad_NF), _wide(gate_NF), _wide(up_NF)
     sigmoid = torch.sigmoid(gate)
     silu = gate * sigmoid
-    of_gate = (grad * up * sigmoid * (1 + gate - silu)).to(gate_NF.dtype)
-    of_up = (grad * silu).to(gate_NF.dtype)
+    grad_gate = (grad * up * sigmoid * (1 + gate - silu)).to(gate_NF.dtype)
+    grad_up = (grad * silu).to(gate_NF.dtype)
     output = (silu * up).to(gate_NF.dtype)
-    return grad_NF.copy_(output), gate_NF.copy_(of_gate), up_NF.copy_(of_up)
+    return grad_NF.copy_(output), gate_NF.copy_(grad_gate), up_NF.copy_(grad_up)
 
 
 @fused

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import TrainError
-from yarn_ops.recipe import Data, Section, Stage, Train
+from yarn_ops.recipe import Data, Leg, Section, Train
 
 LOG = "trainer.log"
 """in the working directory"""
@@ -21,7 +21,7 @@ class Job(Section):
     """One leg of training: where it reads and writes, and the recipe's words for how."""
 
     train: Train
-    leg: Stage
+    leg: Leg
     data: Data
     """only how windows are sampled: seed, prefer_long, document_mask"""
     base_dir: Path
@@ -55,8 +55,8 @@ class Job(Section):
         return self.leg.learning_rate or self.train.learning_rate
 
     @property
-    def windows_a_step(self) -> int:
-        return self.train.batch_windows * self.train.accumulate
+    def global_batch_windows(self) -> int:
+        return self.train.batch_windows * self.train.gradient_accumulation_steps
 
     def identity(self) -> str:
         """Digest of what was asked for, as far as losses depend on it: a snapshot of another is not ours."""

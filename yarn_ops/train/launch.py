@@ -18,12 +18,12 @@ from yarn_ops.model_files import read_config
 from yarn_ops.processes import birth, last_lines, raise_missed, start, stop
 from yarn_ops.records import Adapter
 from yarn_ops.settings import child_environment
-from yarn_ops.train.ahead import ALLOCATOR, Ahead
 from yarn_ops.train.events import Event, EventTail
 from yarn_ops.train.job import LOG, Job
-from yarn_ops.train.parallel.layout import Work, usable_processes
+from yarn_ops.train.parallel.layout import StepShape, usable_processes
 from yarn_ops.train.parallel.peers import FOLDER, cause_of_end
 from yarn_ops.train.precision import trainer_environment
+from yarn_ops.train.warm_trainer import ALLOCATOR, WarmTrainer
 
 PID = "trainer.pid"
 TORCHRUN = "torch.distributed.run"
@@ -40,7 +40,7 @@ def run_trainer(
     *,
     on_event: Callable[[Event], None],
     should_stop: Callable[[], bool],
-    ahead: Ahead | None = None,
+    warm_trainer: WarmTrainer | None = None,
 ) -> Adapter:
     """Train one leg in a process of its own; the adapter's record, its files in `job.out_dir`.
 
@@ -53,7 +53,7 @@ def run_trainer(
     job.work_dir.mkdir(parents=True, exist_ok=True)
     end_orphan(job.work_dir / PID)
     tail = EventTail(job.events)
-    trainer = _start(job, environment, ahead)
+    trainer = _start(job, environment, warm_trainer)
     try:
         last = _follow(trainer, tail, on_event, should_stop)
     finally:
@@ -62,7 +62,7 @@ def run_trainer(
 
 
 def end_orphan(record: Path) -> None:
-    """End the trainer that an earlier, crashed parent left at work here, if it is still the same process."""
+    """End the trainer that an earlier, crashed parent left at step here, if it is still the same process."""
     try:
         written = json.loads(record.read_bytes())
         orphan = psutil.Process(written["pid"])
@@ -78,15 +78,17 @@ def end_orphan(record: Path) -> None:
         return
 
 
-def _start(job: Job, environment: Mapping[str, str], ahead: Ahead | None) -> subprocess.Popen[bytes]:
+def _start(
+    job: Job, environment: Mapping[str, str], warm_trainer: WarmTrainer | None
+) -> subprocess.Popen[bytes]:
     job_file = job.work_dir / "job.json"
     job_file.write_text(job.model_dump_json(indent=2), encoding="utf-8")
     shutil.rmtree(job.work_dir / FOLDER, ignore_errors=True)
     command, process = _command(job, job_file), None
-    if ahead is not None and not environment and TORCHRUN not in command:
-        process = ahead.take(job_file)
-    elif ahead is not None:
-        ahead.close()  # it may hold a GPU's context
+    if warm_trainer is not None and not environment and TORCHRUN not in command:
+        process = warm_trainer.take(job_file)
+    elif warm_trainer is not None:
+        warm_trainer.close()  # it may hold a GPU's context
     if process is None:
         process = start(command, log=job.work_dir / LOG, env=child_environment({**ALLOCATOR, **environment}))
     record = {"pid": process.pid, "started": birth(process.pid)}
@@ -97,8 +99,8 @@ def _start(job: Job, environment: Mapping[str, str], ahead: Ahead | None) -> sub
 def _command(job: Job, job_file: Path) -> list[str]:
     processes = 1
     if job.processes > 1:
-        work = Work.of(job.train, job.leg.context_tokens, read_config(job.patched_dir))
-        processes = usable_processes(job.processes, work)
+        step = StepShape.of(job.train, job.leg.context_tokens, read_config(job.patched_dir))
+        processes = usable_processes(job.processes, step)
     trainer = ["-m", "yarn_ops.train", str(job_file)]
     if processes == 1:
         return [sys.executable, *trainer, "--parent", str(os.getpid())]

@@ -30,7 +30,11 @@ from yarn_ops.train.elementwise import (
 )
 from yarn_ops.train.host import HostStash, Stashed
 from yarn_ops.train.mlp import GateUp, Mlp
-from yarn_ops.train.parallel.ulysses import Across, attend_across, attend_across_backward
+from yarn_ops.train.parallel.ulysses import (
+    ContextGroup,
+    context_parallel_attention,
+    context_parallel_attention_backward,
+)
 from yarn_ops.train.projection import (
     Linear,
     LinearGradients,
@@ -103,7 +107,7 @@ class Context:
     sin_BTK: Tensor
     documents: Documents | None
     """of the whole window"""
-    across: Across | None
+    context_group: ContextGroup | None
     """who has the other parts of the windows' tokens"""
     tile_rows: int
     """positions that the MLP takes at a time, where it keeps nothing"""
@@ -147,10 +151,10 @@ def decoder_layer(
     x_BTD: Tensor, weights: Weights, context: Context, policy: LayerPolicy, at_hand: AtHand = nullcontext
 ) -> Tensor:
     """B × T × D to the same. The backward works within `at_hand`."""
-    return _Layer.apply(x_BTD, context, policy, at_hand, *weights.flat())  # type: ignore[no-any-return, no-untyped-call]
+    return _DecoderLayer.apply(x_BTD, context, policy, at_hand, *weights.flat())  # type: ignore[no-any-return, no-untyped-call]
 
 
-class _Layer(torch.autograd.Function):
+class _DecoderLayer(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -190,7 +194,7 @@ class _Layer(torch.autograd.Function):
         layer = _Pass(Weights.of(ctx.flat), ctx.context, grad_BTD.shape)
         grads: dict[str, Any] = dict.fromkeys(Weights._fields)
         with ctx.at_hand():
-            grad_x = layer.backward(grad_BTD.flatten(0, 1), kept, grads, of_x=ctx.needs_input_grad[0])
+            grad_x = layer.backward(grad_BTD.flatten(0, 1), kept, grads, needs_grad_x=ctx.needs_input_grad[0])
         grad_x_BTD = None if grad_x is None else grad_x.view(grad_BTD.shape)
         return grad_x_BTD, None, None, None, *flatten([*grads.values()])
 
@@ -201,7 +205,9 @@ class _Pass:
     def __init__(self, weights: Weights, context: Context, shape: torch.Size) -> None:
         self._w, self._c, self._windows = weights, context, shape[0]
 
-    def backward(self, grad: Tensor, kept: Kept, grads: dict[str, Any], *, of_x: bool) -> Tensor | None:
+    def backward(
+        self, grad: Tensor, kept: Kept, grads: dict[str, Any], *, needs_grad_x: bool
+    ) -> Tensor | None:
         """The gradient of x, where it is wanted; those of the parameters go to `grads`."""
         x = kept.x.get() if isinstance(kept.x, Stashed) else kept.x
         qkv = kept.qkv
@@ -212,7 +218,9 @@ class _Pass:
             kept.mid = self.project_output(x, kept.attended)
         grad_mid, low_o = self.mlp_backward(grad, kept, grads)
         qkv = qkv or self.project_qkv(x)
-        return self.attention_backward(grad_mid, low_o, x, qkv, kept.attended, grads, of_x=of_x)
+        return self.attention_backward(
+            grad_mid, low_o, x, qkv, kept.attended, grads, needs_grad_x=needs_grad_x
+        )
 
     def project_qkv(self, x: Tensor) -> Qkv:
         w = self._w
@@ -225,7 +233,7 @@ class _Pass:
 
     def attend(self, qkv: Qkv) -> Attended:
         q, k, v = self._turned(qkv)
-        return attend_across(self._c.across, self._c.kernel, q, k, v, self._c.documents)
+        return context_parallel_attention(self._c.context_group, self._c.kernel, q, k, v, self._c.documents)
 
     def project_output(self, x: Tensor, attended: Attended) -> Mid:
         output = self._flat(attended.output_BTHK)
@@ -267,7 +275,7 @@ class _Pass:
         attended: Attended,
         grads: dict[str, Any],
         *,
-        of_x: bool,
+        needs_grad_x: bool,
     ) -> Tensor | None:
         """The gradient of x, where it is wanted, from that of `mid`."""
         w, c = self._w, self._c
@@ -275,8 +283,8 @@ class _Pass:
         low = low_rank_gradient([grad_mid], [w.o])
         grads["o_a"], (grads["o"],) = parameter_gradients(output, low_o, [grad_mid], low, [w.o], c.whole)
         grad_output = self._heads(input_gradient([grad_mid], w.o_a, low, [w.o]))
-        turned = attend_across_backward(
-            c.across, c.kernel, grad_output, *self._turned(qkv), attended, c.documents
+        turned = context_parallel_attention_backward(
+            c.context_group, c.kernel, grad_output, *self._turned(qkv), attended, c.documents
         )
         del grad_output, output
 
@@ -284,7 +292,7 @@ class _Pass:
         grads_qkv = self._turned_backward(turned, qkv, grads)
         low = low_rank_gradient(grads_qkv, linears)
         grad_x = None
-        if of_x or c.whole:
+        if needs_grad_x or c.whole:
             grad_normal = input_gradient(grads_qkv, w.qkv_a, low, linears)
             normal, grad_x = rms_norm_again(grad_normal, x, w.norm, c.eps, grad_mid)
         else:  # x is the embedding of tokens, which does not learn

@@ -71,7 +71,7 @@ def run_job(
     if resume_from is not None:
         loop.restore(resume_from)
     loop.run()
-    if ranks.leads:
+    if ranks.is_main:
         loop.write_adapter()
 
 
@@ -95,7 +95,7 @@ class Loop:
             ranks=ranks,
             sharded=sharded,
         )
-        self._loss = CausalLoss(self._model, self._backbone, DTYPES[self._dtype], ranks.across)
+        self._loss = CausalLoss(self._model, self._backbone, DTYPES[self._dtype], ranks.context_group)
         self._optimizer = make_optimizer(list(self._parameters.values()), job.train.weight_decay)
         self._earlier_updates = self._carry_optimizer_over()
         self._curve: list[dict[str, Any]] = []
@@ -145,7 +145,7 @@ class Loop:
             "method": job.train.method,
             "steps": job.leg.steps,
             "window_tokens": job.leg.context_tokens,
-            "tokens_seen": job.leg.steps * job.windows_a_step * job.leg.context_tokens,
+            "tokens_seen": job.leg.steps * job.global_batch_windows * job.leg.context_tokens,
             "trainable_parameters": sum(parameter.numel() for parameter in self._parameters.values()),
             "first_loss": losses[0],
             "final_loss": statistics.fmean(losses[-FINAL_LOSS_STEPS:]),
@@ -200,7 +200,7 @@ class Loop:
         self._events.emit(
             "step",
             **point,
-            tokens_per_s=job.windows_a_step * job.leg.context_tokens / step_s,
+            tokens_per_s=job.global_batch_windows * job.leg.context_tokens / step_s,
             step_s=step_s,
             data_wait_s=data_wait_s,
             **usage(self._device, self._backbone.flops * len(batches) / step_s),
@@ -235,10 +235,10 @@ class Loop:
 
     def _tell_plan(self) -> None:
         plan = self._backbone.plan
-        facts: dict[str, Any] = {"foretold_s": plan.step_s} if self._device == "cuda" else {}
+        facts: dict[str, Any] = {"predicted_s": plan.step_s} if self._device == "cuda" else {}
         if self._ranks.size > 1:
             facts["layout"] = self._ranks.layout.describe()
-        self._events.emit("plan", kept=plan.describe(), foretold_bytes=plan.peak_bytes, **facts)
+        self._events.emit("plan", kept=plan.describe(), predicted_bytes=plan.peak_bytes, **facts)
 
     def _accumulate(self, batch: Batch, target_tokens: float) -> float:
         """Add a micro-batch's gradients; its share of the step's mean loss (nats a token)."""
@@ -271,7 +271,7 @@ class Loop:
         )
 
     def _save_snapshot(self) -> None:
-        if not self._ranks.leads:
+        if not self._ranks.is_main:
             return
         tensors = {f"random/{device}": state for device, state in self._random.items()}
         for name, parameter in self._parameters.items():

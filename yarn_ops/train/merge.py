@@ -29,7 +29,7 @@ from yarn_ops.errors import MergeError, TrainError
 from yarn_ops.model_files import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, copy_model_files, read_config
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, Local, PatchedModel, ShardSet
 from yarn_ops.rope.config import rope_spec_of
-from yarn_ops.rope.parts import Part, PartedModel, PartWeights
+from yarn_ops.rope.parts import ModelPart, PartedModel, PartWeights
 from yarn_ops.rope.patch import lay_out
 from yarn_ops.train.layerwise import Layerwise
 from yarn_ops.train.lora import attach_to_modules, learnt_names, merge_lora, require_adapter
@@ -183,7 +183,7 @@ def _require_adapter(patched: Path, adapter: Path) -> None:
         raise MergeError(str(error)) from error
 
 
-def _attach(parted: PartedModel, part: Part, adapter: Path) -> None:
+def _attach(parted: PartedModel, part: ModelPart, adapter: Path) -> None:
     unchanged = attach_to_modules(parted.model, adapter, part.modules)
     if unchanged:
         raise MergeError(
@@ -192,7 +192,7 @@ def _attach(parted: PartedModel, part: Part, adapter: Path) -> None:
         )
 
 
-def _merge(parted: PartedModel, part: Part) -> None:
+def _merge(parted: PartedModel, part: ModelPart) -> None:
     for module in part.modules:
         merge_lora(parted.model.get_submodule(module))
 
@@ -224,7 +224,7 @@ def _check_merged(trained: list[Tensor], merged: list[Tensor]) -> None:
         )
 
 
-def _fill_from_files(parted: PartedModel, part: Part, files: PartWeights) -> None:
+def _fill_from_files(parted: PartedModel, part: ModelPart, files: PartWeights) -> None:
     """Let a merged part hold what was written of it; MergeError unless that is what it held, rounded."""
     merged = {name: value.bfloat16() for name, value in parted.values(part).items()}
     parted.fill(part, files)

@@ -34,7 +34,7 @@ HEAD_BYTES = GIB
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """A model, as far as the cost of its step depends on it."""
 
     layers: int
@@ -58,7 +58,7 @@ class Shape:
     """processes that share the frozen layers"""
 
     @classmethod
-    def of(cls, model: Any, *, element_bytes: int, weight_bytes: int) -> Shape:
+    def of(cls, model: Any, *, element_bytes: int, weight_bytes: int) -> ModelShape:
         """Of a transformers model with its adapters in place; it may be laid out without data."""
         config = model.config
         trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
@@ -101,7 +101,7 @@ class Shape:
         gathered = 3 * self.layer_bytes // self.layers  # what arrives is copied to its places
         return whole - self.layer_bytes + self.layer_bytes // self.shards + gathered
 
-    def shared(self, context: int, shards: int) -> Shape:
+    def shared(self, context: int, shards: int) -> ModelShape:
         """One process's share, where `context` of them share windows and `shards` the frozen layers."""
         return replace(self, context=context, shards=shards)
 
@@ -144,7 +144,7 @@ def known_gpu(name: str) -> Gpu | None:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """One step's policies and cost."""
 
     policies: tuple[LayerPolicy, ...]
@@ -158,7 +158,7 @@ class Plan:
         return ", ".join(f"{name} × {names.count(name)}" for name in dict.fromkeys(names))
 
 
-def model_flops(shape: Shape, positions: int, window: int) -> float:
+def model_flops(shape: ModelShape, positions: int, window: int) -> float:
     """A step's work without recomputation and without gradients of frozen weights: the numerator of MFU."""
     products = 2 * shape.layers * _layer_parameters(shape) * positions
     attention = shape.layers * _attention_flops(shape, positions, window)
@@ -168,8 +168,8 @@ def model_flops(shape: Shape, positions: int, window: int) -> float:
 
 
 def step_cost(
-    shape: Shape, policies: Sequence[LayerPolicy], positions: int, window: int, rates: Rates
-) -> Plan:
+    shape: ModelShape, policies: Sequence[LayerPolicy], positions: int, window: int, rates: Rates
+) -> StepPlan:
     """Seconds and peak memory of one micro-batch: `positions` tokens in windows of `window`."""
     seconds = sum(_layer_seconds(shape, policy, positions, window, rates) for policy in policies)
     head = 2 * 2 * shape.vocabulary * shape.hidden * positions
@@ -179,12 +179,12 @@ def step_cost(
     host = sum(_kept_bytes(shape, policy, positions) for policy in policies if policy.on_host)
     fetched = 2 * _kept_bytes(shape, LADDER[0], positions) if host else 0  # one in use and one on its way
     peak = shape.fixed_bytes + kept + fetched + _working_bytes(shape, policies, positions)
-    return Plan(tuple(policies), seconds, peak, host)
+    return StepPlan(tuple(policies), seconds, peak, host)
 
 
 def plan_step(
-    shape: Shape, positions: int, window: int, rates: Rates, *, memory_bytes: float, host_bytes: float
-) -> Plan:
+    shape: ModelShape, positions: int, window: int, rates: Rates, *, memory_bytes: float, host_bytes: float
+) -> StepPlan:
     """The fastest that stays below `memory_bytes`; TrainError, naming what to turn, if none does."""
     policies = [LADDER[0]] * shape.layers
     usable = memory_bytes * (1 - MARGIN)
@@ -210,16 +210,18 @@ def step_down(policies: Sequence[LayerPolicy]) -> list[LayerPolicy] | None:
     return [LADDER[max(0, LADDER.index(policy) - 1)] for policy in policies]
 
 
-def _layer_parameters(shape: Shape) -> int:
+def _layer_parameters(shape: ModelShape) -> int:
     return shape.hidden * (2 * shape.attention_width + 2 * shape.kv_width + 3 * shape.mlp)
 
 
-def _attention_flops(shape: Shape, positions: int, window: int) -> float:
+def _attention_flops(shape: ModelShape, positions: int, window: int) -> float:
     """Forward, of one layer: two products over the causal half."""
     return 4 * shape.attention_width * positions * window / 2
 
 
-def _layer_seconds(shape: Shape, policy: LayerPolicy, positions: int, window: int, rates: Rates) -> float:
+def _layer_seconds(
+    shape: ModelShape, policy: LayerPolicy, positions: int, window: int, rates: Rates
+) -> float:
     d, f = shape.hidden, shape.mlp
     products = (3 if shape.whole else 2) * _layer_parameters(shape)
     if policy.keep != "everything":
@@ -245,7 +247,7 @@ PASSES_MLP = 28
 forward and backward; fitted to a profile of the step"""
 
 
-def _kept_bytes(shape: Shape, policy: LayerPolicy, positions: int) -> int:
+def _kept_bytes(shape: ModelShape, policy: LayerPolicy, positions: int) -> int:
     elements = shape.hidden
     if policy.keep != "input":
         elements += shape.attention_width
@@ -257,7 +259,7 @@ def _kept_bytes(shape: Shape, policy: LayerPolicy, positions: int) -> int:
     return positions * (elements * shape.element_bytes + sums)
 
 
-def _working_bytes(shape: Shape, policies: Sequence[LayerPolicy], positions: int) -> int:
+def _working_bytes(shape: ModelShape, policies: Sequence[LayerPolicy], positions: int) -> int:
     """The most that one layer's backward, or the loss, holds beside what is kept."""
     d, f, a, kv = shape.hidden, shape.mlp, shape.attention_width, shape.kv_width
     rows = min(positions, TILE_ROWS)
@@ -273,7 +275,7 @@ def _working_bytes(shape: Shape, policies: Sequence[LayerPolicy], positions: int
 
 
 def _too_large(
-    shape: Shape, needed: float, there: float, positions: int, what: str = "of the device's memory"
+    shape: ModelShape, needed: float, there: float, positions: int, what: str = "of the device's memory"
 ) -> str:
     knob = "a smaller rope.factor or train.batch_windows"
     if shape.fixed_bytes > there:

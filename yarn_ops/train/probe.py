@@ -8,7 +8,7 @@ import torch
 
 from yarn_ops.train.attention import Kernel, attend, attend_backward
 from yarn_ops.train.float8 import multiply, require_float8, to_rows
-from yarn_ops.train.plan import Rates, Shape
+from yarn_ops.train.plan import ModelShape, Rates
 
 PROBE_POSITIONS = 1 << 15
 PROBE_BYTES = 1 << 28
@@ -18,7 +18,7 @@ SUSTAINED = 0.92
 
 
 def measure_rates(
-    shape: Shape, positions: int, window: int, kernel: Kernel, *, float8: bool = False
+    shape: ModelShape, positions: int, window: int, kernel: Kernel, *, float8: bool = False
 ) -> Rates:
     """Of products (bf16, or in 8 bits with what it takes to bring their left operand there), attention and
     copies on the current CUDA device."""

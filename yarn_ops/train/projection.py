@@ -151,13 +151,13 @@ def parameter_gradients(
     """Gradients of the adapters, and with `whole` of weights and biases too."""
     gradients, rank = [], 0
     for grad, linear in zip(grads_NO, linears, strict=True):
-        of_b = None
+        grad_b = None
         if linear.b_OR is not None:
             assert low_NR is not None
-            of_b = grad.t() @ low_NR[:, rank : rank + linear.b_OR.shape[1]]
+            grad_b = grad.t() @ low_NR[:, rank : rank + linear.b_OR.shape[1]]
             rank += linear.b_OR.shape[1]
-        of_weight = grad.t() @ x_NI if whole else None
-        of_bias = grad.sum(0) if whole and linear.bias_O is not None else None
-        gradients.append(LinearGradients(of_weight, of_bias, of_b))
-    of_a = None if low_grad_NR is None else low_grad_NR.t() @ x_NI
-    return Gradients(of_a, gradients)
+        grad_weight = grad.t() @ x_NI if whole else None
+        grad_bias = grad.sum(0) if whole and linear.bias_O is not None else None
+        gradients.append(LinearGradients(grad_weight, grad_bias, grad_b))
+    grad_a = None if low_grad_NR is None else low_grad_NR.t() @ x_NI
+    return Gradients(grad_a, gradients)

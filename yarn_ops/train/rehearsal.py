@@ -11,19 +11,19 @@ from transformers import PreTrainedModel
 
 from yarn_ops.data.windows import needed_tokens
 from yarn_ops.model_files import read_config
-from yarn_ops.recipe import Stage, Train
+from yarn_ops.recipe import Leg, Train
 from yarn_ops.records import Local, PatchedModel, Rehearsal, ShardSet
 from yarn_ops.rope.patch import lay_out
 from yarn_ops.train.lora import make_trainable, trained_parameters
-from yarn_ops.train.parallel.arrange import foretell
-from yarn_ops.train.parallel.layout import Work, usable_processes
-from yarn_ops.train.plan import GPUS, Shape
+from yarn_ops.train.parallel.arrange import predict
+from yarn_ops.train.parallel.layout import StepShape, usable_processes
+from yarn_ops.train.plan import GPUS, ModelShape
 from yarn_ops.train.precision import resolve_dtype, trainer_environment
 
 
 def rehearse(
     train: Train,
-    legs: Sequence[Stage],
+    legs: Sequence[Leg],
     patched: Local[PatchedModel],
     shards: ShardSet,
     *,
@@ -47,7 +47,7 @@ def rehearse(
 def _fit(
     model: PreTrainedModel,
     train: Train,
-    legs: Sequence[Stage],
+    legs: Sequence[Leg],
     config: Mapping[str, Any],
     device: Literal["cpu", "cuda"],
     processes: int,
@@ -55,14 +55,14 @@ def _fit(
     dtype = resolve_dtype(train.precision, device)
     element_bytes = 2 if dtype == "bf16" else 4
     frozen_bytes = element_bytes if train.method == "lora" else 4
-    shape = Shape.of(model, element_bytes=element_bytes, weight_bytes=frozen_bytes)
+    shape = ModelShape.of(model, element_bytes=element_bytes, weight_bytes=frozen_bytes)
     host = psutil.virtual_memory().total
     memory = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else host
     for leg in legs:
-        work = Work.of(train, leg.context_tokens, config)
-        foretell(
-            usable_processes(processes, work),
-            work,
+        step = StepShape.of(train, leg.context_tokens, config)
+        predict(
+            usable_processes(processes, step),
+            step,
             train,
             shape,
             GPUS[0].rates,  # which rates, does not matter: memory decides

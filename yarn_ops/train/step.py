@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from yarn_ops.errors import TrainError
 from yarn_ops.train.batches import Batch
 from yarn_ops.train.elementwise import cross_entropy
-from yarn_ops.train.parallel.ulysses import Across
+from yarn_ops.train.parallel.ulysses import ContextGroup
 
 HiddenStates = Callable[[Tensor, Tensor | None], Tensor]
 """token ids and positions (B × T) to hidden states (B × T × D) after the last norm"""
@@ -74,10 +74,10 @@ class CausalLoss:
         model: PreTrainedModel,
         backbone: HiddenStates,
         dtype: torch.dtype,
-        across: Across | None = None,
+        context_group: ContextGroup | None = None,
     ) -> None:
-        """`across`: who has the other parts of every batch's windows."""
-        self._model, self._backbone, self._dtype, self._across = model, backbone, dtype, across
+        """`context_group`: who has the other parts of every batch's windows."""
+        self._model, self._backbone, self._dtype, self._context_group = model, backbone, dtype, context_group
 
     def __call__(self, batch: Batch) -> Loss:
         hidden_BTD = self._backbone(batch.inputs_BT, batch.positions_BT)
@@ -94,9 +94,9 @@ class CausalLoss:
 
         inputs: of whole windows, whoever holds which part of them; the same in every process.
         """
-        parts = self._across.size if self._across else 1
+        parts = self._context_group.size if self._context_group else 1
         inputs_BT = inputs_BT[:, : PROOF_TOKENS * parts]
-        mine_BT = self._across.part(inputs_BT, 1) if self._across else inputs_BT
+        mine_BT = self._context_group.part(inputs_BT, 1) if self._context_group else inputs_BT
         ours = Head.of(self._model, self._dtype).logits(self._backbone(mine_BT, None))
         with torch.autocast(inputs_BT.device.type, self._dtype, enabled=self._dtype == torch.bfloat16):
             theirs = self._model(input_ids=inputs_BT, use_cache=False).logits
@@ -105,7 +105,7 @@ class CausalLoss:
                 "training: the model's output is not finite before training; its weights are damaged or "
                 "overflow in this precision; use another base or train.precision fp32"
             )
-        theirs = (self._across.part(theirs, 1) if self._across else theirs).to(ours.dtype)
+        theirs = (self._context_group.part(theirs, 1) if self._context_group else theirs).to(ours.dtype)
         apart = torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs)
         if not apart <= PROOF_TOLERANCE[self._dtype]:
             raise TrainError(
@@ -144,34 +144,34 @@ class _SummedLoss(torch.autograd.Function):
         divisor: float,
         cap: float | None,
     ) -> tuple[Tensor, Tensor]:
-        of_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        of_weight = torch.zeros_like(weight_VD) if ctx.needs_input_grad[4] else None
-        of_bias = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[5] else None
+        grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight_VD) if ctx.needs_input_grad[4] else None
+        grad_bias = torch.zeros_like(bias_V) if bias_V is not None and ctx.needs_input_grad[5] else None
         total = hidden_ND.new_zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
         losses = total.new_zeros(0 if weights_N is None else len(hidden_ND))
         for start in range(0, len(hidden_ND), rows):
             chunk = slice(start, start + rows)
             logits = F.linear(hidden_ND[chunk], weight_VD, bias_V)
             weights = None if weights_N is None else weights_N[chunk]
-            loss, of_logits = cross_entropy(logits, targets_N[chunk], divisor, cap, weights)
+            loss, grad_logits = cross_entropy(logits, targets_N[chunk], divisor, cap, weights)
             if weights is not None:
                 losses[chunk] = loss
                 loss = torch.dot(loss, weights.to(loss.dtype))
             total += loss
-            if of_hidden is not None:
-                of_hidden[chunk] = of_logits @ weight_VD
-            if of_weight is not None:
-                of_weight.addmm_(of_logits.t(), hidden_ND[chunk])
-            if of_bias is not None:
-                of_bias += of_logits.sum(0)
-        ctx.save_for_backward(of_hidden, of_weight, of_bias)
+            if grad_hidden is not None:
+                grad_hidden[chunk] = grad_logits @ weight_VD
+            if grad_weight is not None:
+                grad_weight.addmm_(grad_logits.t(), hidden_ND[chunk])
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.mark_non_differentiable(losses)
         return total, losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        of_hidden, of_weight, of_bias = (
+        grad_hidden, grad_weight, grad_bias = (
             None if gradient is None else gradient * outer for gradient in ctx.saved_tensors
         )
-        return of_hidden, None, None, None, of_weight, of_bias, None, None
+        return grad_hidden, None, None, None, grad_weight, grad_bias, None, None

@@ -25,12 +25,12 @@ AT_ONCE = 1 << 25
 """elements rounded and written at a time: 64 MiB"""
 BF16_BYTES = 2
 
-Shape = tuple[int, ...]
+TensorShape = tuple[int, ...]
 
 
 def write_weights(
     out: Path,
-    shapes: Mapping[str, Shape],
+    shapes: Mapping[str, TensorShape],
     tensors: Iterable[tuple[str, Tensor]],
     file_bytes: int = FILE_BYTES,
 ) -> None:
@@ -57,7 +57,7 @@ def write_weights(
         (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _files(shapes: Mapping[str, Shape], file_bytes: int) -> Iterator[tuple[str, list[str]]]:
+def _files(shapes: Mapping[str, TensorShape], file_bytes: int) -> Iterator[tuple[str, list[str]]]:
     """Each file's name and tensors: the next ones, as many as it takes."""
     groups: list[list[str]] = []
     size = 0
@@ -72,7 +72,7 @@ def _files(shapes: Mapping[str, Shape], file_bytes: int) -> Iterator[tuple[str, 
         yield (WEIGHTS if len(groups) == 1 else f"{stem}-{number:05}-of-{len(groups):05}.safetensors"), held
 
 
-def _header(shapes: Mapping[str, Shape]) -> bytes:
+def _header(shapes: Mapping[str, TensorShape]) -> bytes:
     places: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -83,5 +83,5 @@ def _header(shapes: Mapping[str, Shape]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _size(shape: Shape) -> int:
+def _size(shape: TensorShape) -> int:
     return BF16_BYTES * math.prod(shape)

@@ -14,7 +14,7 @@ from yarn_ops.shipped import recipes
 HOSTILE = """
 base.model = "/models/[v2]/:smile:/größe"
 rope.factor = 4
-train.stages = [{context_tokens = 1024, steps = 3}, {context_tokens = 2048, steps = 4, learning_rate = 1e-5}]
+train.legs = [{context_tokens = 1024, steps = 3}, {context_tokens = 2048, steps = 4, learning_rate = 1e-5}]
 publish.tags = {plain = "a", "two words" = 'quotes " and \\\\ strokes'}
 """
 

@@ -13,7 +13,11 @@ from yarn_ops.recipe import Condition, Gate
 from yarn_ops.records import Score, Scorecard
 
 OPEN = Gate(
-    min_recall=None, min_long_gain=None, max_long_growth=None, max_short_loss=None, max_short_recall_loss=None
+    min_recall=None,
+    min_long_gain=None,
+    max_long_growth=None,
+    max_short_growth=None,
+    max_short_recall_loss=None,
 )
 
 

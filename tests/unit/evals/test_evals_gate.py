@@ -81,7 +81,7 @@ def test_an_empty_gate_passes_anything(scorecard) -> None:
             "growth of perplexity from 512 to 2048 tokens (8.90 to 17.80) is 2.000, above 1.1",
         ),
         (
-            {"max_short_loss": 1.05}, BEFORE, changed(AFTER, "perplexity", 256, 18.6),
+            {"max_short_growth": 1.05}, BEFORE, changed(AFTER, "perplexity", 256, 18.6),
             "perplexity after / before at 256 tokens is 2.000, above 1.05",
         ),
         (
@@ -114,11 +114,11 @@ def test_each_condition_fails_with_its_figures(scorecard, threshold, before, aft
             "the result's perplexity at 512 tokens",
         ),
         (
-            {"max_short_loss": 1.05}, BEFORE, without(AFTER, "perplexity", 256),
+            {"max_short_growth": 1.05}, BEFORE, without(AFTER, "perplexity", 256),
             "perplexity at 256 tokens of the result",
         ),
         (
-            {"max_short_loss": 1.05}, without(BEFORE, "perplexity", 512), without(AFTER, "perplexity", 512),
+            {"max_short_growth": 1.05}, without(BEFORE, "perplexity", 512), without(AFTER, "perplexity", 512),
             "perplexity at 512 tokens of the base",
         ),
         (

@@ -101,7 +101,7 @@ def test_several_processes_weigh_answers_as_one_does(
     for context in (1, 2):
         for packed in (True, False):
             job = job_of(
-                f"{context}-{packed}", steps=2, accumulate=2, context_parallel=context,
+                f"{context}-{packed}", steps=2, gradient_accumulation_steps=2, context_parallel=context,
                 data={"document_mask": packed, "prefer_long": 0.0}, targets=["all-linear"],
             )  # fmt: skip
             jobs[f"{context}{packed}"] = job.model_dump(mode="json")

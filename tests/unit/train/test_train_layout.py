@@ -8,23 +8,23 @@ import pytest
 
 from yarn_ops.errors import TrainError
 from yarn_ops.recipe import Train
-from yarn_ops.train.parallel.arrange import foretell
-from yarn_ops.train.parallel.layout import Layout, Work, usable_processes
-from yarn_ops.train.plan import GIB, GPUS, LADDER, Shape, step_cost
+from yarn_ops.train.parallel.arrange import predict
+from yarn_ops.train.parallel.layout import Layout, StepShape, usable_processes
+from yarn_ops.train.plan import GIB, GPUS, LADDER, ModelShape, step_cost
 
 H100 = GPUS[0]
-LLAMA_8B = Shape(32, 4096, 14336, 32, 8, 128, 128256, parameters=8_072_204_288, trained=41_943_040)
+LLAMA_8B = ModelShape(32, 4096, 14336, 32, 8, 128, 128256, parameters=8_072_204_288, trained=41_943_040)
 LLAMA = {"architectures": ["LlamaForCausalLM"], "num_attention_heads": 32, "num_key_value_heads": 8}
 
 
-def work(tokens: int = 32768, config: dict[str, Any] = LLAMA, **train: Any) -> Work:
-    return Work.of(Train(**train), tokens, config)
+def step(tokens: int = 32768, config: dict[str, Any] = LLAMA, **train: Any) -> StepShape:
+    return StepShape.of(Train(**train), tokens, config)
 
 
 def chosen(processes: int, tokens: int, memory_gib: float = 79, **train: Any) -> Layout:
-    found = foretell(
+    found = predict(
         processes,
-        work(tokens, **train),
+        step(tokens, **train),
         Train(**train),
         LLAMA_8B,
         H100.rates,
@@ -35,11 +35,11 @@ def chosen(processes: int, tokens: int, memory_gib: float = 79, **train: Any) ->
 
 
 def test_windows_are_shared_before_tokens() -> None:
-    assert list(work(accumulate=4).shares(4)) == [(4, 1), (2, 2), (1, 4)]
-    assert list(work(accumulate=3).shares(4)) == [(1, 4)]
-    assert chosen(2, 32768, memory_gib=140, accumulate=2) == Layout(data=2)
+    assert list(step(gradient_accumulation_steps=4).shares(4)) == [(4, 1), (2, 2), (1, 4)]
+    assert list(step(gradient_accumulation_steps=3).shares(4)) == [(1, 4)]
+    assert chosen(2, 32768, memory_gib=140, gradient_accumulation_steps=2) == Layout(data=2)
     # with less memory, half a window lets each layer keep more, which is worth what it costs to turn
-    assert chosen(2, 32768, memory_gib=79, accumulate=2) == Layout(context=2)
+    assert chosen(2, 32768, memory_gib=79, gradient_accumulation_steps=2) == Layout(context=2)
 
 
 def test_one_window_is_cut() -> None:
@@ -48,10 +48,10 @@ def test_one_window_is_cut() -> None:
 
 
 def test_a_base_that_one_device_does_not_hold_is_sharded() -> None:
-    layout = chosen(4, 8192, memory_gib=17, accumulate=4)
+    layout = chosen(4, 8192, memory_gib=17, gradient_accumulation_steps=4)
     assert layout.sharded
     with pytest.raises(TrainError, match="needs"):
-        chosen(4, 8192, memory_gib=17, accumulate=4, shard_base="no")
+        chosen(4, 8192, memory_gib=17, gradient_accumulation_steps=4, shard_base="no")
 
 
 def test_sharding_and_cutting_take_memory_off_each_device() -> None:
@@ -74,12 +74,12 @@ def test_sharding_and_cutting_take_memory_off_each_device() -> None:
     ],
 )
 def test_as_many_processes_as_share_a_window(config: dict[str, Any], usable: int) -> None:
-    assert usable_processes(8, work(config=config)) == usable
+    assert usable_processes(8, step(config=config)) == usable
 
 
 def test_a_forced_layout_is_taken_or_refused_in_one_line() -> None:
-    assert chosen(4, 32768, accumulate=4, context_parallel=4) == Layout(context=4)
-    assert chosen(4, 32768, accumulate=4, shard_base="yes").sharded
+    assert chosen(4, 32768, gradient_accumulation_steps=4, context_parallel=4) == Layout(context=4)
+    assert chosen(4, 32768, gradient_accumulation_steps=4, shard_base="yes").sharded
     with pytest.raises(TrainError, match=r"with 2 a window, not 3; leave it empty"):
         chosen(2, 32768, context_parallel=3)
     with pytest.raises(TrainError, match=r"train.shard_base: layers are sharded among several processes"):

@@ -104,5 +104,5 @@ def test_a_gate_changes_nothing_of_what_is_trained(make_job: MakeJob) -> None:
 
 def test_what_a_leg_says_itself_is_not_in_what_all_share() -> None:
     legs = [{"context_tokens": 64, "steps": 2}, {"context_tokens": 128, "steps": 3}]
-    asked = Train.model_validate({"stages": legs, "steps": 7, "learning_rate": 0.1, "rank": 4})
+    asked = Train.model_validate({"legs": legs, "steps": 7, "learning_rate": 0.1, "rank": 4})
     assert asked.shared_by_legs() == Train(rank=4)

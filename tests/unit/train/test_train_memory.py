@@ -39,9 +39,9 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], Non
 def test_a_step_that_runs_out_is_begun_again_with_less_kept_and_learns_the_same(
     make_job: MakeJob, trained: Trained, short_of_memory: Callable[[set[int]], None]
 ) -> None:
-    reference = trained(make_job("reference", accumulate=2))
+    reference = trained(make_job("reference", gradient_accumulation_steps=2))
     short_of_memory({4})  # the second micro-batch of step 2
-    job = trained(make_job("short", accumulate=2))
+    job = trained(make_job("short", gradient_accumulation_steps=2))
     assert digest_tree(job.out_dir) == digest_tree(reference.out_dir)
     plans = [event["kept"] for event in read_events(job.events) if event["event"] == "plan"]
     assert plans == ["everything × 2", "attention × 2"]

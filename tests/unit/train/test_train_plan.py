@@ -15,7 +15,7 @@ from yarn_ops.train.plan import (
     GIB,
     GPUS,
     LADDER,
-    Shape,
+    ModelShape,
     known_gpu,
     model_flops,
     plan_step,
@@ -33,17 +33,17 @@ LLAMAS = {
 """layers, hidden, MLP, heads, head width, embeddings (input and output: the benchmark does not tie them)"""
 
 
-def llama(name: str, rank: int = 16, layers: int | None = None) -> Shape:
+def llama(name: str, rank: int = 16, layers: int | None = None) -> ModelShape:
     """A Llama's shape with LoRA on every linear layer; all have 8 key-value heads and 128,256 tokens."""
     whole, d, f, heads, head_width, embeddings = LLAMAS[name]
     layers, kv = layers or whole, 8 * head_width
     widths = (d + d) * 2 + (d + kv) * 2 + (d + f) * 3  # in + out of q, o; k, v; gate, up, down
     trained = layers * rank * widths
     frozen = layers * (d * (2 * d + 2 * kv + 3 * f) + 2 * d) + embeddings * 128256 * d + d
-    return Shape(layers, d, f, heads, 8, head_width, 128256, frozen + trained, trained)
+    return ModelShape(layers, d, f, heads, 8, head_width, 128256, frozen + trained, trained)
 
 
-def llama_8b(layers: int = 32, rank: int = 16) -> Shape:
+def llama_8b(layers: int = 32, rank: int = 16) -> ModelShape:
     return llama("llama-3-8b", rank, layers)
 
 
@@ -69,16 +69,16 @@ def test_the_shape_is_llama_3_8b() -> None:
         f"{row['shape']}-{row['tokens']}-{row['kept']}-r{row['rank']}-{row.get('precision', 'bf16')}"
     ),
 )
-def test_foretold_is_what_was_measured(row: dict[str, Any]) -> None:
-    """Memory within 10 %, seconds within 20 %: by the table of GPUs, and as a probe foretold it there."""
+def test_predicted_is_what_was_measured(row: dict[str, Any]) -> None:
+    """Memory within 10 %, seconds within 20 %: by the table of GPUs, and as a probe predicted it there."""
     policies, rates = policies_of(row["kept"]), H200.rates
     if row.get("precision") == "fp8":
         rates = rates._replace(products=H200.float8_products)
     shape = llama(row["shape"], row["rank"], len(policies))
     cost = step_cost(shape, policies, row["tokens"], row["tokens"], rates)
-    if "foretold_s" in row:
-        assert row["foretold_gib"] == pytest.approx(row["peak_gib"], rel=0.1)
-        assert row["foretold_s"] == pytest.approx(row["step_s"], rel=0.2)
+    if "predicted_s" in row:
+        assert row["predicted_gib"] == pytest.approx(row["peak_gib"], rel=0.1)
+        assert row["predicted_s"] == pytest.approx(row["step_s"], rel=0.2)
     assert cost.peak_bytes / GIB == pytest.approx(row["peak_gib"], rel=0.1)
     if not row.get("extrapolated"):  # from a first step, compilation and all
         assert cost.step_s == pytest.approx(row["step_s"], rel=0.2)

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from yarn_ops.digests import digest_tree
 from yarn_ops.errors import Stopped, TrainError
 from yarn_ops.processes import birth
-from yarn_ops.train.ahead import Ahead
 from yarn_ops.train.events import read_events
 from yarn_ops.train.job import LOG, Job
 from yarn_ops.train.launch import PID, end_orphan, run_trainer
+from yarn_ops.train.warm_trainer import WarmTrainer
 
 MakeJob = Callable[..., Job]
 Trained = Callable[[Job], Job]
@@ -54,7 +54,7 @@ def at_step(step: int, act: Callable[[], None]) -> Callable[[dict[str, Any]], No
 
 def test_a_killed_run_goes_on_bit_for_bit(make_job: MakeJob, trained: Trained) -> None:
     # long enough that the signal, sent within two polls of the launcher, finds the trainer at work
-    changes: dict[str, Any] = {"steps": 200, "accumulate": 2, "checkpoint_every": 15}
+    changes: dict[str, Any] = {"steps": 200, "gradient_accumulation_steps": 2, "checkpoint_every": 15}
     reference = trained(make_job("reference", **changes))
     job = make_job("killed", **changes)
     for step in sorted(random.Random(1).sample(range(2, 120), 2)):
@@ -100,40 +100,40 @@ def test_one_started_ahead_of_its_job_does_the_same(
     make_job: MakeJob, trained: Trained, tmp_path: Path
 ) -> None:
     reference, job = trained(make_job("reference")), make_job("ahead")
-    ahead = Ahead(tmp_path / "ahead.log")
+    warm_trainer = WarmTrainer(tmp_path / "warm_trainer.log")
     (process,) = waiting()
-    run_trainer(job, on_event=quiet, should_stop=never, ahead=ahead)
+    run_trainer(job, on_event=quiet, should_stop=never, warm_trainer=warm_trainer)
     assert json.loads((job.work_dir / PID).read_bytes())["pid"] == process.pid
     assert digest_tree(job.out_dir) == digest_tree(reference.out_dir)
-    assert (job.work_dir / LOG).exists() and (tmp_path / "ahead.log").read_text() == ""
-    assert ahead.take(tmp_path / "another.json") is None
-    ahead.close()
+    assert (job.work_dir / LOG).exists() and (tmp_path / "warm_trainer.log").read_text() == ""
+    assert warm_trainer.take(tmp_path / "another.json") is None
+    warm_trainer.close()
 
 
 def test_one_that_gets_no_job_is_gone(tmp_path: Path) -> None:
-    unused = Ahead(tmp_path / "ahead.log")
+    unused = WarmTrainer(tmp_path / "warm_trainer.log")
     (process,) = waiting()
     unused.close()
     assert not process.is_running() and unused.take(tmp_path / "job.json") is None
 
 
 def test_what_needs_torch_is_done_in_it(tmp_path: Path) -> None:
-    ahead = Ahead(tmp_path / "ahead.log")
+    warm_trainer = WarmTrainer(tmp_path / "warm_trainer.log")
     (process,) = waiting()
-    assert ahead.call("os:getpid") == process.pid
+    assert warm_trainer.call("os:getpid") == process.pid
     with pytest.raises(TrainError, match="no path of a job"):
-        ahead.call("yarn_ops.train.job:read_job", tmp_path / "no path of a job")
-    assert ahead.call("operator:add", 1, 2) == 3, "an error ends nothing"
+        warm_trainer.call("yarn_ops.train.job:read_job", tmp_path / "no path of a job")
+    assert warm_trainer.call("operator:add", 1, 2) == 3, "an error ends nothing"
     process.kill()
-    assert ahead.call("os:getpid") == os.getpid(), "it has ended: here, then"
-    assert ahead.take(tmp_path / "job.json") is None
+    assert warm_trainer.call("os:getpid") == os.getpid(), "it has ended: here, then"
+    assert warm_trainer.take(tmp_path / "job.json") is None
 
 
 def test_what_it_cannot_send_is_done_here(tmp_path: Path) -> None:
-    ahead = Ahead(tmp_path / "ahead.log")
+    warm_trainer = WarmTrainer(tmp_path / "warm_trainer.log")
     (process,) = waiting()
-    assert ahead.call("threading:Lock").acquire()
-    assert not process.is_running() and "cannot pickle" in (tmp_path / "ahead.log").read_text()
+    assert warm_trainer.call("threading:Lock").acquire()
+    assert not process.is_running() and "cannot pickle" in (tmp_path / "warm_trainer.log").read_text()
 
 
 def test_an_error_in_the_listener_ends_the_trainer(make_job: MakeJob) -> None:
@@ -180,8 +180,8 @@ def test_a_killed_parent_leaves_no_trainer(make_job: MakeJob, tmp_path: Path) ->
 WAIT_FOR_NOTHING = """
 import sys, time
 from pathlib import Path
-from yarn_ops.train.ahead import Ahead
-ahead = Ahead(Path(sys.argv[1]))
+from yarn_ops.train.warm_trainer import WarmTrainer
+warm_trainer = WarmTrainer(Path(sys.argv[1]))
 print("started", flush=True)
 time.sleep(600)
 """

@@ -38,7 +38,11 @@ def test_losses_and_gradients_are_those_of_one_process(
     jobs = {}
     for layout, forced in CASES[processes].items():
         for packed in (True, False):
-            common: dict[str, Any] = {"batch_windows": 2, "accumulate": 2, "targets": ["all-linear"]}
+            common: dict[str, Any] = {
+                "batch_windows": 2,
+                "gradient_accumulation_steps": 2,
+                "targets": ["all-linear"],
+            }
             common |= {"base_dir": four_heads / "base", "patched_dir": four_heads / "patched"}
             job = make_job(steps=2, data=ACROSS_BORDERS | {"document_mask": packed}, **common, **forced)
             jobs[f"{layout}{', packed' * packed}"] = job.model_dump(mode="json")

@@ -57,7 +57,12 @@ def never() -> bool:
 
 @pytest.mark.slow
 def test_any_number_of_processes_goes_on_where_another_stopped(make: MakeJob, trained: Trained) -> None:
-    common: dict[str, Any] = {"steps": 40, "batch_windows": 2, "accumulate": 2, "checkpoint_every": 100}
+    common: dict[str, Any] = {
+        "steps": 40,
+        "batch_windows": 2,
+        "gradient_accumulation_steps": 2,
+        "checkpoint_every": 100,
+    }
     reference = trained(make("reference", **common))
     job = make("changing", **common)
     for processes, until in ((1, 6), (2, 14), (4, 22)):
@@ -93,7 +98,7 @@ def lose(signal_number: signal.Signals, job: Job) -> tuple[str, float]:
 
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_run_by_name_and_the_next_one_goes_on(make: MakeJob, trained: Trained) -> None:
-    common: dict[str, Any] = {"steps": 60, "accumulate": 2, "checkpoint_every": 2}
+    common: dict[str, Any] = {"steps": 60, "gradient_accumulation_steps": 2, "checkpoint_every": 2}
     reference = trained(make("reference", **common))
     job = make("killed", processes=2, **common)
     said, took_s = lose(signal.SIGKILL, job)
@@ -105,7 +110,7 @@ def test_a_killed_rank_ends_the_run_by_name_and_the_next_one_goes_on(make: MakeJ
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_ends_the_run_by_name(make: MakeJob) -> None:
-    job = make("hung", processes=2, steps=100_000, accumulate=2, checkpoint_every=2)
+    job = make("hung", processes=2, steps=100_000, gradient_accumulation_steps=2, checkpoint_every=2)
     said, took_s = lose(signal.SIGSTOP, job)
     assert f"gave no sign of life for {SILENT_S:.0f} s and was ended" in said
     assert took_s < ENDS_S
@@ -116,7 +121,7 @@ def test_a_rank_that_hangs_ends_the_run_by_name(make: MakeJob) -> None:
 def test_what_the_recipe_forces_and_cannot_have_is_one_line(make: MakeJob) -> None:
     with pytest.raises(TrainError, match=r"^train.context_parallel: 2 processes share 2 windows"):
         run_trainer(
-            make("forced", processes=2, accumulate=2, context_parallel=4),
+            make("forced", processes=2, gradient_accumulation_steps=2, context_parallel=4),
             on_event=lambda _: None,
             should_stop=never,
         )

@@ -12,9 +12,9 @@ from yarn_ops.rope.patch import lay_out
 from yarn_ops.train.backbone import DTYPES, capacity
 from yarn_ops.train.job import Job
 from yarn_ops.train.lora import make_trainable
-from yarn_ops.train.parallel.layout import Layout, Work
+from yarn_ops.train.parallel.layout import Layout, StepShape
 from yarn_ops.train.parallel.ranks import Ranks
-from yarn_ops.train.plan import Plan, Rates, Shape, plan_step
+from yarn_ops.train.plan import ModelShape, Rates, StepPlan, plan_step
 from yarn_ops.train.precision import resolve_device, resolve_dtype
 
 LINK_BYTES = 200e9
@@ -31,14 +31,14 @@ def arrange(job: Job, ranks: Ranks) -> None:
     make_trainable(model, job.train)
     element_bytes = DTYPES[dtype].itemsize
     frozen_bytes = element_bytes if job.train.method == "lora" else 4
-    shape = Shape.of(model, element_bytes=element_bytes, weight_bytes=frozen_bytes)
+    shape = ModelShape.of(model, element_bytes=element_bytes, weight_bytes=frozen_bytes)
     window, float8 = job.leg.context_tokens, job.train.precision == "fp8"
     memory, host, *rates = ranks.least(
         capacity(shape, device, DTYPES[dtype], job.train.batch_windows * window, window, float8)
     )
-    found = foretell(
+    found = predict(
         ranks.size,
-        Work.of(job.train, window, read_config(job.patched_dir)),
+        StepShape.of(job.train, window, read_config(job.patched_dir)),
         job.train,
         shape,
         Rates(*rates),
@@ -48,76 +48,77 @@ def arrange(job: Job, ranks: Ranks) -> None:
     ranks.arrange(found.layout)
 
 
-class Forecast(NamedTuple):
+class Prediction(NamedTuple):
     """The layout that a run takes, and an optimizer step in it."""
 
     step_s: float
     layout: Layout
-    plan: Plan
+    plan: StepPlan
     """of one process's micro-batch"""
 
 
-def foretell(
+def predict(
     processes: int,
-    work: Work,
+    step: StepShape,
     train: Train,
-    shape: Shape,
+    shape: ModelShape,
     rates: Rates,
     *,
     memory_bytes: float,
     host_bytes: float,
-) -> Forecast:
+) -> Prediction:
     """The fastest that fits, of those that the recipe allows; TrainError, with what to turn, if none does."""
     refusal: TrainError | None = None
-    found: list[Forecast] = []
-    for layout in _allowed(processes, work, train, shape):
-        windows = work.micro_batch(layout.data)
-        positions = windows * work.tokens // layout.context
+    found: list[Prediction] = []
+    for layout in _allowed(processes, step, train, shape):
+        windows = step.micro_batch(layout.data)
+        positions = windows * step.tokens // layout.context
         shared = shape.shared(layout.context, processes if layout.sharded else 1)
         try:
             plan = plan_step(
-                shared, positions, work.tokens, rates, memory_bytes=memory_bytes, host_bytes=host_bytes
+                shared, positions, step.tokens, rates, memory_bytes=memory_bytes, host_bytes=host_bytes
             )
         except TrainError as error:
             refusal = error
             continue
-        micro_batches = -(-work.windows // (layout.data * windows))
+        micro_batches = -(-step.windows // (layout.data * windows))
         step_s = micro_batches * (plan.step_s + _talk_s(shape, layout, positions))
-        found.append(Forecast(step_s, layout, plan))
+        found.append(Prediction(step_s, layout, plan))
     if found:
         return min(found, key=lambda each: each.step_s)
-    raise refusal or _impossible(processes, work, train)
+    raise refusal or _impossible(processes, step, train)
 
 
-def _allowed(processes: int, work: Work, train: Train, shape: Shape) -> Iterable[Layout]:
+def _allowed(processes: int, step: StepShape, train: Train, shape: ModelShape) -> Iterable[Layout]:
     if processes == 1:  # whatever the recipe would have several do
         yield Layout()
         return
     sharding = {"auto": (False, True), "yes": (True,), "no": (False,)}[train.shard_base]
-    if shape.whole or train.precision == "fp8" or not work.ours:
+    if shape.whole or train.precision == "fp8" or not step.ours:
         sharding = () if train.shard_base == "yes" else (False,)
-    for data, context in work.shares(processes):
+    for data, context in step.shares(processes):
         if train.context_parallel in (None, context):
             for sharded in sharding:
                 yield Layout(data, context, sharded)
 
 
-def _impossible(processes: int, work: Work, train: Train) -> TrainError:
-    contexts = sorted({context for _, context in work.shares(processes)})
+def _impossible(processes: int, step: StepShape, train: Train) -> TrainError:
+    contexts = sorted({context for _, context in step.shares(processes)})
     if contexts and train.context_parallel in (None, *contexts):
         return TrainError(
             "train.shard_base: layers are sharded among several processes, frozen, of Llama's shape and in "
             "bf16 or fp32; set it to auto"
         )
     return TrainError(
-        f"train.context_parallel: {processes} processes share {work.windows} windows of {work.tokens:,} "
-        f"tokens and {work.kv_heads} key-value heads "
+        f"train.context_parallel: {processes} processes share {step.windows} windows of {step.tokens:,} "
+        f"tokens and {step.kv_heads} key-value heads "
         + (f"with {' or '.join(map(str, contexts))} a window" if contexts else "in no way")
-        + f", not {train.context_parallel}; leave it empty, or change train.accumulate or YARN_OPS_PROCESSES"
+        + f", not {train.context_parallel}; leave it empty, or change "
+        "train.gradient_accumulation_steps or YARN_OPS_PROCESSES"
     )
 
 
-def _talk_s(shape: Shape, layout: Layout, positions: int) -> float:
+def _talk_s(shape: ModelShape, layout: Layout, positions: int) -> float:
     """What the processes say to each other in a micro-batch, as if nothing of it were hidden."""
     context, processes = layout.context, layout.processes
     turned = 6 * (shape.attention_width + shape.kv_width) * positions * shape.element_bytes

@@ -37,7 +37,7 @@ class Layout(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Work:
+class StepShape:
     """A step, as far as sharing it depends on it."""
 
     windows: int
@@ -52,11 +52,11 @@ class Work:
     """it runs through our own layers"""
 
     @classmethod
-    def of(cls, train: Train, tokens: int, config: Mapping[str, Any]) -> Work:
+    def of(cls, train: Train, tokens: int, config: Mapping[str, Any]) -> StepShape:
         """From a recipe and a model's config.json."""
         heads = int(config.get("num_attention_heads") or 1)
         return cls(
-            windows=train.batch_windows * train.accumulate,
+            windows=train.batch_windows * train.gradient_accumulation_steps,
             batch_windows=train.batch_windows,
             tokens=tokens,
             heads=heads,
@@ -83,6 +83,6 @@ class Work:
         return self.ours and self.tokens % context == 0 and self.heads % context == 0 and more % fewer == 0
 
 
-def usable_processes(available: int, work: Work) -> int:
+def usable_processes(available: int, step: StepShape) -> int:
     """The most that can share a step, of those that are there."""
-    return next(count for count in range(available, 0, -1) if any(work.shares(count)))
+    return next(count for count in range(available, 0, -1) if any(step.shares(count)))

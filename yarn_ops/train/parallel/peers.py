@@ -27,7 +27,7 @@ from yarn_ops.processes import alive, birth
 FOLDER = "ranks"
 BEAT_S = 1.0
 SILENT_S = 20.0
-LATE_S = 5.0
+STALLED_S = 5.0
 """a watcher that was away for so long has nothing to say about others"""
 LOST_STATUS = 3
 
@@ -93,7 +93,7 @@ class Peers:
         last = time.monotonic()
         while not self._leaving.wait(BEAT_S):
             self.beat()
-            if time.monotonic() - last > LATE_S:
+            if time.monotonic() - last > STALLED_S:
                 self._seen.clear()
             last = time.monotonic()
             if lost := self.lost():

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from yarn_ops.errors import TrainError, YarnOpsError
 from yarn_ops.train.parallel.layout import Layout
 from yarn_ops.train.parallel.peers import Peers
-from yarn_ops.train.parallel.ulysses import Across
+from yarn_ops.train.parallel.ulysses import ContextGroup
 
 PATIENCE = timedelta(minutes=10)
 """of a collective: the slowest step, its compilation, a snapshot on a slow disk"""
@@ -29,18 +29,18 @@ BUCKET_BYTES = 1 << 28
 
 
 class Ranks:
-    """Of one run; `leads` writes its files and events."""
+    """Of one run; the main one writes its files and events."""
 
     def __init__(self, rank: int = 0, size: int = 1, peers: Peers | None = None, device: str = "cpu") -> None:
         self.rank, self.size, self._peers, self._device = rank, size, peers, device
-        self.layout, self.across = Layout(), None
+        self.layout, self.context_group = Layout(), None
 
     layout: Layout
-    across: Across | None
+    context_group: ContextGroup | None
     """the processes that hold the other parts of this one's windows"""
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     @property
@@ -56,17 +56,17 @@ class Ranks:
     def arrange(self, layout: Layout) -> None:
         """Share steps so from now on; all ranks call it with the same."""
         assert layout.processes == self.size
-        self.layout, self.across = layout, None
+        self.layout, self.context_group = layout, None
         if layout.context > 1:
             for first in range(0, self.size, layout.context):
                 group = dist.new_group(list(range(first, first + layout.context)), timeout=PATIENCE)
                 if first == self.data_rank * layout.context:
-                    self.across = Across(group, self.context_rank, layout.context)
+                    self.context_group = ContextGroup(group, self.context_rank, layout.context)
         # What talking takes of the memory is taken before the planner looks.
         dist.all_reduce(torch.zeros(1, device=self._device))
-        if self.across is not None:
+        if self.context_group is not None:
             words = torch.zeros(layout.context, device=self._device)
-            dist.all_to_all_single(torch.empty_like(words), words, group=self.across.group)
+            dist.all_to_all_single(torch.empty_like(words), words, group=self.context_group.group)
 
     def total(self, value: float) -> float:
         """The sum over all ranks, in float64."""

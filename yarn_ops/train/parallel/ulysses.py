@@ -20,7 +20,7 @@ from torch import Tensor
 from yarn_ops.train.attention import Attended, Documents, Kernel, attend, attend_backward
 
 
-class Across(NamedTuple):
+class ContextGroup(NamedTuple):
     """The processes that share a window."""
 
     group: dist.ProcessGroup
@@ -32,8 +32,8 @@ class Across(NamedTuple):
         return tensor.chunk(self.size, dim)[self.rank]
 
 
-def attend_across(
-    across: Across | None,
+def context_parallel_attention(
+    context_group: ContextGroup | None,
     kernel: Kernel,
     q_BTHK: Tensor,
     k_BTHK: Tensor,
@@ -41,10 +41,10 @@ def attend_across(
     documents: Documents | None,
 ) -> Attended:
     """As `attend`, of this process's tokens to all of the window; the sums stay as the kernel made them."""
-    if across is None:
+    if context_group is None:
         return attend(kernel, q_BTHK, k_BTHK, v_BTHK, documents)
     output_BTHK, sums = torch.empty_like(q_BTHK), []
-    for turn in _turns(across, k_BTHK.shape[2]):
+    for turn in _turns(context_group, k_BTHK.shape[2]):
         q, k, v = (turn.to_heads(each) for each in (q_BTHK, k_BTHK, v_BTHK))
         attended = attend(kernel, q, k, v, documents)
         turn.to_tokens(attended.output_BTHK, output_BTHK)
@@ -52,8 +52,8 @@ def attend_across(
     return Attended(output_BTHK, torch.stack(sums), attended.random)
 
 
-def attend_across_backward(
-    across: Across | None,
+def context_parallel_attention_backward(
+    context_group: ContextGroup | None,
     kernel: Kernel,
     grad_BTHK: Tensor,
     q_BTHK: Tensor,
@@ -63,16 +63,16 @@ def attend_across_backward(
     documents: Documents | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `attend_backward`."""
-    if across is None:
+    if context_group is None:
         return attend_backward(kernel, grad_BTHK, q_BTHK, k_BTHK, v_BTHK, attended, documents)
     gradients = tuple(torch.empty_like(each) for each in (q_BTHK, k_BTHK, v_BTHK))
-    for turn, sums in zip(_turns(across, k_BTHK.shape[2]), attended.log_sum_exp, strict=True):
+    for turn, sums in zip(_turns(context_group, k_BTHK.shape[2]), attended.log_sum_exp, strict=True):
         grad, q, k, v = (turn.to_heads(each) for each in (grad_BTHK, q_BTHK, k_BTHK, v_BTHK))
         whole = Attended(turn.to_heads(attended.output_BTHK), sums, attended.random)
         found = attend_backward(kernel, grad, q, k, v, whole, documents)
         del grad, q, k, v, whole
-        for of_heads, of_tokens in zip(found, gradients, strict=True):
-            turn.to_tokens(of_heads, of_tokens)
+        for grad_heads, grad_tokens in zip(found, gradients, strict=True):
+            turn.to_tokens(grad_heads, grad_tokens)
     return gradients  # type: ignore[return-value]
 
 
@@ -81,7 +81,7 @@ class _Turn:
     """The heads that travel together: one key-value head of each process, and the queries that ask it. So
     what is under way takes a fraction of all heads' memory."""
 
-    across: Across
+    context_group: ContextGroup
     place: int
     """of the key-value head among those of one process"""
     kv_heads: int
@@ -93,16 +93,16 @@ class _Turn:
 
     def to_tokens(self, tensor_BSHK: Tensor, out_BTHK: Tensor) -> None:
         """The way back, into the heads' places. Several processes' copies of one head are added."""
-        sent_CBTHK = tensor_BSHK.unflatten(1, (self.across.size, -1)).movedim(1, 0).contiguous()
+        sent_CBTHK = tensor_BSHK.unflatten(1, (self.context_group.size, -1)).movedim(1, 0).contiguous()
         received_BTCHK = self._exchanged(sent_CBTHK).movedim(0, 2)
-        if out_BTHK.shape[2] >= self.across.size:
+        if out_BTHK.shape[2] >= self.context_group.size:
             self._mine(out_BTHK).copy_(received_BTCHK)
         else:
             out_BTHK.copy_(received_BTCHK.flatten(2, 3).unflatten(2, (out_BTHK.shape[2], -1)).sum(3))
 
     def _mine(self, tensor_BTHK: Tensor) -> Tensor:
         """B × T × C × h × K: of every process's heads those of this turn."""
-        size, turns = self.across.size, max(1, self.kv_heads // self.across.size)
+        size, turns = self.context_group.size, max(1, self.kv_heads // self.context_group.size)
         if tensor_BTHK.shape[2] < size:
             tensor_BTHK = tensor_BTHK.repeat_interleave(size // tensor_BTHK.shape[2], 2)
         return tensor_BTHK.unflatten(2, (size, turns, -1))[:, :, :, self.place]
@@ -110,9 +110,9 @@ class _Turn:
     def _exchanged(self, sent_C: Tensor) -> Tensor:
         """The i-th part goes to the i-th process; what comes from it is the i-th of the result."""
         received_C = torch.empty_like(sent_C)
-        dist.all_to_all_single(received_C, sent_C, group=self.across.group)
+        dist.all_to_all_single(received_C, sent_C, group=self.context_group.group)
         return received_C
 
 
-def _turns(across: Across, kv_heads: int) -> list[_Turn]:
-    return [_Turn(across, place, kv_heads) for place in range(max(1, kv_heads // across.size))]
+def _turns(context_group: ContextGroup, kv_heads: int) -> list[_Turn]:
+    return [_Turn(context_group, place, kv_heads) for place in range(max(1, kv_heads // context_group.size))]

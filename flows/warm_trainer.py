@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from yarn_ops.errors import YarnOpsError
 from yarn_ops.settings import Settings, read_settings
-from yarn_ops.train.ahead import Ahead
+from yarn_ops.train.warm_trainer import WarmTrainer
 
-_started: Ahead | None = None
+_started: WarmTrainer | None = None
 
 
 def start() -> None:
@@ -18,12 +18,12 @@ def start() -> None:
         return
 
 
-def take() -> Ahead | None:
+def take() -> WarmTrainer | None:
     """The one that was started, once."""
     global _started
     taken, _started = _started, None
     return taken
 
 
-def trainer(settings: Settings) -> Ahead:
-    return Ahead(settings.home / "logs" / "trainer-ahead.log")
+def trainer(settings: Settings) -> WarmTrainer:
+    return WarmTrainer(settings.home / "logs" / "warm-trainer.log")

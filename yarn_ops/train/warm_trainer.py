@@ -24,7 +24,7 @@ ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 """of GPU memory: layers that keep different things fragment it, by a quarter on one H100"""
 
 
-class Ahead:
+class WarmTrainer:
     """A trainer that imports what training needs while its job is being prepared. Take it once, or close it.
 
     Start it in the thread that takes it, see `processes.start`.
