@@ -19,11 +19,11 @@ from prefect.states import Cancelled
 from flows.tasks import Bench, stage
 from flows.workshop import Workshop, join_workshop
 from yarn_ops.evals.suite.version import VERSION as SUITE_VERSION
+from yarn_ops.models.device import resolve_dtype
 from yarn_ops.recipe import Section, SuiteName
 from yarn_ops.records import BaseModel, Checkpoint, Local, ShardSet, Share
 from yarn_ops.registry.measurements import open_measurements
 from yarn_ops.settings import read_settings
-from yarn_ops.train.precision import resolve_dtype
 
 
 class Shared(Section):

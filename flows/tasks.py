@@ -62,7 +62,7 @@ Need = Literal["nothing", "device", "gpu"]
 
 
 def stage(
-    name: str, version: int, alone_on: Need = "nothing", mend: Callable[..., R] | None = None
+    name: str, version: int, alone_on: Need = "nothing", mend: Callable[..., Any] | None = None
 ) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Make a Prefect task of a stage. Raise `version` when the same inputs give another result.
 

@@ -111,7 +111,7 @@ class Workshop:
     @cached_property
     def device(self) -> Literal["cpu", "cuda"]:
         found: Literal["cpu", "cuda"] = self.call(
-            "yarn_ops.train.precision:resolve_device", self.settings.device
+            "yarn_ops.models.device:resolve_device", self.settings.device
         )
         return found
 
@@ -120,7 +120,7 @@ class Workshop:
         """The device as everybody who shares it calls it."""
         if self.device == "cpu":
             return f"{platform.node()}/cpu"
-        return f"gpu-{self.call('yarn_ops.train.precision:gpu_uuid')}"
+        return f"gpu-{self.call('yarn_ops.models.device:gpu_uuid')}"
 
     @cached_property
     def processes(self) -> int:

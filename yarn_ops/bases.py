@@ -11,11 +11,11 @@ from pathlib import Path
 
 from yarn_ops import shipped
 from yarn_ops.catalogue import ModelVersion
-from yarn_ops.checkpoints import INDEX, checkpoint_files, inspect_checkpoint
 from yarn_ops.digests import digest_of, tree_files
 from yarn_ops.errors import BaseModelError, StoreError
 from yarn_ops.hub import verify_snapshot
-from yarn_ops.model_files import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, copy_model_files, place_of
+from yarn_ops.models.checkpoints import INDEX, checkpoint_files, inspect_checkpoint
+from yarn_ops.models.files import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, copy_model_files, place_of
 from yarn_ops.recipe import Base
 from yarn_ops.records import BaseModel
 from yarn_ops.store import ObjectInfo, Store, StoreOptions, open_store

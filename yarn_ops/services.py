@@ -125,7 +125,7 @@ def try_cluster(settings: Settings) -> str:
 def try_device(settings: Settings) -> None:
     """TrainError when a GPU is asked for that torch does not see."""
     if settings.device == "cuda":
-        from yarn_ops.train.precision import resolve_device  # torch: seconds
+        from yarn_ops.models.device import resolve_device  # torch: seconds
 
         resolve_device(settings.device)
 

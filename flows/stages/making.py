@@ -65,7 +65,7 @@ def prepare(bench: Bench, data: Data, corpus: Local[Corpus], base: Local[BaseMod
 @stage("patch", version=1)
 def patch(bench: Bench, rope: Rope, leg: Leg, base: Local[BaseModel]) -> PatchedModel:
     """Config and tokenizer rewritten for this leg's factor, and proven."""
-    patching = "yarn_ops.rope.patch:patch"
+    patching = "yarn_ops.models.patch:patch"
     made: PatchedModel = bench.shop.call(patching, rope, base, bench.out, factor=leg.factor or 1.0)
     return made
 

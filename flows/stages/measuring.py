@@ -5,6 +5,7 @@ from __future__ import annotations
 from flows.grid import Shared, helped
 from flows.tasks import Bench, stage
 from yarn_ops.evals.suite.version import VERSION as SUITE_VERSION
+from yarn_ops.models.device import resolve_dtype
 from yarn_ops.recipe import (
     Evaluate,
     FittedMethod,
@@ -25,7 +26,6 @@ from yarn_ops.records import (
     Verdict,
 )
 from yarn_ops.registry.measurements import open_measurements
-from yarn_ops.train.precision import resolve_dtype
 
 
 @stage("evaluate", version=2, alone_on="device")

@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from yarn_ops.checkpoints import inspect_checkpoint
 from yarn_ops.data.corpus import survey
 from yarn_ops.data.files import LocalFiles
 from yarn_ops.data.shards import LocalUnits, prepare
 from yarn_ops.evals.evaluate import evaluate
+from yarn_ops.models.checkpoints import inspect_checkpoint
+from yarn_ops.models.device import resolve_device, resolve_dtype
+from yarn_ops.models.patch import patch
 from yarn_ops.recipe import Leg, Recipe, Rope
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, Local, PatchedModel, Scorecard, ShardSet
-from yarn_ops.rope.patch import patch
 from yarn_ops.train.job import Job
 from yarn_ops.train.launch import run_trainer
 from yarn_ops.train.merge import merge
-from yarn_ops.train.precision import resolve_device, resolve_dtype
 
 
 def quiet(done: int, total: int, note: str) -> None:

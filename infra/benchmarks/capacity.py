@@ -22,7 +22,6 @@ from pathlib import Path
 
 from bare import quiet
 
-from yarn_ops.checkpoints import inspect_checkpoint
 from yarn_ops.data.files import LocalFiles
 from yarn_ops.evals.capacity.measure import measure
 from yarn_ops.evals.capacity.page import write_report
@@ -33,13 +32,14 @@ from yarn_ops.evals.suite.haystack import STANDARD_LIBRARY, read_haystack
 from yarn_ops.evals.suite.journal import JsonLines
 from yarn_ops.evals.suite.plan import SIZES, Plan, Size, lengths_to, needed_tokens, plan
 from yarn_ops.evals.suite.subject import Subject, open_subject
-from yarn_ops.model_files import read_config
+from yarn_ops.models.checkpoints import inspect_checkpoint
+from yarn_ops.models.device import resolve_device, resolve_dtype
+from yarn_ops.models.files import read_config
+from yarn_ops.models.patch import patch
 from yarn_ops.recipe import Rope
 from yarn_ops.records import Local, Score
 from yarn_ops.remedies.compare import Asked, compare
 from yarn_ops.remedies.side_by_side import PARTS, PERPLEXITY, Row, part_depth
-from yarn_ops.rope.patch import patch
-from yarn_ops.train.precision import resolve_device, resolve_dtype
 
 CORE = ("context", "perplexity", "needle/code", "needle/prose")
 HEADS = (

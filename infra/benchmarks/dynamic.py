@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 
-from yarn_ops.checkpoints import load_tokenizer
-from yarn_ops.model_files import read_config
+from yarn_ops.models.checkpoints import load_tokenizer
+from yarn_ops.models.device import resolve_device
+from yarn_ops.models.files import read_config
+from yarn_ops.models.loading import load_proven
 from yarn_ops.recipe import Rope
 from yarn_ops.rope.config import patch_config, rope_spec_of
-from yarn_ops.rope.proof import load_proven, prove
-from yarn_ops.train.precision import resolve_device
+from yarn_ops.rope.proof import prove
 
 TOLERANCE = 1e-4
 """of a logit, as a share of the largest; two tokens closer than that may change places"""

@@ -17,7 +17,6 @@ from urllib.parse import unquote, urlsplit
 
 import torch
 
-from yarn_ops.checkpoints import inspect_checkpoint
 from yarn_ops.data import corpus, shards
 from yarn_ops.data.files import LocalFiles
 from yarn_ops.data.tokenizer import Tokenizer
@@ -33,14 +32,15 @@ from yarn_ops.evals.suite.journal import JsonLines
 from yarn_ops.evals.suite.plan import GRIDS, Size, samples_of
 from yarn_ops.evals.suite.reader import Reader, WholeReader, open_reader
 from yarn_ops.evals.suite.subject import open_subject
-from yarn_ops.model_files import read_config
+from yarn_ops.models.checkpoints import inspect_checkpoint
+from yarn_ops.models.files import read_config
+from yarn_ops.models.loading import load_proven
+from yarn_ops.models.patch import patch
 from yarn_ops.recipe import Recipe, Rope, parse_recipe
 from yarn_ops.records import Adapter, BaseModel, Local, PatchedModel, Scorecard, ShardSet
 from yarn_ops.remedies.side_by_side import families
 from yarn_ops.remedies.usual import usual_remedies
 from yarn_ops.rope.config import patch_config, rope_spec_of
-from yarn_ops.rope.patch import patch
-from yarn_ops.rope.proof import load_proven
 from yarn_ops.settings import Settings, child_environment
 from yarn_ops.shipped import MODELS
 from yarn_ops.train.backbone import Backbone, TransformersBackbone

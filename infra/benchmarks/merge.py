@@ -32,13 +32,13 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from yarn_ops.checkpoints import quiet_transformers
 from yarn_ops.data.layout import ShardWriter, TokenWriter
-from yarn_ops.model_files import read_config
+from yarn_ops.models.checkpoints import quiet_transformers
+from yarn_ops.models.files import read_config
+from yarn_ops.models.loading import load_proven
 from yarn_ops.recipe import Rope, Train
 from yarn_ops.records import Adapter, BaseModel, Dropped, Local, PatchedModel, ShardSet
 from yarn_ops.rope.config import patch_config, rope_spec_of
-from yarn_ops.rope.proof import load_proven
 from yarn_ops.train.lora import (
     PEFT_NAME,
     PEFT_PREFIX,

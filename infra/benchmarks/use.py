@@ -35,15 +35,15 @@ from yarn_ops.evals.suite import ruler, scoring
 from yarn_ops.evals.suite.haystack import Haystack
 from yarn_ops.evals.suite.plan import GRIDS
 from yarn_ops.evals.suite.reader import SharedReader
-from yarn_ops.model_files import read_config
+from yarn_ops.models.files import read_config
+from yarn_ops.models.loading import load_proven
 from yarn_ops.recipe import Leg, Rope, Train, parse_recipe
 from yarn_ops.rope.config import rope_spec_of
-from yarn_ops.rope.proof import load_proven
+from yarn_ops.train.arrange import arrange
 from yarn_ops.train.events import NoEvents
 from yarn_ops.train.job import Job
 from yarn_ops.train.loop import Loop
 from yarn_ops.train.lora import merge_lora
-from yarn_ops.train.parallel.arrange import arrange
 from yarn_ops.train.parallel.ranks import Ranks
 
 RULER_TASKS = ("niah_multikey_2", "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_1", "qa_2")

@@ -15,9 +15,9 @@ import pytest
 
 from yarn_ops.bases import fetch_base
 from yarn_ops.catalogue import DIGEST_TAG, ModelVersion
-from yarn_ops.checkpoints import checkpoint_files
 from yarn_ops.cli.pull import check_files, check_list, pull_release
 from yarn_ops.errors import StoreError, YarnOpsError
+from yarn_ops.models.checkpoints import checkpoint_files
 from yarn_ops.recipe import Base
 from yarn_ops.release import open_tracking
 from yarn_ops.settings import Settings

@@ -13,9 +13,9 @@ from stores import make_tree, swift_options
 from swift_cluster import SwiftCluster
 
 from yarn_ops.bases import fetch_base
-from yarn_ops.checkpoints import checkpoint_files
 from yarn_ops.digests import digest_tree, tree_files
 from yarn_ops.errors import Damaged, StoreError, YarnOpsError
+from yarn_ops.models.checkpoints import checkpoint_files
 from yarn_ops.recipe import Base
 from yarn_ops.records import Tree
 from yarn_ops.shipped import MODELS

@@ -18,12 +18,12 @@ from yarn_ops.evals.capacity.reading import Capacity, interval, tokens
 from yarn_ops.evals.suite.haystack import STANDARD_LIBRARY, read_haystack
 from yarn_ops.evals.suite.plan import SIZES, lengths_to, needed_tokens, plan
 from yarn_ops.evals.suite.subject import open_subject
+from yarn_ops.models.device import resolve_device, resolve_dtype
 from yarn_ops.recipe import SuiteName
 from yarn_ops.registry.measurements import open_measurements
 from yarn_ops.services import open_run_registry
 from yarn_ops.settings import Settings
 from yarn_ops.store import files_for, store_options
-from yarn_ops.train.precision import resolve_device, resolve_dtype
 
 SHOWN = ("loss/same-targets", "perplexity/last-quarter")
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from yarn_ops.bars import Bars
 from yarn_ops.catalogue import ModelVersion
-from yarn_ops.checkpoints import INDEX, checkpoint_files, tensor_shapes
 from yarn_ops.errors import ReleaseError
-from yarn_ops.model_files import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, read_config
+from yarn_ops.models.checkpoints import INDEX, checkpoint_files, tensor_shapes
+from yarn_ops.models.files import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, read_config
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.services import try_mlflow
 from yarn_ops.settings import read_settings
@@ -69,7 +69,7 @@ def pull_release(
             admit=lambda manifest: check_list(release, manifest),
             check=check_files,
         )
-    from yarn_ops.rope.patch import prove_directory  # torch: seconds that a pull of nothing need not wait
+    from yarn_ops.models.patch import prove_directory  # torch: seconds that a pull of nothing need not wait
 
     prove_directory(to, rope_spec_of(read_config(to)))
     return release

@@ -10,11 +10,11 @@ from yarn_ops.cli.rope import directory_of
 from yarn_ops.data.files import LocalFiles
 from yarn_ops.errors import ExportError
 from yarn_ops.evals.suite.haystack import STANDARD_LIBRARY
+from yarn_ops.models.device import resolve_device, resolve_dtype
 from yarn_ops.remedies.compare import Asked, compare
 from yarn_ops.remedies.side_by_side import SideBySide
 from yarn_ops.remedies.table import lines
 from yarn_ops.settings import read_settings
-from yarn_ops.train.precision import resolve_device, resolve_dtype
 
 
 def run(

@@ -10,10 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 from rich.table import Table
 
-from yarn_ops.checkpoints import refuse_links
 from yarn_ops.cli.display import CONSOLE
 from yarn_ops.errors import ExportError, RopeError
-from yarn_ops.model_files import read_config
+from yarn_ops.models.checkpoints import refuse_links
+from yarn_ops.models.files import read_config
 from yarn_ops.recipe import Base, Rope, parse_methods
 from yarn_ops.records import Fit
 from yarn_ops.rope.config import patch_config, rope_spec_of

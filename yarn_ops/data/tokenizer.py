@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
 
-from yarn_ops.checkpoints import load_tokenizer
 from yarn_ops.data.text import CUT, CUT_CHARS
 from yarn_ops.errors import BaseModelError, DataError
-from yarn_ops.model_files import read_model_file, read_object
+from yarn_ops.models.checkpoints import load_tokenizer
+from yarn_ops.models.files import read_model_file, read_object
 
 PIECE_CHARS = 1 << 18
 """Longer texts are encoded in pieces: the Rust encoder holds about 400 bytes a token while it works."""

@@ -164,8 +164,8 @@ def _loading(extension: Extension) -> Iterator[str]:
     yield ""
     if extension.patched.method == "dynamic-yarn":
         yield (
-            "Only with yarn-ops (`yarn_ops.rope.proof.load_proven`): no other loader or server knows dynamic "
-            "YaRN, and all of them refuse this configuration."
+            "Only with yarn-ops (`yarn_ops.models.loading.load_proven`): no other loader or server knows "
+            "dynamic YaRN, and all of them refuse this configuration."
         )
         return
     yield f"Plain transformers {TRANSFORMERS_FLOOR} or later; the configuration carries the longer context."

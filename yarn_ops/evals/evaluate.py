@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from yarn_ops.checkpoints import load_tokenizer
 from yarn_ops.data.windows import ShardReader, spread
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import EvaluationError
 from yarn_ops.evals import perplexity, recall
 from yarn_ops.evals.forward import Ids, require_known_head
-from yarn_ops.model_files import read_config
+from yarn_ops.models.checkpoints import load_tokenizer
+from yarn_ops.models.files import read_config
+from yarn_ops.models.loading import load_proven
 from yarn_ops.recipe import Evaluate
 from yarn_ops.records import BaseModel, Checkpoint, Local, PatchedModel, Score, Scorecard, ShardSet
 from yarn_ops.rope.config import rope_spec_of
-from yarn_ops.rope.proof import load_proven
 
 SCORES_FILE = "scores.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

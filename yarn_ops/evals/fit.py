@@ -30,7 +30,8 @@ from yarn_ops.errors import EvaluationError, RecipeError, RopeError
 from yarn_ops.evals.evaluate import DTYPES, Progress
 from yarn_ops.evals.forward import Ids, require_known_head, token_losses
 from yarn_ops.evals.intervals import LEAST_MEAN_SAMPLES, mean_interval
-from yarn_ops.model_files import read_config
+from yarn_ops.models.files import read_config
+from yarn_ops.models.loading import load_proven
 from yarn_ops.recipe import Evaluate, FittedMethod, Rope
 from yarn_ops.records import BaseModel, Fit, Local, ShardSet
 from yarn_ops.rope.config import patch_config
@@ -42,7 +43,7 @@ from yarn_ops.rope.methods import (
     attention_factor,
     inverse_frequencies,
 )
-from yarn_ops.rope.proof import load_proven, retune
+from yarn_ops.rope.proof import retune
 from yarn_ops.rope.serving import Engine, serving_settings
 
 EVALUATIONS = 24

@@ -12,13 +12,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from yarn_ops.checkpoints import checkpoint_files, inspect_checkpoint
 from yarn_ops.errors import ExportError
 from yarn_ops.export.model import Export, new_directory, place_files, write_config
-from yarn_ops.model_files import CONFIG as BASE_CONFIG
-from yarn_ops.model_files import GENERATION_CONFIG, TOKENIZER_FILES, read_config
+from yarn_ops.models.checkpoints import checkpoint_files, inspect_checkpoint
+from yarn_ops.models.files import CONFIG as BASE_CONFIG
+from yarn_ops.models.files import GENERATION_CONFIG, TOKENIZER_FILES, read_config
+from yarn_ops.models.patch import prove_directory
 from yarn_ops.rope.config import rope_spec_of
-from yarn_ops.rope.patch import prove_directory
 from yarn_ops.rope.serving import Engine, serving_settings
 
 CONFIG = "adapter_config.json"

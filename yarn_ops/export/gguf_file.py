@@ -32,10 +32,10 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from transformers import AutoConfig
 
-from yarn_ops.checkpoints import OUTPUT_HEADS, quiet_transformers, weight_files
 from yarn_ops.errors import ExportError
 from yarn_ops.export.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
-from yarn_ops.model_files import read_config
+from yarn_ops.models.checkpoints import OUTPUT_HEADS, quiet_transformers, weight_files
+from yarn_ops.models.files import read_config
 from yarn_ops.rope.serving import GgufRope
 
 WeightType = Literal["f16", "bf16", "q8_0"]

@@ -15,8 +15,8 @@ from typing import Any
 
 from gguf import TokenType
 
-from yarn_ops.checkpoints import load_tokenizer
 from yarn_ops.errors import ExportError
+from yarn_ops.models.checkpoints import load_tokenizer
 
 BYTES = "ByteLevel"
 GPT2 = "gpt-2"  # ByteLevel's own pattern, the one GPT-2 came with

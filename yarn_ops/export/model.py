@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yarn_ops.checkpoints import checkpoint_files, inspect_checkpoint
 from yarn_ops.errors import ExportError
-from yarn_ops.model_files import CONFIG, link_model_file, read_config
+from yarn_ops.models.checkpoints import checkpoint_files, inspect_checkpoint
+from yarn_ops.models.files import CONFIG, link_model_file, read_config
+from yarn_ops.models.patch import prove_directory
 from yarn_ops.rope.config import rope_spec_of
-from yarn_ops.rope.patch import prove_directory
 from yarn_ops.rope.serving import Engine, GgufRope, serving_settings
 
 if TYPE_CHECKING:

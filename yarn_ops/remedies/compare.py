@@ -10,17 +10,17 @@ from typing import Literal
 
 import torch
 
-from yarn_ops.checkpoints import rope_type
 from yarn_ops.data.files import Files
 from yarn_ops.errors import EvaluationError
 from yarn_ops.evals.recall import TEMPLATES
 from yarn_ops.evals.suite.haystack import STANDARD_LIBRARY, read_haystack
 from yarn_ops.evals.suite.subject import Subject, open_subject
-from yarn_ops.model_files import read_config
+from yarn_ops.models.files import read_config
 from yarn_ops.recipe import Rope
 from yarn_ops.remedies.side_by_side import Progress, SideBySide, families, measure
 from yarn_ops.remedies.usual import usual_remedies
 from yarn_ops.rope.config import patch_config
+from yarn_ops.rope.fields import rope_type
 
 NOT_SCALED = "default"
 

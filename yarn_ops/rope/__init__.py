@@ -1,1 +1,1 @@
-"""RoPE for longer contexts: the reference (methods), the config (config), the patch and its proof."""
+"""RoPE for longer contexts: the reference (methods), configs (config), the proof of a model (proof)."""

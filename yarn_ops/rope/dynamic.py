@@ -36,9 +36,9 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from yarn_ops.checkpoints import rope_type
 from yarn_ops.errors import RopeError
 from yarn_ops.rope.config import rope_spec_of
+from yarn_ops.rope.fields import rope_type
 from yarn_ops.rope.methods import YARN_TEMPERATURE_SLOPE, Array, inverse_frequencies, ramp
 
 DYNAMIC_YARN = "dynamic-yarn"

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from yarn_ops.checkpoints import rope_type
 from yarn_ops.errors import RopeError
 from yarn_ops.rope.architectures import Architecture, architecture_of
 
@@ -152,3 +151,19 @@ def _agreed(stated: Mapping[str, Any]) -> float:
         places = ", ".join(f"{name} {value:g}" for name, value in values.items())
         raise RopeError(f"{places}: loaders would build different models; correct config.json")
     return next(iter(values.values()))
+
+
+def rope_type(config: Mapping[str, Any]) -> str:
+    """The kind of RoPE scaling a config asks for, "default" for none; rope_scaling goes first, as on load."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, Mapping) else None
+    return str(kind or "default")
+
+
+def rope_thetas(config: Mapping[str, Any]) -> dict[str, float]:
+    """Every base frequency a config states, by the key that states it."""
+    stated = {key: config.get(key) for key in ("rope_theta", "rotary_emb_base")}
+    for name in ("rope_parameters", "rope_scaling"):
+        if isinstance(values := config.get(name), Mapping):
+            stated[f"{name}.rope_theta"] = values.get("rope_theta")
+    return {key: float(value) for key, value in stated.items() if isinstance(value, int | float)}

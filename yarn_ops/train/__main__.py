@@ -60,8 +60,8 @@ def awaited_job() -> Job | None:
 
 def train(job: Job, stop: threading.Event) -> int:
     """Run the job between its first and its last event; the exit status."""
+    from yarn_ops.models.device import resolve_device
     from yarn_ops.train.parallel.ranks import join
-    from yarn_ops.train.precision import resolve_device
 
     job.work_dir.mkdir(parents=True, exist_ok=True)
     with join(resolve_device(job.device), job.work_dir) as ranks:

@@ -18,7 +18,6 @@ from yarn_ops.train.parallel.sharding import ShardedLayers
 from yarn_ops.train.plan import ModelShape, Rates, StepPlan, model_flops, plan_step, step_cost, step_down
 from yarn_ops.train.probe import measure_rates
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CPU_RATES = Rates(1e11, 1e11, 1e11, 1e10, 1e10)
 """of no consequence: on a CPU only memory chooses"""
 CPU_SHARE = 0.5

@@ -17,10 +17,9 @@ from yarn_ops.data.layout import ShardReader
 from yarn_ops.data.tokenizer import Tokenizer
 from yarn_ops.data.windows import Window, WindowSampler
 from yarn_ops.exercises import FAMILIES, ExerciseSampler
-from yarn_ops.model_files import read_config
+from yarn_ops.models.files import read_config
 from yarn_ops.train.job import Job
-from yarn_ops.train.parallel.ranks import Ranks
-from yarn_ops.train.parallel.ulysses import ContextGroup
+from yarn_ops.train.parallel.ranks import ContextGroup, Ranks
 
 IGNORED = -100
 

@@ -17,15 +17,15 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from yarn_ops.models.device import LLAMAS
 from yarn_ops.train.adapters import ParameterStack, stacked
 from yarn_ops.train.attention import Documents, choose_kernel
 from yarn_ops.train.elementwise import rms_norm, rms_norm_backward, rms_norm_weight_gradient
 from yarn_ops.train.float8 import Float8Weight
 from yarn_ops.train.host import HostStash
 from yarn_ops.train.layer import Context, LayerPolicy, Weights, decoder_layer
-from yarn_ops.train.parallel.layout import LLAMAS
+from yarn_ops.train.parallel.ranks import ContextGroup
 from yarn_ops.train.parallel.sharding import ShardedLayers
-from yarn_ops.train.parallel.ulysses import ContextGroup
 from yarn_ops.train.projection import Linear
 
 TILE_ROWS = 1 << 15

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from yarn_ops.errors import Stopped, TrainerKilled, TrainError
-from yarn_ops.model_files import read_config
+from yarn_ops.models.files import read_config
 from yarn_ops.processes import birth, last_lines, raise_missed, start, stop
 from yarn_ops.records import Adapter
 from yarn_ops.settings import child_environment

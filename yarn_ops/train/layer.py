@@ -30,11 +30,7 @@ from yarn_ops.train.elementwise import (
 )
 from yarn_ops.train.host import HostStash, Stashed
 from yarn_ops.train.mlp import GateUp, Mlp
-from yarn_ops.train.parallel.ulysses import (
-    ContextGroup,
-    context_parallel_attention,
-    context_parallel_attention_backward,
-)
+from yarn_ops.train.parallel.ranks import ContextGroup
 from yarn_ops.train.projection import (
     Linear,
     LinearGradients,
@@ -44,6 +40,7 @@ from yarn_ops.train.projection import (
     parameter_gradients,
     project,
 )
+from yarn_ops.train.ulysses import context_parallel_attention, context_parallel_attention_backward
 
 Keep = Literal["everything", "attention", "outputs", "input"]
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yarn_ops.rope.parts import PartedModel
-from yarn_ops.train.step import Head
+from yarn_ops.models.head import Head
+from yarn_ops.models.parts import PartedModel
 
 StandIn = Callable[[int, Tensor, dict[str, Any]], Tensor]
 """layer number, hidden states, the call's other arguments → hidden states"""

@@ -19,21 +19,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from yarn_ops.errors import Stopped, TrainError
-from yarn_ops.model_files import read_config
+from yarn_ops.models.device import Dtype, resolve_device, resolve_dtype, torch_dtype
+from yarn_ops.models.files import read_config
+from yarn_ops.models.loading import load_proven
 from yarn_ops.recipe import Train
 from yarn_ops.rope.config import rope_spec_of
-from yarn_ops.rope.proof import load_proven
-from yarn_ops.train.backbone import DTYPES, Backbone
+from yarn_ops.train.arrange import arrange
+from yarn_ops.train.backbone import Backbone
 from yarn_ops.train.batches import Batch, BatchReader
 from yarn_ops.train.events import EventLog, NoEvents
 from yarn_ops.train.job import Job
 from yarn_ops.train.lora import load_trained, make_trainable, save_adapter, trained_parameters
 from yarn_ops.train.moments import load_moments, moments_of, place_moments, save_moments
-from yarn_ops.train.parallel.arrange import arrange
 from yarn_ops.train.parallel.ranks import Ranks
 from yarn_ops.train.parallel.sharding import ShardedLayers
 from yarn_ops.train.plan import known_gpu
-from yarn_ops.train.precision import Dtype, resolve_device, resolve_dtype
 from yarn_ops.train.snapshot import Snapshot, save_snapshot
 from yarn_ops.train.step import CausalLoss
 
@@ -88,14 +88,14 @@ class Loop:
         self._parameters = trained_parameters(self._model)
         self._backbone = Backbone(
             self._model,
-            DTYPES[self._dtype],
+            torch_dtype(self._dtype),
             windows=self._batches.batch_windows,
             window=job.leg.context_tokens,
             float8=self._float8,
             ranks=ranks,
             sharded=sharded,
         )
-        self._loss = CausalLoss(self._model, self._backbone, DTYPES[self._dtype], ranks.context_group)
+        self._loss = CausalLoss(self._model, self._backbone, torch_dtype(self._dtype), ranks.context_group)
         self._optimizer = make_optimizer(list(self._parameters.values()), job.train.weight_decay)
         self._earlier_updates = self._carry_optimizer_over()
         self._curve: list[dict[str, Any]] = []

@@ -1,9 +1,9 @@
 """The merge stage: base and adapter become one checkpoint, proven to be the model that was trained.
 
-Two passes over the model, part by part (`rope/parts.py`), so that a part's memory is all it takes. The first
-folds the adapter in and writes. The second reads the files back and lets three versions of every part read
-the same held-out windows (`train/layerwise.py`). Three links, each checked by itself, so that no tolerance
-has to hide a lost tensor in rounding noise:
+Two passes over the model, part by part (`models/parts.py`), so that a part's memory is all it takes. The
+first folds the adapter in and writes. The second reads the files back and lets three versions of every part
+read the same held-out windows (`train/layerwise.py`). Three links, each checked by itself, so that no
+tolerance has to hide a lost tensor in rounding noise:
 
     base + adapter   = merged, float32     log-probabilities on held-out windows, to float32's rounding
     merged, bfloat16 = the files           every parameter, bit for bit
@@ -26,14 +26,14 @@ from torch import Tensor
 
 from yarn_ops.data.windows import ShardReader, spread
 from yarn_ops.errors import MergeError, TrainError
-from yarn_ops.model_files import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, copy_model_files, read_config
+from yarn_ops.models.device import Device, resolve_device
+from yarn_ops.models.files import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, copy_model_files, read_config
+from yarn_ops.models.loading import lay_out
+from yarn_ops.models.parts import ModelPart, PartedModel, PartWeights
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, Local, PatchedModel, ShardSet
 from yarn_ops.rope.config import rope_spec_of
-from yarn_ops.rope.parts import ModelPart, PartedModel, PartWeights
-from yarn_ops.rope.patch import lay_out
 from yarn_ops.train.layerwise import Layerwise
 from yarn_ops.train.lora import attach_to_modules, learnt_names, merge_lora, require_adapter
-from yarn_ops.train.precision import Device, resolve_device
 from yarn_ops.train.weight_files import write_weights
 
 LENGTHS = (0.5, 1.0)

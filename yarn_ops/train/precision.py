@@ -11,14 +11,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import Literal
 
 from yarn_ops.errors import TrainError
+from yarn_ops.models.device import Asked, Device, resolve_device
 from yarn_ops.settings import child_environment
-
-Device = Literal["auto", "cpu", "cuda"]
-Asked = Literal["auto", "fp32", "bf16", "fp8"]
-Dtype = Literal["fp32", "bf16"]
 
 BELOW_AMX = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 PROBE = """
@@ -28,31 +24,6 @@ if sys.argv[1] == "cpu" or not torch.cuda.is_available():
     (a @ a).sum().backward()
     assert a.grad.float().mean() == 512
 """
-
-
-def resolve_device(device: Device) -> Literal["cpu", "cuda"]:
-    """auto: the GPU where there is one. TrainError when a GPU is asked for that is not there."""
-    if device == "cpu":
-        return "cpu"
-    from torch import cuda  # seconds; whoever asks is about to load a model
-
-    if device == "cuda" and not cuda.is_available():
-        raise TrainError("device: torch finds no CUDA GPU here; set YARN_OPS_DEVICE to auto or cpu")
-    return "cuda" if cuda.is_available() else "cpu"
-
-
-def gpu_uuid() -> str:
-    """Of the first GPU."""
-    from torch import cuda
-
-    return str(cuda.get_device_properties(0).uuid)
-
-
-def resolve_dtype(asked: Asked, device: Literal["cpu", "cuda"]) -> Dtype:
-    """Of what is not multiplied in 8 bits; auto: bf16 on a GPU, fp32 on a CPU."""
-    if asked != "auto":
-        return "bf16" if asked == "fp8" else asked
-    return "bf16" if device == "cuda" else "fp32"
 
 
 def trainer_environment(asked: Asked, device: Device) -> Mapping[str, str]:

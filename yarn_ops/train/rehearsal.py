@@ -10,15 +10,16 @@ import torch
 from transformers import PreTrainedModel
 
 from yarn_ops.data.windows import needed_tokens
-from yarn_ops.model_files import read_config
+from yarn_ops.models.device import resolve_dtype
+from yarn_ops.models.files import read_config
+from yarn_ops.models.loading import lay_out
 from yarn_ops.recipe import Leg, Train
 from yarn_ops.records import Local, PatchedModel, Rehearsal, ShardSet
-from yarn_ops.rope.patch import lay_out
+from yarn_ops.train.arrange import predict
 from yarn_ops.train.lora import make_trainable, trained_parameters
-from yarn_ops.train.parallel.arrange import predict
 from yarn_ops.train.parallel.layout import StepShape, usable_processes
 from yarn_ops.train.plan import GPUS, ModelShape
-from yarn_ops.train.precision import resolve_dtype, trainer_environment
+from yarn_ops.train.precision import trainer_environment
 
 
 def rehearse(

@@ -15,9 +15,10 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from yarn_ops.errors import TrainError
+from yarn_ops.models.head import Head
 from yarn_ops.train.batches import Batch
 from yarn_ops.train.elementwise import cross_entropy
-from yarn_ops.train.parallel.ulysses import ContextGroup
+from yarn_ops.train.parallel.ranks import ContextGroup
 
 HiddenStates = Callable[[Tensor, Tensor | None], Tensor]
 """token ids and positions (B × T) to hidden states (B × T × D) after the last norm"""
@@ -28,33 +29,6 @@ LOGITS_AT_ONCE_GPU = 1 << 29
 PROOF_TOKENS = 16
 PROOF_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """of the logits, in the norm"""
-
-
-class Head(NamedTuple):
-    """The output layer, and what the architecture does to its logits."""
-
-    weight_VD: Tensor
-    bias_V: Tensor | None
-    divisor: float
-    """Granite's"""
-    cap: float | None
-    """Gemma 2's: cap · tanh(logits / cap)"""
-
-    @classmethod
-    def of(cls, model: PreTrainedModel, dtype: torch.dtype) -> Head:
-        projection, config = model.get_output_embeddings(), model.config
-        return cls(
-            weight_VD=projection.weight.to(dtype),
-            bias_V=None if projection.bias is None else projection.bias.to(dtype),
-            divisor=getattr(config, "logits_scaling", None) or 1.0,
-            cap=getattr(config, "final_logit_softcapping", None),
-        )
-
-    def logits(self, hidden_ND: Tensor) -> Tensor:
-        """N × V, in float32 or wider."""
-        logits = F.linear(hidden_ND, self.weight_VD, self.bias_V)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.divisor
-        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
 
 class Loss(NamedTuple):

@@ -84,7 +84,7 @@ def awaited_job(line: int) -> Path | None:
 
 
 def call_by_name(name: str, *arguments: Any, **named: Any) -> Any:
-    """Such as `yarn_ops.rope.patch:patch`, which only then is imported."""
+    """Such as `yarn_ops.models.patch:patch`, which only then is imported."""
     return pkgutil.resolve_name(name)(*arguments, **named)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from yarn_ops.checkpoints import INDEX, WEIGHTS
+from yarn_ops.models.checkpoints import INDEX, WEIGHTS
 
 FILE_BYTES = 5 * 10**9
 """as transformers cut models for years"""

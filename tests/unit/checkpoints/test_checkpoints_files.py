@@ -2,8 +2,9 @@
 
 import pytest
 
-from yarn_ops.checkpoints import checkpoint_files, load_tokenizer, rope_thetas, rope_type
 from yarn_ops.errors import BaseModelError
+from yarn_ops.models.checkpoints import checkpoint_files, load_tokenizer
+from yarn_ops.rope.fields import rope_thetas, rope_type
 
 
 def test_only_what_belongs_to_a_checkpoint(checkpoint):

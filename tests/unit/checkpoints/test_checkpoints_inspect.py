@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 
-from yarn_ops.checkpoints import inspect_checkpoint, tensor_shapes
 from yarn_ops.errors import BaseModelError
+from yarn_ops.models.checkpoints import inspect_checkpoint, tensor_shapes
 
 
 def refused(path, *fragments, **options):

@@ -9,9 +9,9 @@ from suite_parts import documents
 from yarn_ops.evals.capacity.heads import diagnose
 from yarn_ops.evals.suite import needles
 from yarn_ops.evals.suite.reader import SharedReader
-from yarn_ops.model_files import read_config
+from yarn_ops.models.files import read_config
+from yarn_ops.models.loading import load_proven
 from yarn_ops.rope.config import rope_spec_of
-from yarn_ops.rope.proof import load_proven
 
 
 @pytest.fixture(scope="module")

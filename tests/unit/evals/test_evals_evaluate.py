@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from yarn_ops.checkpoints import load_tokenizer
 from yarn_ops.data import corpus, shards
 from yarn_ops.data.files import LocalFiles
 from yarn_ops.data.windows import ShardReader
 from yarn_ops.errors import EvaluationError
 from yarn_ops.evals.evaluate import evaluate, plan
+from yarn_ops.models.checkpoints import load_tokenizer
 from yarn_ops.recipe import Data, Evaluate
 from yarn_ops.records import BaseModel, Local, ShardSet
 from yarn_ops.shipped import MODELS

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from yarn_ops.checkpoints import inspect_checkpoint
 from yarn_ops.data import corpus, shards
 from yarn_ops.data.files import LocalFiles
 from yarn_ops.data.windows import ShardReader, spread
 from yarn_ops.errors import EvaluationError, RecipeError
 from yarn_ops.evals.fit import draw_parts, fit, longrope_space, losses_under, pattern_search, yarn_space
-from yarn_ops.model_files import read_config
+from yarn_ops.models.checkpoints import inspect_checkpoint
+from yarn_ops.models.files import read_config
+from yarn_ops.models.loading import load_proven
 from yarn_ops.recipe import Data, Evaluate, Rope
 from yarn_ops.records import BaseModel, Fit, Local, ShardSet
 from yarn_ops.rope.config import patch_config
 from yarn_ops.rope.methods import RopeSpec, attention_factor, inverse_frequencies
-from yarn_ops.rope.proof import load_proven, prove, retune
+from yarn_ops.rope.proof import prove, retune
 from yarn_ops.shipped import MODELS
 
 BASE512 = MODELS / "base512"

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from yarn_ops.errors import BaseModelError, ExportError, RopeError
 from yarn_ops.export.adapter import export_adapter
-from yarn_ops.model_files import read_config
+from yarn_ops.models.files import read_config
+from yarn_ops.models.loading import load_proven
 from yarn_ops.recipe import Train
 from yarn_ops.rope.config import rope_spec_of
-from yarn_ops.rope.proof import load_proven
 from yarn_ops.train.lora import make_trainable, merge_lora, save_adapter, trained_parameters
 
 

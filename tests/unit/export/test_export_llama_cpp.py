@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from yarn_ops.checkpoints import load_tokenizer
 from yarn_ops.export.model import export_model
-from yarn_ops.model_files import read_config
+from yarn_ops.models.checkpoints import load_tokenizer
+from yarn_ops.models.files import read_config
+from yarn_ops.models.loading import load_proven
 from yarn_ops.rope.config import rope_spec_of
-from yarn_ops.rope.proof import load_proven
 
 LLAMA_PYTHON = Path(__file__).parents[3] / ".venv-llama/bin/python"
 NEW_TOKENS = 16

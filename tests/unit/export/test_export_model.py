@@ -10,7 +10,7 @@ from gguf import GGUFReader
 
 from yarn_ops.errors import BaseModelError, ExportError, RopeError
 from yarn_ops.export.model import export_model
-from yarn_ops.model_files import read_config
+from yarn_ops.models.files import read_config
 
 OWN = 0.1 * math.log(4) + 1
 

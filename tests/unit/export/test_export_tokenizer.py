@@ -10,7 +10,7 @@ from gguf import TokenType
 
 from yarn_ops.errors import ExportError
 from yarn_ops.export.gguf_tokenizer import PATTERNS, gguf_tokenizer
-from yarn_ops.model_files import read_config
+from yarn_ops.models.files import read_config
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 PATTERN_OF = {name: pattern for pattern, name in PATTERNS.items()}

@@ -9,14 +9,15 @@ from numpy.testing import assert_allclose
 from torch.testing import assert_close
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
-from yarn_ops.checkpoints import load_tokenizer
 from yarn_ops.errors import ProofError, RopeError
-from yarn_ops.model_files import read_config
+from yarn_ops.models.checkpoints import load_tokenizer
+from yarn_ops.models.files import read_config
+from yarn_ops.models.loading import load_proven
+from yarn_ops.models.patch import prove_directory
 from yarn_ops.recipe import Rope
 from yarn_ops.rope.config import patch_config, rope_spec_of
 from yarn_ops.rope.methods import RopeSpec, attention_factor, inverse_frequencies
-from yarn_ops.rope.patch import prove_directory
-from yarn_ops.rope.proof import load_proven, prove
+from yarn_ops.rope.proof import prove
 from yarn_ops.rope.serving import serving_settings
 from yarn_ops.shipped import MODELS
 

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from yarn_ops.errors import BaseModelError
+from yarn_ops.models.loading import load_proven
+from yarn_ops.models.parts import PartedModel, PartWeights
 from yarn_ops.recipe import Rope
 from yarn_ops.rope.config import patch_config, rope_spec_of
-from yarn_ops.rope.parts import PartedModel, PartWeights
-from yarn_ops.rope.proof import load_proven
 from yarn_ops.train.layerwise import Layerwise
 
 LENGTHS = (1, 40, 300)

@@ -6,13 +6,13 @@ import shutil
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-from yarn_ops.checkpoints import inspect_checkpoint
 from yarn_ops.errors import ProofError, RopeError
+from yarn_ops.models import patch as stage
+from yarn_ops.models.checkpoints import inspect_checkpoint
+from yarn_ops.models.patch import patch
 from yarn_ops.recipe import Rope
 from yarn_ops.records import Local
-from yarn_ops.rope import patch as stage
 from yarn_ops.rope.config import rope_spec_of
-from yarn_ops.rope.patch import patch
 from yarn_ops.shipped import MODELS
 
 BASE = MODELS / "base512"

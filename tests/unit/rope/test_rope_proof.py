@@ -10,10 +10,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from yarn_ops.errors import BaseModelError, ProofError
+from yarn_ops.models.loading import load_proven
 from yarn_ops.recipe import Rope
 from yarn_ops.rope.config import patch_config, rope_spec_of
 from yarn_ops.rope.methods import RopeSpec, attention_factor, inverse_frequencies
-from yarn_ops.rope.proof import load_proven, prove, rotary_modules
+from yarn_ops.rope.proof import prove, rotary_modules
 
 YARN = Rope(method="yarn", factor=4.0)
 PLANNED = ("llama", "qwen2", "qwen3", "mistral", "olmo2", "gpt_neox", "phi", "stablelm", "mixtral", "granite")

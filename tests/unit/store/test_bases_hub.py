@@ -16,9 +16,9 @@ import pytest
 from huggingface_hub import constants
 
 from yarn_ops.bases import fetch_base
-from yarn_ops.checkpoints import checkpoint_files
 from yarn_ops.digests import digest_tree
 from yarn_ops.errors import BaseModelError
+from yarn_ops.models.checkpoints import checkpoint_files
 from yarn_ops.recipe import Base
 from yarn_ops.shipped import MODELS
 from yarn_ops.store import StoreOptions

@@ -14,9 +14,9 @@ import pytest
 
 from yarn_ops.bases import fetch_base
 from yarn_ops.catalogue import DIGEST_TAG, ModelVersion
-from yarn_ops.checkpoints import checkpoint_files
 from yarn_ops.digests import tree_files
 from yarn_ops.errors import BaseModelError, StoreError
+from yarn_ops.models.checkpoints import checkpoint_files
 from yarn_ops.recipe import Base
 from yarn_ops.records import BaseModel
 from yarn_ops.shipped import MODELS

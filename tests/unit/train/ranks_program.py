@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from yarn_ops.train.arrange import arrange
 from yarn_ops.train.events import NoEvents
 from yarn_ops.train.job import Job
 from yarn_ops.train.loop import Loop
-from yarn_ops.train.parallel.arrange import arrange
 from yarn_ops.train.parallel.ranks import Ranks, join
 
 Curve = tuple[list[float], list[list[Tensor]]]

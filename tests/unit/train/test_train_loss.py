@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from yarn_ops.data.windows import Window
 from yarn_ops.errors import TrainError
+from yarn_ops.models.head import Head
 from yarn_ops.train.backbone import Backbone, TransformersBackbone
 from yarn_ops.train.batches import IGNORED, make_batch, positions_within
-from yarn_ops.train.step import CausalLoss, Head, HiddenStates, summed_loss
+from yarn_ops.train.step import CausalLoss, HiddenStates, summed_loss
 
 WAYS = [TransformersBackbone, lambda model, dtype: Backbone(model, dtype, windows=2, window=64)]
 

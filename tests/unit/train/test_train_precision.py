@@ -10,8 +10,9 @@ from collections.abc import Mapping
 import pytest
 
 from yarn_ops.errors import TrainError
+from yarn_ops.models.device import resolve_dtype
 from yarn_ops.train import precision
-from yarn_ops.train.precision import BELOW_AMX, resolve_dtype, trainer_environment
+from yarn_ops.train.precision import BELOW_AMX, trainer_environment
 
 DIES_OF_AMX = """
 import os, signal

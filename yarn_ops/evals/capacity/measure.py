@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Literal
 
-from yarn_ops.checkpoints import tensor_shapes
 from yarn_ops.errors import EvaluationError
 from yarn_ops.evals.capacity.cost import costs, shape_of
 from yarn_ops.evals.capacity.heads import Diagnosis, diagnose
@@ -23,6 +22,7 @@ from yarn_ops.evals.suite.plan import Plan
 from yarn_ops.evals.suite.reader import SharedReader, open_reader
 from yarn_ops.evals.suite.run import help_suite, run_suite
 from yarn_ops.evals.suite.subject import Subject
+from yarn_ops.models.checkpoints import tensor_shapes
 
 DIAGNOSED_PARTS = 4
 

@@ -9,20 +9,15 @@ from typing import Any, Literal
 
 import torch
 
-from yarn_ops.checkpoints import (
-    checkpoint_files,
-    load_tokenizer,
-    quiet_transformers,
-    refuse_code,
-    rope_thetas,
-)
 from yarn_ops.digests import digest_of, file_digest
 from yarn_ops.errors import BaseModelError
 from yarn_ops.evals.suite.sample import Encode
-from yarn_ops.model_files import read_config
+from yarn_ops.models.checkpoints import checkpoint_files, load_tokenizer, quiet_transformers, refuse_code
+from yarn_ops.models.files import read_config
+from yarn_ops.models.loading import load_proven
 from yarn_ops.rope.config import rope_spec_of
+from yarn_ops.rope.fields import rope_thetas
 from yarn_ops.rope.methods import RopeSpec
-from yarn_ops.rope.proof import load_proven
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -13,10 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from yarn_ops.models.device import LLAMAS
 from yarn_ops.recipe import Train
-
-LLAMAS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-"""architectures that our own layers serve; others are not cut"""
 
 
 class Layout(NamedTuple):

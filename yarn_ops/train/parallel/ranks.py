@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -21,11 +22,22 @@ from torch import Tensor, nn
 from yarn_ops.errors import TrainError, YarnOpsError
 from yarn_ops.train.parallel.layout import Layout
 from yarn_ops.train.parallel.peers import Peers
-from yarn_ops.train.parallel.ulysses import ContextGroup
 
 PATIENCE = timedelta(minutes=10)
 """of a collective: the slowest step, its compilation, a snapshot on a slow disk"""
 BUCKET_BYTES = 1 << 28
+
+
+class ContextGroup(NamedTuple):
+    """The processes that share a window."""
+
+    group: dist.ProcessGroup
+    rank: int
+    size: int
+
+    def part(self, tensor: Tensor, dim: int) -> Tensor:
+        """This process's part of what belongs to the whole window."""
+        return tensor.chunk(self.size, dim)[self.rank]
 
 
 class Ranks:

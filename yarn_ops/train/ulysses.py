@@ -11,25 +11,13 @@ Axes in names: B windows, T this process's tokens, S all tokens, H heads, K head
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from yarn_ops.train.attention import Attended, Documents, Kernel, attend, attend_backward
-
-
-class ContextGroup(NamedTuple):
-    """The processes that share a window."""
-
-    group: dist.ProcessGroup
-    rank: int
-    size: int
-
-    def part(self, tensor: Tensor, dim: int) -> Tensor:
-        """This process's part of what belongs to the whole window."""
-        return tensor.chunk(self.size, dim)[self.rank]
+from yarn_ops.train.parallel.ranks import ContextGroup
 
 
 def context_parallel_attention(

@@ -6,16 +6,16 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from yarn_ops.errors import TrainError
-from yarn_ops.model_files import read_config
+from yarn_ops.models.device import resolve_device, resolve_dtype, torch_dtype
+from yarn_ops.models.files import read_config
+from yarn_ops.models.loading import lay_out
 from yarn_ops.recipe import Train
-from yarn_ops.rope.patch import lay_out
-from yarn_ops.train.backbone import DTYPES, capacity
+from yarn_ops.train.backbone import capacity
 from yarn_ops.train.job import Job
 from yarn_ops.train.lora import make_trainable
 from yarn_ops.train.parallel.layout import Layout, StepShape
 from yarn_ops.train.parallel.ranks import Ranks
 from yarn_ops.train.plan import ModelShape, Rates, StepPlan, plan_step
-from yarn_ops.train.precision import resolve_device, resolve_dtype
 
 LINK_BYTES = 200e9
 """that a process sends in a second; an all-reduce of 1 GiB on two H100 has 329 GB/s of bus bandwidth"""
@@ -29,12 +29,12 @@ def arrange(job: Job, ranks: Ranks) -> None:
     dtype = resolve_dtype(job.train.precision, device)
     model = lay_out(job.patched_dir)
     make_trainable(model, job.train)
-    element_bytes = DTYPES[dtype].itemsize
+    element_bytes = torch_dtype(dtype).itemsize
     frozen_bytes = element_bytes if job.train.method == "lora" else 4
     shape = ModelShape.of(model, element_bytes=element_bytes, weight_bytes=frozen_bytes)
     window, float8 = job.leg.context_tokens, job.train.precision == "fp8"
     memory, host, *rates = ranks.least(
-        capacity(shape, device, DTYPES[dtype], job.train.batch_windows * window, window, float8)
+        capacity(shape, device, torch_dtype(dtype), job.train.batch_windows * window, window, float8)
     )
     found = predict(
         ranks.size,

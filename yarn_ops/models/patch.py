@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from yarn_ops import recipe
-from yarn_ops.checkpoints import quiet_transformers
-from yarn_ops.model_files import (
+from yarn_ops.models.checkpoints import quiet_transformers
+from yarn_ops.models.files import (
     CONFIG,
     GENERATION_CONFIG,
     TOKENIZER_CONFIG,
@@ -22,8 +21,8 @@ from yarn_ops.model_files import (
     read_config,
     read_object,
 )
+from yarn_ops.models.loading import lay_out
 from yarn_ops.records import BaseModel, Local, PatchedModel
-from yarn_ops.rope import dynamic
 from yarn_ops.rope.config import patch_config
 from yarn_ops.rope.methods import RopeSpec, attention_factor
 from yarn_ops.rope.proof import prove, rotary_modules
@@ -84,17 +83,6 @@ def prove_directory(path: Path, spec: RopeSpec) -> float:
             name.replace(".", "_"): type(module)(module.config) for name, module in rotary_modules(layout)
         }
     return prove(torch.nn.ModuleDict(rotary), spec)
-
-
-def lay_out(path: Path) -> Any:
-    """The transformers model that a directory's config asks for, without data (on the meta device)."""
-    config = read_config(path)
-    with quiet_transformers():
-        if dynamic.is_dynamic(config):
-            return dynamic.lay_out(config)
-        with torch.device("meta"):
-            built = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-            return AutoModelForCausalLM.from_config(built)
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:

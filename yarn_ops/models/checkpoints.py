@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from yarn_ops.errors import BaseModelError
-from yarn_ops.model_files import (
+from yarn_ops.models.files import (
     CONFIG,
     GENERATION_CONFIG,
     TOKENIZER_CONFIG,
@@ -25,6 +25,7 @@ from yarn_ops.model_files import (
     read_object,
 )
 from yarn_ops.records import BaseModel
+from yarn_ops.rope.fields import rope_thetas, rope_type
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -112,22 +113,6 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     if not shapes:
         raise BaseModelError(f"{path / WEIGHTS}: holds no tensor; download the checkpoint again")
     return shapes
-
-
-def rope_type(config: Mapping[str, Any]) -> str:
-    """The kind of RoPE scaling a config asks for, "default" for none; rope_scaling goes first, as on load."""
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, Mapping) else None
-    return str(kind or "default")
-
-
-def rope_thetas(config: Mapping[str, Any]) -> dict[str, float]:
-    """Every base frequency a config states, by the key that states it."""
-    stated = {key: config.get(key) for key in ("rope_theta", "rotary_emb_base")}
-    for name in ("rope_parameters", "rope_scaling"):
-        if isinstance(values := config.get(name), Mapping):
-            stated[f"{name}.rope_theta"] = values.get("rope_theta")
-    return {key: float(value) for key, value in stated.items() if isinstance(value, int | float)}
 
 
 def load_tokenizer(path: Path) -> Any:

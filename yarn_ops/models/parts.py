@@ -26,10 +26,10 @@ from transformers.core_model_loading import (
 )
 from transformers.modeling_utils import LoadStateDictConfig
 
-from yarn_ops.checkpoints import quiet_transformers, weight_files
 from yarn_ops.errors import BaseModelError
+from yarn_ops.models.checkpoints import quiet_transformers, weight_files
+from yarn_ops.models.loading import lay_out_proven
 from yarn_ops.rope.methods import RopeSpec
-from yarn_ops.rope.proof import lay_out_proven
 
 
 @dataclass(frozen=True)

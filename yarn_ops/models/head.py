@@ -1,0 +1,40 @@
+"""The output layer of a causal model: hidden states to logits, with what its architecture does to them.
+
+Axes in names: N positions, D hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+class Head(NamedTuple):
+    """The output layer, and what the architecture does to its logits."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    divisor: float
+    """Granite's"""
+    cap: float | None
+    """Gemma 2's: cap · tanh(logits / cap)"""
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, dtype: torch.dtype) -> Head:
+        projection, config = model.get_output_embeddings(), model.config
+        return cls(
+            weight_VD=projection.weight.to(dtype),
+            bias_V=None if projection.bias is None else projection.bias.to(dtype),
+            divisor=getattr(config, "logits_scaling", None) or 1.0,
+            cap=getattr(config, "final_logit_softcapping", None),
+        )
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """N × V, in float32 or wider."""
+        logits = F.linear(hidden_ND, self.weight_VD, self.bias_V)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.divisor
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap

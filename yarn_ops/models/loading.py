@@ -1,0 +1,150 @@
+"""Models built from a directory: with their weights, or laid out without data; their RoPE is proven.
+
+The one place that loads a model. A config alone says nothing about a model that is already built, and a cast
+of the model rounds its frequencies, so the live buffers are compared with the reference (`rope.proof`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+
+from yarn_ops.errors import BaseModelError
+from yarn_ops.models.checkpoints import quiet_transformers, weight_files
+from yarn_ops.models.files import read_config
+from yarn_ops.rope import dynamic
+from yarn_ops.rope.methods import RopeSpec
+from yarn_ops.rope.proof import prove
+
+
+def load_proven(
+    weights: Path,
+    config: Mapping[str, Any] | None,
+    spec: RopeSpec,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attn_implementation: str = "sdpa",
+) -> Any:
+    """A transformers causal model in evaluation mode, its rotary embedding proven against `spec`.
+
+    `weights` holds the safetensors; `config` replaces its config.json unless None. Local files only, no
+    pickles, no code. Parameters are `dtype`, frequencies stay float32. Every tensor must find its place:
+    a missing or left-over one raises BaseModelError. Raises ProofError where the RoPE is not `spec`'s.
+    """
+    weight_files(weights)
+    config = copy.deepcopy(dict(read_config(weights) if config is None else config))
+    with quiet_transformers():
+        model = _load(weights, config, dtype, device, attn_implementation)
+    model.to(device)  # a device alone: a dtype here would round the frequencies
+    model.eval()
+    prove(model, spec)
+    return model
+
+
+def lay_out_proven(
+    config: Mapping[str, Any],
+    spec: RopeSpec,
+    *,
+    device: torch.device | str,
+    attn_implementation: str = "sdpa",
+) -> Any:
+    """The model that `load_proven` gives, in float32, but no parameter has data yet (meta device).
+
+    Buffers are on `device` with their values. Raises ProofError where the RoPE is not `spec`'s.
+    """
+    try:
+        built, attn_implementation = _build(copy.deepcopy(dict(config)), attn_implementation)
+        with quiet_transformers(), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                built, dtype=torch.float32, attn_implementation=attn_implementation
+            )
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise BaseModelError(f"config.json: no model can be built from it: {error}") from None
+    for module in model.modules():
+        if buffers := dict(module.named_buffers(recurse=False)):
+            for name, buffer in buffers.items():
+                setattr(module, name, torch.empty_like(buffer, device=device))
+            model._init_weights(module)
+    if dynamic.is_dynamic(config):
+        dynamic.install(model, config)
+        model.base_model.rotary_emb.to(device)
+    model.eval()
+    prove(model, spec)
+    return model
+
+
+def lay_out(path: Path) -> Any:
+    """The transformers model that a directory's config asks for, without data (on the meta device). Its RoPE
+    is not proven."""
+    config = read_config(path)
+    with quiet_transformers():
+        if dynamic.is_dynamic(config):
+            return dynamic.lay_out(config)
+        with torch.device("meta"):
+            built = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(built)
+
+
+def _by_number(device: torch.device | str) -> torch.device:
+    """A device with its number: the threads that load do not know this thread's current GPU."""
+    found = torch.device(device)
+    if found.type == "cuda" and found.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return found
+
+
+def _build(config: dict[str, Any], attn_implementation: str) -> tuple[Any, str]:
+    """The transformers config object, and the attention that its model can run with."""
+    model_type = config.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"model_type {model_type!r} is unknown to transformers; choose another base")
+    late = dynamic.is_dynamic(config)
+    built = CONFIG_MAPPING[model_type].from_dict(dynamic.unscaled(config) if late else config)
+    if late:
+        attn_implementation = dynamic.register_attention()
+    if getattr(built, "attn_logit_softcapping", None):
+        attn_implementation = "eager"  # the others drop the cap without a word
+    return built, attn_implementation
+
+
+def _load(
+    weights: Path,
+    config: dict[str, Any],
+    dtype: torch.dtype,
+    device: torch.device | str,
+    attn_implementation: str,
+) -> Any:
+    try:
+        built, attn_implementation = _build(config, attn_implementation)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            weights,
+            config=built,
+            dtype=dtype,
+            # A tensor at a time: host memory never holds a model that goes to a GPU.
+            device_map={"": _by_number(device)},
+            attn_implementation=attn_implementation,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            output_loading_info=True,
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise BaseModelError(f"{weights}: cannot be loaded: {error}") from None
+    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if tensors := sorted(key if isinstance(key, str) else key[0] for key in report[fault]):
+            raise BaseModelError(
+                f"{weights}: {fault.replace('_keys', '')} tensor {tensors[0]} ({len(tensors)} in all); "
+                "weights and config are not of one model, download both again"
+            )
+    if dynamic.is_dynamic(config):
+        dynamic.install(model, config)
+    return model
