@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
+MOST_JSON_ITEMS = 6_000_000
+"""of which each may take 80 bytes or more"""
+LARGE_BYTES = 64 << 20
+MOST_EXPANSION = 1000
 FOLDER = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY)
 
 
@@ -45,7 +50,39 @@ def open_regular(place: Path) -> BinaryIO:
         handle = os.open(place.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     finally:
         os.close(folder)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    facts = os.fstat(handle)
+    fault = None
+    if not stat.S_ISREG(facts.st_mode):
+        fault = "not a regular file"
+    elif facts.st_size > LARGE_BYTES and facts.st_size > MOST_EXPANSION * 512 * facts.st_blocks:
+        fault = f"{facts.st_size:,} bytes of which hardly any are stored"
+    if fault is not None:
         os.close(handle)
-        raise OSError(errno.EINVAL, "not a regular file", str(place))
+        raise OSError(errno.EINVAL, fault, str(place))
     return os.fdopen(handle, "rb")
+
+
+def read_json(data: bytes) -> Any:
+    """A JSON value; ValueError where it is none, or so many small parts that it would fill memory."""
+    if _items(data) > MOST_JSON_ITEMS and _items(_without_strings(data)) > MOST_JSON_ITEMS:
+        raise ValueError(f"more than {MOST_JSON_ITEMS:,} values")
+    try:
+        return json.loads(data.decode(), parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _items(data: bytes) -> int:
+    return data.count(b",") + data.count(b"{") + data.count(b"[")
+
+
+def _without_strings(data: bytes) -> bytes:
+    import numpy as np
+
+    signs = np.frombuffer(data.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
+    inside = np.bitwise_xor.accumulate(signs == ord('"'))
+    return signs[~inside].tobytes()
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")

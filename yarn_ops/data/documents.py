@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -12,12 +11,20 @@ from gzip import GzipFile
 from typing import Any, BinaryIO
 
 from yarn_ops.data.files import WHOLE_BYTES, Files, SourceFile
+from yarn_ops.data.parquet import read_texts as read_texts_of_parquet
 from yarn_ops.data.text import FRAGMENT_BYTES, fragments, fragments_of
-from yarn_ops.data.units import Kind, Unit, kind_of, open_parquet
+from yarn_ops.data.units import Kind, Unit, kind_of
 from yarn_ops.errors import DataError
+from yarn_ops.opening import read_json
 
-PARQUET_BATCH_ROWS = 64
 BUFFER_BYTES = 1 << 20
+MOST_ROW_BYTES = 64 << 20
+MOST_EXPANSION = 4_000
+"""times its size that a compressed file may become; text in use becomes 3 to 100"""
+UNASKED_BYTES = 16 << 20
+"""whatever its size, a file may become so much"""
+ROW_BYTES = 200
+"""what a row counts besides its text"""
 LAST_ROW_BYTES = 64 << 10
 """a stretch of bytes is read up to the end of its last row, which is mostly not farther than that"""
 
@@ -50,7 +57,8 @@ def read_fragments(unit: Unit, source: SourceFile, files: Files, text_field: str
             yield from _text(file, source, unit.start, unit.stop)
             return
         try:
-            for text in _ROW_READERS[kind](_Stretch(file, source.uri, unit.start, unit.stop, text_field)):
+            stretch = _Stretch(file, source.uri, unit.start, unit.stop, text_field, source.size_bytes)
+            for text in _ROW_READERS[kind](stretch):
                 yield from _row(text)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{source.uri}: damaged .{kind} file ({error}); replace it") from None
@@ -122,6 +130,15 @@ class _Stretch:
     start: int
     stop: int | None
     text_field: str
+    size_bytes: int
+
+    def check_growth(self, grown_bytes: int) -> None:
+        """DataError where the file has become so much that it is made to fill memory or disk."""
+        if grown_bytes > UNASKED_BYTES and grown_bytes > MOST_EXPANSION * self.size_bytes:
+            raise DataError(
+                f"{self.uri}: becomes more than {MOST_EXPANSION:,} times its {self.size_bytes:,} bytes; no "
+                "text does; take it out of data.sources"
+            )
 
     def where(self, row: int, noun: str) -> str:
         """A row as a person finds it."""
@@ -131,8 +148,8 @@ class _Stretch:
         """The text in a line of JSON."""
         where = self.where(row, "line")
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            value = read_json(line)
+        except ValueError as error:
             raise DataError(f"{where}: not JSON ({error}); correct the line") from None
         if not isinstance(value, dict):
             raise DataError(
@@ -146,10 +163,20 @@ def _json_lines(stretch: _Stretch) -> Iterator[str | None]:
     file, at = stretch.file, stretch.start
     if at:
         file.seek(at - 1)
-        at += len(file.readline()) - 1
+        at -= 1
+        while part := file.readline(MOST_ROW_BYTES):  # the end of a line that began before
+            at += len(part)
+            if part.endswith(b"\n"):
+                break
     row = 0
-    while (stretch.stop is None or at < stretch.stop) and (line := file.readline()):
+    while (stretch.stop is None or at < stretch.stop) and (line := file.readline(MOST_ROW_BYTES + 1)):
+        if len(line) > MOST_ROW_BYTES:
+            raise DataError(
+                f"{stretch.where(row, 'line')}: longer than {MOST_ROW_BYTES:,} bytes; cut it into documents, "
+                "or give each as a text file"
+            )
         at += len(line)
+        stretch.check_growth(at - stretch.start + ROW_BYTES * row)
         yield stretch.text_of(line, row) if line.strip() else None
         row += 1
 
@@ -168,21 +195,18 @@ def _zstd_lines(stretch: _Stretch) -> Iterator[str | None]:
 
 
 def _parquet_rows(stretch: _Stretch) -> Iterator[str | None]:
-    import pyarrow
-
-    table, field = open_parquet(stretch.file, stretch.uri), stretch.text_field
-    try:
-        if field not in table.schema_arrow.names:
-            names = ", ".join(table.schema_arrow.names)
-            raise DataError(f"{stretch.uri}: no field {field!r}, it has: {names}; set data.text_field")
-        groups = range(stretch.start, stretch.stop or table.metadata.num_row_groups)
-        row = 0
-        for batch in table.iter_batches(PARQUET_BATCH_ROWS, groups, columns=[field]):
-            for value in batch.column(0):
-                yield _text_of({field: value.as_py()}, field, stretch.where(row, "row"))
-                row += 1
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{stretch.uri}: damaged .parquet file ({error}); replace it") from None
+    grown_bytes = 0
+    field = stretch.text_field
+    values = read_texts_of_parquet(stretch.file, stretch.uri, field, stretch.start, stretch.stop)
+    for row, value in enumerate(values):
+        text = _text_of({field: value}, field, stretch.where(row, "row"))
+        if len(text) > MOST_ROW_BYTES:
+            raise DataError(
+                f"{stretch.where(row, 'row')}: longer than {MOST_ROW_BYTES:,} letters; cut it into documents"
+            )
+        grown_bytes += len(text) + ROW_BYTES
+        stretch.check_growth(grown_bytes)
+        yield text
 
 
 def _text_of(row: dict[str, Any], text_field: str, where: str) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from typing import Literal
 
 from yarn_ops.data.files import Files, SourceFile
+from yarn_ops.data.parquet import open_parquet
 from yarn_ops.data.text import FRAGMENT_BYTES
 from yarn_ops.data.tokenizer import Tokenizer
 from yarn_ops.digests import digest_of
-from yarn_ops.errors import DataError
 from yarn_ops.recipe import Data
 
 VERSION = 1
@@ -26,7 +26,6 @@ LEAST_BYTES = 1 << 20
 MOST_BYTES = 128 << 20
 """what a node that dies costs at most: half a minute of a core"""
 MOST_FILES = 4096
-PARQUET_BUFFER_BYTES = 1 << 20
 
 Kind = Literal["text", "jsonl", "jsonl.gz", "jsonl.zst", "parquet"]
 SUFFIXES: dict[str, Kind] = {
@@ -136,15 +135,3 @@ def _row_groups(source: SourceFile, target: int, files: Files) -> Iterator[Unit]
             if held >= target or group + 1 == table.metadata.num_row_groups:
                 yield Unit((source,), start, group + 1)
                 start, held = group + 1, 0
-
-
-def open_parquet(file: BinaryIO, uri: str) -> Any:
-    """pyarrow's ParquetFile; DataError when it is none."""
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        # With a buffer, a column is read page by page: a row group may be of any size.
-        return parquet.ParquetFile(file, buffer_size=PARQUET_BUFFER_BYTES)
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{uri}: damaged .parquet file ({error}); replace it") from None
