@@ -69,8 +69,10 @@ def run(up: Up, recipe: Recipe) -> dict[str, Any]:
 
 
 def test_the_addresses_are_printed(up: Up) -> None:
-    assert f"Prefect UI   {up.service.prefect_ui_url}/deployments\n" in up.printed
-    assert f"MLflow UI    {up.service.mlflow_uri}\n" in up.printed
+    assert f"Prefect UI   {up.service.prefect_ui_url}/deployments?token=" in up.printed
+    assert f"MLflow UI    {up.service.mlflow_uri}/?token=" in up.printed
+    kept = Path(up.environment["YARN_OPS_STATE_DIR"], "addresses").read_text()
+    assert kept in up.printed and str(up.service.prefect_auth).partition(":")[2] not in up.printed
 
 
 def test_a_second_service_on_the_state_directory_is_refused(up: Up) -> None:
@@ -78,6 +80,7 @@ def test_a_second_service_on_the_state_directory_is_refused(up: Up) -> None:
     assert second.returncode == 2
     assert second.stderr.count("\n") == 1
     assert f"already runs at {up.service.prefect_ui_url} there; stop it first" in second.stderr
+    assert "token=" not in second.stdout + second.stderr
 
 
 def test_every_field_of_the_form_has_a_title_and_a_first_value_or_is_empty(up: Up) -> None:
