@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from stores import make_tree
+from stores import Counting, make_tree
 
 from yarn_ops.digests import digest_tree, tree_digest
 from yarn_ops.errors import StoreError
@@ -166,14 +166,33 @@ def test_composing_something_else_replaces_the_directory(store: Store, source: P
     fetch_tree(store, composed, tmp_path / "cache")
 
 
-def test_an_interrupted_composition_is_not_a_directory(store: Store, source: Path) -> None:
+def test_a_source_that_lost_a_file_is_not_composed(store: Store, source: Path) -> None:
     tree = put_tree(store, source)
     target = f"{store.url}/release"
     composed = compose_tree(store, tree, {}, target)
     store.delete(f"artifacts/{tree.digest}/model.safetensors")
-    with pytest.raises(StoreError, match="no such"):
+    with pytest.raises(StoreError, match=r"model\.safetensors \(300000 bytes expected, none found"):
         compose_tree(store, tree, {"README.md": b"1"}, target)
+    assert tree_present(store, composed), "what is complete stays so until all of the new one is there"
+
+
+class BreakingOff(Counting):
+    """A store that copies all but the weights."""
+
+    def copy(self, source_key: str, target_key: str, size_bytes: int | None = None) -> None:
+        if source_key.endswith("model.safetensors"):
+            raise StoreError("broken off")
+        self._store.copy(source_key, target_key, size_bytes)
+
+
+def test_an_interrupted_composition_is_not_a_directory(store: Store, source: Path) -> None:
+    tree = put_tree(store, source)
+    target = f"{store.url}/release"
+    composed = compose_tree(store, tree, {}, target)
+    with pytest.raises(StoreError, match="broken off"):
+        compose_tree(BreakingOff(store), tree, {"README.md": b"1"}, target)
     assert not tree_present(store, composed)
+    assert compose_tree(store, tree, {}, target) == composed
 
 
 def test_a_composition_outside_the_store_is_refused(store: Store, source: Path) -> None:

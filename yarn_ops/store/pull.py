@@ -81,7 +81,7 @@ def pull_files(
         if partial is None:
             _mend(store, prefix, manifest, to, files, transfer)
             return
-        _check_sizes(store, prefix, manifest)
+        check_sizes(store, prefix, manifest)
         _bring(store, prefix, manifest, files, transfer)
         for path in tree_files(partial).values():
             path.unlink()
@@ -115,7 +115,7 @@ def _mend(
             (to / fault.name).unlink(missing_ok=True)
     if damaged:
         part = Manifest(files=damaged)
-        _check_sizes(store, prefix, part)
+        check_sizes(store, prefix, part)
         _bring(store, prefix, part, files, transfer)
     for name, entry in damaged.items():
         files.place(entry, to / name)
@@ -199,8 +199,8 @@ def _check_same(to: Path, manifest: Manifest) -> None:
         raise StoreError(f"{to}: exists and is something else; remove it or choose another directory")
 
 
-def _check_sizes(store: Store, prefix: str, manifest: Manifest) -> None:
-    """Say what is missing or cut short before gigabytes of the rest are fetched."""
+def check_sizes(store: Store, prefix: str, manifest: Manifest) -> None:
+    """Say what is missing or cut short before gigabytes of the rest are moved; Damaged."""
     sizes = stored_sizes(store, prefix)
     for name, entry in manifest.files.items():
         if sizes.get(name) != entry.size_bytes:

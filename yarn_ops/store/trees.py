@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
@@ -24,7 +25,7 @@ from yarn_ops.store.manifest import (
     check_file_name,
     parse_manifest,
 )
-from yarn_ops.store.pull import pull_files
+from yarn_ops.store.pull import check_sizes, pull_files
 from yarn_ops.store.transfer import Report, Transfer
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ def fetch_tree(store: Store, tree: Tree, cache: Path, *, report: Report | None =
     in the cache is fetched again. Damaged names what is damaged in the store; see `compose_tree`.
     """
     prefix = store.key_of(tree.uri)
-    try:
+    with _taking_away(store, tree):
         manifest = _manifest_of(store, tree)
         if isinstance(store, LocalStore):
             path, transfer = store.root / prefix, Transfer(manifest.size_bytes, report)
@@ -135,8 +136,6 @@ def fetch_tree(store: Store, tree: Tree, cache: Path, *, report: Report | None =
             return path
         path = cache / tree.digest
         pull_files(store, prefix, manifest, path, cache=cache, report=report, mend=True)
-    except Damaged as error:
-        raise _set_aside(store, tree) or error from None
     os.utime(path)  # its last use, by which the cache is swept
     return path
 
@@ -152,15 +151,13 @@ def compose_tree(
     makes it again.
     """
     source_prefix, target_prefix = store.key_of(source.uri), store.key_of(target_uri)
-    try:
-        source_files = _manifest_of(store, source).files
-    except Damaged as error:
-        raise _set_aside(store, source) or error from None
+    with _taking_away(store, source):
+        listed = _manifest_of(store, source)
     extra_files = {
         check_file_name(name): FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
         for name, data in extra.items()
     }
-    manifest = Manifest(files={**source_files, **extra_files})
+    manifest = Manifest(files={**listed.files, **extra_files})
     tree = manifest.tree_at(store.uri_of(target_prefix))
 
     def faults() -> list[Fault]:
@@ -170,21 +167,33 @@ def compose_tree(
         if not (found := faults()):
             return tree
         log.warning("%s", refusal(tree.uri, found, "composed again"))
+    with _taking_away(store, source):
+        check_sizes(store, source_prefix, listed)
     # From here until the new manifest stands, the directory is not complete.
     store.delete(join(target_prefix, MANIFEST))
-    copied = [name for name in source_files if name not in extra_files]
+    copied = [name for name in listed.files if name not in extra_files]
     Transfer(0, None).run(
         lambda name: store.copy(
-            join(source_prefix, name), join(target_prefix, name), source_files[name].size_bytes
+            join(source_prefix, name), join(target_prefix, name), listed.files[name].size_bytes
         ),
         copied,
     )
     for name, data in extra.items():
         store.write(join(target_prefix, name), data)
-    if differing := faults():
-        raise _set_aside(store, source) or refusal(tree.uri, differing, "run again")
+    with _taking_away(store, source):
+        if found := faults():
+            raise refusal(tree.uri, found, "run again")
     store.write(join(target_prefix, MANIFEST), manifest.to_bytes())
     return tree
+
+
+@contextmanager
+def _taking_away(store: Store, tree: Tree) -> Iterator[None]:
+    """After a damage within the block, whatever the store has of a directory of ours is sound."""
+    try:
+        yield
+    except Damaged as error:
+        raise _set_aside(store, tree) or error from None
 
 
 def _set_aside(store: Store, tree: Tree) -> Damaged | None:
