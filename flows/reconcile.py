@@ -31,6 +31,7 @@ from prefect.states import Cancelled, Scheduled
 
 from flows.liveness import abandoned, runs_on_this_machine, sign
 from yarn_ops import upkeep
+from yarn_ops.errors import YarnOpsError
 from yarn_ops.processes import birth
 from yarn_ops.registry import Registry, RunEnd, open_registry
 from yarn_ops.registry import upkeep as records
@@ -87,7 +88,7 @@ def settle(settings: Settings, *, sweep: bool = False, alone: bool = False) -> d
         halves = upkeep.half_registered(registry, try_mlflow(settings))
         done["version without its run"] = [f"{name} {version}" for name, version in halves]
         if sweep:
-            done["garbage removed"] = list(_sweep(settings, registry))
+            done |= _sweep(settings, registry)
         return done
     finally:
         registry.close()
@@ -169,11 +170,17 @@ def _close_runs(client: SyncPrefectClient, registry: Registry) -> Iterator[str]:
         yield f"{run.id}: {end}"
 
 
-def _sweep(settings: Settings, registry: Registry) -> Iterator[str]:
+def _sweep(settings: Settings, registry: Registry) -> dict[str, list[str]]:
+    """Remove garbage here and, unless others may need something of it, in the store."""
     store = open_store(settings.store, store_options(settings))
-    for garbage in upkeep.find_garbage(settings, store, registry):
-        upkeep.remove(store, garbage)
-        yield f"{garbage.kind} {garbage.name}, {garbage.size_bytes} bytes"
+    found, refused = upkeep.local_garbage(settings, registry), []
+    try:
+        found += upkeep.stored_garbage(settings, store, registry)
+    except YarnOpsError as error:
+        refused.append(str(error))
+    gone = [one for one in found if upkeep.remove(store, registry, one)]
+    told = [f"{one.kind} {one.name}, {one.size_bytes} bytes" for one in gone]
+    return {"garbage removed": told, "the store is not swept": refused}
 
 
 def _runs(client: SyncPrefectClient, states: tuple[StateType, ...]) -> list[FlowRun]:

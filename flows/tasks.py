@@ -27,11 +27,14 @@ from flows.workshop import Workshop, workshop
 from yarn_ops.bars import Report
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import Damaged, LeaseLost, StoreError
+from yarn_ops.processes import using
 from yarn_ops.recipe import Section
 from yarn_ops.records import Local, Record
-from yarn_ops.registry import Held, QueuedStage, hold, keys_at_work, occupied, this_process
+from yarn_ops.registry import Held, QueuedStage, copies, hold, keys_at_work, occupied, this_process
 from yarn_ops.store.disk import room_in
-from yarn_ops.store.trees import put_tree, tree_present
+from yarn_ops.store.sweep import ARTIFACTS
+from yarn_ops.store.trees import manifest_of, put_tree, tree_present
+from yarn_ops.upkeep import OBSERVATIONS
 
 R = TypeVar("R", bound=Record)
 
@@ -79,6 +82,7 @@ def stage(
                 mended = mend(shop, record, *inputs)
                 if mended != record:
                     shop.registry.replace(key, record, mended)
+                    shop.ledger.keep_stage(key, copies.copy_stage(shop.registry, key))
                     record = mended
         return record, key, reused
 
@@ -122,6 +126,8 @@ def _use(shop: Workshop, name: str, obtain: Callable[[], tuple[R, str, bool]]) -
                 _make_again(shop, damaged)
         seconds = time.monotonic() - started - (shop.waited_s - waited_s)
         shop.registry.note_use(shop.run.id, key, reused=reused, seconds=seconds)
+        if not reused:
+            shop.keep()
         how = "reused" if reused else "done"
         with about(key=key[:12]):
             get_run_logger().info("%s in %.1f s", how, seconds)
@@ -225,19 +231,31 @@ def _device(shop: Workshop, name: str, held: Held, alone_on: Need) -> Iterator[N
 
 
 def _observe(shop: Workshop, name: str, fn: Callable[..., R], inputs: tuple[Any, ...]) -> tuple[R, str, bool]:
-    place = shop.work_dir("observations")
+    place = shop.work_dir(OBSERVATIONS)
     with room_in(place), tempfile.TemporaryDirectory(dir=place) as folder, shop.progress.of(name) as report:
         work = Path(folder)
-        (work / "out").mkdir()
-        bench = Bench(shop, "", work, work / "out", report, lambda: False)
-        record = fn(bench, *inputs)
-        record = record.model_copy(update={"tree": put_tree(shop.store, bench.out, report=report)})
-    key = stage_key(name, 1, (record,))
-    with _lease(shop, name, key) as held:
-        if held.record is not None:
-            return record, key, True
-        held.complete(record)
+        with using(work):
+            (work / "out").mkdir()
+            bench = Bench(shop, "", work, work / "out", report, lambda: False)
+            record = fn(bench, *inputs)
+            found = manifest_of(bench.out)
+            tree = found.tree_at(shop.store.uri_of(f"{ARTIFACTS}/{found.digest}"))
+            record = record.model_copy(update={"tree": tree})
+            key = stage_key(name, 1, (record,))
+            with _lease(shop, name, key) as held:  # before the first byte is stored: who holds it is at work
+                put_tree(shop.store, bench.out, own=found, owner=shop.ledger, report=report)
+                if held.record is not None:
+                    return record, key, True
+                _commit(shop, held, record)
     return record, key, False
+
+
+def _commit(shop: Workshop, held: Held, record: Record) -> None:
+    """Record the result: in the store, from which a lost registry is made again, then in the registry."""
+    assert held.lease is not None
+    key = held.lease.key
+    shop.ledger.keep_stage(key, copies.copy_stage(shop.registry, key, record))
+    held.complete(record)
 
 
 def _make(
@@ -254,16 +272,16 @@ def _make(
     for left in work.glob("out-*"):
         shutil.rmtree(left, ignore_errors=True)
     out = work / f"out-{held.lease.fence}"  # a holder that lost its lease unnoticed writes to its own
-    with room_in(work), _made_or_gone(out), shop.progress.of(name) as report:
+    with using(work), room_in(work), _made_or_gone(out), shop.progress.of(name) as report:
         bench = Bench(shop, key, work, out, report, held.lost.is_set)
         fetched = _fetched(shop, fn, inputs)
         with _device(shop, name, held, alone_on):
             record = fn(bench, *fetched)
         tree = record.tree
         if tree is None and any(bench.out.iterdir()):
-            tree = put_tree(shop.store, bench.out, report=report)
+            tree = put_tree(shop.store, bench.out, owner=shop.ledger, report=report)
         record = record.model_copy(update={"tree": tree, "parents": _parents(inputs)})
-        held.complete(record)
+        _commit(shop, held, record)
     shop.discard(work)
     return record
 

@@ -30,11 +30,12 @@ from yarn_ops.errors import GateFailed, Stopped, YarnOpsError
 from yarn_ops.processes import keeping_missed
 from yarn_ops.recipe import Recipe, recorded_recipe
 from yarn_ops.records import AnyRecord, Local, Record, Tree
-from yarn_ops.registry import Registry, Run, RunEnd, open_registry
+from yarn_ops.registry import Registry, Run, RunEnd, copies, open_registry
 from yarn_ops.release import Tracking, open_tracking
 from yarn_ops.services import require_services
 from yarn_ops.settings import Settings
 from yarn_ops.store import Store, StoreOptions, files_for, open_store, store_options
+from yarn_ops.store.ledger import Ledger
 from yarn_ops.store.trees import fetch_tree
 from yarn_ops.train.warm_trainer import WarmTrainer, call_by_name
 
@@ -95,6 +96,15 @@ class Workshop:
         return open_store(self.settings.store, self.store_options)
 
     @cached_property
+    def ledger(self) -> Ledger:
+        """What this registry writes of itself into the store."""
+        return Ledger(self.store, self.registry.id)
+
+    def keep(self) -> None:
+        """Have the store know the run as far as it came, so that a lost registry can be made again."""
+        self.ledger.keep_run(copies.copy_run(self.registry, self.run.id))
+
+    @cached_property
     def files(self) -> Files:
         return files_for(self.store_options)
 
@@ -102,7 +112,7 @@ class Workshop:
         """Where documents are prepared: in this process, or on the cluster that the settings name."""
         if self.settings.cluster is None:
             return LocalUnits(work / "units", self.files, os.cpu_count() or 1)
-        return ClusterUnits(self.settings, work / "units")
+        return ClusterUnits(self.settings, work / "units", self.ledger)
 
     @cached_property
     def tracking(self) -> Tracking:
@@ -200,8 +210,11 @@ class Workshop:
         return Local(record, self._fetch_tree(record.tree))
 
     def _fetch_tree(self, tree: Tree) -> Path:
-        if tree.digest not in self._verified:
+        path = self._verified.get(tree.digest)
+        if path is None or not path.exists():  # the cache may have been swept since
             self._verified[tree.digest] = fetch_tree(self.store, tree, self.settings.home / "cache")
+        elif path.is_relative_to(self.settings.home / "cache"):
+            os.utime(path)  # as `fetch_tree` does: it is in use from now
         return self._verified[tree.digest]
 
 
@@ -228,12 +241,16 @@ def open_workshop(
     token = _CURRENT.set(shop)
     try:
         with bars, keeping_missed(*SIGNALLED):
+            shop.ledger.sign(registry.name)
+            shop.keep()
             yield shop
         shop.close_mlflow_run("completed")
         registry.finish_run(run.id, "completed")
+        _keep_end(shop)
     except BaseException as error:
         status, reason = _end_by(error)
         registry.finish_run(run.id, status, reason)
+        _keep_end(shop)
         try:
             shop.close_mlflow_run(status)
         except Exception as also:  # what ended the run matters more, and may have ended MLflow's import
@@ -241,6 +258,13 @@ def open_workshop(
         raise
     finally:
         _CURRENT.reset(token)
+
+
+def _keep_end(shop: Workshop) -> None:
+    try:
+        shop.keep()
+    except YarnOpsError as error:  # how it ended matters more; `gc` and a later run write it again
+        log.warning("run %s: its end was not written to the store: %s", shop.run.id, error)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from yarn_ops.settings import Settings, read_settings
 from yarn_ops.store import Store, StoreOptions, files_for, open_store, store_options
 from yarn_ops.store.damage import Fault, faults_stored, refusal, stored_sizes
 from yarn_ops.store.keys import join
+from yarn_ops.store.ledger import Ledger
 from yarn_ops.store.manifest import MANIFEST, Manifest, parse_manifest
 from yarn_ops.store.pull import pull_tree
 from yarn_ops.store.sweep import UNITS
@@ -48,10 +49,11 @@ RETRIES = 2
 class ClusterUnits:
     """`Units` (see data/shards.py) made by the workers of the Dask cluster that the settings name."""
 
-    def __init__(self, settings: Settings, folder: Path) -> None:
-        """`folder`: for the small files that are read here."""
+    def __init__(self, settings: Settings, folder: Path, owner: Ledger | None = None) -> None:
+        """`folder`: for the small files that are read here. `owner`: of what is made of units."""
         self._settings = settings
         self._folder = folder
+        self._owner = owner
         self._manifests: dict[str, Manifest] = {}
         self._read: set[Path] = set()
         """what lies here and is what its manifest says"""
@@ -117,7 +119,7 @@ class ClusterUnits:
         copies = {
             name: (_place(key, TOKENS), self._manifests[key].files[TOKENS]) for name, key in results.items()
         }
-        return put_tree(self._store, out, copies=copies)
+        return put_tree(self._store, out, copies=copies, owner=self._owner)
 
 
 def workers_of(settings: Settings) -> int:
@@ -134,6 +136,7 @@ def make_in_store(key: str, unit: Unit, options: UnitOptions, tokenizer: str, st
     settings.make_home()
     store, files = _opened(store_url, store_options(settings))
     if (made_before := _made_before(store, key)) is not None:
+        store.write(_place(key, MANIFEST), made_before)  # in use, so not old
         return made_before
     with tempfile.TemporaryDirectory(prefix="unit-", dir=settings.home) as place:
         made = Path(place) / "made"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +127,79 @@ def birth(pid: int) -> float:
         return float(psutil.Process(pid).create_time())
     # The name, in parentheses, may hold anything; the start is the 22nd field (proc_pid_stat(5)).
     return int(facts.rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def using(folder: Path) -> Iterator[None]:
+    """Have a directory, made when missing, that `remove_unused` leaves alone while the block lasts.
+
+    Any number of processes may use it. It is a lock of the kernel's: it ends with the process that holds it.
+    """
+    handle = _hold(folder)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _hold(folder: Path) -> int:
+    """A handle that keeps the directory, which is there when this returns, from `remove_unused`."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_SH)
+            if os.path.samestat(os.fstat(handle), folder.stat()):
+                return handle
+        except FileNotFoundError:  # removed in this moment
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def is_used(path: Path) -> bool | None:
+    """Whether a process has a lock on the file or directory, as by `using`; one that is gone nobody has.
+
+    None: the file system cannot tell.
+    """
+    with _alone(path) as told:
+        return told
+
+
+def remove_unused(folder: Path) -> bool:
+    """Remove a directory and all in it unless a process uses it; whether it is gone."""
+    with _alone(folder) as used:
+        if not used:
+            shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[bool | None]:
+    """Whether somebody uses it; if not, nobody begins to before the block ends."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        yield False if isinstance(error, FileNotFoundError) else None
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        used: bool | None = True
+    except OSError:
+        used = None
+    else:
+        used = False
+    try:
+        yield used
+    finally:
+        os.close(handle)
 
 
 def usable_threads() -> int:

@@ -264,6 +264,19 @@ class Tracking:
             found = [version for name in sorted(names) for version in self._versions(name)]
         return [version for version in found if GATE_TAG in version.tags and _matches(version, tags or {})]
 
+    def sources(self) -> list[str]:
+        """The URIs of all versions' directories, of any program."""
+        found = read_versions(self.uri, self._auth)
+        if found is not None:
+            return [version.source for version in found]
+        with self._mlflow() as client:
+            return [version.source for version in _pages(client.search_model_versions)]
+
+    def params(self, run_id: str) -> dict[str, str]:
+        """What the run was asked for, as it was logged."""
+        with self._mlflow() as client:
+            return dict(client.get_run(run_id).data.params)
+
     def asking(self, tag: str) -> list[ModelVersion]:
         """Every usable version, of any program, that carries this tag; oldest first."""
         with self._mlflow() as client:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -75,6 +77,21 @@ class Workplace:
             return registry.run_view("last")
         finally:
             registry.close()
+
+    def runs(self) -> list[RunView]:
+        """All of them, whole."""
+        registry = open_registry(self.settings.database)
+        try:
+            return [registry.run_view(run.id) for run in registry.runs()]
+        finally:
+            registry.close()
+
+    def pull(self, to: Path) -> dict[str, bytes]:
+        """The files of the pulled champion."""
+        self._finished(self.start("pull", "small", "--alias", "champion", "--to", to), 0)
+        return {
+            path.relative_to(to).as_posix(): path.read_bytes() for path in to.rglob("*") if path.is_file()
+        }
 
     def versions(self) -> dict[int, ModelVersion]:
         return {version.version: version for version in open_tracking(self.settings).models()}
@@ -249,6 +266,41 @@ def test_a_checkpoint_lost_from_the_store_is_merged_again(workplace: Workplace, 
     assert computed(again) == ["merge"]
     assert the("merge", again).record == the("merge", first).record
     assert list(workplace.versions()) == versions
+
+
+def test_a_damaged_registry_is_made_again(workplace: Workplace, first: RunView, tmp_path: Path) -> None:
+    """Runs, stages, releases and pulls as they were; finished stages are reused, and nothing is collected."""
+    workplace.extend()
+    before, versions, pulled = workplace.runs(), workplace.versions(), workplace.pull(tmp_path / "before")
+    assert len(before) >= 2 and pulled
+    path = workplace.settings.home / "registry.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3 : 2 * len(content) // 3] = os.urandom(len(content) // 3 + 1)[
+        : len(content) // 3
+    ]
+    path.write_bytes(content)
+
+    out, err = workplace.start("doctor", "--json").communicate(timeout=200)
+    (told,) = [each for each in json.loads(out) if each["name"] == "registry"]
+    assert not told["healthy"] and "run `yarn-ops db rebuild`" in told["remedy"], err
+    rebuilding = workplace.start("db", "rebuild")
+    out, err = rebuilding.communicate(timeout=200)
+    assert rebuilding.returncode == 0, out + err
+    assert f"damaged: moved to {path}.damaged-" in out and "could not be got back" not in out
+    (aside,) = [one for one in path.parent.glob("registry.db.damaged-*") if one.name[-1].isdecimal()]
+    assert aside.read_bytes() == bytes(content)
+
+    assert workplace.runs() == before
+    assert workplace.versions() == versions
+    assert workplace.pull(tmp_path / "after") == pulled
+    collecting = workplace.start("gc", "--older-than", "0", "--json")
+    out, err = collecting.communicate(timeout=200)
+    assert collecting.returncode == 0, err
+    assert {one["kind"] for one in json.loads(out)["found"]} <= {"work", "cache"}, out
+    again = workplace.extend()
+    assert computed(again) == [] and again.release == first.release
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ from prefect_here import at, client
 from yarn_ops.registry import open_registry, this_process
 from yarn_ops.services import open_run_registry
 from yarn_ops.settings import Settings, read_settings
+from yarn_ops.store import open_store
+from yarn_ops.store.trees import put_tree, tree_present
 
 RUNNING = {"type": "RUNNING", "name": "Running"}
 GATE = "Flow run encountered an exception: GateFailed: small version 1 was rejected"
@@ -160,6 +162,25 @@ def test_the_registry_hears_how_prefect_ended_a_run(server: Server, settings: Se
     assert settle(settings)["run closed"] == [f"{run.id}: stopped"]
     statuses = [registry.run_view(one.id).status for one in (run, going_on, elsewhere)]
     assert statuses == ["stopped", "running", "running"]
+
+
+def test_a_sweep_leaves_a_store_that_may_be_somebody_elses(settings: Settings, tmp_path: Path) -> None:
+    """What lies here is collected all the same."""
+    from flows import reconcile
+
+    store = open_store(settings.store)
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "a").write_bytes(b"in use, by an earlier program")
+    tree = put_tree(store, tmp_path / "made")
+    old = settings.home / "work" / "observations" / "tmp0"
+    old.mkdir(parents=True)
+    for path in (old, *settings.home.joinpath("store").rglob("*")):
+        os.utime(path, (0, 0))
+    done = reconcile.settle(settings, sweep=True)
+    assert done["garbage removed"] == ["work tmp0, 0 bytes"]
+    (line,) = done["the store is not swept"]
+    assert "1 directories" in line and "claimed by no registry" in line and "\n" not in line
+    assert tree_present(store, tree)
 
 
 def test_a_tagged_version_is_extended_once(server: Server, settings: Settings, small_recipe: Path) -> None:

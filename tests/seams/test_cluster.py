@@ -87,9 +87,10 @@ class Asking:
         )  # fmt: skip
 
     def moments(self) -> dict[str, str]:
-        """When each unit's result was finished."""
-        infos = self.store.list("units/")
-        return {info.key: str(info.modified) for info in infos if info.key.endswith("/manifest.json")}
+        """When each unit's result was stored; a use later touches its manifest alone."""
+        infos = sorted(self.store.list("units/"), key=lambda info: info.modified)
+        parts = [info for info in infos if not info.key.endswith("/manifest.json")]
+        return {info.key.split("/")[1]: str(info.modified) for info in parts}
 
 
 def test_two_nodes_make_the_bytes_of_one_process_and_nothing_twice(
@@ -126,9 +127,7 @@ def test_two_nodes_make_the_bytes_of_one_process_and_nothing_twice(
     one.store.write(unit, bytes([data[0] ^ 1]) + data[1:])
     assert one.prepare("healed") == grown
     assert one.store.read(unit) == data
-    assert {key for key, moment in one.moments().items() if moment != after[key]} == {
-        f"{unit.rpartition('/')[0]}/manifest.json"
-    }
+    assert [key for key, moment in one.moments().items() if moment != after[key]] == [unit.split("/")[1]]
 
     one.store.write("in/broken.jsonl", b"{\n")
     with pytest.raises(DataError, match=r"in/broken\.jsonl, line 1: not JSON"):

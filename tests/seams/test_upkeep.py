@@ -19,6 +19,7 @@ from yarn_ops.registry import upkeep as records
 from yarn_ops.release import Tracking
 from yarn_ops.settings import Settings
 from yarn_ops.store import Store
+from yarn_ops.store.ledger import Ledger
 from yarn_ops.store.pull import pull_tree
 from yarn_ops.store.s3 import S3Store
 from yarn_ops.store.trees import fetch_tree, put_tree, put_tree_at, tree_present
@@ -28,11 +29,13 @@ NOW = timedelta(seconds=-5)  # S3 counts in whole seconds
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
+    (tmp_path / "home").mkdir()
     return Settings(state_dir=tmp_path / "home")
 
 
-def stored(store: Store, folder: Path, data: bytes) -> Tree:
-    return put_tree(store, make_tree(folder, {"a": data, "below/b": data}))
+def stored(store: Store, registry: Registry, folder: Path, data: bytes) -> Tree:
+    files = make_tree(folder, {"a": data, "below/b": data})
+    return put_tree(store, files, owner=Ledger(store, registry.id))
 
 
 def finish(registry: Registry, run_id: str, key: str, tree: Tree | None) -> None:
@@ -44,14 +47,14 @@ def finish(registry: Registry, run_id: str, key: str, tree: Tree | None) -> None
 def test_an_unreferenced_directory_is_found_and_removed(
     store: Store, registry: Registry, run_id: str, settings: Settings, tmp_path: Path
 ) -> None:
-    used = stored(store, tmp_path / "used", b"1" * 1000)
-    lost = stored(store, tmp_path / "lost", b"2" * 2000)
+    used = stored(store, registry, tmp_path / "used", b"1" * 1000)
+    lost = stored(store, registry, tmp_path / "lost", b"2" * 2000)
     finish(registry, run_id, "a" * 64, used)
     assert upkeep.find_garbage(settings, store, registry, timedelta(days=1)) == []
     (found,) = upkeep.find_garbage(settings, store, registry, NOW)
     assert (found.kind, found.name) == ("tree", lost.digest)
     assert found.size_bytes >= 4000
-    upkeep.remove(store, found)
+    upkeep.remove(store, registry, found)
     assert upkeep.find_garbage(settings, store, registry, NOW) == []
     assert (tree_present(store, used), tree_present(store, lost)) == (True, False)
 
@@ -63,7 +66,7 @@ def test_results_of_units_are_given_up_by_their_age(
     assert upkeep.find_garbage(settings, store, registry, timedelta(days=1)) == []
     (found,) = upkeep.find_garbage(settings, store, registry, NOW)
     assert (found.kind, found.name) == ("unit", "key") and found.size_bytes > 3000
-    upkeep.remove(store, found)
+    upkeep.remove(store, registry, found)
     assert [*store.list("units/")] == []
 
 
@@ -81,7 +84,7 @@ def test_a_broken_off_upload_is_found_and_given_up(
     assert upkeep.find_garbage(settings, store, registry, timedelta(days=1)) == []
     (found,) = upkeep.find_garbage(settings, store, registry, NOW)
     assert (found.kind, found.size_bytes) == ("upload", 3000)
-    upkeep.remove(store, found)
+    upkeep.remove(store, registry, found)
     assert upkeep.find_garbage(settings, store, registry, NOW) == []
 
 
@@ -95,7 +98,7 @@ def test_working_files_of_a_finished_stage_and_of_one_given_up(
     found = upkeep.find_garbage(settings, store, registry, NOW)
     assert {(one.kind, one.size_bytes) for one in found} == {("work", 40)}
     for one in found:
-        upkeep.remove(store, one)
+        upkeep.remove(store, registry, one)
     assert list((settings.home / "work").iterdir()) == []
 
 
@@ -103,14 +106,14 @@ def test_cached_files_that_no_directory_links_to(
     store: Store, registry: Registry, settings: Settings, tmp_path: Path
 ) -> None:
     source = make_tree(tmp_path / "source", {"a": bytes(2 << 20), "b": b"1" * (2 << 20)})
-    tree = put_tree(store, source)
+    tree = put_tree(store, source, owner=Ledger(store, registry.id))
     cache = settings.home / "cache"
     pull_tree(store, tree.uri, tmp_path / "to", cache=cache)
     (tmp_path / "to" / "b").unlink()
     assert upkeep.find_garbage(settings, store, registry, timedelta(days=1)) == []
     found = [one for one in upkeep.find_garbage(settings, store, registry, NOW) if one.kind == "cache"]
     assert [one.size_bytes for one in found] == [2 << 20]
-    upkeep.remove(store, found[0])
+    upkeep.remove(store, registry, found[0])
     (kept,) = (cache / "files").iterdir()
     assert kept.samefile(tmp_path / "to" / "a")
 
@@ -120,14 +123,15 @@ def test_fetched_directories_that_no_run_uses(
 ) -> None:
     if not isinstance(store, S3Store):
         pytest.skip("a local store's directories are used where they are")
-    tree = put_tree(store, make_tree(tmp_path / "source", {"a": bytes(2 << 20)}))
+    source = make_tree(tmp_path / "source", {"a": bytes(2 << 20)})
+    tree = put_tree(store, source, owner=Ledger(store, registry.id))
     path = fetch_tree(store, tree, settings.home / "cache")
     os.utime(path, (0, 0))
     assert fetch_tree(store, tree, settings.home / "cache") == path
     assert upkeep.find_garbage(settings, store, registry, timedelta(days=1)) == []
     os.utime(path, (0, 0))
     (found,) = upkeep.find_garbage(settings, store, registry, timedelta(days=1))
-    upkeep.remove(store, found)
+    assert upkeep.remove(store, registry, found)
     assert (found.kind, found.folder, path.exists()) == ("cache", path, False)
     (left,) = (one for one in upkeep.find_garbage(settings, store, registry, NOW) if one.kind == "cache")
     assert left.size_bytes == 2 << 20
@@ -168,6 +172,7 @@ def test_a_version_that_its_run_never_recorded_is_not_pulled(
 
 
 def test_times_are_compared_with_their_zone(store: Store, registry: Registry, settings: Settings) -> None:
+    Ledger(store, registry.id).claim("0" * 64)
     store.write("artifacts/" + "0" * 64 + "/file", b"x")
     (found,) = upkeep.find_garbage(settings, store, registry, timedelta(seconds=-5))
     assert abs((datetime.now(UTC) - found.modified).total_seconds()) < 60

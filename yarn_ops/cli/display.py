@@ -50,9 +50,8 @@ def show_runs(runs: Sequence[RunSummary], *, as_json: bool) -> None:
             "" if run.finished_at is None else _duration((run.finished_at - run.started_at).total_seconds())
         )
         release = "" if run.release is None else f"{run.release.name} {run.release.version}"
-        table.add_row(
-            run.id, _status(run), took, run.recipe["base"]["model"], run.recipe["rope"]["method"], release
-        )  # fmt: skip
+        base, method = run.recipe.get("base", {}).get("model"), run.recipe.get("rope", {}).get("method")
+        table.add_row(run.id, _status(run), took, base, method, release)
     CONSOLE.print(table, soft_wrap=False)
 
 

@@ -8,11 +8,13 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from yarn_ops import servers, services
 from yarn_ops.errors import YarnOpsError
+from yarn_ops.registry import database
 from yarn_ops.settings import Settings
 from yarn_ops.shown import one_line
 
@@ -89,7 +91,17 @@ def _state(settings: Settings) -> str:
     return f"{settings.home}, {free / 2**30:.0f} GiB free"
 
 
+def _undamaged(path: Path | None, remedy: str) -> None:
+    damage = None if path is None else database.sqlite_damage(path)
+    if damage is not None:
+        raise YarnOpsError(f"{path}: damaged ({damage.replace(';', ',')}); {remedy}")
+
+
 def _registry(settings: Settings) -> str:
+    _undamaged(
+        database.sqlite_file(settings.database),
+        "run `yarn-ops db rebuild`: it moves the file aside and makes the registry again from the store",
+    )
     runs = services.open_run_registry(settings).runs(1)
     return f"{settings.database}, " + (f"last run {runs[0].id}" if runs else "no runs yet")
 
@@ -100,11 +112,23 @@ def _store(settings: Settings) -> str:
 
 
 def _mlflow(settings: Settings) -> str:
+    _undamaged(
+        Path(settings.mlflow.removeprefix("sqlite:///"))
+        if settings.mlflow.startswith("sqlite:///")
+        else None,
+        "restore a backup; without one move it away and run the recipes again: finished stages are reused, "
+        "every release is whole in the store, and `yarn-ops db rebuild` tells which MLflow misses",
+    )
     services.try_mlflow(settings).models()
     return settings.mlflow
 
 
 def _prefect(settings: Settings) -> str:
+    if settings.prefect_api_url is None:
+        _undamaged(
+            settings.home / "prefect/prefect.db",
+            "stop `yarn-ops up` and move the file away: it is made again, with the runs' history alone lost",
+        )
     services.try_prefect(settings)
     if settings.prefect_api_url is not None:
         return settings.prefect_api_url

@@ -129,6 +129,23 @@ def db_upgrade() -> None:
     typer.echo("registry: up to date")
 
 
+@db_app.command("rebuild")
+def db_rebuild(
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="ID", help="The lost registry, by its id in the store; see the refusal."
+        ),
+    ] = None,
+) -> None:
+    """Make a lost or damaged registry again from what the store and MLflow know; nothing known is changed."""
+    from yarn_ops.rebuild import rebuild
+    from yarn_ops.settings import read_settings
+
+    for line in rebuild(read_settings(), source=source):
+        typer.echo(line)
+
+
 @app.command()
 def up(
     prefect_port: Annotated[int, typer.Option(help="Wanted port of the Prefect server and UI.")] = 4200,
@@ -149,14 +166,25 @@ def gc(
     older_than: Annotated[
         float, typer.Option(min=0, metavar="DAYS", help="Only what nobody wrote to for as long.")
     ] = 7.0,
+    adopt: Annotated[
+        bool,
+        typer.Option(
+            "--adopt",
+            help="Remove nothing: say that directories which no registry claims are this one's. "
+            "Only where no other registry uses the store.",
+        ),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Remove what nothing refers to: broken-off uploads, unreferenced directories, stale working files."""
     import yarn_ops.cli.display as display
-    from yarn_ops.cli.gc import collect
+    from yarn_ops.cli import gc as collecting
     from yarn_ops.settings import read_settings
 
-    found = collect(read_settings(), older_than_days=older_than, dry_run=dry_run)
+    if adopt:
+        typer.echo(f"adopted: {collecting.adopt(read_settings())} directories; `yarn-ops gc` may remove them")
+        return
+    found = collecting.collect(read_settings(), older_than_days=older_than, dry_run=dry_run)
     display.show_garbage(found, removed=not dry_run, as_json=json)
 
 

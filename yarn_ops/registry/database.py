@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 BUSY_TIMEOUT_S = 15
 """How long SQLite waits for another writer: well below a third of the default lease."""
+
+CHECK_S = 5.0
+"""How long a file may be looked through for damage."""
 
 POSTGRESQL_OPTIONS = {
     "connect_timeout": 10,
@@ -108,6 +113,32 @@ def migrations(connection: Connection) -> Config:
     config.set_main_option("script_location", "yarn_ops.registry:migrations")
     config.attributes["connection"] = connection
     return config
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite database; None of another kind. RegistryError as `open_database`."""
+    address = _parse(url)
+    return _sqlite_path(address) if address.get_backend_name() == "sqlite" else None
+
+
+def sqlite_damage(path: Path, timeout_s: float = CHECK_S) -> str | None:
+    """What SQLite's own check of every page and index finds wrong first; None when nothing is, or no file.
+
+    What is not seen within `timeout_s` is not told of.
+    """
+    if not path.is_file():
+        return None
+    deadline = time.monotonic() + timeout_s
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+            for check in ("quick_check", "integrity_check"):
+                found = str(connection.execute(f"PRAGMA {check}(1)").fetchone()[0])
+                if found != "ok":
+                    return found.splitlines()[-1]
+    except sqlite3.DatabaseError as error:
+        return str(error) if _DAMAGE.search(str(error)) else None
+    return None
 
 
 def _check_revision(connection: Connection, name: str) -> None:
@@ -207,12 +238,14 @@ def _cause(error: SQLAlchemyError) -> str:
     return text if isinstance(error, OperationalError) else first_line
 
 
+_DAMAGE = re.compile("malformed|not a database|corrupt")
+
 _REMEDIES = {
     "disk I/O error": "is the disk full?",
     "disk is full": "free some space and run again",
     "Connection refused": "start the server, or check YARN_OPS_DATABASE_URL",
     "database is locked": "another process writes for long; try again when it has finished",
-    "malformed": "the file is damaged; restore a backup, or move it away and run `yarn-ops db upgrade`",
+    "malformed": "the file is damaged; run `yarn-ops db rebuild`, which moves it aside",
     "not a database": "the file is something else; set YARN_OPS_DATABASE_URL",
     "unable to open": "is the directory there and writable?",
     "readonly database": "is the file writable?",

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Literal
 
 from sqlalchemy import and_, delete, func, or_, select, update
@@ -24,6 +25,7 @@ from yarn_ops.registry.tables import (
     ALL_DEPTHS,
     UNFINISHED,
     ArtifactRow,
+    IdentityRow,
     ReleaseRow,
     RunRow,
     RunStageRow,
@@ -70,7 +72,21 @@ class Registry:
         self._database = database
 
     def __repr__(self) -> str:
-        return f"Registry({self._database.name!r})"
+        return f"Registry({self.name!r})"
+
+    @property
+    def name(self) -> str:
+        """Its database's URL without password and options."""
+        return self._database.name
+
+    @cached_property
+    def id(self) -> str:
+        """32 hex digits, made with its tables: who it is among all registries that use a store."""
+        with self._database.begin() as session:
+            found = session.scalars(select(IdentityRow.id)).all()
+        if len(found) != 1:
+            raise RegistryError(f"{self.name}: no identity, or several; restore a backup of the database")
+        return found[0]
 
     def close(self) -> None:
         self._database.close()
@@ -226,7 +242,7 @@ class Registry:
         output = record.model_dump(mode="json")
         with self._database.begin() as session:
             _write(session, lease, status="completed", output=output, **_ended())
-            session.add_all(_facts(lease.key, record))
+            session.add_all(facts(lease.key, record))
 
     def fail(self, lease: Lease, error: str) -> None:
         """Keep why the stage failed; anybody may claim it at once. LeaseLost as `complete`."""
@@ -258,7 +274,7 @@ class Registry:
                 row.output = mended.model_dump(mode="json")
                 for table in FACTS:
                     session.execute(delete(table).where(table.key == key))
-                session.add_all(_facts(key, mended))
+                session.add_all(facts(key, mended))
 
     def note_use(self, run_id: str, key: str, *, reused: bool, seconds: float) -> None:
         """The run used a stage's output. What one attempt computed counts as computed in later ones too."""
@@ -278,7 +294,7 @@ def _new_run_id() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
-def _facts(key: str, record: Record) -> Iterator[Table]:
+def facts(key: str, record: Record) -> Iterator[Table]:
     """What a stage's record tells the other tables."""
     if record.tree is not None:
         yield ArtifactRow(key=key, kind=type(record).__name__, **record.tree.model_dump())

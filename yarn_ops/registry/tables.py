@@ -53,6 +53,14 @@ class Table(DeclarativeBase):
     }
 
 
+class IdentityRow(Table):
+    """One row: who this registry is among all that use a store (`store/ledger.py`)."""
+
+    __tablename__ = "identity"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+
+
 class RunRow(Table):
     """One recipe that was asked for, with all its attempts until it is completed or rejected."""
 

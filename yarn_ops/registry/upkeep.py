@@ -21,6 +21,7 @@ class OpenStage:
     stage: str
     run_id: str
     holder: str
+    started_at: datetime
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,32 @@ def free_leases(registry: Registry) -> list[OpenStage]:
     One that has run out while its holder runs on this machine stays: the clock was set, or the holder stood
     still, and will renew it. Whoever needs the stage may claim it all the same.
     """
+    freed = []
+    for stage, at_work in _running(registry):
+        if not at_work:
+            registry.take_from(stage.key, stage.holder, if_expired=not has_ended(stage.holder))
+            freed.append(stage)
+    return freed
+
+
+def stages_at_work(registry: Registry) -> list[OpenStage]:
+    """Every stage that somebody may be computing now, on any machine: those that `free_leases` leaves."""
+    return [stage for stage, at_work in _running(registry) if at_work]
+
+
+def _running(registry: Registry) -> list[tuple[OpenStage, bool]]:
+    """Every stage with the status running, and whether its holder may still be at it."""
     expired = or_(StageRunRow.lease_expires.is_(None), StageRunRow.lease_expires < database_now())
     with registry.begin() as session:
         rows = session.execute(
             select(StageRunRow, expired.label("expired")).where(StageRunRow.status == "running")
         ).all()
-    freed = []
+    found = []
     for row, late in rows:
-        ended = has_ended(row.holder or "")
-        if ended or (late and not runs_here(row.holder or "")):
-            registry.take_from(row.key, row.holder or "", if_expired=not ended)
-            freed.append(OpenStage(row.key, row.stage, row.run_id, row.holder or ""))
-    return freed
+        holder = row.holder or ""
+        at_work = not has_ended(holder) and (not late or runs_here(holder))
+        found.append((OpenStage(row.key, row.stage, row.run_id, holder, row.started_at), at_work))
+    return found
 
 
 def open_runs(registry: Registry) -> list[OpenRun]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,13 +24,12 @@ UNITS = "units"
 
 @dataclass(frozen=True)
 class Leftover:
-    """`kind`: upload (never finished), tree (a directory without a reference), unit (of a corpus)."""
+    """`kind`: upload (never finished), tree (artifacts/<digest>/), unit (of a corpus)."""
 
     kind: str
     name: str
     size_bytes: int
     modified: datetime
-    keys: tuple[str, ...] = ()
     upload_id: str = ""
 
 
@@ -41,38 +41,50 @@ def unfinished_uploads(store: Store, before: datetime) -> Iterator[Leftover]:
         yield from _multipart_uploads(store, before)
 
 
-def unreferenced_trees(store: Store, referenced: Collection[str], before: datetime) -> Iterator[Leftover]:
-    """Directories of artifacts/<digest>/ that are not referenced and that nobody wrote to since then."""
-    return _old_directories(store, ARTIFACTS, "tree", referenced, before)
+def trees(store: Store) -> dict[str, Leftover]:
+    """Every directory of artifacts/<digest>/, complete or not, by its digest."""
+    found = _directories(store, ARTIFACTS, "tree")
+    return {tree.name: tree for tree in found if re.fullmatch("[0-9a-f]{64}", tree.name)}
 
 
-def old_units(store: Store, before: datetime) -> Iterator[Leftover]:
-    """Results of units, units/<key>/, made before that moment."""
-    return _old_directories(store, UNITS, "unit", (), before)
+def units(store: Store) -> Iterator[Leftover]:
+    """Results of units, units/<key>/."""
+    return _directories(store, UNITS, "unit")
 
 
-def _old_directories(
-    store: Store, below: str, kind: str, referenced: Collection[str], before: datetime
-) -> Iterator[Leftover]:
-    trees: dict[str, list[ObjectInfo]] = defaultdict(list)
+def _directories(store: Store, below: str, kind: str) -> Iterator[Leftover]:
+    found: dict[str, list[ObjectInfo]] = defaultdict(list)
     for info in store.list(f"{below}/"):
-        digest = info.key.split("/")[1]
-        if digest not in referenced:
-            trees[digest].append(info)
-    for digest, infos in trees.items():
+        found[info.key.split("/")[1]].append(info)
+    for name, infos in found.items():
         newest = max(info.modified for info in infos)
-        if newest < before:
-            # The manifest first: without it the directory is not complete for anybody.
-            keys = sorted((info.key for info in infos), key=lambda key: not key.endswith(f"/{MANIFEST}"))
-            yield Leftover(kind, digest, sum(info.size_bytes for info in infos), newest, tuple(keys))
+        yield Leftover(kind, name, sum(info.size_bytes for info in infos), newest)
 
 
-def remove(store: Store, leftover: Leftover) -> None:
+def remove_directory(store: Store, leftover: Leftover, taken_up: Callable[[], bool]) -> bool:
+    """Delete a directory unless somebody wrote to it since it was listed, or `taken_up` says that he uses it.
+
+    `taken_up` is asked again when the manifest is gone: whoever came before finds it put back, and whoever
+    comes after finds the directory incomplete and stores it again.
+    """
+    below = join(UNITS if leftover.kind == "unit" else ARTIFACTS, leftover.name)
+    now = {info.key: info.modified for info in store.list(f"{below}/")}
+    if any(when > leftover.modified for when in now.values()) or taken_up():
+        return False
+    manifest = f"{below}/{MANIFEST}"
+    if (data := store.find(manifest)) is not None:
+        store.delete(manifest)
+        if taken_up():
+            store.write(manifest, data)
+            return False
+    for key in now:
+        store.delete(key)
+    return True
+
+
+def give_up_upload(store: Store, leftover: Leftover) -> None:
     """Give its space back; gone already is fine."""
-    if leftover.kind in ("tree", "unit"):
-        for key in leftover.keys:
-            store.delete(key)
-    elif isinstance(store, LocalStore):
+    if isinstance(store, LocalStore):
         with disk_errors(store.root / INCOMING):
             (store.root / INCOMING / leftover.name).unlink(missing_ok=True)
     elif isinstance(store, S3Store):

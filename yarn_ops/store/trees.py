@@ -17,6 +17,7 @@ from yarn_ops.store import Store
 from yarn_ops.store.damage import Fault, faults_here, faults_stored, refusal, stored_sizes
 from yarn_ops.store.disk import disk_errors
 from yarn_ops.store.keys import join
+from yarn_ops.store.ledger import Ledger
 from yarn_ops.store.local import LocalStore
 from yarn_ops.store.manifest import (
     MANIFEST,
@@ -36,15 +37,21 @@ def put_tree(
     path: Path,
     *,
     copies: Mapping[str, tuple[str, FileEntry]] = MappingProxyType({}),
+    own: Manifest | None = None,
+    owner: Ledger | None = None,
     report: Report | None = None,
 ) -> Tree:
     """Store every file below `path`, in parallel, once: what is there already is not sent again.
 
     copies: more files of the directory, which the store has under other keys: {name: (key, entry)}. It copies
-    them itself. Safe to repeat and to run twice at the same time. Raises StoreError.
+    them itself. own: `manifest_of(path)`, where that is known. owner: claims the directory before its first
+    byte is there; without one it is nobody's, and `yarn-ops gc` refuses the store. Safe to repeat and to run
+    twice at the same time. Raises StoreError.
     """
-    own = manifest_of(path)
+    own = own or manifest_of(path)
     manifest = Manifest(files={**own.files, **{name: entry for name, (_, entry) in copies.items()}})
+    if owner is not None:
+        owner.claim(manifest.digest)
     return _put(store, path, manifest, f"artifacts/{manifest.digest}", copies, report)
 
 
@@ -70,6 +77,7 @@ def _put(
 ) -> Tree:
     tree, sizes = manifest.tree_at(store.uri_of(prefix)), stored_sizes(store, prefix) if look else {}
     if MANIFEST in sizes and tree_present(store, tree):
+        store.write(join(prefix, MANIFEST), manifest.to_bytes())  # it is in use from now, so not old
         return tree
     transfer = Transfer(manifest.size_bytes, report)
 

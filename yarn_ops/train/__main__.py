@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yarn_ops.errors import Stopped, TrainError, YarnOpsError
+from yarn_ops.processes import using
 from yarn_ops.settings import started_by_torchrun
 from yarn_ops.train import warm_trainer
 from yarn_ops.train.job import LOG, Job, read_job
@@ -33,7 +34,10 @@ def main() -> int:
     stop = stop_request(parent)  # before torch's import takes its seconds
     try:
         job = read_job(arguments.job) if arguments.job else awaited_job()
-        return train(job, stop) if job else 0
+        if job is None:
+            return 0
+        with using(job.work_dir):  # also when our parent, whose folder it is, is gone
+            return train(job, stop)
     except YarnOpsError as error:
         print(error, file=sys.stderr)
         return 2
@@ -63,7 +67,6 @@ def train(job: Job, stop: threading.Event) -> int:
     from yarn_ops.models.device import resolve_device
     from yarn_ops.train.parallel.ranks import join
 
-    job.work_dir.mkdir(parents=True, exist_ok=True)
     with join(resolve_device(job.device), job.work_dir) as ranks:
         return _train(job, stop, ranks)
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from yarn_ops.cli.doctor import Finding, examine
+from yarn_ops.registry import upgrade
+from yarn_ops.registry.database import sqlite_damage
 from yarn_ops.settings import read_settings
 
 NOBODY = "http://127.0.0.1:9"
@@ -124,6 +129,51 @@ def test_one_wrong_thing_does_not_hide_the_others(yarn_ops: Any, state: Path) ->
     lines = answer.out.splitlines()
     assert [line[0] for line in lines if line[0] in "✓✗"] == list("✓✓✓✓✓✗✓✓✓✓")
     assert "    → start it, or correct YARN_OPS_MLFLOW_URI" in lines
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "remedy"),
+    [
+        ("registry", "registry.db", "run `yarn-ops db rebuild`"),
+        ("mlflow", "mlflow.db", "restore a backup; without one move it away and run the recipes again"),
+        ("prefect", "prefect/prefect.db", "stop `yarn-ops up` and move the file away"),
+    ],
+)
+@pytest.mark.parametrize("where", [0.3, 0.5, 0.9])
+def test_a_database_that_is_damaged_in_a_part_nobody_reads(
+    name: str, file: str, remedy: str, where: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One page of a table that no query of doctor's touches; the file opens, and the tables are listed."""
+    monkeypatch.setenv("YARN_OPS_STATE_DIR", str(tmp_path))
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    if name == "registry":
+        upgrade(f"sqlite:///{path}")
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE filling (id INTEGER PRIMARY KEY, words TEXT)")
+        database.execute("CREATE INDEX by_words ON filling (words)")
+        database.executemany("INSERT INTO filling (words) VALUES (?)", [(f"{n:0200}",) for n in range(2000)])
+    content = bytearray(path.read_bytes())
+    begin = int(where * len(content)) // 4096 * 4096
+    content[begin : begin + 4096] = b"\xff" * 4096
+    path.write_bytes(content)
+    bad = finding(name)
+    assert not bad.healthy
+    assert bad.found.startswith(f"{path}: damaged (")
+    assert remedy in bad.remedy and "\n" not in bad.found + bad.remedy
+
+
+def test_a_look_for_damage_takes_no_longer_than_it_may(tmp_path: Path) -> None:
+    path = tmp_path / "large.db"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE filling (id INTEGER PRIMARY KEY, words TEXT)")
+        database.executemany(
+            "INSERT INTO filling (words) VALUES (?)", [(f"{n:0900}",) for n in range(20_000)]
+        )
+    began = time.monotonic()
+    assert sqlite_damage(path, timeout_s=0.0) is None
+    assert time.monotonic() - began < 2.0
+    assert sqlite_damage(path) is None
 
 
 def test_a_full_disk_is_told_before_a_run_meets_it(monkeypatch: pytest.MonkeyPatch, state: Path) -> None:

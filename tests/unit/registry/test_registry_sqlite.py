@@ -55,7 +55,7 @@ def test_a_damaged_database_is_told(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[4096 : 4096 * 3] = b"\xff" * 4096 * 2
     path.write_bytes(content)
-    assert "malformed; the file is damaged" in failure(
+    assert "malformed; the file is damaged; run `yarn-ops db rebuild`" in failure(
         lambda url: open_registry(url).runs(), f"sqlite:///{path}"
     )
 
