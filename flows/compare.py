@@ -73,7 +73,8 @@ def contend(recipe: Recipe, arm: Arm, base: BaseModel, shards: ShardSet) -> tupl
     legs = recipe.curriculum(base.context_tokens)
     if arm == ZERO_SHOT:
         patched = patch(recipe.rope, legs[-1].ungated(), base)
-        return evaluate(recipe.evaluate.scores_alone, base, shards, base.context_tokens, [patched]), 0
+        asked = recipe.evaluate.scores_alone
+        return evaluate(asked, base, shards, base.context_tokens, None, (patched,)), 0
     configs = [patch(recipe.rope, leg.ungated(), base) for leg in legs]
     trained = train_legs(recipe, legs, configs, base, shards)
     last = trained.adapters[-1]

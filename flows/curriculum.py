@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flows.scoring import score
 from flows.stages.making import merge, train
-from flows.stages.measuring import evaluate_leg, judge_leg
+from flows.stages.measuring import evaluate, judge_leg, score
 from yarn_ops.errors import GateFailed
 from yarn_ops.recipe import Leg, Recipe
-from yarn_ops.records import Adapter, BaseModel, Checkpoint, PatchedModel, ShardSet
+from yarn_ops.records import Adapter, BaseModel, BeforeAfter, Checkpoint, PatchedModel, ShardSet
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,11 @@ def train_legs(
         )
         adapters.append(adapter)
         if gated and leg.gate.asks:
-            before = score(recipe, base, shards, base.context_tokens).card
+            original = base.context_tokens
+            before = score(recipe, base, shards, original)
             checkpoint = merge(weights, patched, adapter, shards)
-            wanted = recipe.evaluation_of(leg, before.original_context_tokens)
-            scores = evaluate_leg(wanted, checkpoint, shards, before.original_context_tokens)
-            verdict = judge_leg(leg.gate, before, scores, leg.context_tokens)
+            after = evaluate(recipe.evaluation_of(leg, original), checkpoint, shards, original)
+            verdict = judge_leg(leg.gate, BeforeAfter(before, after), leg.context_tokens)
             if not verdict.passed:
                 raise GateFailed(
                     f"leg {number + 1} of {len(legs)}, {leg.context_tokens} tokens: {verdict.reasons}; "

@@ -7,14 +7,14 @@ from prefect.logging.handlers import APILogHandler
 
 from flows.curriculum import train_legs
 from flows.reporting import show_report
-from flows.scoring import score
 from flows.stages.making import fetch_base, merge, patch, prepare, rehearse, survey
-from flows.stages.measuring import judge
+from flows.stages.measuring import judge, score
 from flows.stages.releasing import draw, publish
 from flows.workshop import open_workshop, warm_trainer
 from yarn_ops import registry
 from yarn_ops.errors import GateFailed
 from yarn_ops.recipe import Recipe
+from yarn_ops.records import BeforeAfter
 from yarn_ops.registry import RunView
 from yarn_ops.settings import read_settings
 
@@ -45,11 +45,10 @@ def extend(recipe: Recipe) -> str:
         patched, adapters = trained.patched, trained.adapters
         checkpoint = merge(trained.weights, patched, adapters[-1], shards)
         before = score(recipe, base, shards, base.context_tokens)
-        after = score(recipe, checkpoint, shards, base.context_tokens)
-        scores, suites = (before.card, after.card), after.suites + before.suites
-        verdict = judge(recipe.gate, *scores, checkpoint.context_tokens)
-        report = draw(recipe, base, shards, patched, adapters, checkpoint, *scores, verdict, suites)
-        release = publish(recipe.publish, base, checkpoint, *scores, verdict, report)
+        scores = BeforeAfter(before, score(recipe, checkpoint, shards, base.context_tokens))
+        verdict = judge(recipe.gate, scores, checkpoint.context_tokens)
+        report = draw(recipe, base, shards, patched, adapters, checkpoint, scores, verdict)
+        release = publish(recipe.publish, base, checkpoint, scores, verdict, report)
         show_report(release, report)
         if not verdict.passed:
             raise GateFailed(f"{release.name} version {release.version} was rejected: {verdict.reasons}")

@@ -1,4 +1,4 @@
-"""A suite's cells spread over the GPU pool: runs that help the run whose suite it is, until no cell is free.
+"""An evaluation's cells spread over the GPU pool: runs that help the one that measures, until none is free.
 
 Who measures which cell is agreed on in the registry. So nothing here is needed for the result: helpers that
 come late, die, or are never started cost time only.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from httpx import HTTPError
@@ -18,33 +19,35 @@ from prefect.states import Cancelled
 
 from flows.tasks import Bench, stage
 from flows.workshop import Workshop, join_workshop
-from yarn_ops.evals.suite.version import VERSION as SUITE_VERSION
+from yarn_ops.evals import VERSION
 from yarn_ops.models.device import resolve_dtype
-from yarn_ops.recipe import Section, SuiteName
+from yarn_ops.recipe import Evaluate, Section
 from yarn_ops.records import BaseModel, Checkpoint, Local, ShardSet, Share
 from yarn_ops.registry.measurements import open_measurements
 from yarn_ops.settings import read_settings
 
+if TYPE_CHECKING:
+    from yarn_ops.evals.run import Worker
+
 
 class Shared(Section):
-    """A suite that a run measures, as its helpers need to know it."""
+    """An evaluation that a run does, as its helpers need to know it."""
 
     run_id: str
     attempt: int
     """of the run: a helper of an earlier one has ended"""
     key: str
-    """of the suite's stage"""
-    suite: SuiteName
-    seed: int
+    """of the evaluation's stage"""
+    section: Evaluate
     model: BaseModel | Checkpoint
     shards: ShardSet
-    longest_tokens: int
     original_context_tokens: int
+    target_context_tokens: int
 
 
 @flow(name="measure-cells", persist_result=False)
 def measure_cells(number: int = 1, shared: Shared | None = None) -> int:
-    """Help a run to measure its suite; started by such a run, where YARN_OPS_GRID_WORKERS is above 1.
+    """Help a run to measure; started by such a run, where YARN_OPS_GRID_WORKERS is above 1.
 
     Args:
         number: Which helper.
@@ -56,53 +59,51 @@ def measure_cells(number: int = 1, shared: Shared | None = None) -> int:
     if shared is None:
         return 0
     with join_workshop(read_settings(), shared.run_id):
-        share = share_suite(
-            number, shared.attempt, shared.key, shared.suite, shared.seed, shared.model, shared.shards,
-            shared.longest_tokens, shared.original_context_tokens,
+        share = share_cells(
+            number, shared.attempt, shared.key, shared.section, shared.model, shared.shards,
+            shared.original_context_tokens, shared.target_context_tokens,
         )  # fmt: skip
     return share.blocks
 
 
-@stage("suite-share", version=SUITE_VERSION, alone_on="device")
-def share_suite(
+@stage("evaluate-share", version=VERSION, alone_on="device")
+def share_cells(
     bench: Bench,
     number: int,
     attempt: int,
     key: str,
-    name: SuiteName,
-    seed: int,
+    section: Evaluate,
     model: Local[BaseModel] | Local[Checkpoint],
     shards: Local[ShardSet],
-    longest_tokens: int,
     original_context_tokens: int,
+    target_context_tokens: int,
 ) -> Share:
-    """The cells of a run's suite that this helper came to measure."""
-    from yarn_ops.evals.capacity.stage import share_cells
+    """The cells of a run's evaluation that this helper came to measure."""
+    from yarn_ops.evals.measure import EvaluationRequest, help_evaluate
 
-    measurements = open_measurements(bench.shop.settings.database, bench.shop.settings.lease_s)
-    try:
-        blocks = share_cells(
-            name,
-            seed,
-            model,
-            shards,
-            longest_tokens,
-            original_context_tokens=original_context_tokens,
-            device=bench.shop.device,
-            precision=resolve_dtype("auto", bench.shop.device),
-            journal=measurements,
-            report=bench.report_or_stop,
-        )
-    finally:
-        measurements.close()
-    return Share(blocks=blocks)
+    asked = EvaluationRequest(section, model, shards, original_context_tokens, target_context_tokens)
+    with worker_of(bench) as worker:
+        return Share(blocks=help_evaluate(asked, worker))
 
 
 @contextmanager
-def helped(shop: Workshop, shared: Shared) -> Iterator[None]:
+def worker_of(bench: Bench) -> Iterator[Worker]:
+    """The stage's process as a worker that keeps its cells in the registry."""
+    from yarn_ops.evals.run import Worker
+
+    shop = bench.shop
+    measurements = open_measurements(shop.settings.database, shop.settings.lease_s)
+    try:
+        yield Worker(shop.device, resolve_dtype("auto", shop.device), measurements, bench.report_or_stop)
+    finally:
+        measurements.close()
+
+
+@contextmanager
+def helped(shop: Workshop, shared: Shared | None) -> Iterator[None]:
     """Within the block, runs of the GPU pool help, as many as the settings say; at its end, none begins."""
     helpers = shop.settings.grid_workers - 1
-    runs = _ask(helpers, shared) if helpers else []
+    runs = _ask(helpers, shared) if helpers and shared is not None else []
     try:
         yield
     finally:

@@ -8,15 +8,14 @@ from prefect.events import emit_event
 from prefect.logging.handlers import APILogHandler
 
 from flows.reporting import show_capacity
-from flows.scoring import score
 from flows.stages.making import fetch_base, prepare, survey
-from flows.stages.measuring import judge
+from flows.stages.measuring import judge, score
 from flows.stages.releasing import chart, log_scores
 from flows.workshop import Workshop, open_workshop
 from yarn_ops.catalogue import ModelVersion
 from yarn_ops.errors import GateFailed, RegistryError
 from yarn_ops.recipe import Base, Recipe, recorded_recipe
-from yarn_ops.records import Verdict
+from yarn_ops.records import BeforeAfter, Verdict
 from yarn_ops.registry import open_registry
 from yarn_ops.services import open_run_registry, try_mlflow
 from yarn_ops.settings import Settings, read_settings
@@ -54,13 +53,11 @@ def reevaluate(name: str, alias: str = "champion", seed: int = 1) -> str:
         corpus = survey(recipe.data)
         shards = prepare(recipe.data, corpus, base)
         before = score(recipe, base, shards, base.context_tokens)
-        after = score(recipe, released, shards, base.context_tokens)
+        scores = BeforeAfter(before, score(recipe, released, shards, base.context_tokens))
         target = round(recipe.rope.resolve_factor(base.context_tokens) * base.context_tokens)
-        verdict = judge(recipe.gate, before.card, after.card, target)
-        log_scores(shop, shop.mlflow_run_id, before.card, after.card)
-        names, lengths = (f"{name} version {version.version}", "base"), (target, base.context_tokens)
-        cards, suites = (after.card, before.card), after.suites + before.suites
-        show_capacity(chart(names, cards, suites, lengths))
+        verdict = judge(recipe.gate, scores, target)
+        log_scores(shop, shop.mlflow_run_id, scores)
+        show_capacity(chart(f"{name} version {version.version}", scores))
         tell(shop, version, alias, verdict)
         if not verdict.passed:
             raise GateFailed(f"{name} version {version.version} fell below its gate: {verdict.reasons}")

@@ -36,7 +36,7 @@ def show_capacity(report: Report) -> None:
 
 def _capacity_artifact(folder: Path) -> None:
     """Who sees and uses how far, in a sentence each, above the picture."""
-    from yarn_ops.evals.report import SUMMARY
+    from yarn_ops.evals.report.write import SUMMARY
 
     summary = (folder / SUMMARY).read_text("utf-8")
     told = summary.partition("\n")[0].removeprefix("- ").replace("**", "")
@@ -45,7 +45,7 @@ def _capacity_artifact(folder: Path) -> None:
 
 def show_comparison(comparison: Comparison) -> None:
     """The table and the picture of a comparison as an artifact, and in its MLflow run."""
-    from yarn_ops.evals.comparison import TABLE
+    from yarn_ops.evals.report.comparison import TABLE
 
     shop = workshop()
     folder = shop.fetch(comparison).path

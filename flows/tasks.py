@@ -29,7 +29,7 @@ from yarn_ops.digests import digest_of
 from yarn_ops.errors import Damaged, LeaseLost, StoreError
 from yarn_ops.processes import using
 from yarn_ops.recipe import Section
-from yarn_ops.records import Local, Record
+from yarn_ops.records import BeforeAfter, Local, Record
 from yarn_ops.registry import Held, QueuedStage, copies, hold, keys_at_work, occupied, this_process
 from yarn_ops.store.disk import room_in
 from yarn_ops.store.sweep import ARTIFACTS
@@ -311,6 +311,8 @@ def _is_local(kind: Any) -> bool:
 
 
 def _local(shop: Workshop, value: Any) -> Any:
+    if isinstance(value, BeforeAfter):
+        return BeforeAfter(*(shop.fetch(item) for item in value))
     if isinstance(value, tuple | list):
         return tuple(shop.fetch(item) for item in value)
     return shop.fetch(value)

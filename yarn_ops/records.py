@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel as Pydantic
 from pydantic import ConfigDict
@@ -171,10 +171,31 @@ class Score(_Frozen):
     """what `value` sums up, in an order that is the same for every model: the mean loss of each window in
     nats, or 1 and 0 for each pair found or not; empty where only the sum was kept"""
 
+    @classmethod
+    def of(
+        cls, task: str, context_tokens: int, value: float, interval: tuple[float, float] | None,
+        samples: int, seed: int, *, depth: float | None = None, items: Sequence[float] = (),
+    ) -> Score:  # fmt: skip
+        """With the bounds of its interval, or none."""
+        low, high = interval or (None, None)
+        return cls(
+            task=task, context_tokens=context_tokens, depth=depth, value=value, low=low, high=high,
+            samples=samples, seed=seed, items=tuple(items),
+        )  # fmt: skip
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The interval; where there is none, the value twice."""
+        return self.interval or (self.value, self.value)
+
 
 @dataclass(frozen=True)
 class CellKey:
-    """One cell of a suite: the same key is the same figures."""
+    """One cell of an evaluation, or a block of one: the same key is the same figures."""
 
     checkpoint_digest: str
     protocol: str
@@ -189,24 +210,38 @@ class Scorecard(Record):
     original_context_tokens: int
     scores: tuple[Score, ...]
 
-    def value(self, task: str, context_tokens: int) -> float | None:
-        """The score over all depths of a task at a length; None when it was not measured."""
+    def score(self, task: str, context_tokens: int, depth: float | None = None) -> Score | None:
+        """Of a task at a length, over all depths or at one; None when it was not measured."""
         for score in self.scores:
-            if (score.task, score.context_tokens, score.depth) == (task, context_tokens, None):
-                return score.value
+            if (score.task, score.context_tokens, score.depth) == (task, context_tokens, depth):
+                return score
         return None
 
-    def joined(self, others: Sequence[Scorecard]) -> Scorecard:
-        """With the scores of other cards of the same model, of tasks that this one does not have."""
-        scores = self.scores
-        parents: tuple[str, ...] = (self.digest,)
-        for other in others:
-            own = {score.task for score in scores}
-            scores += tuple(score for score in other.scores if score.task not in own)
-            parents += (other.digest,)
-        return (
-            self.model_copy(update={"tree": None, "parents": parents, "scores": scores}) if others else self
-        )
+    def value(self, task: str, context_tokens: int) -> float | None:
+        """What `score` says over all depths."""
+        score = self.score(task, context_tokens)
+        return None if score is None else score.value
+
+    def by_length(self, task: str) -> list[Score]:
+        """Over all depths, the shortest length first."""
+        found = [score for score in self.scores if score.task == task and score.depth is None]
+        return sorted(found, key=lambda score: score.context_tokens)
+
+    def by_depth(self, task: str, context_tokens: int) -> list[Score]:
+        """At a length, the farthest from the question first."""
+        wanted = (task, context_tokens)
+        found = [s for s in self.scores if (s.task, s.context_tokens) == wanted and s.depth is not None]
+        return sorted(found, key=lambda score: score.depth or 0.0)
+
+
+Each = TypeVar("Each")
+
+
+class BeforeAfter(NamedTuple, Generic[Each]):
+    """The same of a base, before, and of what was made of it, after."""
+
+    before: Each
+    after: Each
 
 
 class Check(_Frozen):
@@ -220,7 +255,7 @@ class Check(_Frozen):
 
 
 class Share(Record):
-    """What one helper of a suite has measured; the scores are the suite's."""
+    """How much of an evaluation one helper has measured; the scores are the evaluation's."""
 
     blocks: int
 

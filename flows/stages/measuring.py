@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from flows.grid import Shared, helped
+from flows.grid import Shared, helped, worker_of
 from flows.tasks import Bench, stage
-from yarn_ops.evals.suite.version import VERSION as SUITE_VERSION
+from yarn_ops.evals import VERSION
 from yarn_ops.models.device import resolve_dtype
 from yarn_ops.recipe import (
     Evaluate,
     FittedMethod,
     Gate,
     LegGate,
+    Recipe,
     Rope,
-    SuiteName,
 )
 from yarn_ops.records import (
     BaseModel,
+    BeforeAfter,
     Checkpoint,
     Comparison,
     Fit,
@@ -25,128 +26,68 @@ from yarn_ops.records import (
     ShardSet,
     Verdict,
 )
-from yarn_ops.registry.measurements import open_measurements
 
 
-@stage("evaluate", version=2, alone_on="device")
+def score(
+    recipe: Recipe, model: BaseModel | Checkpoint, shards: ShardSet, original_context_tokens: int
+) -> Scorecard:
+    """Measure a model as the recipe says; a suite reaches to the recipe's target."""
+    target = None
+    if recipe.evaluate.suite != "none":
+        target = round(recipe.rope.resolve_factor(original_context_tokens) * original_context_tokens)
+    return evaluate(recipe.evaluate, model, shards, original_context_tokens, target)
+
+
+@stage("evaluate", version=VERSION, alone_on="device")
 def evaluate(
     bench: Bench,
     section: Evaluate,
     model: Local[BaseModel] | Local[Checkpoint],
     shards: Local[ShardSet],
     original_context_tokens: int,
+    target_context_tokens: int | None = None,
     patched: tuple[Local[PatchedModel], ...] = (),
 ) -> Scorecard:
-    """Perplexity and recall at every length."""
-    return _measured(bench, section, model, shards, original_context_tokens, patched)
+    """Scores at every length, and with a suite how far the model sees and uses.
 
-
-@stage("leg-evaluate", version=1, alone_on="device")
-def evaluate_leg(
-    bench: Bench,
-    section: Evaluate,
-    model: Local[Checkpoint],
-    shards: Local[ShardSet],
-    original_context_tokens: int,
-) -> Scorecard:
-    """What a leg's gate asks about."""
-    return _measured(bench, section, model, shards, original_context_tokens)
-
-
-def _measured(
-    bench: Bench,
-    section: Evaluate,
-    model: Local[BaseModel] | Local[Checkpoint],
-    shards: Local[ShardSet],
-    original_context_tokens: int,
-    patched: tuple[Local[PatchedModel], ...] = (),
-) -> Scorecard:
-    from yarn_ops.evals import evaluate as evaluation
-
-    return evaluation.evaluate(
-        section,
-        model,
-        shards,
-        bench.out,
-        original_context_tokens=original_context_tokens,
-        device=bench.shop.device,
-        dtype=resolve_dtype("auto", bench.shop.device),
-        report=bench.report,
-        patched=patched[0] if patched else None,
-    )
-
-
-@stage("suite", version=SUITE_VERSION, alone_on="device")
-def suite(
-    bench: Bench,
-    name: SuiteName,
-    seed: int,
-    model: Local[BaseModel] | Local[Checkpoint],
-    shards: Local[ShardSet],
-    longest_tokens: int,
-    original_context_tokens: int,
-) -> Scorecard:
-    """How far the model sees and uses; cells that the registry knows are not measured again.
-
-    Where the settings name more grid workers than one, others help: not with the device of this run.
+    Cells that the registry knows are not measured again. Where the settings name more grid workers than one,
+    others help with a suite: not with the device of this run.
     """
-    from yarn_ops.evals.capacity.stage import measure_capacity
+    from yarn_ops.evals.measure import EvaluationRequest
+    from yarn_ops.evals.measure import evaluate as measured
 
-    shop = bench.shop
-    shared = Shared(
-        run_id=shop.run.id, attempt=shop.run.attempts, key=bench.key, suite=name, seed=seed,
-        model=model.record, shards=shards.record, longest_tokens=longest_tokens,
-        original_context_tokens=original_context_tokens,
-    )  # fmt: skip
-    measurements = open_measurements(shop.settings.database, shop.settings.lease_s)
-    try:
-        with helped(shop, shared):
-            return measure_capacity(
-                name,
-                seed,
-                model,
-                shards,
-                longest_tokens,
-                bench.out,
-                original_context_tokens=original_context_tokens,
-                device=shop.device,
-                precision=resolve_dtype("auto", shop.device),
-                journal=measurements,
-                report=bench.report_or_stop,
-            )
-    finally:
-        measurements.close()
+    read_by = patched[0] if patched else None
+    asked = EvaluationRequest(section, model, shards, original_context_tokens, target_context_tokens, read_by)
+    shared = None
+    if target_context_tokens is not None:
+        shared = Shared(
+            run_id=bench.shop.run.id, attempt=bench.shop.run.attempts, key=bench.key, section=section,
+            model=model.record, shards=shards.record, original_context_tokens=original_context_tokens,
+            target_context_tokens=target_context_tokens,
+        )  # fmt: skip
+    with worker_of(bench) as worker, helped(bench.shop, shared):
+        return measured(asked, bench.out, worker)
 
 
 @stage("gate", version=1)
-def judge(
-    bench: Bench, gate: Gate, before: Scorecard, after: Scorecard, target_context_tokens: int
-) -> Verdict:
+def judge(bench: Bench, gate: Gate, scores: BeforeAfter[Scorecard], target_context_tokens: int) -> Verdict:
     """Whether the result may be promoted, and why."""
-    return _judged(gate, before, after, target_context_tokens)
+    from yarn_ops.evals import gate as gates
+
+    return gates.judge(gate, scores, target_context_tokens)
 
 
 @stage("leg-gate", version=1)
 def judge_leg(
-    bench: Bench, gate: LegGate, before: Scorecard, after: Scorecard, leg_context_tokens: int
+    bench: Bench, gate: LegGate, scores: BeforeAfter[Scorecard], leg_context_tokens: int
 ) -> Verdict:
     """Whether the next leg may begin, and why."""
-    return _judged(gate.at_target(), before, after, leg_context_tokens)
-
-
-def _judged(gate: Gate, before: Scorecard, after: Scorecard, target_context_tokens: int) -> Verdict:
     from yarn_ops.evals import gate as gates
 
-    return gates.judge(
-        gate,
-        before,
-        after,
-        original_context_tokens=before.original_context_tokens,
-        target_context_tokens=target_context_tokens,
-    )
+    return gates.judge(gate.at_target(), scores, leg_context_tokens)
 
 
-@stage("fit", version=1, alone_on="device")
+@stage("fit", version=2, alone_on="device")
 def search(
     bench: Bench,
     section: Evaluate,
@@ -156,7 +97,7 @@ def search(
     shards: Local[ShardSet],
 ) -> Fit:
     """Parameters of a RoPE method, searched on held-out documents and verified on others."""
-    from yarn_ops.evals import fit as fitting
+    from yarn_ops import fit as fitting
 
     return fitting.fit(
         section,
@@ -165,8 +106,8 @@ def search(
         base,
         shards,
         device=bench.shop.device,
-        dtype=resolve_dtype("auto", bench.shop.device),
-        report=bench.report,
+        precision=resolve_dtype("auto", bench.shop.device),
+        progress=bench.report,
     )
 
 
@@ -180,7 +121,7 @@ def rank(
     trained_parameters: list[int],
 ) -> Comparison:
     """Every arm judged, in one table and one picture."""
-    from yarn_ops.evals import comparison as comparisons
+    from yarn_ops.evals.report import comparison as comparisons
 
     entries = [
         comparisons.Entry(method, arm, card, trained)

@@ -17,6 +17,7 @@ from yarn_ops.records import (
     CARD,
     Adapter,
     BaseModel,
+    BeforeAfter,
     Checkpoint,
     Local,
     PatchedModel,
@@ -35,21 +36,17 @@ UNREGISTERED = 0
 """version number of a release that MLflow was not told of yet"""
 
 
-@stage("capacity", version=1)
-def chart(
-    bench: Bench,
-    names: tuple[str, ...],
-    cards: tuple[Scorecard, ...],
-    suites: tuple[Local[Scorecard], ...],
-    context_tokens: tuple[int, ...],
-) -> Report:
+@stage("capacity", version=2)
+def chart(bench: Bench, name: str, scores: BeforeAfter[Local[Scorecard]]) -> Report:
     """The capacity page and its picture: of the model under test, then of its base."""
-    from yarn_ops.evals import report as reports
+    from yarn_ops.evals.capacity import read_capacity
+    from yarn_ops.evals.report.write import write_capacity_report
 
-    return reports.capacity_report(reports.capacities(names, cards, suites, context_tokens), bench.out)
+    models = [read_capacity(scores.after.path, name), read_capacity(scores.before.path, "base")]
+    return write_capacity_report(models, bench.out)
 
 
-@stage("report", version=4)
+@stage("report", version=5)
 def draw(
     bench: Bench,
     recipe: Recipe,
@@ -58,18 +55,18 @@ def draw(
     patched: PatchedModel,
     adapters: tuple[Local[Adapter], ...],
     checkpoint: Checkpoint,
-    before: Scorecard,
-    after: Scorecard,
+    scores: BeforeAfter[Local[Scorecard]],
     verdict: Verdict,
-    suites: tuple[Local[Scorecard], ...],
 ) -> Report:
-    """Pictures, the capacity page and the model card. suites: of the result, then of the base, or none."""
-    from yarn_ops.evals import report as reports
-    from yarn_ops.evals.card import Extension
+    """Pictures, the capacity page and the model card."""
+    from yarn_ops.evals.capacity import read_capacity
+    from yarn_ops.evals.report.card import Extension
+    from yarn_ops.evals.report.write import write_report
     from yarn_ops.train.lora import read_losses
 
+    name = recipe.publish.name
     extension = Extension(
-        name=recipe.publish.name,
+        name=name,
         data=recipe.data,
         training=recipe.train,
         base=base,
@@ -77,16 +74,14 @@ def draw(
         patched=patched,
         adapter=adapters[-1].record,
         checkpoint=checkpoint,
-        before=before,
-        after=after,
+        scores=BeforeAfter(scores.before.record, scores.after.record),
         verdict=verdict,
-        capacities=reports.capacities(
-            (recipe.publish.name, "base"), (after, before), suites,
-            (checkpoint.context_tokens, base.context_tokens),
+        capacities=BeforeAfter(
+            read_capacity(scores.before.path, "base"), read_capacity(scores.after.path, name)
         ),
-    )  # fmt: skip
+    )
     losses = [loss for adapter in adapters for loss in read_losses(adapter.path)]
-    return reports.report(extension, list(enumerate(losses, start=1)), bench.out)
+    return write_report(extension, list(enumerate(losses, start=1)), bench.out)
 
 
 def mend_release(
@@ -95,8 +90,7 @@ def mend_release(
     section: Publish,
     base: BaseModel,
     checkpoint: Checkpoint,
-    before: Scorecard,
-    after: Scorecard,
+    scores: BeforeAfter[Scorecard],
     verdict: Verdict,
     report: Report,
 ) -> Release:
@@ -109,7 +103,7 @@ def mend_release(
         tags = {**release.tags, "run": shop.run.id}
         release = release.model_copy(update={"mlflow_run_id": shop.mlflow_run_id, "tags": tags})
     with shop.progress.of("publish") as told:
-        made = _brought_about(shop, release, checkpoint, before, after, verdict, shop.fetch(report), told)
+        made = _brought_about(shop, release, checkpoint, scores, verdict, shop.fetch(report), told)
     versions = [one for one in shop.tracking.models() if one.name == made.name]
     holder = next((one.version for one in versions if made.alias in one.aliases), None)
     overtaken = any(one.version > made.version and one.passed for one in versions)
@@ -129,8 +123,7 @@ def publish(
     section: Publish,
     base: BaseModel,
     checkpoint: Checkpoint,
-    before: Scorecard,
-    after: Scorecard,
+    scores: BeforeAfter[Scorecard],
     verdict: Verdict,
     report: Local[Report],
 ) -> Release:
@@ -157,7 +150,7 @@ def publish(
         alias=section.alias if verdict.passed else None,
         tags=tags,
     )
-    release = _brought_about(shop, asked, checkpoint, before, after, verdict, report, bench.report)
+    release = _brought_about(shop, asked, checkpoint, scores, verdict, report, bench.report)
     if release.alias is not None:
         shop.tracking.move_alias(release.name, release.alias, release.version)
     return release
@@ -167,8 +160,7 @@ def _brought_about(
     shop: Workshop,
     release: Release,
     checkpoint: Checkpoint,
-    before: Scorecard,
-    after: Scorecard,
+    scores: BeforeAfter[Scorecard],
     verdict: Verdict,
     report: Local[Report],
     told: Told,
@@ -183,7 +175,7 @@ def _brought_about(
     target = f"{artifacts}/model"
     assert checkpoint.tree is not None
     tree = compose_tree(shop.store, checkpoint.tree, {CARD: card}, target, report=told)
-    log_scores(shop, run_id, before, after)
+    log_scores(shop, run_id, scores)
     for name in (*report.record.pictures, *report.record.pages):
         kept = shop.store.find(shop.store.key_of(f"{artifacts}/{PICTURES}/{name}"))
         if kept != (report.path / name).read_bytes():
@@ -201,13 +193,13 @@ def _brought_about(
     return release.model_copy(update={"version": version})
 
 
-def log_scores(shop: Workshop, mlflow_run_id: str, before: Scorecard, after: Scorecard) -> None:
+def log_scores(shop: Workshop, mlflow_run_id: str, scores: BeforeAfter[Scorecard]) -> None:
     """All scores of base and result as MLflow metrics, how far each sees and uses among them; each once."""
     run = shop.tracking.run(mlflow_run_id)
     logged = {} if run is None else run.metrics
-    measured = _figures(before.scores, "before") | _figures(after.scores, "after")
+    measured = _figures(scores.before.scores, "before") | _figures(scores.after.scores, "after")
     if not measured.items() <= logged.items():
-        metrics = score_metrics(before, "before") | score_metrics(after, "after")
+        metrics = score_metrics(scores.before, "before") | score_metrics(scores.after, "after")
         shop.tracking.log_metrics(mlflow_run_id, 0, metrics)
 
 

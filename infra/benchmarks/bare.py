@@ -14,7 +14,9 @@ from pathlib import Path
 from yarn_ops.data.corpus import survey
 from yarn_ops.data.files import LocalFiles
 from yarn_ops.data.shards import LocalUnits, prepare
-from yarn_ops.evals.evaluate import evaluate
+from yarn_ops.evals.journal import JsonLines
+from yarn_ops.evals.measure import EvaluationRequest, evaluate
+from yarn_ops.evals.run import Worker
 from yarn_ops.models.checkpoints import inspect_checkpoint
 from yarn_ops.models.device import resolve_device, resolve_dtype
 from yarn_ops.models.patch import patch
@@ -113,16 +115,12 @@ class Bare:
         out = self.folder / f"scores-{name}"
         out.mkdir()
         device = resolve_device("auto")
+        worker = Worker(device, resolve_dtype("auto", device), JsonLines(out / "cells.jsonl"), quiet)
+        original = self.base.record.context_tokens
         return evaluate(
-            self.recipe.evaluate,
-            model,
-            self.shards,
+            EvaluationRequest(self.recipe.evaluate, model, self.shards, original, patched=patched),
             out,
-            original_context_tokens=self.base.record.context_tokens,
-            device=device,
-            dtype=resolve_dtype("auto", device),
-            report=quiet,
-            patched=patched,
+            worker,
         )
 
 

@@ -23,15 +23,18 @@ from pathlib import Path
 from bare import quiet
 
 from yarn_ops.data.files import LocalFiles
-from yarn_ops.evals.capacity.measure import measure
-from yarn_ops.evals.capacity.page import write_report
-from yarn_ops.evals.capacity.reach import Length
-from yarn_ops.evals.capacity.reading import Capacity
+from yarn_ops.data.haystack import STANDARD_LIBRARY, read_haystack
+from yarn_ops.evals.capacity import Capacity
+from yarn_ops.evals.cells import Size
 from yarn_ops.evals.intervals import wilson
-from yarn_ops.evals.suite.haystack import STANDARD_LIBRARY, read_haystack
-from yarn_ops.evals.suite.journal import JsonLines
-from yarn_ops.evals.suite.plan import SIZES, Plan, Size, lengths_to, needed_tokens, plan
-from yarn_ops.evals.suite.subject import Subject, open_subject
+from yarn_ops.evals.journal import JsonLines
+from yarn_ops.evals.measure import measure
+from yarn_ops.evals.names import CONTINUATION
+from yarn_ops.evals.plan import SIZES, CellPlan, lengths_to, needed_tokens, suite_cells
+from yarn_ops.evals.reach import Length
+from yarn_ops.evals.report.page import write_page
+from yarn_ops.evals.run import Worker
+from yarn_ops.evals.subject import Subject, open_subject
 from yarn_ops.models.checkpoints import inspect_checkpoint
 from yarn_ops.models.device import resolve_device, resolve_dtype
 from yarn_ops.models.files import read_config
@@ -39,7 +42,7 @@ from yarn_ops.models.patch import patch
 from yarn_ops.recipe import Rope
 from yarn_ops.records import Local, Score
 from yarn_ops.remedies.compare import Asked, compare
-from yarn_ops.remedies.side_by_side import PARTS, PERPLEXITY, Row, part_depth
+from yarn_ops.remedies.side_by_side import PARTS, Row, part_depth
 
 CORE = ("context", "perplexity", "needle/code", "needle/prose")
 HEADS = (
@@ -71,7 +74,7 @@ def main() -> None:
             documents, LocalFiles(), base.path, base.vocab_size, encode=base.encode,
             decode=base.tokenizer.decode, tokens=needed_tokens(size, lengths[-1]),
         )  # fmt: skip
-        cells = plan(size, lengths, haystack, seed=0)
+        cells = CellPlan(tuple(suite_cells(size, lengths, haystack, seed=0)), lengths, 0, haystack)
         rows: list[list[str]] = []
         models = []
         for subject in (base, extended):
@@ -84,8 +87,8 @@ def main() -> None:
             rows += [[*of_remedy(row), "", ""] for row in found]
             rows.append(["all remedies", *[""] * 6, *took])
     rows.append(["**all**", *[""] * 6, *all_of_it])
-    write_report(models[::-1], asked.out)
-    scores = {model.name: [score.model_dump(mode="json") for score in model.scores] for model in models}
+    write_page(models[::-1], asked.out)
+    scores = {model.name: [s.model_dump(mode="json") for s in model.card.scores] for model in models}
     (asked.out / "scores.json").write_text(json.dumps(scores, indent=1), "utf-8")
     text = "\n".join(f"| {' | '.join(row)} |" for row in (HEADS, ["---"] * len(HEADS), *rows))
     (asked.out / "table.md").write_text(text + "\n", "utf-8")
@@ -105,12 +108,10 @@ def extension(base: Path, extended: Path | None, factor: float) -> Subject:
     return open_subject(base, name=f"{base.name} + yarn ×{factor:g}", config=config)
 
 
-def measured(subject: Subject, cells: Plan, out: Path) -> Capacity:
+def measured(subject: Subject, cells: CellPlan, out: Path) -> Capacity:
     device = resolve_device("auto")
-    return measure(
-        subject, cells, device=device, precision=resolve_dtype("auto", device),
-        journal=JsonLines(out / "cells.jsonl"), report=quiet,
-    )  # fmt: skip
+    worker = Worker(device, resolve_dtype("auto", device), JsonLines(out / "cells.jsonl"), quiet)
+    return measure(subject, cells, subject.digest(), worker)
 
 
 def remedies(
@@ -121,15 +122,15 @@ def remedies(
         factor=None if extended else factor, documents=documents, windows=count,
     )  # fmt: skip
     device = resolve_device("auto")
-    side = compare(asked, LocalFiles(), device=device, dtype=resolve_dtype("auto", device), report=quiet)
-    return side.rows
+    precision = resolve_dtype("auto", device)
+    return compare(asked, LocalFiles(), device=device, precision=precision, progress=quiet).rows
 
 
 def of_model(model: Capacity, lengths: Sequence[int]) -> list[str]:
     """Perplexity at the longest three lengths; needles at the longest."""
-    perplexities = [model.score("perplexity/last-quarter", length) for length in lengths[-3:]]
+    perplexities = [model.card.score("perplexity/last-quarter", length) for length in lengths[-3:]]
     task, longest = model.reach.task or CORE[2], lengths[-1]
-    parts, whole = model.parts(task, longest), model.score(task, longest)
+    parts, whole = model.card.by_depth(task, longest), model.card.score(task, longest)
     step = max(1, len(parts) // PARTS)
     quarters = [parts[at : at + step] for at in range(0, len(parts), step)]
     return [
@@ -144,7 +145,7 @@ def of_model(model: Capacity, lengths: Sequence[int]) -> list[str]:
 
 
 def of_remedy(row: Row) -> list[str]:
-    perplexity = row.value(PERPLEXITY)
+    perplexity = row.value(CONTINUATION)
     whole = next((s for s in row.scores if (s.task, s.depth) == (REMEDY_TASK, None)), None)
     quarters = [row.value(REMEDY_TASK, part_depth(part)) for part in range(PARTS)]
     return [
@@ -169,7 +170,7 @@ def reached(length: Length | None) -> str:
 def tell_more(model: Capacity, lengths: Sequence[int]) -> None:
     """The farthest quarter in one interval, and the attention's causal check."""
     task, longest = model.reach.task or CORE[2], lengths[-1]
-    far = [score for score in model.parts(task, longest) if score.depth is not None and score.depth < 0.25]
+    far = [score for score in model.card.by_depth(task, longest) if (score.depth or 0.0) < 0.25]
     hits, asked = sum(round(score.value * score.samples) for score in far), sum(s.samples for s in far)
     low, high = wilson(hits, asked)
     print(

@@ -17,29 +17,32 @@ from urllib.parse import unquote, urlsplit
 
 import torch
 
+from yarn_ops import fit as fitting
 from yarn_ops.data import corpus, shards
 from yarn_ops.data.files import LocalFiles
+from yarn_ops.data.haystack import Haystack, held_out_haystack
 from yarn_ops.data.tokenizer import Tokenizer
 from yarn_ops.data.windows import ShardReader, Window, WindowSampler, spread
 from yarn_ops.digests import digest_tree
-from yarn_ops.evals import evaluate as evaluation
-from yarn_ops.evals import fit as fitting
 from yarn_ops.evals import gate as gates
-from yarn_ops.evals.capacity.stage import measure_capacity
-from yarn_ops.evals.recall import make_samples
-from yarn_ops.evals.suite.haystack import Haystack, held_out_haystack
-from yarn_ops.evals.suite.journal import JsonLines
-from yarn_ops.evals.suite.plan import GRIDS, Size, samples_of
-from yarn_ops.evals.suite.reader import Reader, WholeReader, open_reader
-from yarn_ops.evals.suite.subject import open_subject
+from yarn_ops.evals.capacity import write_capacity
+from yarn_ops.evals.journal import JsonLines
+from yarn_ops.evals.measure import EvaluationRequest, evaluate, measure
+from yarn_ops.evals.plan import GRIDS, SIZES, CellPlan, lengths_to, needed_tokens, suite_cells
+from yarn_ops.evals.reach import capacity_scores
+from yarn_ops.evals.reader import Reader, WholeReader, open_reader
+from yarn_ops.evals.run import Worker
+from yarn_ops.evals.subject import open_subject
+from yarn_ops.evals.tasks.needles import recall_examples
 from yarn_ops.models.checkpoints import inspect_checkpoint
 from yarn_ops.models.files import read_config
 from yarn_ops.models.loading import load_proven
 from yarn_ops.models.patch import patch
 from yarn_ops.recipe import Recipe, Rope, parse_recipe
-from yarn_ops.records import Adapter, BaseModel, Local, PatchedModel, Scorecard, ShardSet
-from yarn_ops.remedies.side_by_side import families
-from yarn_ops.remedies.usual import usual_remedies
+from yarn_ops.records import Adapter, BaseModel, BeforeAfter, Local, PatchedModel, Scorecard, ShardSet
+from yarn_ops.remedies.compare import remedies_of
+from yarn_ops.remedies.search import Agent
+from yarn_ops.remedies.side_by_side import cases
 from yarn_ops.rope.config import patch_config, rope_spec_of
 from yarn_ops.settings import Settings, child_environment
 from yarn_ops.shipped import MODELS
@@ -55,10 +58,14 @@ from yarn_ops.train.step import CausalLoss
 __all__ = ["digest_tree"]
 
 BASE512 = MODELS / "base512"
-SUITE_TASKS = (*GRIDS, "copy")
+SUITE_TASKS = tuple(GRIDS)
 
 
 def quiet(done: int, total: int, note: str) -> None: ...
+
+
+def worker(cells: Path) -> Worker:
+    return Worker("cpu", "fp32", JsonLines(cells), quiet)
 
 
 def cli(state: Path, *arguments: object) -> str:
@@ -134,23 +141,20 @@ class Project:
         self, shards: Local[ShardSet], out: Path, patched: Local[PatchedModel] | None = None
     ) -> Scorecard:
         """The base's scorecard, or what it scores when it is read by a patched config."""
-        return evaluation.evaluate(
-            self.recipe.evaluate, self.base, shards, out, device="cpu", dtype="fp32", report=quiet,
-            original_context_tokens=self.base.record.context_tokens, patched=patched,
-        )  # fmt: skip
+        original = self.base.record.context_tokens
+        asked = EvaluationRequest(self.recipe.evaluate, self.base, shards, original, patched=patched)
+        return evaluate(asked, out, worker(self.root / f"{out.name}.jsonl"))
 
     def judge(self, before: Scorecard, after: Scorecard) -> dict[str, Any]:
         original = self.base.record.context_tokens
         target = round(original * self.recipe.rope.resolve_factor(original))
-        verdict = gates.judge(
-            self.recipe.gate, before, after, original_context_tokens=original, target_context_tokens=target
-        )
+        verdict = gates.judge(self.recipe.gate, BeforeAfter(before, after), target)
         return verdict.model_dump(mode="json", exclude={"tree", "parents"}) | {"reasons": verdict.reasons}
 
     def fit(self, shards: Local[ShardSet], method: Any, evaluations: int) -> dict[str, Any]:
         found = fitting.fit(
-            self.recipe.evaluate, self.recipe.rope, method, self.base, shards, device="cpu", dtype="fp32",
-            report=quiet, evaluations=evaluations,
+            self.recipe.evaluate, self.recipe.rope, method, self.base, shards, device="cpu",
+            precision="fp32", progress=quiet, evaluations=evaluations,
         )  # fmt: skip
         return found.model_dump(mode="json", exclude={"tree", "parents", "seconds"})
 
@@ -161,14 +165,16 @@ class Project:
 
     def measure_suite(self, suite: Any, model: Path, shards: Local[ShardSet], longest: int) -> SuiteResult:
         """Its scorecard, and its cells by name and length with all their scores."""
-        journal, out = JsonLines(self.root / "cells.jsonl"), self.root / "capacity"
-        out.mkdir()
-        local = Local(self.base.record, model)
-        card = measure_capacity(
-            suite, 0, local, shards, longest, out, device="cpu", precision="fp32", journal=journal,
-            original_context_tokens=self.base.record.context_tokens, report=quiet,
-        )  # fmt: skip
-        return card, journal.path, out / "capacity.json"
+        cells, out, subject = self.root / "cells.jsonl", self.root / "capacity", open_subject(model)
+        size, lengths = SIZES[suite], lengths_to(longest, self.base.record.context_tokens)
+        documents = self.haystack(shards, needed_tokens(size, lengths[-1]))
+        plan = CellPlan(tuple(suite_cells(size, lengths, documents, 0)), lengths, 0, documents)
+        capacity = measure(subject, plan, subject.digest(), worker(cells))
+        write_capacity(capacity, out)
+        card = capacity.card.model_copy(
+            update={"scores": capacity.card.scores + capacity_scores(capacity.card)}
+        )
+        return card, cells, out / "scores.json"
 
     def haystack(self, shards: Local[ShardSet], tokens: int) -> Haystack:
         subject = open_subject(BASE512)
@@ -229,12 +235,25 @@ def losses_of(adapter: Path) -> list[float]:
 
 
 def recall_samples(texts: Any, template: str, tokens: int) -> list[Any]:
+    """Tokens, and (part, start, end) of every answer."""
     subject = open_subject(BASE512)
-    return make_samples(list(texts), subject.encode, template, tokens, 4, 0)
+    examples = recall_examples(list(texts), subject.encode, template, tokens, 4, 0)
+    found = []
+    for example in examples:
+        ids, starts = example.in_turn()
+        answers = zip(example.questions, starts, strict=True)
+        found.append((ids, [(asked.part, at, at + len(asked.answer)) for asked, at in answers]))
+    return found
 
 
 def suite_samples(task: str, haystack: Haystack, tokens: int) -> Sequence[Any]:
-    return samples_of(task, Size(4, 2, 2, 1, SUITE_TASKS), tokens, haystack, 0)
+    return GRIDS[task](haystack, tokens, 4, 2, 0)
+
+
+def plain(example: Any) -> Any:
+    """Context and questions of one of a suite's examples."""
+    names = ("prompt", "answer", "choices", "part", "distance", "planted")
+    return example.context, [[getattr(asked, name) for name in names] for asked in example.questions]
 
 
 class Answering:
@@ -256,20 +275,41 @@ class Answering:
 
     def by_remedy(self, cases: Sequence[Any]) -> Iterator[tuple[str, Any, Any]]:
         """(remedy, question, reply) of every question, and (remedy, None, losses) where a text goes on."""
-        remedies, _ = usual_remedies(
+        remedies, _ = remedies_of(
             self._model, self._base_model, window=self._base.context_tokens, encode=self._subject.encode,
             decode=self._subject.tokenizer.decode,
         )  # fmt: skip
         for remedy in remedies:
             for case in cases:
-                prepared = remedy.prefill(case.document)
-                for question in case.questions:
-                    yield remedy.name, question, prepared.answer(question)
+                remedy.read(case.example.context)
+                for question in case.example.questions:
+                    (reply,) = remedy.ask([question])
+                    yield remedy.name, question.prompt, [*_to_first_wrong(remedy, reply), remedy.seen]
                 if len(case.continuation):
-                    losses = prepared.losses(case.continuation)
+                    losses = remedy.losses(case.continuation)
                     yield remedy.name, None, None if losses is None else losses.tolist()
 
 
+def _to_first_wrong(remedy: Any, reply: Any) -> tuple[int, ...]:
+    """What was written, up to and with the first token that is wrong; an agent's whole."""
+    if reply.exact or isinstance(remedy, Agent):
+        return tuple(reply.written)
+    return tuple(reply.written[: reply.right.index(False) + 1])
+
+
 def remedy_cases(texts: Any, tokens: int) -> Mapping[str, Sequence[Any]]:
+    """By task, in the order that they are asked in."""
     subject = open_subject(BASE512)
-    return families(texts, subject.encode, subject.tokenizer.decode, ("code", "prose"), tokens, 0)
+    found: dict[str, list[Any]] = {}
+    for case in cases(texts, subject.encode, ("code", "prose"), tokens, 0):
+        found.setdefault(case.task, []).append(case)
+    return found
+
+
+def plain_case(case: Any) -> Any:
+    """Document, questions and what the text goes on with."""
+    decode = open_subject(BASE512).tokenizer.decode
+    asked = [
+        [decode(one.prompt), one.prompt, one.answer, one.part, one.planted] for one in case.example.questions
+    ]
+    return case.example.context, asked, case.continuation

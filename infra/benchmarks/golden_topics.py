@@ -83,11 +83,14 @@ def data(work: Path) -> Values:
             for template in ("code", "prose") for tokens in (512, 1024)
         },
         "suite samples": {
-            f"{task} at {tokens}": digest(*map(flat, product.suite_samples(task, haystack, tokens)))
+            f"{task} at {tokens}": digest(
+                *(flat(product.plain(example)) for example in product.suite_samples(task, haystack, tokens))
+            )
             for task in product.SUITE_TASKS for tokens in (512, 1024)
         },
         "remedies' cases": {
-            task: digest(*map(flat, cases)) for task, cases in product.remedy_cases(texts, 1024).items()
+            task: digest(*(flat(product.plain_case(case)) for case in cases))
+            for task, cases in product.remedy_cases(texts, 1024).items()
         },
     }  # fmt: skip
 
@@ -192,7 +195,7 @@ def answers(work: Path) -> Values:
             ]
     for task, cases in product.remedy_cases(texts, 1024).items():
         for remedy, question, reply in asked.by_remedy(cases[:1]):
-            row = reply if question is None else [digest(question.ids), *reply.ids, reply.seen]
+            row = reply if question is None else [digest(question), *reply]
             found.setdefault(f"{remedy}, {task}", []).append(row)
     return found
 

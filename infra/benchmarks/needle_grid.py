@@ -23,14 +23,15 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from yarn_ops.evals.capacity.cost import costs, shape_of
-from yarn_ops.evals.suite import needles
-from yarn_ops.evals.suite.haystack import Haystack
-from yarn_ops.evals.suite.journal import JsonLines
-from yarn_ops.evals.suite.plan import SIZES, Size, plan
-from yarn_ops.evals.suite.reader import Reply, SharedReader, WholeReader, open_reader
-from yarn_ops.evals.suite.run import run_suite
-from yarn_ops.evals.suite.sample import Question, Sample
+from yarn_ops.data.haystack import Haystack
+from yarn_ops.evals.cells import ModelUnderTest, Size
+from yarn_ops.evals.examples import Example, Question
+from yarn_ops.evals.journal import JsonLines
+from yarn_ops.evals.plan import SIZES, CellPlan, suite_cells
+from yarn_ops.evals.reader import Reply, SharedReader, WholeReader, open_reader
+from yarn_ops.evals.run import PlanRun, Worker
+from yarn_ops.evals.tasks import needles
+from yarn_ops.models.costs import costs, dimensions_of
 from yarn_ops.rope.config import rope_spec_of
 
 # Llama-3-8B: 32 layers of 4096, 32 heads, 8 KV heads, 14,336 wide MLP; YaRN ×4 on 8,192 tokens
@@ -115,7 +116,7 @@ def haystack(tokens: int) -> Haystack:
     return Haystack(tuple(texts), documents, (), encode, f"stdlib {tokens}", decode)
 
 
-def read(reader: SharedReader, samples: Sequence[Sample]) -> tuple[list[Reply], float]:
+def read(reader: SharedReader, samples: Sequence[Example]) -> tuple[list[Reply], float]:
     """All replies, and the seconds of the texts without their questions."""
     replies: list[Reply] = []
     reading_s = 0.0
@@ -127,7 +128,7 @@ def read(reader: SharedReader, samples: Sequence[Sample]) -> tuple[list[Reply], 
     return replies, reading_s
 
 
-def ask_naively(model: Any, samples: Sequence[Sample], count: int) -> tuple[float, dict[int, float]]:
+def ask_naively(model: Any, samples: Sequence[Example], count: int) -> tuple[float, dict[int, float]]:
     """Seconds a question, text and prompt and true answer in one forward, no choices; nats by its number."""
     pairs = [(sample, question) for sample in samples for question in sample.questions]
     some = list(range(0, len(pairs), max(1, len(pairs) // count)))[:count]
@@ -138,17 +139,17 @@ def ask_naively(model: Any, samples: Sequence[Sample], count: int) -> tuple[floa
     return (now(model.device) - began) / len(some), nats
 
 
-def ask_whole(reader: WholeReader, sample: Sample, question: Question) -> float:
+def ask_whole(reader: WholeReader, sample: Example, question: Question) -> float:
     reader.read(sample.context)
     (reply,) = reader.ask([Question(question.prompt, question.answer)])
     return reply.nll
 
 
-def by_arithmetic(samples: Sequence[Sample], config: dict[str, Any]) -> float:
+def by_arithmetic(samples: Sequence[Example], config: dict[str, Any]) -> float:
     """The ratio were both limited by their operations alone and questions free."""
     head = config["head_dim"] or WIDTH // HEADS
     layer = WIDTH * head * (2 * HEADS + 2 * KV_HEADS) + 3 * WIDTH * MLP
-    shape = shape_of(config, config["num_hidden_layers"] * layer)
+    shape = dimensions_of(config, config["num_hidden_layers"] * layer)
     assert shape is not None
 
     def flops(tokens: int) -> float:
@@ -167,17 +168,17 @@ def by_arithmetic(samples: Sequence[Sample], config: dict[str, Any]) -> float:
 def suite(model: Any, config: dict[str, Any], lengths: Sequence[int], device: torch.device) -> None:
     """Every task of the full suite, as little of each as there is, timed cell by cell."""
     size = Size(8, 1, 4, 1, SIZES["full"].tasks)
-    cells = plan(size, sorted(lengths), haystack(lengths[-1]), seed=0)
+    documents, ordered = haystack(lengths[-1]), tuple(sorted(lengths))
+    cells = CellPlan(tuple(suite_cells(size, ordered, documents, seed=0)), ordered, 0, documents)
     marks: list[tuple[float, str]] = []
 
-    def report(done: int, total: int, note: str) -> None:
+    def progress(done: int, total: int, note: str) -> None:
         marks.append((now(device), note))
 
     with tempfile.TemporaryDirectory() as folder:
-        measured = run_suite(
-            cells, lambda: model, rope_spec_of(config), checkpoint_digest="random", precision="bf16",
-            journal=JsonLines(Path(folder) / "cells.jsonl"), report=report,
-        )  # fmt: skip
+        worker = Worker(device.type, "bf16", JsonLines(Path(folder) / "cells.jsonl"), progress)
+        under_test = ModelUnderTest(lambda: model, rope_spec_of(config))
+        measured = PlanRun(cells, under_test, "random", worker).measure()
     print(f"\nevery task of the full suite at {' and '.join(map(str, sorted(lengths)))} tokens")
     for (began, name), (ended, _) in pairwise(marks):
         print(f"  {name:<28} {ended - began:>7.1f} s")

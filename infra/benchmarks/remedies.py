@@ -49,8 +49,8 @@ def main() -> None:
         ),
         LocalFiles(),
         device="cuda" if on_gpu else "cpu",
-        dtype="bf16" if on_gpu else "fp32",
-        report=report,
+        precision="bf16" if on_gpu else "fp32",
+        progress=report,
     )  # fmt: skip
     (given.out / "remedies.json").write_text(side.model_dump_json(indent=1) + "\n", "utf-8")
     draw(side, given.out / "remedies.png")

@@ -26,16 +26,17 @@ from bare import Bare
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
+from yarn_ops.data.haystack import Haystack
 from yarn_ops.data.layout import ShardReader
 from yarn_ops.data.windows import spread
 from yarn_ops.errors import DataError
-from yarn_ops.evals.forward import logits_of
-from yarn_ops.evals.recall import answered, make_samples
-from yarn_ops.evals.suite import ruler, scoring
-from yarn_ops.evals.suite.haystack import Haystack
-from yarn_ops.evals.suite.plan import GRIDS
-from yarn_ops.evals.suite.reader import SharedReader
+from yarn_ops.evals import scoring
+from yarn_ops.evals.plan import GRIDS
+from yarn_ops.evals.reader import SharedReader
+from yarn_ops.evals.tasks import ruler
+from yarn_ops.evals.tasks.needles import recall_examples
 from yarn_ops.models.files import read_config
+from yarn_ops.models.head import Head
 from yarn_ops.models.loading import load_proven
 from yarn_ops.recipe import Leg, Rope, Train, parse_recipe
 from yarn_ops.rope.config import rope_spec_of
@@ -173,8 +174,9 @@ class Bench:
             windows = [w.ids[:length] for w in spread(self.held_out, length, self.asked.windows, 7)]
             found: dict[str, Any] = {}
             for form in ("code", "prose"):
-                hits = answered(model, make_samples(windows, self.encode, form, length, 8, 3))[:, :8]
-                found[form] = [round(float(hits.mean()), 3), [round(float(x), 2) for x in hits.mean(0)]]
+                asked = recall_examples(windows, self.encode, form, length, 8, 3)
+                whole, *parts = scoring.recall(form, scoring.ask_in_turn(model, asked), length, 8, 3)[:9]
+                found[form] = [round(whole.value, 3), [round(part.value, 2) for part in parts]]
             found["perplexity"] = round(float(np.exp(np.mean([*self.losses(model, windows[:6])]))), 3)
             self.note(f"{arm} @ {length}", found, began)
         if self.asked.skip_held_out:
@@ -195,9 +197,8 @@ class Bench:
                 began, found = time.perf_counter(), {}
                 for task in RULER_TASKS:
                     with suppress(DataError):  # a length that cannot hold it
-                        (score,) = ruler.measure(
-                            reader, task, self.haystack, self.tokenizer.decode, length, ruler_samples, 5
-                        )
+                        asked = ruler.examples(task, self.haystack, length, ruler_samples, 5)
+                        (score,) = ruler.measure(reader, task, asked, self.tokenizer.decode, length, 5)
                         found[task] = round(score.value, 3)
                 self.note(f"{arm} ruler @ {length}", found, began)
 
@@ -210,7 +211,7 @@ class Bench:
                 hidden = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state[
                     0, -quarter - 1 : -1
                 ]
-                yield float(F.cross_entropy(logits_of(model, hidden), ids_BT[0, -quarter:]))
+                yield float(F.cross_entropy(Head.of(model).logits(hidden), ids_BT[0, -quarter:]))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from flows.deploy import RUNS_AT_ONCE, deployments, ensure_pool
 from flows.grid import Shared, helped
 from flows.workshop import Workshop
 from yarn_ops.bars import Bars
-from yarn_ops.recipe import parse_recipe
+from yarn_ops.recipe import Evaluate, parse_recipe
 from yarn_ops.records import BaseModel, Dropped, ShardSet
 from yarn_ops.registry import open_registry
 from yarn_ops.servers import GPU_POOL
@@ -64,8 +64,8 @@ def test_a_run_asks_for_helpers_once_and_calls_off_those_that_have_not_begun(
     client: SyncPrefectClient, shop: Workshop
 ) -> None:
     shared = Shared(
-        run_id=shop.run.id, attempt=1, key=shop.run.id, suite="tiny", seed=0, model=BASE, shards=SHARDS,
-        longest_tokens=1024, original_context_tokens=512,
+        run_id=shop.run.id, attempt=1, key=shop.run.id, section=Evaluate(suite="tiny"), model=BASE,
+        shards=SHARDS, target_context_tokens=1024, original_context_tokens=512,
     )  # fmt: skip
     with disable_run_logger(), helped(shop, shared):
         pass  # no deployment, as where `yarn-ops extend` has a server of its own: the run goes on alone
@@ -96,15 +96,15 @@ def test_a_helper_finds_what_the_run_found(
     run = registry.run_view()
     registry.close()
     made = {stage.stage: stage for stage in run.stages}
-    suite = [stage for stage in run.stages if stage.stage == "suite"][-1]
+    last = [stage for stage in run.stages if stage.stage == "evaluate"][-1]
     scores = measured(state)
     assert scores
     with sqlite3.connect(state / "registry.db") as database:
         database.execute("DELETE FROM measurements")
         database.execute("DELETE FROM cells")
     shared = {
-        "run_id": run.id, "attempt": 1, "key": suite.key, "suite": "tiny", "seed": 0,
-        "model": made["merge"].record, "shards": made["shards"].record, "longest_tokens": 1024,
+        "run_id": run.id, "attempt": 1, "key": last.key, "section": run.recipe["evaluate"],
+        "model": made["merge"].record, "shards": made["shards"].record, "target_context_tokens": 1024,
         "original_context_tokens": 512,
     }  # fmt: skip
     helped_out = subprocess.run(
@@ -113,17 +113,18 @@ def test_a_helper_finds_what_the_run_found(
         capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert helped_out.returncode == 0, helped_out.stderr[-3000:]
-    assert helped_out.stdout.rpartition("result: ")[2].strip() == "5"  # context, needles at four lengths
+    # context, needles at four lengths, and of the scorecard perplexity and recall at two
+    assert helped_out.stdout.rpartition("result: ")[2].strip() == "9"
     assert measured(state) == scores
 
 
 def measured(state: Path) -> set[tuple[Any, ...]]:
-    """The cells of the model that was measured last, without when."""
+    """The cells of the model that was measured last, without when, and without the look at its attention."""
     with sqlite3.connect(state / "registry.db") as database:
         return set(
             database.execute(
                 "SELECT protocol, cell, cell_tokens, task, context_tokens, depth, value, low, high, items "
-                "FROM measurements WHERE checkpoint_digest = "
+                "FROM measurements WHERE cell != 'attention' AND checkpoint_digest = "
                 "(SELECT checkpoint_digest FROM measurements ORDER BY id DESC LIMIT 1)"
             ).fetchall()
         )

@@ -1,4 +1,4 @@
-"""The suite as a stage: in the gate, in MLflow, in the registry, on the page; measured once."""
+"""An evaluation with a suite: in the gate, in MLflow, in the registry, on the page; measured once."""
 
 from __future__ import annotations
 
@@ -33,6 +33,12 @@ def last_run(state: Path) -> RunView:
         registry.close()
 
 
+def cells_of(state: Path) -> list[tuple[Any, ...]]:
+    """Every cell that was measured, and when."""
+    with sqlite3.connect(state / "registry.db") as database:
+        return database.execute("SELECT key, fence, finished_at FROM cells ORDER BY key").fetchall()
+
+
 def artifact(api: str, key: str) -> dict[str, Any]:
     """The newest of this key in Prefect."""
     return post(api, "/artifacts/filter", artifacts={"key": {"any_": [key]}}, sort="CREATED_DESC", limit=1)[0]
@@ -48,10 +54,11 @@ def test_a_run_with_a_suite(cli, small_recipe: Path, state: Path, prefect_api: s
     assert "base: sees" in done.stdout and "result: sees" in done.stdout
 
     run = last_run(state)
-    suites = [stage for stage in run.stages if stage.stage == "suite"]
-    assert len(suites) == 2
-    tasks = {score.task for score in run.scores if score.stage == "suite"}
-    assert {"needle/code", "loss/same-targets", "capacity/sees", "capacity/uses"} <= tasks
+    measured = [stage for stage in run.stages if stage.stage == "evaluate"]
+    assert len(measured) == 2
+    tasks = {score.task for score in run.scores if score.stage == "evaluate"}
+    assert {"perplexity/last-quarter", "recall/code", "needle/code", "loss/same-targets"} <= tasks
+    assert {"capacity/sees", "capacity/uses"} <= tasks
     with sqlite3.connect(state / "registry.db") as database:
         kept = database.execute(
             "SELECT checkpoint_digest, cell, cell_tokens, seed, length(items) FROM measurements "
@@ -66,7 +73,7 @@ def test_a_run_with_a_suite(cli, small_recipe: Path, state: Path, prefect_api: s
     client = MlflowClient(settings.mlflow, settings.mlflow)
     experiment = client.get_experiment_by_name("yarn-ops")
     (found,) = client.search_runs([experiment.experiment_id])
-    uses = next(s for s in suites[1].record["scores"] if s["task"] == "capacity/uses")
+    uses = next(s for s in measured[1].record["scores"] if s["task"] == "capacity/uses")
     assert found.data.metrics["capacity/uses/after"] == uses["value"]
     assert {"capacity/sees/before", "needle/code/1024/after"} <= set(found.data.metrics)
     pictures = {Path(file.path).name for file in client.list_artifacts(found.info.run_id, "pictures")}
@@ -80,9 +87,11 @@ def test_a_run_with_a_suite(cli, small_recipe: Path, state: Path, prefect_api: s
     again = cli("extend", small_recipe, "--set", "gate.max_short_growth=3")  # another gate measures nothing
     assert again.returncode == 0, again.stderr
     reused = {stage.stage: stage.reused for stage in last_run(state).stages}
-    assert reused["suite"] and reused["evaluate"] and not reused["gate"]
+    assert reused["evaluate"] and not reused["gate"]
+    cells = cells_of(state)
     without = cli("extend", small_recipe, "--set", "evaluate.suite=none")  # nor does another suite score anew
     assert without.returncode != 0
     assert "needle/code at 1024 tokens of the result was not measured" in without.stderr
     reused = {stage.stage: stage.reused for stage in last_run(state).stages}
-    assert "suite" not in reused and reused["evaluate"] and reused["train"]
+    assert not reused["evaluate"] and reused["train"]
+    assert cells_of(state) == cells

@@ -18,15 +18,7 @@ from yarn_ops.recipe import Recipe
 PAGE = CHECKOUT / "infra" / "docs" / "glossary.md"
 ROW = re.compile(r"^\| (?!word \|)([^|]+) \| [^|]+ \| (?:`([\w.]+)`|plain) \|$", re.MULTILINE)
 
-SHARED_NAMES = {
-    "Cell": 2,
-    "Comparison": 2,
-    "Cost": 2,
-    "Question": 2,
-    "Reply": 2,
-    "Sample": 2,
-    "Shape": 3,
-}
+SHARED_NAMES: dict[str, int] = {}
 """how many classes have each of these names, still; a name with one class is taken out"""
 
 

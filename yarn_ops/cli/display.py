@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from yarn_ops.evals.names import LAST_QUARTER, RECALL
+
 if TYPE_CHECKING:
     from yarn_ops.catalogue import ModelVersion
     from yarn_ops.cli.doctor import Finding
     from yarn_ops.cli.security import Door
     from yarn_ops.recipe import Recipe
+    from yarn_ops.records import Scorecard
     from yarn_ops.registry import RunSummary, RunView
     from yarn_ops.upkeep import Garbage
 
 CONSOLE = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # what users name is not markup
 ARROW = " → "
-SHOWN_TASKS = ("perplexity/last-quarter", "recall/code", "recall/prose")
+SHOWN_TASKS = (LAST_QUARTER, *RECALL)
 
 
 def show_recipe(recipe: Recipe, *, as_json: bool) -> None:
@@ -76,8 +79,8 @@ def show_run(run: RunView, *, as_json: bool = False) -> None:
     CONSOLE.print(_stage_table(run), soft_wrap=False)
     if any(stage.stage == "compare" and stage.record for stage in run.stages):
         show_comparison(run)
-    elif run.scores:
-        CONSOLE.print(score_table(run), soft_wrap=False)
+    elif cards := cards_of(run):
+        CONSOLE.print(score_table(cards), soft_wrap=False)
     _show_outcome(run)
 
 
@@ -96,31 +99,52 @@ def _stage_table(run: RunView) -> Table:
     return table
 
 
-def score_table(run: RunView) -> Table:
+def cards_of(run: RunView) -> list[Scorecard]:
+    """What was measured of the base and, after it, of the result; neither before it is measured.
+
+    The first model that a run made or fetched is its base, the last one its result. Earlier versions measured
+    a model in two stages, evaluate and suite.
+    """
+    from yarn_ops.records import BaseModel, Checkpoint, Record, Scorecard
+
+    made: dict[str, type[Record]] = {"base": BaseModel, "merge": Checkpoint}
+    cards: dict[str, Scorecard] = {}
+    models: list[str] = []
+    for stage in run.stages:
+        if stage.record is None:
+            continue
+        if stage.stage in made:
+            models.append(made[stage.stage].model_validate(stage.record).digest)
+        elif stage.stage in ("evaluate", "suite"):
+            card = Scorecard.model_validate(stage.record)
+            if stage.stage == "suite" and (known := cards.get(card.model_digest)):
+                tasks = {score.task for score in known.scores}
+                more = tuple(score for score in card.scores if score.task not in tasks)
+                card = known.model_copy(update={"scores": known.scores + more})
+            cards[card.model_digest] = card
+    ends = dict.fromkeys((models[0], models[-1])) if models else {}
+    return [cards[digest] for digest in ends if digest in cards]
+
+
+def score_table(cards: Sequence[Scorecard]) -> Table:
     """Before and after at every length: perplexity, recall in each template."""
-    cards = [stage.record for stage in run.stages if stage.stage == "evaluate" and stage.record]
-    shown = [score for card in cards for score in card["scores"] if score["task"] in SHOWN_TASKS]
-    tasks = [task for task in SHOWN_TASKS if any(score["task"] == task for score in shown)]
-    lengths = sorted({score["context_tokens"] for score in shown})
+    tasks = [task for task in SHOWN_TASKS if any(card.by_length(task) for card in cards)]
+    lengths = sorted(
+        {score.context_tokens for card in cards for task in tasks for score in card.by_length(task)}
+    )
     moments = ARROW.join(("before", "after")[: len(cards)])
     table = _table("\ntokens", *(f"{_title(task)}\n{moments}" for task in tasks))
     for length, *cells in zip(lengths, *(_comparison(cards, task, lengths) for task in tasks), strict=True):
-        table.add_row(f"{length:,} ({length / cards[0]['original_context_tokens']:g}×)", *cells)
+        table.add_row(f"{length:,} ({length / cards[0].original_context_tokens:g}×)", *cells)
     return table
 
 
-def _comparison(cards: Sequence[dict[str, Any]], task: str, lengths: Sequence[int]) -> list[str]:
+def _comparison(cards: Sequence[Scorecard], task: str, lengths: Sequence[int]) -> list[str]:
     """A task's values before and after, one cell a length, aligned."""
-    rows = [[_value(card, task, length) for card in cards] for length in lengths]
+    values = [[card.value(task, length) for card in cards] for length in lengths]
+    rows = [["" if value is None else f"{value:.2f}" for value in row] for row in values]
     width = max(len(value) for row in rows for value in row)
     return [ARROW.join(value.rjust(width) for value in row) for row in rows]
-
-
-def _value(card: dict[str, Any], task: str, length: int) -> str:
-    for score in card["scores"]:
-        if (score["task"], score["context_tokens"], score["depth"]) == (task, length, None):
-            return f"{score['value']:.2f}"
-    return ""
 
 
 def _title(task: str) -> str:
@@ -138,9 +162,10 @@ def _show_outcome(run: RunView) -> None:
         )
         for check in verdict["checks"]:
             CONSOLE.print(f"  {'✓' if check['passed'] else '✗'} {check['reason']}")
-    for line in _reach(run):
+    cards = cards_of(run)
+    for line in _reach(cards):
         CONSOLE.print(line)
-    for reason in _advice(run):
+    for reason in _advice(run, cards):
         CONSOLE.print(f"advice: {reason}")
     for stage in run.stages:
         record = stage.record or {}
@@ -153,71 +178,57 @@ def _show_outcome(run: RunView) -> None:
         CONSOLE.print(f"release: {run.release.name} version {run.release.version}{alias}", style="bold")
 
 
-def _reach(run: RunView) -> Iterator[str]:
+def _reach(cards: Sequence[Scorecard]) -> Iterator[str]:
     """How far base and result see and use, where a suite was run."""
-    cards = [stage.record for stage in run.stages if stage.stage == "suite" and stage.record]
     for name, card in zip(("base", "result"), cards, strict=False):
-        reached = {score["task"]: score for score in card["scores"] if score["task"].startswith("capacity/")}
+        reached = [score for score in card.scores if score.task.startswith("capacity/")]
         told = [
-            f"{task.removeprefix('capacity/')} {score['value']:,.0f} tokens "
-            f"[{score['low']:,.0f}, {score['high']:,.0f}]"
-            for task, score in reached.items()
+            f"{score.task.removeprefix('capacity/')} {score.value:,.0f} tokens "
+            f"[{score.low:,.0f}, {score.high:,.0f}]"
+            for score in reached
         ]
-        yield f"{name}: {', '.join(told)}"
+        if told:
+            yield f"{name}: {', '.join(told)}"
 
 
-def _advice(run: RunView) -> tuple[str, ...]:
+def _advice(run: RunView, cards: Sequence[Scorecard]) -> tuple[str, ...]:
     """What the measurements of an extension say to do; nothing before both are there."""
     from yarn_ops.evals.advice import advise
-    from yarn_ops.records import Scorecard
+    from yarn_ops.records import BeforeAfter
 
-    cards = [stage.record for stage in run.stages if stage.stage == "evaluate" and stage.record]
     if len(cards) != 2 or not any(stage.stage == "gate" for stage in run.stages):
         return ()
-    before, after = map(Scorecard.model_validate, cards)
-    return advise(before, after).reasons
+    return advise(BeforeAfter(*cards)).reasons
 
 
 def show_comparison(run: RunView) -> None:
     """The table of a comparison's run, its winner, its picture."""
-    record = next(stage.record for stage in run.stages if stage.stage == "compare" and stage.record)
-    lengths = sorted(
-        {
-            score["context_tokens"]
-            for score in record["contenders"][0]["scores"]["scores"]
-            if score["task"] in SHOWN_TASKS
-        }
-    )
+    from yarn_ops.records import Comparison
+
+    found = next(stage.record for stage in run.stages if stage.stage == "compare" and stage.record)
+    comparison = Comparison.model_validate(found)
+    first = comparison.contenders[0].scores
+    lengths = sorted({score.context_tokens for task in SHOWN_TASKS for score in first.by_length(task)})
     CONSOLE.print(f"at {' / '.join(f'{length:,}' for length in lengths)} tokens", style="dim")
     table = _table("method", "arm", "perplexity", "code pairs", "prose pairs", "", shortened="arm")
-    for contender in record["contenders"]:
-        scores = contender["scores"]["scores"]
-        perplexity, *recalls = (_curve(scores, task) for task in SHOWN_TASKS)
+    for contender in comparison.contenders:
+        curves = ([score.value for score in contender.scores.by_length(task)] for task in SHOWN_TASKS)
+        perplexity, *recalls = curves
         table.add_row(
-            contender["method"],
-            contender["arm"],
+            contender.method,
+            contender.arm,
             " ".join(f"{value:.{1 if value < 99.95 else 0}f}" for value in perplexity),
             *(
                 " ".join("1.0" if value > 0.995 else f"{value:.2f}"[1:] for value in recall)
                 for recall in recalls
             ),
-            "✓" if contender["verdict"]["passed"] else "✗",
+            "✓" if contender.verdict.passed else "✗",
         )
     CONSOLE.print(table, soft_wrap=False)
-    CONSOLE.print(f"✓ passed the gate; winner: {record['winner'] or 'none'}", style="bold")
-    folder = record["tree"]["uri"].removeprefix("file://")
-    for picture in record["pictures"]:
-        CONSOLE.print(f"picture: {folder}/{picture}")
-
-
-def _curve(scores: Sequence[dict[str, Any]], task: str) -> list[float]:
-    """A task's values over all depths, shortest length first."""
-    found = sorted(
-        (score["context_tokens"], score["value"])
-        for score in scores
-        if score["task"] == task and score["depth"] is None
-    )
-    return [value for _, value in found]
+    CONSOLE.print(f"✓ passed the gate; winner: {comparison.winner or 'none'}", style="bold")
+    assert comparison.tree is not None
+    for picture in comparison.pictures:
+        CONSOLE.print(f"picture: {comparison.tree.uri.removeprefix('file://')}/{picture}")
 
 
 def show_models(versions: Sequence[ModelVersion], *, as_json: bool) -> None:

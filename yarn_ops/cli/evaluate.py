@@ -11,13 +11,15 @@ from typing import Any
 from yarn_ops.bars import Bars
 from yarn_ops.cli.display import CONSOLE
 from yarn_ops.cli.rope import directory_of
+from yarn_ops.data.haystack import STANDARD_LIBRARY, Haystack, read_haystack
 from yarn_ops.errors import EvaluationError
-from yarn_ops.evals.capacity.measure import measure, require_positions
-from yarn_ops.evals.capacity.page import write_report
-from yarn_ops.evals.capacity.reading import Capacity, interval, tokens
-from yarn_ops.evals.suite.haystack import STANDARD_LIBRARY, read_haystack
-from yarn_ops.evals.suite.plan import SIZES, lengths_to, needed_tokens, plan
-from yarn_ops.evals.suite.subject import open_subject
+from yarn_ops.evals.capacity import Capacity, interval, tokens
+from yarn_ops.evals.measure import measure
+from yarn_ops.evals.names import LAST_QUARTER, SAME_TARGETS
+from yarn_ops.evals.plan import SIZES, CellPlan, lengths_to, needed_tokens, suite_cells
+from yarn_ops.evals.report.page import write_page
+from yarn_ops.evals.run import Worker
+from yarn_ops.evals.subject import Subject, open_subject
 from yarn_ops.models.device import resolve_device, resolve_dtype
 from yarn_ops.recipe import SuiteName
 from yarn_ops.registry.measurements import open_measurements
@@ -25,7 +27,7 @@ from yarn_ops.services import open_run_registry
 from yarn_ops.settings import Settings
 from yarn_ops.store import files_for, store_options
 
-SHOWN = ("loss/same-targets", "perplexity/last-quarter")
+SHOWN = (SAME_TARGETS, LAST_QUARTER)
 
 
 def evaluate(
@@ -48,44 +50,49 @@ def evaluate(
     subjects = [open_subject(directory_of(name, None), name=_name(name)) for name in (model, base) if name]
     size = SIZES[suite]
     lengths = lengths_to(longest or subjects[0].context_tokens, subjects[0].original_context_tokens)
-    require_positions(subjects, lengths[-1])
+    _require_positions(subjects, lengths[-1])
     files = files_for(store_options(settings))
-    haystack = read_haystack(
-        documents or STANDARD_LIBRARY, files, subjects[0].path,
-        subjects[0].vocab_size, encode=subjects[0].encode,
-        decode=subjects[0].tokenizer.decode, tokens=needed_tokens(size, lengths[-1]),
-    )  # fmt: skip
+
+    def read(patterns: Sequence[str]) -> Haystack:
+        subject = subjects[0]
+        return read_haystack(
+            patterns, files, subject.path, subject.vocab_size, encode=subject.encode,
+            decode=subject.tokenizer.decode, tokens=needed_tokens(size, lengths[-1]),
+        )  # fmt: skip
+
+    haystack = read(documents or STANDARD_LIBRARY)
     if base and subjects[1].encode(haystack.texts[0]) != subjects[0].encode(haystack.texts[0]):
         raise EvaluationError(f"{base}: its tokenizer is not {model}'s, so their losses cannot be compared")
-    kinds = {
-        kind_name(pattern): read_haystack(
-            [pattern], files, subjects[0].path, subjects[0].vocab_size, encode=subjects[0].encode,
-            decode=subjects[0].tokenizer.decode, tokens=needed_tokens(size, lengths[-1]),
-        )
-        for pattern in (documents if len(documents) > 1 else ())
-    }  # fmt: skip
-    cells = plan(size, lengths, haystack, seed, kinds)
+    kinds = {kind_name(pattern): read([pattern]) for pattern in (documents if len(documents) > 1 else ())}
+    plan = CellPlan(tuple(suite_cells(size, lengths, haystack, seed, kinds)), lengths, seed, haystack)
     open_run_registry(settings).close()
     measurements = open_measurements(settings.database, settings.lease_s)
     device = resolve_device(settings.device)
     try:
         with Bars() as bars:
-            measured = [
-                measure(
-                    subject, cells, device=device, precision=resolve_dtype("auto", device),
-                    journal=measurements, report=bars.of(subject.name),
-                )
-                for subject in subjects
-            ]  # fmt: skip
+            precision, measured = resolve_dtype("auto", device), []
+            for subject in subjects:
+                worker = Worker(device, precision, measurements, bars.of(subject.name))
+                measured.append(measure(subject, plan, subject.digest(), worker))
     finally:
         measurements.close()
     if out is not None:
         try:
-            write_report(measured, out)
+            write_page(measured, out)
             (out / "scores.json").write_text(json.dumps(facts(measured), indent=1), "utf-8")
         except OSError as error:
             raise EvaluationError(f"{out}: the report cannot be written ({error.strerror})") from None
     return measured
+
+
+def _require_positions(subjects: Sequence[Subject], longest: int) -> None:
+    """EvaluationError for a model that has no positions beyond what it was trained on."""
+    for subject in subjects:
+        if subject.spec is None and longest > subject.context_tokens:
+            raise EvaluationError(
+                f"{subject.name}: has no positions beyond {subject.context_tokens} tokens (they are not "
+                f"rotary); give --longest {subject.context_tokens}"
+            )
 
 
 def show(models: Sequence[Capacity], out: Path | None, *, as_json: bool) -> None:
@@ -103,8 +110,8 @@ def show(models: Sequence[Capacity], out: Path | None, *, as_json: bool) -> None
             table.add_column(head, no_wrap=True, min_width=len(head))
         table.add_column("by depth, farthest first")
         for length in model.lengths:
-            shown = [model.score(name, length) for name in (*SHOWN, task or "")]
-            parts = " ".join(f"{part.value:.2f}" for part in model.parts(task or "", length))
+            shown = [model.card.score(name, length) for name in (*SHOWN, task or "")]
+            parts = " ".join(f"{part.value:.2f}" for part in model.card.by_depth(task or "", length))
             table.add_row(f"{length:,}", *(f"{s.value:.2f}" if s else "" for s in shown), parts)
         CONSOLE.print(table, soft_wrap=False)
         for what, reached in (("sees", model.reach.sees), ("uses", model.reach.uses)):
@@ -121,12 +128,12 @@ def facts(models: Sequence[Capacity]) -> list[dict[str, Any]]:
     return [
         {
             "model": model.name,
-            "checkpoint_digest": model.digest,
+            "checkpoint_digest": model.card.model_digest,
             "verdict": model.verdict,
             "context_tokens": model.context_tokens,
-            "original_context_tokens": model.original_context_tokens,
+            "original_context_tokens": model.card.original_context_tokens,
             "reach": asdict(model.reach),
-            "scores": [score.model_dump(mode="json", exclude={"items"}) for score in model.scores],
+            "scores": [score.model_dump(mode="json", exclude={"items"}) for score in model.card.scores],
             "skipped": model.skipped,
             "costs": [asdict(cost) for cost in model.costs],
             "attention": asdict(model.diagnosis) if model.diagnosis else None,

@@ -168,30 +168,21 @@ def _evaluation(
 ) -> tuple[float, int, float, float]:
     """Seconds on one GPU, blocks, seconds of what is not divided, of the largest block (`Workload`)."""
     from yarn_ops.cli.bill import READING_SHARE
-    from yarn_ops.evals.capacity.cost import costs, shape_of
-    from yarn_ops.evals.evaluate import tokens_through as scored
-    from yarn_ops.evals.suite.plan import SIZES, lengths_to
-    from yarn_ops.evals.suite.size import blocks_of, tokens_through
+    from yarn_ops.evals.plan import loads
+    from yarn_ops.models.costs import costs, dimensions_of
 
-    shape, asked = shape_of(config, parameters), recipe.evaluate
-    if shape is None:
+    dimensions, asked = dimensions_of(config, parameters), recipe.evaluate
+    if dimensions is None:
         raise RecipeError(f"{recipe.base.model}: its config names no heads and layers to reckon with")
-
-    def seconds(length: int, tokens: int) -> float:
-        flops = costs(shape, [length])[0].prefill_flops / length
-        return 2 * tokens * flops / (rates.products * READING_SHARE)
-
-    lengths = sorted({round(multiple * original) for multiple in asked.lengths})
-    alone_s = sum(seconds(length, scored(asked, length, lengths)) for length in lengths)
-    if asked.suite == "none":
-        return alone_s, 1, alone_s, 0.0
-    size = SIZES[asked.suite]
-    reach = lengths_to(round(recipe.rope.resolve_factor(original) * original), original)
-    cells = [(task, length) for task in size.tasks for length in (reach if task != "context" else reach[-1:])]
-    took = [seconds(length, tokens_through(task, size, length, reach)) for task, length in cells]
-    blocks = [blocks_of(task, size, length, reach) for task, length in cells]
-    largest_s = max(cell_s / count for cell_s, count in zip(took, blocks, strict=True))
-    return alone_s + sum(took), sum(blocks), alone_s, largest_s
+    target = round(recipe.rope.resolve_factor(original) * original)
+    found, took = loads(asked, original, target), []
+    for load in found:
+        flops = costs(dimensions, [load.context_tokens])[0].prefill_flops / load.context_tokens
+        took.append(2 * load.tokens * flops / (rates.products * READING_SHARE))
+    if asked.suite == "none":  # no helpers are asked for
+        return sum(took), 1, sum(took), 0.0
+    largest_s = max(seconds / load.blocks for seconds, load in zip(took, found, strict=True))
+    return sum(took), sum(load.blocks for load in found), 0.0, largest_s
 
 
 def _device(

@@ -8,8 +8,8 @@ from yarn_ops.bars import Bars
 from yarn_ops.cli.display import CONSOLE
 from yarn_ops.cli.rope import directory_of
 from yarn_ops.data.files import LocalFiles
+from yarn_ops.data.haystack import STANDARD_LIBRARY
 from yarn_ops.errors import ExportError
-from yarn_ops.evals.suite.haystack import STANDARD_LIBRARY
 from yarn_ops.models.device import resolve_device, resolve_dtype
 from yarn_ops.remedies.compare import Asked, compare
 from yarn_ops.remedies.side_by_side import SideBySide
@@ -46,8 +46,8 @@ def run(
             asked,
             LocalFiles(),
             device=device,
-            dtype=resolve_dtype("auto", device),
-            report=bars.of("remedies"),
+            precision=resolve_dtype("auto", device),
+            progress=bars.of("remedies"),
         )
 
 

@@ -94,7 +94,7 @@ def fit_report(fit: Fit) -> list[str]:
 
 def draw(spec: RopeSpec, path: Path) -> None:
     """The picture of it; ExportError where it cannot be written."""
-    from yarn_ops.evals.rope_picture import draw_rope
+    from yarn_ops.rope.picture import draw_rope
 
     try:
         draw_rope(spec, path)

@@ -11,10 +11,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from yarn_ops.evals.paired import loss_change_interval, recall_change_interval
-from yarn_ops.records import Score, Scorecard
+from yarn_ops.evals.intervals import figure, loss_change_interval, recall_change_interval
+from yarn_ops.evals.names import LAST_QUARTER, RECALL, template_of
+from yarn_ops.records import BeforeAfter, Score, Scorecard
 
-PERPLEXITY = "perplexity/last-quarter"  # perplexity.LAST_QUARTER, which would bring torch into `runs show`
 HELD_RECALL = 0.9
 """share of its own recall at the original context that a length has to keep to count as used"""
 HELD_PERPLEXITY = 1.1
@@ -47,25 +47,36 @@ class _Change:
     """95 %, of the differences window by window or pair by pair: both were asked the same"""
 
     @property
+    def of_perplexity(self) -> bool:
+        return self.task == LAST_QUARTER
+
+    @property
     def harm(self) -> float:
         """How much worse it became."""
-        return self.value if self.task == PERPLEXITY else -self.value
+        return self.value if self.of_perplexity else -self.value
+
+    @property
+    def tolerated(self) -> float:
+        return math.log(1 + SHORT_LOSS) if self.of_perplexity else SHORT_RECALL_LOSS
 
 
-def advise(before: Scorecard, after: Scorecard) -> Advice:
+def advise(scores: BeforeAfter[Scorecard]) -> Advice:
     """Advice from the same measurements of a base and of its extension."""
+    before, after = scores
     original = after.original_context_tokens
     factor, on_factor = _sufficient_factor(after, original)
-    changes = [_worst(changes) for changes in _short_changes(before, after, original) if changes]
-    too_much = [change for change in changes if change.harm > _tolerated(change.task)]
+    short = list(_short_changes(before, after, original))
+    of_kinds = ([one for one in short if one.of_perplexity], [one for one in short if not one.of_perplexity])
+    changes = [max(some, key=lambda change: change.harm) for some in of_kinds if some]
+    too_much = [change for change in changes if change.harm > change.tolerated]
     reasons = [*on_factor]
     if too_much:
         reasons.append(
             f"serve base and extended side by side, texts up to {original:,} tokens by the base: "
-            f"{_told(too_much)}"
+            f"{' and '.join(map(_told, too_much))}"
         )
     elif changes:
-        reasons.append(f"serve the extended model alone: at worst, {_told(changes)}")
+        reasons.append(f"serve the extended model alone: at worst, {' and '.join(map(_told, changes))}")
     return Advice(factor=factor, side_by_side=bool(too_much), reasons=tuple(reasons))
 
 
@@ -89,53 +100,35 @@ def _sufficient_factor(after: Scorecard, original: int) -> tuple[float | None, l
 def _faults(after: Scorecard, original: int, length: int) -> Iterator[str]:
     """Why a length does not count as used; a recall whose interval reaches what is asked holds."""
     for short in _scores(after):
-        long = _score(after, short.task, length)
+        long = after.score(short.task, length)
         if short.context_tokens != original or long is None:
             continue
-        if short.task == PERPLEXITY and long.value > HELD_PERPLEXITY * short.value:
-            yield (
-                f"at {length:,} tokens perplexity is {long.value:.1f} against {short.value:.1f} "
-                f"at {original:,}"
-            )
-        high = long.value if long.high is None else long.high
-        if short.task != PERPLEXITY and high < HELD_RECALL * short.value:
-            yield (
-                f"at {length:,} tokens {_name(short.task)} is {_figure(long)} against {short.value:.2f} "
-                f"at {original:,}"
-            )
+        if short.task == LAST_QUARTER:
+            broken, what = long.value > HELD_PERPLEXITY * short.value, "perplexity"
+            figures = f"{long.value:.1f} against {short.value:.1f}"
+        else:
+            broken, what = long.bounds[1] < HELD_RECALL * short.value, f"{template_of(short.task)} recall"
+            figures = f"{figure(long)} against {short.value:.2f}"
+        if broken:
+            yield f"at {length:,} tokens {what} is {figures} at {original:,}"
 
 
-def _short_changes(before: Scorecard, after: Scorecard, original: int) -> tuple[list[_Change], list[_Change]]:
+def _short_changes(before: Scorecard, after: Scorecard, original: int) -> Iterator[_Change]:
     """Of perplexity and of recall, at every length up to the original context."""
-    perplexity: list[_Change] = []
-    recall: list[_Change] = []
     for old in _scores(before):
-        new = _score(after, old.task, old.context_tokens)
+        new = after.score(old.task, old.context_tokens)
         if new is None or old.context_tokens > original:
             continue
-        if old.task == PERPLEXITY:
-            ratio = math.log(new.value / old.value)
-            perplexity.append(_Change(old.task, old.context_tokens, ratio, loss_change_interval(old, new)))
-        else:
-            gained = new.value - old.value
-            recall.append(_Change(old.task, old.context_tokens, gained, recall_change_interval(old, new)))
-    return perplexity, recall
+        value, interval = new.value - old.value, recall_change_interval(old, new)
+        if old.task == LAST_QUARTER:
+            value, interval = math.log(new.value / old.value), loss_change_interval(old, new)
+        yield _Change(old.task, old.context_tokens, value, interval)
 
 
-def _worst(changes: list[_Change]) -> _Change:
-    return max(changes, key=lambda change: change.harm)
-
-
-def _tolerated(task: str) -> float:
-    return math.log(1 + SHORT_LOSS) if task == PERPLEXITY else SHORT_RECALL_LOSS
-
-
-def _told(changes: list[_Change]) -> str:
-    return " and ".join(_sentence(change) for change in changes)
-
-
-def _sentence(change: _Change) -> str:
-    told, name = (_percent, "perplexity") if change.task == PERPLEXITY else (_signed, _name(change.task))
+def _told(change: _Change) -> str:
+    told, name = (
+        (_percent, "perplexity") if change.of_perplexity else (_signed, f"{template_of(change.task)} recall")
+    )
     low_high = "" if change.interval is None else f" [{', '.join(map(told, change.interval))}]"
     return f"{name} at {change.context_tokens:,} tokens changes by {told(change.value)}{low_high}"
 
@@ -150,21 +143,4 @@ def _percent(log_ratio: float) -> str:
 
 def _scores(card: Scorecard) -> Iterator[Score]:
     """Over all depths: perplexity of the last quarter and recall in each template."""
-    for score in card.scores:
-        is_recall = score.task.startswith("recall/") and score.task.count("/") == 1
-        if score.depth is None and (is_recall or score.task == PERPLEXITY):
-            yield score
-
-
-def _score(card: Scorecard, task: str, length: int) -> Score | None:
-    return next((s for s in _scores(card) if (s.task, s.context_tokens) == (task, length)), None)
-
-
-def _name(task: str) -> str:
-    return f"{task.removeprefix('recall/')} recall"
-
-
-def _figure(score: Score) -> str:
-    if score.low is None or score.high is None:
-        return f"{score.value:.2f}"
-    return f"{score.value:.2f} [{score.low:.2f}, {score.high:.2f}]"
+    return (score for score in card.scores if score.depth is None and score.task in (LAST_QUARTER, *RECALL))

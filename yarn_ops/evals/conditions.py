@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from yarn_ops.evals.paired import change_interval
+from yarn_ops.evals.intervals import Interval, change_interval, exponential
 from yarn_ops.recipe import Condition
 from yarn_ops.records import Check, Score, Scorecard
 
-Bounds = tuple[float, float | None, float | None]
-"""value, low, high; None: no interval"""
+Estimate = tuple[float, Interval | None]
+"""a value and its 95 % interval, where it has one"""
 
 
 def decide(
@@ -27,69 +27,58 @@ def decide(
     name = f"{condition.score} at {tokens} tokens"
     if condition.depth is not None:
         name += f", depth {condition.depth:g}"
-    result = _find(after, condition, tokens)
-    base = _find(before, condition, tokens)
+    result, base = (_find(card, condition, tokens) for card in (after, before))
     if result is None:
         return _failed(condition, name, None, f"{name} of the result was not measured")
     if condition.measure == "result":
-        bounds: Bounds = result.value, result.low, result.high
-    elif base is None:
+        return _judge(condition, name, (result.value, result.interval))
+    if base is None:
         return _failed(condition, name, None, f"{name} of the base was not measured")
-    elif condition.measure == "ratio" and min(base.value, result.value) <= 0:
-        return _failed(
-            condition, name, None, f"{name}: there is no ratio of {result.value:g} to {base.value:g}"
-        )
-    else:
-        bounds = compared(result, base, condition.measure)
-        name += " / base's" if condition.measure == "ratio" else " less base's"
-    return _judge(condition, name, bounds)
+    if condition.measure == "ratio" and min(base.value, result.value) <= 0:
+        why = f"{name}: there is no ratio of {result.value:g} to {base.value:g}"
+        return _failed(condition, name, None, why)
+    name += " / base's" if condition.measure == "ratio" else " less base's"
+    return _judge(condition, name, compared(result, base, condition.measure))
 
 
-def compared(result: Score, base: Score, measure: Literal["ratio", "difference"]) -> Bounds:
+def compared(result: Score, base: Score, measure: Literal["ratio", "difference"]) -> Estimate:
     """result / base or result - base, with its 95 % interval where there is one. Ratio: both above 0."""
     if paired := change_interval(base, result, measure):
         value = result.value / base.value if measure == "ratio" else result.value - base.value
-        return value, *paired
+        return value, paired
     if measure == "ratio":
-        value, low, high = _difference(_log(result), _log(base))
-        return (
-            math.exp(value),
-            None if low is None else math.exp(low),
-            None if high is None else math.exp(high),
-        )
-    return _difference((result.value, result.low, result.high), (base.value, base.low, base.high))
+        value, interval = _difference(_log(result), _log(base))
+        return math.exp(value), exponential(interval)
+    return _difference((result.value, result.interval), (base.value, base.interval))
 
 
-def _difference(one: Bounds, other: Bounds) -> Bounds:
+def _difference(one: Estimate, other: Estimate) -> Estimate:
     value = one[0] - other[0]
-    if one[1] is None or one[2] is None or other[1] is None or other[2] is None:
-        return value, None, None
-    low = value - math.hypot(one[0] - one[1], other[2] - other[0])
-    high = value + math.hypot(one[2] - one[0], other[0] - other[1])
-    return value, low, high
+    if one[1] is None or other[1] is None:
+        return value, None
+    low = value - math.hypot(one[0] - one[1][0], other[1][1] - other[0])
+    high = value + math.hypot(one[1][1] - one[0], other[0] - other[1][0])
+    return value, (low, high)
 
 
-def _log(score: Score) -> Bounds:
+def _log(score: Score) -> Estimate:
     """Of a score above 0; a bound at or below 0 leaves no interval."""
-    if score.low is None or score.high is None or score.low <= 0:
-        return math.log(score.value), None, None
-    return math.log(score.value), math.log(score.low), math.log(score.high)
+    if score.interval is None or score.interval[0] <= 0:
+        return math.log(score.value), None
+    return math.log(score.value), (math.log(score.interval[0]), math.log(score.interval[1]))
 
 
-def _judge(condition: Condition, name: str, bounds: Bounds) -> Check:
-    value, low, high = bounds
-    threshold = condition.at_least if condition.at_least is not None else condition.at_most
-    assert threshold is not None
-    shown = f"{value:.4g}" if low is None or high is None else f"{value:.4g} [{low:.4g}, {high:.4g}]"
-    if condition.evidence == "value":
-        judged: float | None = value
-    else:
-        worst, best = (low, high) if condition.at_least is not None else (high, low)
+def _judge(condition: Condition, name: str, estimate: Estimate) -> Check:
+    value, interval = estimate
+    above, threshold = condition.at_least is not None, _threshold(condition)
+    shown = f"{value:.4g}" if interval is None else f"{value:.4g} [{interval[0]:.4g}, {interval[1]:.4g}]"
+    judged: float | None = value
+    if condition.evidence != "value":
+        worst, best = (interval if above else interval[::-1]) if interval else (None, None)
         judged = worst if condition.evidence == "sure" else best
     if judged is None or not math.isfinite(judged) or not math.isfinite(value):
         why = "is no number" if judged is not None else f"has no interval, and {condition.evidence} needs one"
         return _failed(condition, name, value, f"{name} is {shown}, which {why}")
-    above = condition.at_least is not None
     passed = judged >= threshold if above else judged <= threshold
     wanted = f"{'at least' if above else 'at most'} {threshold:g}"
     sure = {"value": "", "sure": "surely ", "unrefuted": "possibly "}[condition.evidence]
@@ -97,22 +86,20 @@ def _judge(condition: Condition, name: str, bounds: Bounds) -> Check:
     return Check(name=name, measured=value, threshold=threshold, passed=passed, reason=reason)
 
 
+def _threshold(condition: Condition) -> float:
+    threshold = condition.at_most if condition.at_least is None else condition.at_least
+    assert threshold is not None
+    return threshold
+
+
 def _find(card: Scorecard, condition: Condition, tokens: int) -> Score | None:
-    for score in card.scores:
-        if (score.task, score.context_tokens) == (condition.score, tokens) and _same(score.depth, condition):
-            return score
-    return None
-
-
-def _same(depth: float | None, condition: Condition) -> bool:
-    if depth is None or condition.depth is None:
-        return depth is condition.depth
-    return math.isclose(depth, condition.depth, abs_tol=1e-3)
+    if condition.depth is None:
+        return card.score(condition.score, tokens)
+    found = card.by_depth(condition.score, tokens)
+    return next((s for s in found if math.isclose(s.depth or 0.0, condition.depth, abs_tol=1e-3)), None)
 
 
 def _failed(condition: Condition, name: str, value: float | None, why: str) -> Check:
-    threshold = condition.at_least if condition.at_least is not None else condition.at_most
-    assert threshold is not None
     measured = value if value is not None and math.isfinite(value) else None
     reason = f"{why}, so the condition cannot be judged"
-    return Check(name=name, measured=measured, threshold=threshold, passed=False, reason=reason)
+    return Check(name=name, measured=measured, threshold=_threshold(condition), passed=False, reason=reason)

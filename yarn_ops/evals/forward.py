@@ -8,6 +8,7 @@ that the memory of their logits does not grow with the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from yarn_ops.data.haystack import Ids
 from yarn_ops.errors import EvaluationError
-
-Ids = NDArray[np.int64]
+from yarn_ops.models.head import Head
 
 BATCH_TOKENS = 8192
 """tokens of one forward; a longer window runs alone"""
@@ -38,11 +39,7 @@ def token_losses(model: PreTrainedModel, windows: Ids, scored_tokens: int) -> ND
     def losses(logits_PV: Tensor, target_P: Tensor) -> Tensor:
         return F.cross_entropy(logits_PV, target_P, reduction="none")
 
-    scored = [
-        _through_head(model, ids_BT[:, :-1], ids_BT[:, -scored_tokens:], losses)
-        for ids_BT in _batches(windows)
-    ]
-    result = torch.cat(scored).cpu().numpy()
+    result = _judged(model, windows, scored_tokens, losses)
     if not np.isfinite(result).all():
         raise EvaluationError(
             f"the model's loss over windows of {windows.shape[1] - 1} tokens is not finite; "
@@ -61,18 +58,15 @@ def correct_predictions(model: PreTrainedModel, windows: Ids, scored_tokens: int
     def hits(logits_PV: Tensor, target_P: Tensor) -> Tensor:
         return logits_PV.argmax(-1) == target_P
 
-    scored = [
-        _through_head(model, ids_BT[:, :-1], ids_BT[:, -scored_tokens:], hits) for ids_BT in _batches(windows)
-    ]
-    return torch.cat(scored).cpu().numpy()
+    return _judged(model, windows, scored_tokens, hits)
 
 
 @torch.inference_mode()
 def require_known_head(model: PreTrainedModel) -> None:
-    """EvaluationError when `logits_of` is not what the model computes (an unknown scale after the head)."""
+    """EvaluationError when the head's logits are not the model's (an unknown scale after it)."""
     probe_BT = torch.arange(PROBE_TOKENS, device=model.device)[None] % model.config.vocab_size
     own_PV = model(input_ids=probe_BT, use_cache=False).logits[0].float()
-    ours_PV = logits_of(model, _hidden(model, probe_BT)[0])
+    ours_PV = Head.of(model).logits(_hidden(model, probe_BT)[0])
     if not torch.allclose(own_PV, ours_PV, rtol=1e-3, atol=1e-3, equal_nan=True):
         raise EvaluationError(
             f"{type(model).__name__}: its logits are not those of its output layer; "
@@ -80,32 +74,24 @@ def require_known_head(model: PreTrainedModel) -> None:
         )
 
 
-def _through_head(
-    model: PreTrainedModel, read_BT: Tensor, target_BT: Tensor, judge: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
-    scored_tokens = target_BT.shape[1]
-    hidden_PD = _hidden(model, read_BT.to(model.device))[:, -scored_tokens:].flatten(0, 1)
-    target_P = target_BT.to(model.device).flatten()
-    rows = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
-    judged = [
-        judge(logits_of(model, some_PD), some_P)
-        for some_PD, some_P in zip(hidden_PD.split(rows), target_P.split(rows), strict=True)
-    ]
-    return torch.cat(judged).view(target_BT.shape)
+def _judged(
+    model: PreTrainedModel, windows: Ids, scored_tokens: int, judge: Callable[[Tensor, Tensor], Tensor]
+) -> Any:
+    """judge: (logits [P, V], target tokens [P]) -> [P]; of the last tokens of every window, [B, scored]."""
+    head, rows = Head.of(model), max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    judged = []
+    for ids_BT in _batches(windows):
+        hidden_PD = _hidden(model, ids_BT[:, :-1].to(model.device))[:, -scored_tokens:].flatten(0, 1)
+        target_P = ids_BT[:, -scored_tokens:].to(model.device).flatten()
+        judged += [
+            judge(head.logits(some_PD), some_P)
+            for some_PD, some_P in zip(hidden_PD.split(rows), target_P.split(rows), strict=True)
+        ]
+    return torch.cat(judged).view(len(windows), scored_tokens).cpu().numpy()
 
 
 def _hidden(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
     return model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-
-
-def logits_of(model: PreTrainedModel, hidden_PD: Tensor) -> Tensor:
-    """float32 [P, V], with the scale (Granite) and the soft cap (Gemma 2) that a config may ask for."""
-    logits_PV = model.get_output_embeddings()(hidden_PD).float()
-    if scale := getattr(model.config, "logits_scaling", None):
-        logits_PV = logits_PV / scale
-    if cap := getattr(model.config, "final_logit_softcapping", None):
-        logits_PV = torch.tanh(logits_PV / cap) * cap
-    return logits_PV
 
 
 def _batches(windows: Ids) -> Iterator[Tensor]:

@@ -8,27 +8,20 @@ from __future__ import annotations
 
 import math
 
-from yarn_ops.evals.capacity.reach import capacity_scores
 from yarn_ops.evals.conditions import decide
-from yarn_ops.evals.perplexity import LAST_QUARTER
-from yarn_ops.evals.recall import TEMPLATES, task_name
+from yarn_ops.evals.names import LAST_QUARTER, RECALL, template_of
+from yarn_ops.evals.reach import capacity_scores
 from yarn_ops.recipe import Gate
-from yarn_ops.records import Check, Scorecard, Verdict
+from yarn_ops.records import BeforeAfter, Check, Scorecard, Verdict
 
 LEAST_BASE_RECALL = 0.1
 """of a base that can be said to use its own window; the demo's base has 0.95, chance is 0.00001"""
 
 
-def judge(
-    gate: Gate,
-    before: Scorecard,
-    after: Scorecard,
-    *,
-    original_context_tokens: int,
-    target_context_tokens: int,
-) -> Verdict:
+def judge(gate: Gate, scores: BeforeAfter[Scorecard], target_context_tokens: int) -> Verdict:
     """Decide on every threshold that the gate sets; passed when all of them hold."""
-    original, target = original_context_tokens, target_context_tokens
+    before, after = scores
+    original, target = before.original_context_tokens, target_context_tokens
     checks: list[Check] = []
     if gate.min_recall is not None:
         checks.append(_base_uses_its_window(before, original))
@@ -44,11 +37,8 @@ def judge(
     if gate.conditions:
         base, result = with_capacity(before), with_capacity(after)
         checks += [decide(condition, base, result, original, target) for condition in gate.conditions]
-    return Verdict(
-        parents=(before.digest, after.digest),
-        passed=all(check.passed for check in checks),
-        checks=tuple(checks),
-    )
+    digests = (before.digest, after.digest)
+    return Verdict(parents=digests, passed=all(check.passed for check in checks), checks=tuple(checks))
 
 
 def with_capacity(card: Scorecard) -> Scorecard:
@@ -59,8 +49,7 @@ def with_capacity(card: Scorecard) -> Scorecard:
 
 
 def _base_uses_its_window(before: Scorecard, original: int) -> Check:
-    name = "base uses its window"
-    value = _best_recall(before, original)
+    name, value = "base uses its window", _best_recall(before, original)
     if value is None:
         return _unmeasured(name, LEAST_BASE_RECALL, f"the base's recall at its own {original} tokens")
     passed = value >= LEAST_BASE_RECALL
@@ -71,78 +60,63 @@ def _base_uses_its_window(before: Scorecard, original: int) -> Check:
 
 
 def _recall_at_target(after: Scorecard, target: int, threshold: float) -> Check:
-    value = _best_recall(after, target)
-    if value is None:
-        return _unmeasured("recall at the target", threshold, f"recall at {target} tokens")
-    return _at_least("recall at the target", f"recall at {target} tokens", value, threshold)
+    name, what, value = "recall at the target", f"recall at {target} tokens", _best_recall(after, target)
+    return _unmeasured(name, threshold, what) if value is None else _at_least(name, what, value, threshold)
 
 
 def _long_gain(before: Scorecard, after: Scorecard, target: int, threshold: float) -> Check:
-    name = "long gain"
-    base, result = _measured(before, LAST_QUARTER, target), _measured(after, LAST_QUARTER, target)
+    base, result = (_measured(card, LAST_QUARTER, target) for card in (before, after))
     if base is None or result is None:
-        return _unmeasured(name, threshold, f"perplexity at {target} tokens of {_missing(base)}")
+        return _unmeasured("long gain", threshold, f"perplexity at {target} tokens of {_missing(base)}")
     what = f"gain at {target} tokens (perplexity {base:.2f} before, {result:.2f} after)"
-    return _at_least(name, what, base / result, threshold)
+    return _at_least("long gain", what, base / result, threshold)
 
 
 def _long_growth(after: Scorecard, original: int, target: int, threshold: float) -> Check:
-    name = "long growth"
-    short, long = _measured(after, LAST_QUARTER, original), _measured(after, LAST_QUARTER, target)
+    short, long = (_measured(after, LAST_QUARTER, length) for length in (original, target))
     if short is None or long is None:
         missing = original if short is None else target
-        return _unmeasured(name, threshold, f"the result's perplexity at {missing} tokens")
+        return _unmeasured("long growth", threshold, f"the result's perplexity at {missing} tokens")
     what = f"growth of perplexity from {original} to {target} tokens ({short:.2f} to {long:.2f})"
-    return _at_most(name, what, long / short, threshold)
+    return _at_most("long growth", what, long / short, threshold)
 
 
 def _short_loss(before: Scorecard, after: Scorecard, original: int, threshold: float) -> Check:
     """The worst ratio result / base over the lengths up to the original context, which must be among them."""
-    name = "short loss"
-    worst: tuple[float, int] | None = None
+    name, worst = "short loss", (0.0, 0)
     for length in _short_lengths(before, after, original):
-        base, result = _measured(before, LAST_QUARTER, length), _measured(after, LAST_QUARTER, length)
+        base, result = (_measured(card, LAST_QUARTER, length) for card in (before, after))
         if base is None or result is None:
             return _unmeasured(name, threshold, f"perplexity at {length} tokens of {_missing(base)}")
-        worst = max(worst or (0.0, 0), (result / base, length))
-    assert worst is not None
+        worst = max(worst, (result / base, length))
     return _at_most(name, f"perplexity after / before at {worst[1]} tokens", worst[0], threshold)
 
 
 def _short_recall_loss(before: Scorecard, after: Scorecard, original: int, threshold: float) -> Check:
     """The worst drop over templates and lengths up to the original context, which must be among them."""
-    name = "short recall loss"
-    templates = [template for template in TEMPLATES if task_name(template) in _tasks(before, after)]
-    if not templates:
+    name, worst = "short recall loss", (-math.inf, "")
+    tasks = [task for task in RECALL if before.by_length(task) or after.by_length(task)]
+    if not tasks:
         return _unmeasured(name, threshold, f"recall up to {original} tokens")
-    worst = (-math.inf, "")
-    for template in templates:
+    for task in tasks:
         for length in _short_lengths(before, after, original):
-            base, result = (_measured(card, task_name(template), length) for card in (before, after))
+            base, result = (_measured(card, task, length) for card in (before, after))
             if base is None or result is None:
-                what = f"recall of {template} pairs at {length} tokens of {_missing(base)}"
+                what = f"recall of {template_of(task)} pairs at {length} tokens of {_missing(base)}"
                 return _unmeasured(name, threshold, what)
-            lost = f"{template} recall lost at {length} tokens ({base:.2f} before, {result:.2f} after)"
+            change = f"({base:.2f} before, {result:.2f} after)"
+            lost = f"{template_of(task)} recall lost at {length} tokens {change}"
             worst = max(worst, (base - result, lost))
     return _at_most(name, worst[1], worst[0], threshold)
 
 
 def _short_lengths(before: Scorecard, after: Scorecard, original: int) -> list[int]:
-    measured = {
-        score.context_tokens
-        for card in (before, after)
-        for score in card.scores
-        if score.task == LAST_QUARTER and score.context_tokens <= original
-    }
-    return sorted(measured | {original})
-
-
-def _tasks(*cards: Scorecard) -> set[str]:
-    return {score.task for card in cards for score in card.scores}
+    measured = {score.context_tokens for card in (before, after) for score in card.by_length(LAST_QUARTER)}
+    return sorted({length for length in measured if length <= original} | {original})
 
 
 def _best_recall(card: Scorecard, length: int) -> float | None:
-    values = (_measured(card, task_name(template), length) for template in TEMPLATES)
+    values = (_measured(card, task, length) for task in RECALL)
     return max((value for value in values if value is not None), default=None)
 
 

@@ -1,17 +1,23 @@
-"""95 % intervals of a share, of a mean, and of the change of either over the same items."""
+"""95 % intervals of a share, of a mean, and of the change between two models that were asked the same: item
+by item, so that what makes one window harder than another cancels out."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from statistics import NormalDist, fmean, stdev
+from typing import Literal
+
+from yarn_ops.records import Score
+
+Interval = tuple[float, float]
 
 Z95 = NormalDist().inv_cdf(0.975)
 LEAST_MEAN_SAMPLES = 4
-"""below that a t quantile is so wide (and the series below so wrong) that no interval is the honest answer"""
+"""below that a t quantile is so wide that no interval is the honest answer"""
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
+def wilson(successes: int, trials: int) -> Interval:
     """Wilson's score interval of a share; `trials` at least 1. Holds near 0 and 1."""
     share, z2 = successes / trials, Z95**2
     centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
@@ -21,7 +27,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return low, high
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+def mean_interval(values: Sequence[float]) -> Interval | None:
     """Student's interval of the mean of independent values; None for fewer than four."""
     if len(values) < LEAST_MEAN_SAMPLES:
         return None
@@ -29,7 +35,12 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return fmean(values) - half, fmean(values) + half
 
 
-def shares_interval(values: Sequence[float]) -> tuple[float, float] | None:
+def exponential(interval: Interval | None) -> Interval | None:
+    """Of the exponential of what `interval` is of: of a perplexity, from its loss in nats."""
+    return None if interval is None else (math.exp(interval[0]), math.exp(interval[1]))
+
+
+def shares_interval(values: Sequence[float]) -> Interval | None:
     """Of the mean of shares, 0..1 each: Student's; Wilson's where all are 0 or 1, and perhaps all alike."""
     if all(value in (0.0, 1.0) for value in values):
         return wilson(round(sum(values)), len(values))
@@ -37,7 +48,7 @@ def shares_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return None if interval is None else (max(0.0, interval[0]), min(1.0, interval[1]))
 
 
-def paired_share_interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+def paired_share_interval(before: Sequence[float], after: Sequence[float]) -> Interval:
     """Agresti and Min's interval of the change of a share, from the same trials (1 or 0) before and after.
 
     Simple improved confidence intervals for comparing matched proportions, 2005: Wald's, with half a trial
@@ -52,16 +63,47 @@ def paired_share_interval(before: Sequence[float], after: Sequence[float]) -> tu
 
 
 def student_quantile(freedom: int) -> float:
-    """97.5 % quantile of Student's t, within 0.2 % from 3 degrees of freedom on.
+    """97.5 % quantile of Student's t."""
+    from scipy.special import stdtrit  # a tenth of a second, which `runs show` may not need
 
-    Abramowitz and Stegun, 26.7.5: a series in 1/freedom around the normal quantile.
-    """
-    x = Z95
-    terms = (
-        x,
-        (x**3 + x) / 4,
-        (5 * x**5 + 16 * x**3 + 3 * x) / 96,
-        (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384,
-        (79 * x**9 + 776 * x**7 + 1482 * x**5 - 1920 * x**3 - 945 * x) / 92160,
-    )
-    return sum(term / freedom**power for power, term in enumerate(terms))
+    return float(stdtrit(freedom, 0.975))
+
+
+def loss_change_interval(before: Score, after: Score) -> Interval | None:
+    """Of after less before in nats, by windows; None for few of them, or where none were kept."""
+    if not _same_items(before, after):
+        return None
+    return mean_interval([new - old for old, new in zip(before.items, after.items, strict=True)])
+
+
+def recall_change_interval(before: Score, after: Score) -> Interval | None:
+    """Of after less before, by pairs; None where none were kept."""
+    return paired_share_interval(before.items, after.items) if _same_items(before, after) else None
+
+
+def change_interval(before: Score, after: Score, measure: Literal["ratio", "difference"]) -> Interval | None:
+    """Of after / before or after - before, whichever score it is; None where it has to do without items."""
+    if not _same_items(before, after):
+        return None
+    if before.task.startswith("perplexity/"):  # items are nats, the score is the exponential of their mean
+        interval = loss_change_interval(before, after) if measure == "ratio" else None
+        return exponential(interval)
+    if measure == "ratio":
+        return None
+    if all(item in (0.0, 1.0) for item in before.items + after.items):
+        return recall_change_interval(before, after)
+    return mean_interval([new - old for old, new in zip(before.items, after.items, strict=True)])
+
+
+def _same_items(before: Score, after: Score) -> bool:
+    return len(before.items) == len(after.items) > 0 and before.seed == after.seed
+
+
+def figure(score: Score, digits: int = 2) -> str:
+    """0.85 [0.80, 0.90]; the value alone where it has no interval."""
+    return f"{score.value:.{digits}f}{bounds(score.interval, digits)}"
+
+
+def bounds(interval: Interval | None, digits: int = 2) -> str:
+    """ " [0.80, 0.90]", or nothing."""
+    return "" if interval is None else f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"

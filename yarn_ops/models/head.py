@@ -24,11 +24,13 @@ class Head(NamedTuple):
     """Gemma 2's: cap · tanh(logits / cap)"""
 
     @classmethod
-    def of(cls, model: PreTrainedModel, dtype: torch.dtype) -> Head:
+    def of(cls, model: PreTrainedModel, dtype: torch.dtype | None = None) -> Head:
+        """With its weights in `dtype`; None: as the model holds them."""
         projection, config = model.get_output_embeddings(), model.config
+        weight, bias = projection.weight, projection.bias
         return cls(
-            weight_VD=projection.weight.to(dtype),
-            bias_V=None if projection.bias is None else projection.bias.to(dtype),
+            weight_VD=weight if dtype is None else weight.to(dtype),
+            bias_V=bias if bias is None or dtype is None else bias.to(dtype),
             divisor=getattr(config, "logits_scaling", None) or 1.0,
             cap=getattr(config, "final_logit_softcapping", None),
         )

@@ -6,23 +6,32 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
+from transformers import PreTrainedModel
 
 from yarn_ops.data.files import Files
+from yarn_ops.data.haystack import STANDARD_LIBRARY, Decode, Encode, read_haystack
 from yarn_ops.errors import EvaluationError
-from yarn_ops.evals.recall import TEMPLATES
-from yarn_ops.evals.suite.haystack import STANDARD_LIBRARY, read_haystack
-from yarn_ops.evals.suite.subject import Subject, open_subject
+from yarn_ops.evals.run import Progress
+from yarn_ops.evals.subject import Subject, open_subject
+from yarn_ops.evals.tasks.needles import TEMPLATES
+from yarn_ops.models.device import Dtype
 from yarn_ops.models.files import read_config
 from yarn_ops.recipe import Rope
-from yarn_ops.remedies.side_by_side import Progress, SideBySide, families, measure
-from yarn_ops.remedies.usual import usual_remedies
+from yarn_ops.remedies.blocks import BlockMemory
+from yarn_ops.remedies.full import FullMemory
+from yarn_ops.remedies.remedy import ASKED_TOKENS, Reading, Remedy
+from yarn_ops.remedies.rolling import RollingMemory, require_late
+from yarn_ops.remedies.search import Agent, Search
+from yarn_ops.remedies.side_by_side import SideBySide, cases, measure
 from yarn_ops.rope.config import patch_config
 from yarn_ops.rope.fields import rope_type
 
+LEAST_WINDOW = 4 * ASKED_TOKENS
 NOT_SCALED = "default"
+PASSAGES = 4
+"""that a search reads for a question"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +52,7 @@ class Asked:
     seed: int = 0
 
 
-def compare(
-    asked: Asked, files: Files, *, device: str, dtype: Literal["fp32", "bf16"], report: Progress
-) -> SideBySide:
+def compare(asked: Asked, files: Files, *, device: str, precision: Dtype, progress: Progress) -> SideBySide:
     """Every remedy on the same questions in `asked.windows` documents of `asked.context_tokens`.
 
     EvaluationError, DataError, RopeError or BaseModelError where the request cannot be met; documents and
@@ -67,24 +74,65 @@ def compare(
         tokens=asked.windows * (length + 1), seed=asked.seed,
     )  # fmt: skip
     texts = haystack.windows(asked.windows, length + 1, asked.seed)
-    decode = subject.tokenizer.decode
-    cases = families(texts, subject.encode, decode, asked.templates, length, asked.seed)
+    questions = cases(texts, subject.encode, asked.templates, length, asked.seed)
 
-    model = subject.load(device, dtype)
+    model = subject.load(device, precision)
     base = model
     if asked.base is not None or asked.factor is not None:
-        base = open_subject(asked.base or asked.model).load(device, dtype)
-    remedies, unavailable = usual_remedies(
-        model, base, window=window, encode=subject.encode, decode=decode, prefix=haystack.prefix
-    )
+        base = open_subject(asked.base or asked.model).load(device, precision)
+    remedies, unavailable = remedies_of(
+        model, base, window=window, encode=subject.encode, decode=subject.tokenizer.decode,
+        prefix=haystack.prefix,
+    )  # fmt: skip
     return SideBySide(
         model=asked.name,
         context_tokens=length,
         window_tokens=window,
         device=torch.cuda.get_device_name() if model.device.type == "cuda" else "cpu",
-        rows=measure(remedies, cases, asked.seed, report),
+        rows=measure(remedies, questions, model.device, asked.seed, progress),
         unavailable=unavailable,
     )
+
+
+def remedies_of(
+    model: PreTrainedModel,
+    base: PreTrainedModel,
+    *,
+    window: int,
+    encode: Encode,
+    decode: Decode,
+    prefix: Sequence[int] = (),
+) -> tuple[list[Remedy], dict[str, str]]:
+    """Every remedy on an extended model, and last the `base` that it was, with the text cut to `window`.
+
+    A buffer is as long as the window; blocks and passages fill half of it at most. The second value names the
+    remedies that this model cannot have, with the reason. EvaluationError for a window below LEAST_WINDOW.
+    """
+    if window < LEAST_WINDOW:
+        raise EvaluationError(
+            f"a window of {window} tokens leaves no room to compare remedies; they need {LEAST_WINDOW}"
+        )
+    device, block = model.device, min(64, window // 16)
+    chosen, near = min(8, window // (4 * block)), min(16, window // (4 * block))
+
+    def blocks() -> BlockMemory:
+        return BlockMemory(model, block_tokens=block, chosen=chosen, near=near)
+
+    remedies: list[Remedy] = [Reading("full attention", lambda: FullMemory(model), device)]
+    late = [
+        Reading("rolling buffer", lambda: RollingMemory(model, buffer_tokens=window), device),
+        Reading("block selection", blocks, device),
+    ]
+    unavailable: dict[str, str] = {}
+    try:
+        require_late(model)
+        remedies += late
+    except EvaluationError as error:
+        unavailable = {remedy.name: str(error) for remedy in late}
+    searches = [Search(model, decode, 2 * block, PASSAGES, prefix) for _ in range(2)]
+    remedies += [searches[0], Agent(searches[1], encode)]
+    remedies.append(Reading("text cut to the window", lambda: FullMemory(base), device, cut=window))
+    return remedies, unavailable
 
 
 def _open(asked: Asked) -> Subject:

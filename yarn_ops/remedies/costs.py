@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 import re
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
@@ -28,37 +28,34 @@ class Cost:
 
 
 class Meter:
-    """`with Meter(device) as meter: …`, then `meter.cost(tokens_read)`."""
+    """`with metered(device) as meter: …`, then `meter.cost(tokens_read)`."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def __enter__(self) -> Meter:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            torch.cuda.reset_peak_memory_stats(self._device)
-            self._before: int | None = torch.cuda.memory_allocated(self._device)
-        else:
-            _settle()
-            self._before = _resident("VmRSS")
-        self._start = time.perf_counter()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        self._seconds = time.perf_counter() - self._start
-        if self._device.type == "cuda":
-            self._peak: int | None = torch.cuda.max_memory_allocated(self._device)
-        else:
-            self._peak = _resident("VmHWM")
+    seconds = 0.0
+    peak_bytes: int | None = None
 
     def cost(self, tokens_read: int) -> Cost:
-        known = self._before is not None and self._peak is not None
-        peak = max(0, self._peak - self._before) if known else None  # type: ignore[operator]
-        return Cost(self._seconds, peak, tokens_read)
+        return Cost(self.seconds, self.peak_bytes, tokens_read)
+
+
+@contextmanager
+def metered(device: torch.device) -> Iterator[Meter]:
+    """Time and memory of the block."""
+    meter, on_gpu = Meter(), device.type == "cuda"
+    before: int | None
+    if on_gpu:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    else:
+        _settle()
+        before = _resident("VmRSS")
+    start = time.perf_counter()
+    yield meter
+    if on_gpu:
+        torch.cuda.synchronize(device)
+    meter.seconds = time.perf_counter() - start
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else _resident("VmHWM")
+    meter.peak_bytes = None if before is None or peak is None else max(0, peak - before)
 
 
 def _settle() -> None:

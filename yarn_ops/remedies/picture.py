@@ -10,8 +10,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from yarn_ops.evals.pictures import FAINT, INK, MUTED, SHARES, STYLE, save
-from yarn_ops.remedies.side_by_side import PARTS, SideBySide, part_depth, recall_tasks
+from yarn_ops.charts import INK, MUTED, STYLE, heat_map, light_grid, save
+from yarn_ops.evals.names import template_of
+from yarn_ops.remedies.side_by_side import PARTS, SideBySide, by_part, part_depth, recall_tasks
 
 SEEN_COLOUR, TIME_COLOUR = "#0072B2", "#E69F00"
 
@@ -42,8 +43,8 @@ def draw(side: SideBySide, path: Path) -> None:
 def _recall(axes: Any, side: SideBySide) -> None:
     columns: list[tuple[str, str, float | None]] = []
     for task in recall_tasks(side.rows):
-        name = task.removeprefix("recall/")
-        if any(row.value(task, part_depth(0)) is not None for row in side.rows):
+        name = template_of(task)
+        if by_part(side.rows, task):
             ends = {0: f"{name}\nfarthest", PARTS - 1: f"{name}\nnearest"}
             columns += [(ends.get(part, ""), task, part_depth(part)) for part in range(PARTS)]
         else:
@@ -51,21 +52,8 @@ def _recall(axes: Any, side: SideBySide) -> None:
     shares = np.array(
         [[row.value(task, depth) for _, task, depth in columns] for row in side.rows], dtype=float
     )
-    axes.imshow(shares, cmap=SHARES, vmin=0, vmax=1, aspect="auto")
-    for (row, column), share in np.ndenumerate(shares):
-        axes.text(
-            column, row, f"{100 * share:.0f}", ha="center", va="center",
-            color="white" if share > 0.55 else INK,
-        )  # fmt: skip
+    heat_map(axes, shares, [row.remedy for row in side.rows], [name for name, *_ in columns], 10)
     axes.set_title("Answered (%), by the quarter that holds the answer")
-    axes.set_yticks(range(len(side.rows)), [row.remedy for row in side.rows])
-    axes.set_xticks(range(len(columns)), [name for name, *_ in columns], fontsize=9)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
-    axes.set_yticks(np.arange(len(side.rows) - 1) + 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=2.5)
-    axes.tick_params(which="minor", length=0)
 
 
 def _bars(axes: Any, values: list[float], title: str, colour: str, text: str) -> None:
@@ -80,5 +68,5 @@ def _bars(axes: Any, values: list[float], title: str, colour: str, text: str) ->
             text.format(value), (value, place), (5, 0), textcoords="offset points", va="center", color=INK
         )
     axes.set_title(title)
-    axes.grid(axis="x", color=FAINT)
+    light_grid(axes, "x")
     axes.tick_params(axis="x", colors=MUTED)

@@ -1,81 +1,120 @@
-"""The one interface: prepare a document, then answer questions about it.
+"""The one interface, and the remedies that read a document once and answer from the keys and values kept.
 
-    remedy.prefill(document) -> Prepared      what the remedy keeps of the document, and what that cost
-    prepared.answer(question) -> Reply        the answer, what it cost, how many tokens it was given from
-    prepared.losses(ids)                      of the text that goes on there, None where that has no meaning
-
-An answer is greedy. `Question.answer` is what is expected; the reply holds the greedy tokens up to and with
-the first that differs from it, so one forward is enough and the reply is right when it equals what was
-expected.
+A remedy reads as an evaluation's reader does: `read` makes a document the one that is asked about, `ask`
+answers questions about it, each alone and greedily. The answer that is expected is teacher-forced, so one
+forward is enough: a reply is right where every expected token is the likeliest.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F
 
-from yarn_ops.evals.forward import Ids
-from yarn_ops.remedies.costs import Cost
-from yarn_ops.remedies.late import Memory
-from yarn_ops.remedies.questions import Question
+from yarn_ops.data.haystack import Ids
+from yarn_ops.evals.examples import Question, Tokens
+from yarn_ops.evals.reader import Reply
+
+ASKED_TOKENS = 64
+"""room that a cut text leaves for a question and its answer"""
 
 
-@dataclass(frozen=True)
-class Reply:
-    ids: tuple[int, ...]
-    cost: Cost
-    seen: int
-    """tokens that the answer's last token was chosen from: keys attended to in a head, itself included"""
+class Memory(Protocol):
+    """What is kept of a text, and what a query sees of it."""
 
+    def read(self, ids: Tensor) -> None:
+        """Read a document, int64 [N], from an empty memory."""
 
-class Prepared(Protocol):
-    """A document as a remedy keeps it."""
+    def ask(self, ids: Tensor, last: int) -> Tensor:
+        """Logits float32 [last, V] after the last tokens of `ids` [Q], as if read next; then forgotten."""
 
     @property
-    def cost(self) -> Cost: ...
+    def seen(self) -> int:
+        """Keys that the last query of the last `ask` attended to, in one head."""
+
+    @property
+    def held_bytes(self) -> int:
+        """Keys and values kept between questions."""
+
+
+class Remedy(Protocol):
+    """A way to a long document."""
+
+    name: str
+    seen: int
+    """what the last answer's last token was chosen from, in keys attended to in a head, itself included"""
+
+    @property
+    def read_tokens(self) -> int:
+        """That went through the model, in all."""
+        ...
 
     @property
     def held_bytes(self) -> int:
         """Kept between questions: keys and values, or an index."""
         ...
 
-    def answer(self, question: Question) -> Reply: ...
+    def read(self, ids: Ids) -> None: ...
 
-    def losses(self, continuation: Ids) -> NDArray[np.float32] | None:
-        """Nats of each token but the first, read after the document."""
+    def ask(self, questions: Sequence[Question]) -> list[Reply]: ...
+
+    def losses(self, continuation: Ids) -> NDArray | None:  # type: ignore[type-arg]
+        """Nats of each token but the first, read after the document; None where that has no meaning."""
         ...
 
 
-class Remedy(Protocol):
+class Reading:
+    """Full attention, a rolling buffer, block selection: whatever `memory` makes."""
+
+    def __init__(
+        self, name: str, memory: Callable[[], Memory], device: torch.device, cut: int | None = None
+    ) -> None:
+        """cut: the window that the end of a document has to fit into, with `ASKED_TOKENS` for a question."""
+        self.name, self.read_tokens, self.seen = name, 0, 0
+        self._make, self._device, self._cut = memory, device, cut
+
     @property
-    def name(self) -> str: ...
+    def held_bytes(self) -> int:
+        return self._memory.held_bytes
 
-    def prefill(self, document: Ids) -> Prepared: ...
+    def read(self, ids: Ids) -> None:
+        kept = ids if self._cut is None else ids[-(self._cut - ASKED_TOKENS) :]
+        self._memory = self._make()
+        self._memory.read(torch.from_numpy(kept).to(self._device))
+        self.read_tokens += len(kept)
+
+    def ask(self, questions: Sequence[Question]) -> list[Reply]:
+        replies = [answer(self._memory, self._device, question) for question in questions]
+        self.read_tokens += sum(question.tokens - 1 for question in questions)
+        self.seen = self._memory.seen
+        return replies
+
+    def losses(self, continuation: Ids) -> NDArray:  # type: ignore[type-arg]
+        """float32 [len - 1]"""
+        ids = torch.from_numpy(continuation).to(self._device)
+        logits = self._memory.ask(ids[:-1], len(ids) - 1)
+        return F.cross_entropy(logits, ids[1:], reduction="none").cpu().numpy()
 
 
-def greedy(memory: Memory, device: torch.device, question: Question) -> tuple[int, ...]:
-    """Greedy tokens of the answer, up to and with the first that is not the expected one; one forward."""
-    ids = torch.tensor([*question.ids, *question.answer[:-1]], device=device)
-    chosen = memory.ask(ids, len(question.answer)).argmax(-1).tolist()
-    wrong = [at for at, pair in enumerate(zip(chosen, question.answer, strict=True)) if pair[0] != pair[1]]
-    return tuple(chosen[: wrong[0] + 1] if wrong else chosen)
+def answer(memory: Memory, device: torch.device, question: Question) -> Reply:
+    """To one question, teacher-forced, in one forward."""
+    ids = torch.tensor([*question.prompt, *question.answer[:-1]], device=device)
+    return reply_to(question, memory.ask(ids, len(question.answer)).argmax(-1).tolist())
 
 
-def write(memory: Memory, device: torch.device, prompt: tuple[int, ...], tokens: int) -> tuple[int, ...]:
+def reply_to(question: Question, written: Sequence[int]) -> Reply:
+    """written: the likeliest token at each place of the answer."""
+    right = tuple(one == other for one, other in zip(written, question.answer, strict=True))
+    return Reply(right, written=tuple(written))
+
+
+def write(memory: Memory, device: torch.device, prompt: Tokens, tokens: int) -> Tokens:
     """Greedy continuation of a prompt by so many tokens."""
     ids = list(prompt)
     for _ in range(tokens):
         ids.append(int(memory.ask(torch.tensor(ids, device=device), 1).argmax()))
     return tuple(ids[len(prompt) :])
-
-
-def losses(memory: Memory, device: torch.device, continuation: Ids) -> NDArray[np.float32]:
-    """Nats of each token but the first, read after what the memory holds; float32 [len - 1]."""
-    ids = torch.from_numpy(continuation).to(device)
-    logits = memory.ask(ids[:-1], len(ids) - 1)
-    return F.cross_entropy(logits, ids[1:], reduction="none").cpu().numpy()

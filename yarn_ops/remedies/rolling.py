@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from yarn_ops.errors import EvaluationError
-from yarn_ops.remedies.late import Rotation, run
+from yarn_ops.models.late import Rotation, run
 
 SINK_TOKENS = 4
 """Xiao et al. 2023, section 3.2: four are enough, one or two are not"""

@@ -1,30 +1,37 @@
-"""Search: the document goes into an index, and the model reads only what a question finds there.
+"""Search, and an agent that searches: the model reads only what a question finds in the document's index.
 
 The index is BM25 over words (Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework: BM25 and
 Beyond"; the bm25s package). Passages overlap by half, so that whatever is shorter than half a passage lies
 whole in one. The words of the question are the query; what is found is read in the order of the document.
+
+The agent finds, reads, and where the reply only points on, asks again; bounded. Each step the model sees what
+its present question finds, and nothing of the steps before: what it learned is in the next question (as in
+Press et al. 2022, "Measuring and Narrowing the Compositionality Gap in Language Models", whose follow-up
+questions go to a search engine). What follows from a reply is said by the question (`Question.follow`); a
+question that was asked before ends the loop.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import bm25s  # type: ignore[import-untyped]
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from yarn_ops.evals.forward import Ids
-from yarn_ops.remedies import remedy
-from yarn_ops.remedies.costs import Cost, Meter
+from yarn_ops.data.haystack import Decode, Encode, Ids
+from yarn_ops.evals.examples import Question
+from yarn_ops.evals.reader import Reply
 from yarn_ops.remedies.full import FullMemory
-from yarn_ops.remedies.questions import Decode, Question
-from yarn_ops.remedies.remedy import Reply
+from yarn_ops.remedies.remedy import answer, reply_to, write
 
 WORD = re.compile(r"\w+")
+MAX_STEPS = 4
+"""of the agent"""
+REPLY_TOKENS = 8
+"""what the agent writes before it is read for a pointer"""
 INDEX_BYTES_A_SCORE = 8
 """float32 score and int32 passage of a word in bm25s' sparse matrix"""
 
@@ -67,48 +74,85 @@ def _words(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
-@dataclass(frozen=True)
 class Search:
-    """`passages` passages of `passage_tokens` at most are read for a question, after `prefix`."""
+    """Reads, for a question, `passages` passages of `passage_tokens` at most, after `prefix`."""
 
-    model: PreTrainedModel
-    decode: Decode
-    passage_tokens: int
-    passages: int
-    prefix: Sequence[int] = ()
-    name: str = "search"
+    name = "search"
 
-    def prefill(self, document: Ids) -> Indexed:
-        with Meter(self.model.device) as meter:
-            index = Index(document, self.decode, passage_tokens=self.passage_tokens)
-        return Indexed(self, index, meter.cost(0))
-
-    def open(self, index: Index, text: str) -> tuple[FullMemory, int]:
-        """The model with what `text` finds read, and how many tokens that were."""
-        found = [*self.prefix, *index.find(text, self.passages).tolist()]
-        memory = FullMemory(self.model)
-        if found:
-            memory.read(torch.tensor(found, device=self.model.device))
-        return memory, len(found)
-
-
-@dataclass(frozen=True)
-class Indexed:
-    search: Search
-    index: Index
-    cost: Cost
+    def __init__(
+        self, model: PreTrainedModel, decode: Decode, passage_tokens: int, passages: int,
+        prefix: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        self.read_tokens, self.seen = 0, 0
+        self.decode, self.device = decode, model.device
+        self._model, self._passage, self._passages, self._prefix = model, passage_tokens, passages, prefix
 
     @property
     def held_bytes(self) -> int:
-        return self.index.nbytes
+        return self._index.nbytes
 
-    def answer(self, question: Question) -> Reply:
-        device = self.search.model.device
-        with Meter(device) as meter:
-            memory, found = self.search.open(self.index, question.text)
-            ids = remedy.greedy(memory, device, question)
-        read = found + len(question.ids) + len(question.answer) - 1
-        return Reply(ids, meter.cost(read), memory.seen)
+    def read(self, ids: Ids) -> None:
+        self._index = Index(ids, self.decode, passage_tokens=self._passage)
 
-    def losses(self, continuation: Ids) -> NDArray[np.float32] | None:
+    def open(self, text: str) -> FullMemory:
+        """The model with what `text` finds read."""
+        found = [*self._prefix, *self._index.find(text, self._passages).tolist()]
+        memory = FullMemory(self._model)
+        if found:
+            memory.read(torch.tensor(found, device=self.device))
+        self.read_tokens += len(found)
+        return memory
+
+    def ask(self, questions: Sequence[Question]) -> list[Reply]:
+        replies = []
+        for question in questions:
+            memory = self.open(self.decode(question.prompt))
+            replies.append(answer(memory, self.device, question))
+            self.read_tokens += question.tokens - 1
+            self.seen = memory.seen
+        return replies
+
+    def losses(self, continuation: Ids) -> None:
         return None
+
+
+class Agent:
+    """Replies with what its last step wrote; `seen` is the most of any step."""
+
+    name = "agent loop"
+
+    def __init__(self, search: Search, encode: Encode) -> None:
+        self.seen, self._written = 0, 0
+        self._search, self._encode = search, encode
+
+    @property
+    def read_tokens(self) -> int:
+        return self._search.read_tokens + self._written
+
+    @property
+    def held_bytes(self) -> int:
+        return self._search.held_bytes
+
+    def read(self, ids: Ids) -> None:
+        self._search.read(ids)
+
+    def ask(self, questions: Sequence[Question]) -> list[Reply]:
+        return [self._answer(question) for question in questions]
+
+    def losses(self, continuation: Ids) -> None:
+        return None
+
+    def _answer(self, question: Question) -> Reply:
+        search, self.seen = self._search, 0
+        text, prompt = search.decode(question.prompt), question.prompt
+        asked: list[str] = []
+        while True:
+            asked.append(text)
+            memory = search.open(text)
+            reply = write(memory, search.device, prompt, max(REPLY_TOKENS, len(question.answer)))
+            self._written += len(prompt) + len(reply) - 1
+            self.seen = max(self.seen, memory.seen)
+            leads_to = question.follow(search.decode(reply)) if question.follow else None
+            if leads_to is None or leads_to in asked or len(asked) == MAX_STEPS:
+                return reply_to(question, reply[: len(question.answer)])
+            text, prompt = leads_to, tuple(self._encode(leads_to))

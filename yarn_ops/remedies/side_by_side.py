@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
+from typing import Any
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict
 
-from yarn_ops.evals.forward import Ids
-from yarn_ops.evals.intervals import mean_interval, wilson
-from yarn_ops.evals.recall import TEMPLATES, Encode, task_name
+from yarn_ops.data.haystack import Encode, Ids
+from yarn_ops.evals import scoring
+from yarn_ops.evals.examples import Example
+from yarn_ops.evals.intervals import exponential, mean_interval
+from yarn_ops.evals.names import CHAIN, CONTINUATION, RECALL
+from yarn_ops.evals.run import Progress
+from yarn_ops.evals.scoring import Answered, depth_of
+from yarn_ops.evals.tasks.needles import chain_examples, recall_examples
 from yarn_ops.records import Score
-from yarn_ops.remedies.questions import (
-    CHAIN,
-    CONTINUATION_TOKENS,
-    Case,
-    Decode,
-    Question,
-    chain_cases,
-    recall_cases,
-    text_cases,
-)
-from yarn_ops.remedies.remedy import Prepared, Remedy, Reply
+from yarn_ops.remedies.costs import Cost, metered
+from yarn_ops.remedies.remedy import Remedy
 
-PERPLEXITY = "perplexity/continuation"
 PARTS = 4
 CHAINS = 4
 """in a document; every second document has a version with chains"""
-Progress = Callable[[int, int, str], None]
-"""(documents done, documents to do, what comes next)"""
+CONTINUATION_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Case:
+    """A document, with questions each asked of it alone, or with how it goes on."""
+
+    task: str
+    example: Example
+    continuation: Ids = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+    @property
+    def tokens(self) -> int:
+        """With the longest question and its answer."""
+        asked = max((question.tokens for question in self.example.questions), default=0)
+        return len(self.example.context) + max(asked, len(self.continuation))
 
 
 class Row(BaseModel):
@@ -54,11 +67,12 @@ class Row(BaseModel):
     seen_tokens: int
     """that an answer's token is chosen from"""
 
+    def score(self, task: str, depth: float | None = None) -> Score | None:
+        return next((score for score in self.scores if (score.task, score.depth) == (task, depth)), None)
+
     def value(self, task: str, depth: float | None = None) -> float | None:
-        for score in self.scores:
-            if (score.task, score.depth) == (task, depth):
-                return score.value
-        return None
+        score = self.score(task, depth)
+        return None if score is None else score.value
 
 
 class SideBySide(BaseModel):
@@ -73,135 +87,121 @@ class SideBySide(BaseModel):
     unavailable: dict[str, str]
 
 
-def families(
-    texts: Ids, encode: Encode, decode: Decode, templates: Sequence[str], context_tokens: int, seed: int
-) -> dict[str, list[Case]]:
-    """The questions of every family, by task. texts: int64 [documents, context_tokens at least].
+def cases(texts: Ids, encode: Encode, templates: Sequence[str], context_tokens: int, seed: int) -> list[Case]:
+    """The documents and questions of every family. texts: int64 [documents, context_tokens at least].
 
-    EvaluationError where a family does not fit the length.
+    Recall's are the evaluation's own, each question asked of the document alone. A model that learned to be
+    asked about what is planted expects a question where a document with planted pairs ends, so perplexity is
+    measured on text alone. EvaluationError where a family does not fit the length.
     """
-    rows = list(texts)
-    cases = {
-        task_name(template): recall_cases(rows, encode, decode, template, context_tokens, PARTS, seed)
+    rows, half = list(texts), list(texts[::2])
+    found = [
+        Case(f"recall/{template}", example)
         for template in templates
-    }
-    chains = chain_cases(rows[::2], encode, context_tokens, CHAINS, seed)
-    return cases | {task_name(CHAIN): chains, PERPLEXITY: text_cases(rows[::2], context_tokens)}
+        for example in recall_examples(rows, encode, template, context_tokens, PARTS, seed)
+    ]
+    found += [Case(CHAIN, example) for example in chain_examples(half, encode, context_tokens, CHAINS, seed)]
+    cut = context_tokens - CONTINUATION_TOKENS
+    return found + [Case(CONTINUATION, Example(text[:cut], ()), text[cut:context_tokens]) for text in half]
 
 
 def measure(
-    remedies: Sequence[Remedy], cases: Mapping[str, Sequence[Case]], seed: int, report: Progress
+    remedies: Sequence[Remedy], asked: Sequence[Case], device: torch.device, seed: int, progress: Progress
 ) -> tuple[Row, ...]:
-    """Every remedy over every case of every family; one document is held at a time."""
-    total = len(remedies) * sum(map(len, cases.values()))
-    done = 0
-    rows: list[Row] = []
-    for remedy in remedies:
-        _warm(remedy, next(iter(cases.values()))[0])
-        tally = _Tally(remedy.name, seed)
-        for task, some in cases.items():
-            for case in some:
-                report(done, total, f"{remedy.name}, {task}")
-                tally.add(task, case, remedy.prefill(case.document))
-                done += 1
+    """Every remedy over every case; one document is held at a time."""
+    total, rows = len(remedies) * len(asked), []
+    for number, remedy in enumerate(remedies):
+        first = asked[0].example
+        remedy.read(first.context[: 4 * CONTINUATION_TOKENS])
+        remedy.ask(first.questions[:1])  # what a first call costs (kernels, buffers) belongs to no remedy
+        tally = _Tally(remedy, device, seed)
+        for at, case in enumerate(asked):
+            progress(number * len(asked) + at, total, f"{remedy.name}, {case.task}")
+            tally.add(case)
         rows.append(tally.row())
-    report(total, total, "measured")
+    progress(total, total, "measured")
     return tuple(rows)
 
 
-def _warm(remedy: Remedy, case: Case) -> None:
-    """What a first call costs (kernels chosen, buffers made) belongs to no remedy."""
-    remedy.prefill(case.document[: 4 * CONTINUATION_TOKENS]).answer(case.questions[0])
-
-
 class _Tally:
-    """The sums of one remedy."""
+    """What one remedy answers and costs."""
 
-    def __init__(self, name: str, seed: int) -> None:
-        self._name, self._seed = name, seed
-        self._hits: dict[tuple[str, float | None], list[bool]] = {}
-        self._losses: list[float] = []
-        self._prepare: list[tuple[float, int, int | None, int]] = []
-        self._replies: list[Reply] = []
+    def __init__(self, remedy: Remedy, device: torch.device, seed: int) -> None:
+        self._remedy, self._device, self._seed = remedy, device, seed
+        self._asked: dict[str, list[Answered]] = {}
         self._lengths: dict[str, int] = {}
+        self._losses: list[float] = []
+        self._reading: list[Cost] = []
+        self._answering: list[Cost] = []
+        self._held: list[int] = []
+        self._peaks: list[int | None] = []
+        self._seen: list[int] = []
 
-    def add(self, task: str, case: Case, prepared: Prepared) -> None:
-        replies = [(question, prepared.answer(question)) for question in case.questions]
-        losses = prepared.losses(case.continuation) if len(case.continuation) > 1 else None
+    def add(self, case: Case) -> None:
+        remedy, task = self._remedy, case.task
+        reading, _ = self._metered(lambda: remedy.read(case.example.context))
+        held = remedy.held_bytes
+        self._reading.append(reading)
+        self._held.append(held)
+        self._peaks.append(reading.peak_bytes)
+        self._lengths[task] = max(self._lengths.get(task, 0), case.tokens)
+        for question in case.example.questions:
+            answering, (reply,) = self._metered(partial(remedy.ask, [question]))
+            self._answering.append(answering)
+            self._peaks.append(None if answering.peak_bytes is None else held + answering.peak_bytes)
+            self._seen.append(remedy.seen)
+            self._asked.setdefault(task, []).append((question, reply))
+        losses = remedy.losses(case.continuation) if len(case.continuation) else None
         if losses is not None:
             self._losses.append(float(losses.mean(dtype=np.float64)))
-        for question, reply in replies:
-            for key in _cells(task, question):
-                self._hits.setdefault(key, []).append(reply.ids == question.answer)
-            self._replies.append(reply)
-        held = prepared.held_bytes
-        peaks = [prepared.cost.peak_bytes] + [
-            None if reply.cost.peak_bytes is None else held + reply.cost.peak_bytes for _, reply in replies
-        ]
-        peak = None if None in peaks else max(peak for peak in peaks if peak is not None)
-        self._prepare.append((prepared.cost.seconds, prepared.cost.tokens_read, peak, held))
-        self._lengths[task] = max(
-            self._lengths.get(task, 0),
-            len(case.document)
-            + max(
-                [len(case.continuation), *(len(asked.ids) + len(asked.answer) for asked in case.questions)]
-            ),
-        )
+
+    def _metered(self, work: Callable[[], Any]) -> tuple[Cost, Any]:
+        before = self._remedy.read_tokens
+        with metered(self._device) as meter:
+            done = work()
+        return meter.cost(self._remedy.read_tokens - before), done
 
     def row(self) -> Row:
-        seconds, tokens, peaks, held = zip(*self._prepare, strict=True)
+        peaks = [peak for peak in self._peaks if peak is not None]
         return Row(
-            remedy=self._name,
+            remedy=self._remedy.name,
             scores=(*self._recall(), *self._perplexity()),
-            prepare_s=fmean(seconds),
-            answer_s=fmean(reply.cost.seconds for reply in self._replies),
-            peak_bytes=None if None in peaks else max(peaks),
-            held_bytes=max(held),
-            prepare_tokens=round(fmean(tokens)),
-            answer_tokens=round(fmean(reply.cost.tokens_read for reply in self._replies)),
-            seen_tokens=round(fmean(reply.seen for reply in self._replies)),
+            prepare_s=fmean(cost.seconds for cost in self._reading),
+            answer_s=fmean(cost.seconds for cost in self._answering),
+            peak_bytes=max(peaks) if len(peaks) == len(self._peaks) else None,
+            held_bytes=max(self._held),
+            prepare_tokens=round(fmean(cost.tokens_read for cost in self._reading)),
+            answer_tokens=round(fmean(cost.tokens_read for cost in self._answering)),
+            seen_tokens=round(fmean(self._seen)),
         )
 
     def _recall(self) -> list[Score]:
-        scores = []
-        for (task, depth), hits in sorted(
-            self._hits.items(), key=lambda item: (item[0][0], item[0][1] or 0.0)
-        ):
-            low, high = wilson(sum(hits), len(hits))
-            length = self._lengths[task.removesuffix("/no-needle")]
-            scores.append(
-                Score(task=task, context_tokens=length, depth=depth, value=fmean(hits), low=low, high=high,
-                      samples=len(hits), seed=self._seed)
-            )  # fmt: skip
-        return scores
+        return [
+            score
+            for task, asked in self._asked.items()
+            for score in scoring.recall(
+                task, asked, self._lengths[task], PARTS, self._seed, keeps=lambda task, depth: False
+            )
+        ]
 
     def _perplexity(self) -> list[Score]:
         if not self._losses:
             return []
-        low, high = mean_interval(self._losses) or (None, None)
-        return [
-            Score(
-                task=PERPLEXITY, context_tokens=self._lengths[PERPLEXITY],
-                value=math.exp(fmean(self._losses)),
-                low=None if low is None else math.exp(low), high=None if high is None else math.exp(high),
-                samples=len(self._losses), seed=self._seed,
-            )
-        ]  # fmt: skip
-
-
-def _cells(task: str, question: Question) -> list[tuple[str, float | None]]:
-    """The scores that a question counts for."""
-    if not question.planted:
-        return [(f"{task}/no-needle", None)]
-    return [(task, None), *([(task, part_depth(question.part))] if question.part is not None else [])]
+        mean, interval = math.exp(fmean(self._losses)), exponential(mean_interval(self._losses))
+        length, count = self._lengths[CONTINUATION], len(self._losses)
+        return [Score.of(CONTINUATION, length, mean, interval, count, self._seed)]
 
 
 def part_depth(part: int) -> float:
     """The middle of an equal part of a document, 0 = farthest from the questions."""
-    return (part + 0.5) / PARTS
+    return depth_of(part, PARTS)
 
 
 def recall_tasks(rows: Sequence[Row]) -> list[str]:
     """The recall families that were asked, in a fixed order."""
-    names = [task_name(name) for name in (*TEMPLATES, CHAIN)]
-    return [name for name in names if any(row.value(name) is not None for row in rows)]
+    return [name for name in (*RECALL, CHAIN) if any(row.value(name) is not None for row in rows)]
+
+
+def by_part(rows: Sequence[Row], task: str) -> bool:
+    """Whether a family tells where in the document its answers lie."""
+    return any(row.value(task, part_depth(0)) is not None for row in rows)

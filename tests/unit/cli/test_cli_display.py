@@ -8,6 +8,17 @@ from typing import Any
 import pytest
 
 from yarn_ops.cli import display
+from yarn_ops.records import (
+    BaseModel,
+    Checkpoint,
+    Comparison,
+    Contender,
+    Record,
+    Score,
+    Scorecard,
+    Tree,
+    Verdict,
+)
 from yarn_ops.registry import ReleaseView, RunSummary, RunView, ScoreView, StageView
 
 STARTED = datetime(2026, 11, 23, 18, 34, tzinfo=UTC)
@@ -31,16 +42,27 @@ SCORE = ScoreView(
 )
 
 
-def scorecard(values: dict[int, tuple[float, float]]) -> dict[str, Any]:
+BASE_RECORD = BaseModel(
+    source=BASE, architecture="LlamaForCausalLM", model_type="llama", parameters=1, vocab_size=1,
+    context_tokens=512, head_dim=1, rope_theta=1.0,
+)  # fmt: skip
+MERGED = Checkpoint(
+    method="yarn", factor=4, original_context_tokens=512, context_tokens=2048, parameters=1,
+    merge_difference=0,
+)  # fmt: skip
+
+
+def scorecard(model: Record, values: dict[int, tuple[float, float]]) -> Scorecard:
     scores = [
-        {"task": task, "context_tokens": tokens, "depth": None, "value": value}
+        Score(task=task, context_tokens=tokens, value=value, samples=1, seed=0)
         for tokens, pair in values.items()
         for task, value in zip(("perplexity/last-quarter", "recall/code"), pair, strict=True)
     ]
-    return {"original_context_tokens": 512, "scores": scores}
+    return Scorecard(model_digest=model.digest, original_context_tokens=512, scores=tuple(scores))
 
 
-def stage(name: str, status: str = "completed", **record: Any) -> StageView:
+def stage(name: str, status: str = "completed", kept: Record | None = None, **record: Any) -> StageView:
+    record = record if kept is None else kept.model_dump(mode="json")
     done = status == "completed"
     return StageView(
         stage=name,
@@ -91,8 +113,17 @@ def columns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return int(request.param)
 
 
+def measured() -> list[StageView]:
+    """The result first: which is which does not depend on what was measured first."""
+    return [
+        stage("base", kept=BASE_RECORD), stage("merge", kept=MERGED),
+        stage("evaluate", kept=scorecard(MERGED, AFTER)),
+        stage("evaluate", kept=scorecard(BASE_RECORD, BEFORE)),
+    ]  # fmt: skip
+
+
 def test_before_and_after_stand_side_by_side(capsys: pytest.CaptureFixture[str], columns: int) -> None:
-    display.show_run(run(stage("evaluate", **scorecard(BEFORE)), stage("evaluate", **scorecard(AFTER))))
+    display.show_run(run(*measured()))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert max(map(len, lines)) <= columns
     start = next(number for number, line in enumerate(lines) if line.startswith("tokens"))
@@ -107,7 +138,11 @@ def test_before_and_after_stand_side_by_side(capsys: pytest.CaptureFixture[str],
 def test_a_run_that_measured_the_base_alone(capsys: pytest.CaptureFixture[str]) -> None:
     reason = "train.targets: no layer is named ['q'], :smile:"
     failed = run(
-        stage("evaluate", **scorecard(BEFORE)), stage("train", "failed"), status="failed", reason=reason
+        stage("base", kept=BASE_RECORD),
+        stage("evaluate", kept=scorecard(BASE_RECORD, BEFORE)),
+        stage("train", "failed"),
+        status="failed",
+        reason=reason,
     )
     display.show_run(failed)
     out = capsys.readouterr().out
@@ -136,9 +171,9 @@ def test_a_leg_s_verdict_is_told_before_the_run_s(capsys: pytest.CaptureFixture[
 
 
 def test_a_comparison_fits(capsys: pytest.CaptureFixture[str], columns: int) -> None:
-    def scores(perplexities: tuple[float, ...], recalls: tuple[float, ...]) -> list[dict[str, Any]]:
-        return [
-            {"task": task, "context_tokens": 256 << place, "depth": None, "value": value}
+    def scores(perplexities: tuple[float, ...], recalls: tuple[float, ...]) -> Scorecard:
+        found = [
+            Score(task=task, context_tokens=256 << place, value=value, samples=1, seed=0)
             for task, values in (
                 ("perplexity/last-quarter", perplexities),
                 ("recall/code", recalls),
@@ -146,6 +181,7 @@ def test_a_comparison_fits(capsys: pytest.CaptureFixture[str], columns: int) -> 
             )
             for place, value in enumerate(values)
         ]  # fmt: skip
+        return Scorecard(model_digest="d", original_context_tokens=512, scores=tuple(found))
 
     contenders = [
         ("none", "zero-shot", False, scores((10.9, 10.4, 118.6, 275.1), (0.98, 1.0, 0.004, 0.0))),
@@ -156,15 +192,18 @@ def test_a_comparison_fits(capsys: pytest.CaptureFixture[str], columns: int) -> 
             scores((11.0, 10.5, 10.1, 9.74), (1.0, 0.997, 0.98, 0.9)),
         ),
     ]
-    record = {
-        "tree": {"uri": "file:///there", "digest": "d" * 64, "size_bytes": 1}, "pictures": ["comparison.png"],
-        "winner": "by-parts, lora+norms+embeddings",
-        "contenders": [
-            {"method": method, "arm": arm, "verdict": {"passed": passed}, "scores": {"scores": card}}
+    record = Comparison(
+        tree=Tree(uri="file:///there", digest="d" * 64, files=1, size_bytes=1), pictures=("comparison.png",),
+        winner="by-parts, lora+norms+embeddings", original_context_tokens=512, target_context_tokens=2048,
+        contenders=tuple(
+            Contender(
+                method=method, arm=arm, trained_parameters=0, scores=card,
+                verdict=Verdict(passed=passed, checks=()),
+            )
             for method, arm, passed, card in contenders
-        ],
-    }  # fmt: skip
-    display.show_comparison(run(stage("compare", **record)))
+        ),
+    )  # fmt: skip
+    display.show_comparison(run(stage("compare", kept=record)))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert max(map(len, lines)) <= columns
     assert lines[0] == "at 256 / 512 / 1,024 / 2,048 tokens"
@@ -174,6 +213,20 @@ def test_a_comparison_fits(capsys: pytest.CaptureFixture[str], columns: int) -> 
     assert lines[-2:] == [
         "✓ passed the gate; winner: by-parts, lora+norms+embeddings", "picture: /there/comparison.png",
     ]  # fmt: skip
+
+
+def test_a_run_of_an_earlier_version_shows_its_suite(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whose scores were a stage beside the scorecard's."""
+    found = [("capacity/sees", 2048), ("capacity/uses", 1536), ("recall/code", 0)]
+    scores = tuple(
+        Score(task=task, context_tokens=2048, value=value, low=512, high=2048, samples=1, seed=0)
+        for task, value in found
+    )
+    suite = Scorecard(model_digest=MERGED.digest, original_context_tokens=512, scores=scores)
+    display.show_run(run(*measured(), stage("suite", kept=suite)))
+    out = capsys.readouterr().out
+    assert "result: sees 2,048 tokens [512, 2,048], uses 1,536 tokens [512, 2,048]\n" in out
+    assert "base: sees" not in out and "0.00 → 0.98" in out
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from kubernetes_objects import template_of
 from yarn_ops.cli import bill as costs
 from yarn_ops.cli.bill import Machines, Workload, bill, models_a_night
 from yarn_ops.errors import SettingsError
-from yarn_ops.evals.suite.size import SIZES, blocks_of, tokens_through
+from yarn_ops.evals.plan import SIZES, blocks_of, tokens_through
 
 HOUR = 3600.0
 WORK = Workload(

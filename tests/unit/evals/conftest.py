@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from yarn_ops.evals.perplexity import BY_POSITION, LAST_QUARTER
+from yarn_ops.evals.names import BY_POSITION, LAST_QUARTER
 from yarn_ops.records import Score, Scorecard
 from yarn_ops.shipped import MODELS
 

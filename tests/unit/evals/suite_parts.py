@@ -9,8 +9,12 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from yarn_ops.evals.suite.haystack import Haystack
-from yarn_ops.evals.suite.needles import CHANCE  # noqa: F401  what the tests compare with
+from yarn_ops.data.haystack import Haystack
+from yarn_ops.evals.cells import ModelUnderTest, Size
+from yarn_ops.evals.examples import Example
+from yarn_ops.evals.plan import GRIDS, CellPlan, suite_cells
+from yarn_ops.evals.run import Measured, PlanRun, Worker
+from yarn_ops.evals.tasks.needles import CHANCE  # noqa: F401  what the tests compare with
 from yarn_ops.rope.config import rope_spec_of
 
 SYLLABLES = ["ba", "de", "fi", "go", "lu", "ma", "ne", "pi", "ro", "tu", "sha", "the", "ing", "ou", "er"]
@@ -42,6 +46,37 @@ def documents(encode, tokens: int = 6000, prefix: tuple[int, ...] = ()) -> Hayst
     return Haystack((text,), (ids,), prefix, encode, "words")
 
 
+def examples_of(task: str, size: Size, haystack: Haystack, length: int, seed: int = 0) -> list[Example]:
+    return GRIDS[task](haystack, length, size.parts, size.texts, seed)
+
+
+def planned(size: Size, lengths: tuple[int, ...], haystack: Haystack, seed: int = 0) -> CellPlan:
+    return CellPlan(tuple(suite_cells(size, lengths, haystack, seed)), lengths, seed, haystack)
+
+
+def run_of(plan: CellPlan, load, spec, journal, digest: str = "c", progress=lambda *_: None) -> PlanRun:
+    worker = Worker("cpu", "fp32", journal, progress)
+    return PlanRun(plan, ModelUnderTest(load, spec), digest, worker)
+
+
+def measured(*arguments, **named) -> Measured:
+    """Of `run_of` these."""
+    return run_of(*arguments, **named).measure()
+
+
+class CodedHead(torch.nn.Module):
+    """An output layer whose hidden states are codes of ±1, so that the coded token is far the likeliest."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        numbers = torch.arange(vocabulary)[:, None]
+        self.weight = 2.0 * ((numbers >> torch.arange(vocabulary.bit_length())) & 1) - 1
+        self.bias = None
+
+    def coded(self, tokens: torch.Tensor) -> torch.Tensor:
+        return 20.0 * self.weight[tokens]
+
+
 class Induction(torch.nn.Module):
     """Writes what followed the last tokens where they stood before: `match` of them alike, the latest place.
 
@@ -53,16 +88,17 @@ class Induction(torch.nn.Module):
         self.match, self.shuffled = match, shuffled
         self.config = SimpleNamespace(vocab_size=vocabulary)
         self.device = torch.device("cpu")
+        self.head = CodedHead(vocabulary)
 
     def get_output_embeddings(self):
-        return torch.nn.Identity()
+        return self.head
 
     def base_model(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
-        hidden = torch.zeros(*input_ids.shape, self.config.vocab_size)
+        tokens = torch.zeros_like(input_ids)
         for row, ids in enumerate(input_ids.numpy()):
             for at in range(len(ids) - ROWS, len(ids)):
-                hidden[row, at, self._next(ids[: at + 1])] = 20.0
-        return SimpleNamespace(last_hidden_state=hidden)
+                tokens[row, at] = self._next(ids[: at + 1])
+        return SimpleNamespace(last_hidden_state=self.head.coded(tokens))
 
     def _next(self, ids: np.ndarray) -> int:
         if self.shuffled:
@@ -77,7 +113,7 @@ class Finder(torch.nn.Module):
 
     window: it sees so many tokens before the text's end and no further. shuffled: it takes the value of any
     key it saw. rows: how many of the last positions it says something about.
-    Its hidden states are one-hot next tokens.
+    Its hidden states are codes of next tokens.
     """
 
     def __init__(
@@ -89,18 +125,19 @@ class Finder(torch.nn.Module):
         self.planted, self.asked = PLANTED[template], ASKED[template]
         self.config = SimpleNamespace(vocab_size=tokenizer.vocab_size)
         self.device = torch.device("cpu")
+        self.head = CodedHead(tokenizer.vocab_size)
 
     def get_output_embeddings(self):
-        return torch.nn.Identity()
+        return self.head
 
     def base_model(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
-        hidden = torch.zeros(*input_ids.shape, self.config.vocab_size)
+        tokens = torch.zeros_like(input_ids)
         for row, ids in enumerate(input_ids.tolist()):
             start = max(0, len(ids) - self.window) if self.window else 0
             seen = dict(self.planted.findall(self.tokenizer.decode(ids[start:])))
             for at in range(max(0, len(ids) - self.rows), len(ids)):
-                hidden[row, at, self._next(ids[max(0, at - 40) : at + 1], seen)] = 20.0
-        return SimpleNamespace(last_hidden_state=hidden)
+                tokens[row, at] = self._next(ids[max(0, at - 40) : at + 1], seen)
+        return SimpleNamespace(last_hidden_state=self.head.coded(tokens))
 
     def _next(self, ids: list[int], seen: dict[str, str]) -> int:
         question = self.asked.search(self.tokenizer.decode(ids))

@@ -6,9 +6,9 @@ import pytest
 import torch
 from suite_parts import documents
 
-from yarn_ops.evals.capacity.heads import diagnose
-from yarn_ops.evals.suite import needles
-from yarn_ops.evals.suite.reader import SharedReader
+from yarn_ops.evals.attention import Diagnosis, diagnose
+from yarn_ops.evals.reader import SharedReader
+from yarn_ops.evals.tasks import needles
 from yarn_ops.models.files import read_config
 from yarn_ops.models.loading import load_proven
 from yarn_ops.rope.config import rope_spec_of
@@ -36,3 +36,8 @@ def test_silenced_retrieval_heads_lose_the_needles(diagnosis):
     assert share > 0.5 and diagnosis.retrieval_heads < diagnosis.all_heads / 2
     assert diagnosis.recall >= 0.8
     assert diagnosis.recall_without <= diagnosis.recall / 2
+
+
+def test_a_diagnosis_is_kept_as_scores(diagnosis):
+    assert Diagnosis.of(diagnosis.scores(0)) == diagnosis
+    assert Diagnosis.of(()) is None

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from yarn_ops.evals.capacity.cost import Shape, costs
-from yarn_ops.evals.capacity.heads import Diagnosis
-from yarn_ops.evals.capacity.page import html
-from yarn_ops.evals.capacity.reach import reach_of
-from yarn_ops.evals.capacity.reading import Capacity, read_capacity, write_capacity
+from yarn_ops.evals.attention import Diagnosis
+from yarn_ops.evals.capacity import Capacity, read_capacity, write_capacity
+from yarn_ops.evals.reach import reach_of
+from yarn_ops.evals.report.page import html
+from yarn_ops.models.costs import Dimensions, costs
 from yarn_ops.records import Score, Scorecard
 
 
@@ -32,13 +32,17 @@ def capacity(
         score("perplexity/last-quarter", 4096, math.exp(fmean(losses)), items=losses),
         *(score("needle/code", 4096, value, depth) for value, depth in ((0.9, None), (0.8, 0.25), (1, 0.75))),
     ]
-    shape = Shape(layers=2, width=64, heads=4, kv_heads=1, head_dim=16, parameters=10**6)
+    dimensions = Dimensions(layers=2, width=64, heads=4, kv_heads=1, head_dim=16, parameters=10**6)
     diagnosis = Diagnosis(4096, ((1, 4, 0.5), (4, 16, 0.3)), 0.2, 0.4, ((1, 2, 0.6),), 1, 8, 1, 0.9, 0.1, 0.9)
     return Capacity(
-        name=name, digest="d" * 64, context_tokens=8192, original_context_tokens=4096, lengths=(4096, 8192),
-        scores=tuple(scores), skipped={"copy at 128": "too short"}, reach=reach_of(scores), shape=shape,
-        costs=costs(shape, (4096, 8192)), diagnosis=diagnosis,
+        name=name, card=card_of(*scores), context_tokens=8192, lengths=(4096, 8192),
+        skipped={"copy at 128": "too short"}, reach=reach_of(scores), dimensions=dimensions,
+        costs=costs(dimensions, (4096, 8192)), diagnosis=diagnosis,
     )  # fmt: skip
+
+
+def card_of(*scores: Score) -> Scorecard:
+    return Scorecard(model_digest="d" * 64, original_context_tokens=4096, scores=scores)
 
 
 def rows(page: str) -> list[list[str]]:
@@ -79,7 +83,8 @@ def test_costs_attention_and_what_was_left_out_are_told():
 def test_every_figure_says_in_words_what_was_asked():
     tasks = ("multi-key/choice/no-needle", "perplexity/last-quarter of books/*.txt", "needle/prose/choice")
     model = capacity("mine", {4096: 0.9})
-    model = replace(model, scores=(*model.scores, *(score(task, 4096, 0.5) for task in tasks)))
+    more = (score(task, 4096, 0.5) for task in tasks)
+    model = replace(model, card=card_of(*model.card.scores, *more))
     told = [row[0] for row in rows(html([model], b"")) if row]
     assert told[1:6] == [
         "perplexity, last quarter",
@@ -94,12 +99,3 @@ def test_a_capacity_comes_back_as_it_was_written(tmp_path: Path):
     written = capacity("mine", {4096: 0.9})
     write_capacity(written, tmp_path)
     assert read_capacity(tmp_path, "other") == replace(written, name="other")
-
-
-def test_a_suite_adds_tasks_to_a_card_and_replaces_none():
-    own, more = score("perplexity/last-quarter", 512, 9.0), score("needle/code", 512, 0.9)
-    card = Scorecard(model_digest="d", original_context_tokens=512, scores=(own,))
-    suite = card.model_copy(update={"scores": (score("perplexity/last-quarter", 256, 7.0), more)})
-    assert card.joined([suite]).scores == (own, more)
-    assert card.joined([suite]).parents == (card.digest, suite.digest)
-    assert card.joined([]) is card

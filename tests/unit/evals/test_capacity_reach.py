@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from yarn_ops.evals.capacity import published
-from yarn_ops.evals.capacity.cost import costs, shape_of
-from yarn_ops.evals.capacity.reach import reach_of
 from yarn_ops.evals.intervals import wilson
+from yarn_ops.evals.reach import reach_of
+from yarn_ops.evals.report import page
+from yarn_ops.models.costs import costs, dimensions_of
 from yarn_ops.records import Score
 
 
@@ -101,16 +101,16 @@ def test_costs_are_those_of_llama_3_8b():
     config = {
         "num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 4096, "num_hidden_layers": 32,
     }  # fmt: skip
-    (cost,) = costs(shape_of(config, 6_979_000_000), [32_768])
+    (cost,) = costs(dimensions_of(config, 6_979_000_000), [32_768])
     assert cost.kv_bytes == 32_768 * 128 * 1024  # 128 KiB a token
     assert (cost.kv_bytes_mha, cost.kv_bytes_mqa) == (4 * cost.kv_bytes, cost.kv_bytes // 8)
     attention = cost.attention_share * cost.prefill_flops
     assert attention == pytest.approx(281.5e12, rel=2e-3)
     assert cost.prefill_flops - attention == pytest.approx(457.4e12, rel=1e-3)
-    assert shape_of({"n_embd": 4}, 1) is None
+    assert dimensions_of({"n_embd": 4}, 1) is None
 
 
 def test_published_effective_lengths():
-    effective = {name: published.effective_tokens(row) for name, row in published.AVERAGES.items()}
+    effective = {name: page.effective_tokens(row) for name, row in page.PUBLISHED.items()}
     assert effective["Llama-3.1-8B"] == 32_768 and effective["Together-7B-32K"] == 4096
-    assert math.isclose(published.RULER_THRESHOLD, 85.6)
+    assert math.isclose(page.RULER_THRESHOLD, 85.6)

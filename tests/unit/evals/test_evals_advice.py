@@ -6,8 +6,9 @@ import math
 
 import pytest
 
-from yarn_ops.evals.advice import PERPLEXITY, advise
-from yarn_ops.evals.perplexity import LAST_QUARTER
+from yarn_ops.evals.advice import advise
+from yarn_ops.evals.names import LAST_QUARTER
+from yarn_ops.records import BeforeAfter
 
 BEFORE = {
     "perplexity": {256: 9.3, 512: 9.1, 1024: 117, 2048: 271},
@@ -22,13 +23,9 @@ GOOD = {
 @pytest.fixture
 def advice(scorecard):
     def given(**changed):
-        return advise(scorecard(**BEFORE), scorecard(**{**GOOD, **changed}))
+        return advise(BeforeAfter(scorecard(**BEFORE), scorecard(**{**GOOD, **changed})))
 
     return given
-
-
-def test_it_reads_the_perplexity_that_the_gate_reads():
-    assert PERPLEXITY == LAST_QUARTER
 
 
 def test_a_good_extension_is_served_alone_at_its_factor(advice):
@@ -81,7 +78,7 @@ def test_lost_recall_at_short_texts_is_served_by_the_base(advice):
 
 
 def test_what_was_not_measured_is_not_advised_on(scorecard):
-    nothing = advise(scorecard(perplexity={}), scorecard(perplexity={}))
+    nothing = advise(BeforeAfter(scorecard(perplexity={}), scorecard(perplexity={})))
     assert (nothing.factor, nothing.side_by_side, nothing.reasons) == (None, False, ())
 
 
@@ -92,7 +89,7 @@ def with_items(card, items):
         parts = items.get((score.task, score.context_tokens))
         if parts is not None:
             mean = sum(parts) / len(parts)
-            value = math.exp(mean) if score.task == PERPLEXITY else mean
+            value = math.exp(mean) if score.task == LAST_QUARTER else mean
             score = score.model_copy(update={"items": parts, "value": value})
         scores.append(score)
     return card.model_copy(update={"scores": tuple(scores)})
@@ -102,11 +99,11 @@ def test_what_was_measured_on_the_same_windows_is_compared_window_by_window(scor
     """Windows differ by a nat, the change is 0.03 ± 0.006 in each: its interval is as narrow as that."""
     windows = [2.0, 2.4, 1.9, 2.8, 3.0, 2.2]
     changes = [0.03, 0.036, 0.024, 0.03, 0.033, 0.027]
-    place = (PERPLEXITY, 256)
+    place = (LAST_QUARTER, 256)
     before = with_items(scorecard(**BEFORE), {place: tuple(windows)})
     after = with_items(scorecard(**GOOD), {place: tuple(map(sum, zip(windows, changes, strict=True)))})
     assert (
-        advise(before, after)
+        advise(BeforeAfter(before, after))
         .reasons[1]
         .startswith(
             "serve base and extended side by side, texts up to 512 tokens by the base: "
@@ -119,13 +116,19 @@ def test_recall_is_compared_pair_by_pair(scorecard):
     """64 pairs, the same three missed: nothing says that anything changed."""
     place, found = ("recall/code", 256), (1.0,) * 61 + (0.0,) * 3
     before, after = (with_items(scorecard(**card), {place: found}) for card in (BEFORE, GOOD))
-    assert "code recall at 256 tokens changes by +0.00 [-0.03, +0.03]" in advise(before, after).reasons[1]
+    assert (
+        "code recall at 256 tokens changes by +0.00 [-0.03, +0.03]"
+        in advise(BeforeAfter(before, after)).reasons[1]
+    )
     others = with_items(scorecard(**GOOD), {place: found[::-1]})
-    assert "code recall at 256 tokens changes by +0.00 [-0.08, +0.08]" in advise(before, others).reasons[1]
+    assert (
+        "code recall at 256 tokens changes by +0.00 [-0.08, +0.08]"
+        in advise(BeforeAfter(before, others)).reasons[1]
+    )
 
 
 def test_scores_of_other_windows_are_told_without_an_interval(scorecard):
-    place = (PERPLEXITY, 256)
+    place = (LAST_QUARTER, 256)
     before = with_items(scorecard(**BEFORE), {place: (2.0, 2.4, 1.9, 2.8)})
     after = with_items(scorecard(**GOOD), {place: (2.0, 2.4, 1.9, 2.8, 2.2)})
-    assert "[" not in advise(before, after).reasons[1]
+    assert "[" not in advise(BeforeAfter(before, after)).reasons[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from yarn_ops.evals.comparison import PICTURE, ROWS, TABLE, Entry, compare, parameter_count
+from yarn_ops.evals.report.comparison import PICTURE, ROWS, TABLE, Entry, compare, parameter_count
 from yarn_ops.recipe import Gate
 from yarn_ops.records import Score, Scorecard
 

@@ -10,7 +10,7 @@ from yarn_ops.evals.conditions import decide
 from yarn_ops.evals.gate import judge
 from yarn_ops.evals.intervals import mean_interval, wilson
 from yarn_ops.recipe import Condition, Gate
-from yarn_ops.records import Score, Scorecard
+from yarn_ops.records import BeforeAfter, Score, Scorecard
 
 OPEN = Gate(
     min_recall=None,
@@ -104,7 +104,7 @@ def test_the_gate_asks_what_a_model_uses():
     uses = Condition(score="capacity/uses", at_least=1536)
     for at_least, passed in ((1536, True), (2048, False)):
         gate = OPEN.model_copy(update={"conditions": (uses.model_copy(update={"at_least": at_least}),)})
-        verdict = judge(gate, after, after, original_context_tokens=512, target_context_tokens=2048)
+        verdict = judge(gate, BeforeAfter(after, after), 2048)
         assert verdict.passed is passed, verdict.reasons
 
 
@@ -134,7 +134,7 @@ def test_two_runs_of_one_model_rarely_fail_the_gate():
     trials, alarms = 600, 0
     for trial in range(trials):
         truth = (0.5, 0.9, 0.97)[trial % 3]
-        verdict = judge(gate, run(truth), run(truth), original_context_tokens=512, target_context_tokens=2048)
+        verdict = judge(gate, BeforeAfter(run(truth), run(truth)), 2048)
         alarms += not verdict.passed
     assert alarms / trials <= 0.05
 

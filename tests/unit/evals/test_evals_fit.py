@@ -12,7 +12,7 @@ from yarn_ops.data import corpus, shards
 from yarn_ops.data.files import LocalFiles
 from yarn_ops.data.windows import ShardReader, spread
 from yarn_ops.errors import EvaluationError, RecipeError
-from yarn_ops.evals.fit import draw_parts, fit, longrope_space, losses_under, pattern_search, yarn_space
+from yarn_ops.fit import draw_parts, fit, longrope_space, losses_under, pattern_search, yarn_space
 from yarn_ops.models.checkpoints import inspect_checkpoint
 from yarn_ops.models.files import read_config
 from yarn_ops.models.loading import load_proven
@@ -56,7 +56,7 @@ def documents(base, tmp_path_factory) -> Local[ShardSet]:
 
 def fitted(base, documents, method="yarn", evaluations=5, section=SECTION, rope=ROPE) -> Fit:
     return fit(
-        section, rope, method, base, documents, device="cpu", dtype="fp32", report=lambda *_: None,
+        section, rope, method, base, documents, device="cpu", precision="fp32", progress=lambda *_: None,
         evaluations=evaluations,
     )  # fmt: skip
 
@@ -123,7 +123,7 @@ def test_what_is_found_is_an_ordinary_section(base, documents, result):
 
 def test_an_attention_factor_of_its_own_is_not_for_sglang():
     """By the rules of export."""
-    from yarn_ops.evals.fit import refusals
+    from yarn_ops.fit import refusals
 
     rope = Rope(factor=4, attention_factor=1.2)
     config, _ = patch_config(read_config(BASE512), rope, factor=4.0, original_context_tokens=None)

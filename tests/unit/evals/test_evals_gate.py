@@ -8,7 +8,7 @@ import pytest
 
 from yarn_ops.evals.gate import judge
 from yarn_ops.recipe import Gate
-from yarn_ops.records import Score, Scorecard, Tree, Verdict
+from yarn_ops.records import BeforeAfter, Score, Scorecard, Tree, Verdict
 
 BEFORE = {
     "perplexity": {256: 9.3, 512: 9.1, 1024: 117.0, 2048: 271.0},
@@ -24,9 +24,7 @@ NO_GATE = {name: None for name in Gate.model_fields if name != "conditions"}
 
 def decide(scorecard, before: dict, after: dict, **thresholds) -> Verdict:
     gate = Gate(**(NO_GATE | thresholds)) if thresholds else Gate()
-    return judge(
-        gate, scorecard(**before), scorecard(**after), original_context_tokens=512, target_context_tokens=2048
-    )
+    return judge(gate, BeforeAfter(scorecard(**before), scorecard(**after)), 2048)
 
 
 def changed(card: dict, task: str, length: int, value: float) -> dict:
@@ -56,7 +54,7 @@ def test_the_demo_passes_every_condition(scorecard) -> None:
 def test_an_empty_gate_passes_anything(scorecard) -> None:
     gate = Gate(**NO_GATE)
     empty = scorecard(perplexity={})
-    verdict = judge(gate, empty, empty, original_context_tokens=512, target_context_tokens=2048)
+    verdict = judge(gate, BeforeAfter(empty, empty), 2048)
     assert verdict.passed and verdict.checks == ()
 
 
@@ -154,9 +152,7 @@ def test_a_value_that_is_no_number_fails(scorecard) -> None:
         scores=(nan, *(score for score in after.scores if score.task != "recall/code")),
     ).model_copy(update={"tree": TREE})  # fmt: skip
     gate = Gate(**(NO_GATE | {"min_recall": 0.0}))
-    verdict = judge(
-        gate, scorecard(**BEFORE), broken, original_context_tokens=512, target_context_tokens=2048
-    )
+    verdict = judge(gate, BeforeAfter(scorecard(**BEFORE), broken), 2048)
     assert (
         verdict.reasons == "recall at 2048 tokens was not measured, so recall at the target cannot be judged"
     )

@@ -44,7 +44,7 @@ def test_mean_interval_covers(samples: int) -> None:
 
 @pytest.mark.parametrize(("freedom", "quantile"), [(3, 3.18245), (7, 2.36462), (15, 2.13145), (95, 1.98525)])
 def test_student_quantile(freedom: int, quantile: float) -> None:
-    assert student_quantile(freedom) == pytest.approx(quantile, rel=2e-3)
+    assert student_quantile(freedom) == pytest.approx(quantile, rel=2e-6)
 
 
 def test_too_few_samples_have_no_interval() -> None:

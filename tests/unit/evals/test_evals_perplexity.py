@@ -10,15 +10,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from yarn_ops.evals.perplexity import (
-    BY_POSITION,
-    LAST_QUARTER,
-    SINGLE_PASS,
-    SLIDING,
-    last_quarter_chunks,
-    sliding_scores,
-    window_scores,
-)
+from yarn_ops.evals.names import BY_POSITION, LAST_QUARTER, SINGLE_PASS, SLIDING
+from yarn_ops.evals.tasks.perplexity import last_quarter_chunks, sliding_scores, window_scores
 
 LONGEST = 64
 

@@ -11,7 +11,9 @@ from suite_parts import Finder
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from yarn_ops.errors import EvaluationError
-from yarn_ops.evals import recall
+from yarn_ops.evals import scoring
+from yarn_ops.evals.examples import Example
+from yarn_ops.evals.tasks import needles
 
 ROWS = 200
 """the questions at a window's end take fewer tokens"""
@@ -22,6 +24,17 @@ def texts(count: int, tokens: int) -> list[np.ndarray]:
     return list(np.random.default_rng(0).integers(300, 700, (count, tokens)))
 
 
+def laid_out(examples: list[Example]) -> list[np.ndarray]:
+    """All tokens of each, questions and answers too."""
+    return [example.in_turn()[0] for example in examples]
+
+
+def scores_of(model, examples: list[Example], template: str):
+    (ids,) = {len(ids) for ids in laid_out(examples)}
+    asked = scoring.ask_in_turn(model, examples)
+    return scoring.recall(f"recall/{template}", asked, ids, 4, 0)
+
+
 def by_task(scores) -> dict[tuple[str, float | None], float]:
     return {(score.task, score.depth): score.value for score in scores}
 
@@ -30,10 +43,8 @@ def by_task(scores) -> dict[tuple[str, float | None], float]:
 def test_a_model_that_copies_recalls_everything_and_guesses_nothing(
     template, base512_tokenizer, encode
 ) -> None:
-    samples = recall.make_samples(texts(3, 512), encode, template, 512, pairs=4, seed=0)
-    scores = by_task(
-        recall.recall_scores(Finder(base512_tokenizer, template, rows=ROWS), samples, template, 4, seed=0)
-    )
+    samples = needles.recall_examples(texts(3, 512), encode, template, 512, pairs=4, seed=0)
+    scores = by_task(scores_of(Finder(base512_tokenizer, template, rows=ROWS), samples, template))
     assert scores == {
         (f"recall/{template}", None): 1.0,
         **{(f"recall/{template}", depth): 1.0 for depth in (0.125, 0.375, 0.625, 0.875)},
@@ -43,10 +54,9 @@ def test_a_model_that_copies_recalls_everything_and_guesses_nothing(
 
 def test_a_model_with_a_window_recalls_what_lies_in_it(base512_tokenizer, encode) -> None:
     """A window of 1100 of 2048 tokens holds the two nearest quarters, and never the two farthest."""
-    samples = recall.make_samples(texts(2, 2048), encode, "code", 2048, pairs=4, seed=0)
-    scores = by_task(
-        recall.recall_scores(Finder(base512_tokenizer, "code", window=1100, rows=ROWS), samples, "code", 4, 0)
-    )
+    samples = needles.recall_examples(texts(2, 2048), encode, "code", 2048, pairs=4, seed=0)
+    finder = Finder(base512_tokenizer, "code", window=1100, rows=ROWS)
+    scores = by_task(scores_of(finder, samples, "code"))
     assert [scores["recall/code", depth] for depth in (0.125, 0.375, 0.625, 0.875)] == [0, 0, 1, 1]
     assert scores["recall/code", None] == 0.5
 
@@ -57,8 +67,8 @@ def test_a_random_model_is_at_chance(encode, base512_tokenizer) -> None:
         vocab_size=base512_tokenizer.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=2, head_dim=16,
     )  # fmt: skip
-    samples = recall.make_samples(texts(24, 256), encode, "code", 256, pairs=4, seed=0)
-    scores = recall.recall_scores(LlamaForCausalLM(config).eval(), samples, "code", 4, seed=0)
+    samples = needles.recall_examples(texts(24, 256), encode, "code", 256, pairs=4, seed=0)
+    scores = scores_of(LlamaForCausalLM(config).eval(), samples, "code")
     assert {score.value for score in scores} == {0.0}
     assert scores[0].samples == 96
     assert scores[0].high < 0.04
@@ -67,34 +77,35 @@ def test_a_random_model_is_at_chance(encode, base512_tokenizer) -> None:
 @pytest.mark.parametrize("template", ["code", "prose"])
 @pytest.mark.parametrize("length", [200, 256, 1000])
 def test_samples_are_exactly_as_long_as_asked(template, length, encode) -> None:
-    samples = recall.make_samples(texts(5, length), encode, template, length, pairs=4, seed=0)
-    assert {len(sample.ids) for sample in samples} == {length}
+    samples = needles.recall_examples(texts(5, length), encode, template, length, pairs=4, seed=0)
+    assert {len(ids) for ids in laid_out(samples)} == {length}
 
 
 @pytest.mark.parametrize("template", ["code", "prose"])
 def test_each_part_holds_its_pair_and_the_unplanted_is_asked_last(
     template, encode, base512_tokenizer
 ) -> None:
-    for sample in recall.make_samples(texts(10, 512), encode, template, 512, pairs=4, seed=1):
-        planted = recall.TEMPLATES[template].plant.split("{value}")[0]
-        assert sample.answers[-1].part is None
-        for answer in sample.answers:
-            value = base512_tokenizer.decode(sample.ids[answer.start : answer.end])
-            before = base512_tokenizer.decode(sample.ids[: answer.start])
+    for sample in needles.recall_examples(texts(10, 512), encode, template, 512, pairs=4, seed=1):
+        planted = needles.TEMPLATES[template].plant.split("{value}")[0]
+        assert sample.questions[-1].part is None
+        ids, starts = sample.in_turn()
+        for answer, start in zip(sample.questions, starts, strict=True):
+            value = base512_tokenizer.decode(ids[start : start + len(answer.answer)])
+            before = base512_tokenizer.decode(ids[:start])
             key = re.findall(r"_(\w{4}) ==|for (\w{4})\?", before)[-1]
             head, found, _ = before.partition(planted.format(key="".join(key)) + value.strip())
             assert bool(found) == (answer.part is not None)
             if answer.part is not None:
-                share = len(encode(head)) / sample.answers[0].start
+                share = len(encode(head)) / starts[0]
                 assert answer.part / 4 - 0.1 <= share <= (answer.part + 1) / 4 + 0.1
 
 
 def test_places_and_order_are_uniform(encode) -> None:
-    samples = recall.make_samples(texts(300, 256), encode, "code", 256, pairs=2, seed=0)
-    first_asked = np.mean([sample.answers[0].part == 0 for sample in samples])
+    samples = needles.recall_examples(texts(300, 256), encode, "code", 256, pairs=2, seed=0)
+    first_asked = np.mean([sample.questions[0].part == 0 for sample in samples])
     assert first_asked == pytest.approx(0.5, abs=0.09)
     plant = encode("\nKEY_")[:2]
-    starts = [next(i for i in range(256) if list(s.ids[i : i + 2]) == plant) for s in samples]
+    starts = [next(i for i in range(256) if list(ids[i : i + 2]) == plant) for ids in laid_out(samples)]
     filler = 256 - 2 * 9 - 3 * 9
     assert np.mean(starts) == pytest.approx(filler / 4, rel=0.2)
     assert len(set(starts)) > 40
@@ -102,7 +113,7 @@ def test_places_and_order_are_uniform(encode) -> None:
 
 def test_the_same_seed_asks_the_same_and_another_asks_others(encode) -> None:
     def ids(seed: int) -> np.ndarray:
-        return np.stack([s.ids for s in recall.make_samples(texts(3, 256), encode, "code", 256, 4, seed)])
+        return np.stack(laid_out(needles.recall_examples(texts(3, 256), encode, "code", 256, 4, seed)))
 
     assert (ids(0) == ids(0)).all()
     assert (ids(0) != ids(1)).any(axis=1).all()
@@ -110,4 +121,4 @@ def test_the_same_seed_asks_the_same_and_another_asks_others(encode) -> None:
 
 def test_a_window_too_short_for_its_pairs_is_refused(encode) -> None:
     with pytest.raises(EvaluationError, match=r"40 tokens cannot hold 4 prose pairs and questions \(\d+ "):
-        recall.make_samples(texts(1, 40), encode, "prose", 40, pairs=4, seed=0)
+        needles.recall_examples(texts(1, 40), encode, "prose", 40, pairs=4, seed=0)

@@ -7,14 +7,32 @@ from pathlib import Path
 
 import pytest
 
-from yarn_ops.evals.card import Extension, model_card
+from yarn_ops.evals.capacity import Capacity
 from yarn_ops.evals.gate import judge
-from yarn_ops.evals.report import capacities, report
+from yarn_ops.evals.reach import reach_of
+from yarn_ops.evals.report.card import Extension, model_card
+from yarn_ops.evals.report.write import write_report
 from yarn_ops.recipe import Data, Gate, Train
-from yarn_ops.records import Adapter, BaseModel, Checkpoint, Dropped, LengthShare, PatchedModel, ShardSet
+from yarn_ops.records import (
+    Adapter,
+    BaseModel,
+    BeforeAfter,
+    Checkpoint,
+    Dropped,
+    LengthShare,
+    PatchedModel,
+    Scorecard,
+    ShardSet,
+)
 
 GOLDEN = Path(__file__).with_name("golden_card.md")
 """made by model_card(extension) below and read by a person; delete it and run this test to make it again"""
+
+
+def capacity_of(card: Scorecard, name: str) -> Capacity:
+    """As an evaluation without a suite finds it."""
+    lengths = tuple(score.context_tokens for score in card.by_length("perplexity/last-quarter"))
+    return Capacity(name, card, lengths[-1], lengths, {}, reach_of(card.scores), None, ())
 
 
 @pytest.fixture
@@ -30,7 +48,7 @@ def extension(scorecard) -> Extension:
         depths={512: (0.94, 1.0), 2048: (0.8, 0.9)},
     )
     return Extension(
-        capacities=capacities(("demo-long", "base"), (after, before), (), (2048, 512)),
+        capacities=BeforeAfter(capacity_of(before, "base"), capacity_of(after, "demo-long")),
         name="demo-long",
         data=Data(sources=("stdlib:**/*.py", "/srv/private/texts/*.txt")),
         training=Train(),
@@ -59,9 +77,8 @@ def extension(scorecard) -> Extension:
             method="yarn", factor=4.0, original_context_tokens=512, context_tokens=2048, parameters=5_047_552,
             merge_difference=0.031,
         ),
-        before=before,
-        after=after,
-        verdict=judge(Gate(), before, after, original_context_tokens=512, target_context_tokens=2048),
+        scores=BeforeAfter(before, after),
+        verdict=judge(Gate(), BeforeAfter(before, after), 2048),
     )  # fmt: skip
 
 
@@ -86,8 +103,8 @@ def test_a_base_of_ones_own_is_not_named_as_a_hub_model(extension: Extension) ->
 
 def test_report_writes_card_and_pictures(extension: Extension, tmp_path: Path) -> None:
     losses = [(step, 2.3 - 0.005 * step) for step in range(1, 51)]
-    record = report(extension, losses, tmp_path / "a")
-    report(extension, losses, tmp_path / "b")
+    record = write_report(extension, losses, tmp_path / "a")
+    write_report(extension, losses, tmp_path / "b")
     assert {path.name for path in (tmp_path / "a").iterdir()} == {
         "README.md",
         "capacity.md",
@@ -105,5 +122,5 @@ def test_report_writes_card_and_pictures(extension: Extension, tmp_path: Path) -
 
 def test_pictures_stand_without_recall_or_losses(extension: Extension, scorecard, tmp_path: Path) -> None:
     bare = scorecard(perplexity={512: 8.9})
-    record = report(Extension(**{**vars(extension), "before": bare, "after": bare}), [], tmp_path)
+    record = write_report(Extension(**{**vars(extension), "scores": BeforeAfter(bare, bare)}), [], tmp_path)
     assert all((tmp_path / picture).stat().st_size > 1000 for picture in record.pictures)

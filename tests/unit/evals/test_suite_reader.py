@@ -10,9 +10,10 @@ import torch
 from suite_parts import SIZES, SPEC, documents
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from yarn_ops.evals.suite import needles, suffix
-from yarn_ops.evals.suite.reader import SharedReader, WholeReader, open_reader
-from yarn_ops.evals.suite.sample import Question
+from yarn_ops.evals.examples import Question
+from yarn_ops.evals.reader import SharedReader, WholeReader, open_reader
+from yarn_ops.evals.tasks import needles
+from yarn_ops.models import suffix
 
 QUESTIONS = [
     Question((5, 7, 9), (3, 4), ((6, 5, 2), (8,))),

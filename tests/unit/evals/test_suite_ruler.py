@@ -14,7 +14,8 @@ import pytest
 from suite_parts import documents
 
 from yarn_ops.errors import DataError
-from yarn_ops.evals.suite import ruler
+from yarn_ops.evals.names import RULER_AVERAGE
+from yarn_ops.evals.tasks import ruler
 
 LENGTH = 1024
 GOLDEN = Path(__file__).parents[2] / "golden" / "ruler_samples.json"
@@ -31,7 +32,7 @@ def test_samples_are_the_golden_ones(haystack):
     found = {
         name: [
             [sha256(text_of(sample, haystack).encode()).hexdigest(), *sample.references]
-            for sample in ruler.samples(name, haystack, LENGTH, 2, 0)
+            for sample in ruler.examples(name, haystack, LENGTH, 2, 0)
         ]
         for name in ruler.TASKS
     }
@@ -47,7 +48,7 @@ def text_of(sample, haystack) -> str:
 
 @pytest.mark.parametrize("name", ruler.TASKS)
 def test_a_sample_fills_the_length_and_holds_its_answer(name, haystack):
-    for sample in ruler.samples(name, haystack, LENGTH, 2, 0):
+    for sample in ruler.examples(name, haystack, LENGTH, 2, 0):
         used = len(sample.context) + len(sample.prompt) + sample.written_tokens
         assert 0.85 * LENGTH < used <= LENGTH  # a unit of haystack is a passage at most
         text = text_of(sample, haystack)
@@ -58,11 +59,11 @@ def test_a_sample_fills_the_length_and_holds_its_answer(name, haystack):
 @pytest.mark.parametrize("name", ruler.TASKS)
 def test_a_length_that_cannot_hold_it_is_refused(name, haystack):
     with pytest.raises(DataError, match="tokens cannot hold it"):
-        ruler.samples(name, haystack, 100, 1, 0)
+        ruler.examples(name, haystack, 100, 1, 0)
 
 
 def test_prompts_are_the_published_ones(haystack):
-    (one,) = ruler.samples("niah_single_1", haystack, LENGTH, 1, 0)
+    (one,) = ruler.examples("niah_single_1", haystack, LENGTH, 1, 0)
     text = text_of(one, haystack)
     assert text.startswith(
         "A special magic number is hidden within the following text. Make sure to memorize it."
@@ -72,13 +73,13 @@ def test_prompts_are_the_published_ones(haystack):
         f"The special magic number for {asked[1]} mentioned in the provided text is"
     )
     assert re.fullmatch(r"\d{7}", one.references[0])
-    (four,) = ruler.samples("niah_multiquery", haystack, LENGTH, 1, 0)
+    (four,) = ruler.examples("niah_multiquery", haystack, LENGTH, 1, 0)
     assert re.search(r"for \S+, \S+, \S+, and \S+ mentioned", text_of(four, haystack))
     assert len(four.references) == 4
 
 
 def test_variables_are_a_chain_after_a_demonstration(haystack):
-    (sample,) = ruler.samples("vt", haystack, LENGTH, 1, 0)
+    (sample,) = ruler.examples("vt", haystack, LENGTH, 1, 0)
     demonstration, _, asked = text_of(sample, haystack).rpartition("Memorize and track")
     names = sample.references
     assert len(names) == 5 and all(len(name) == 5 for name in names)
@@ -88,11 +89,11 @@ def test_variables_are_a_chain_after_a_demonstration(haystack):
 
 
 def test_words_occur_as_often_as_they_should(haystack):
-    (sample,) = ruler.samples("cwe", haystack, LENGTH, 1, 0)
+    (sample,) = ruler.examples("cwe", haystack, LENGTH, 1, 0)
     asked = text_of(sample, haystack).rpartition("numbered list")[2]
     counts = {word: len(re.findall(rf"\d+\. {word}\b", asked)) for word in sample.references}
     assert len(counts) == 10 and set(counts.values()) == {6}
-    (coded,) = ruler.samples("fwe", haystack, LENGTH, 1, 0)
+    (coded,) = ruler.examples("fwe", haystack, LENGTH, 1, 0)
     body = text_of(coded, haystack).split("coded words.")[1].split("\nQuestion")[0].split()
     ranked = sorted({word: body.count(word) for word in body if word != "...."}.items(), key=lambda x: -x[1])
     assert {word for word, _ in ranked[:3]} == set(coded.references)
@@ -102,7 +103,7 @@ def test_words_occur_as_often_as_they_should(haystack):
 @pytest.mark.parametrize("name", ["qa_1", "qa_2", "niah_single_1"])
 def test_answers_lie_anywhere(name, haystack):
     places = []
-    for sample in ruler.samples(name, haystack, LENGTH, 40, 0):
+    for sample in ruler.examples(name, haystack, LENGTH, 40, 0):
         text = text_of(sample, haystack)
         places.append(text.index(sample.references[0]) / len(text))
     assert np.histogram(places, 3, (0, 1))[0].min() >= 3
@@ -134,15 +135,16 @@ def measured(reader, haystack, tokens: int, count: int):
     found = []
     for name in ruler.TASKS:
         with suppress(DataError):
-            found.append(ruler.measure(reader, name, haystack, haystack.decode, tokens, count, 0))
+            asked = ruler.examples(name, haystack, tokens, count, 0)
+            found.append(ruler.measure(reader, name, asked, haystack.decode, tokens, 0))
     return ruler.joined(found)
 
 
 def test_a_writer_of_the_references_scores_one_and_of_half_a_half(haystack):
-    asked = [s for name in ruler.TASKS for s in ruler.samples(name, haystack, LENGTH, 2, 0)]
+    asked = [s for name in ruler.TASKS for s in ruler.examples(name, haystack, LENGTH, 2, 0)]
     whole = [haystack.encode(" " + ", ".join(sample.references).upper()) for sample in asked]
     scores = measured(Parrot(whole), haystack, LENGTH, 2)
-    assert [score.task for score in scores] == [*(f"ruler/{name}" for name in ruler.TASKS), ruler.AVERAGE]
+    assert [score.task for score in scores] == [*(f"ruler/{name}" for name in ruler.TASKS), RULER_AVERAGE]
     assert {score.value for score in scores if "uuid" not in score.task} == {1.0}
     half = [haystack.encode(" " + ", ".join(s.references[: len(s.references) // 2])) for s in asked]
     values = {s.task: s.value for s in measured(Parrot(half), haystack, LENGTH, 2)}
@@ -157,7 +159,7 @@ def test_matching_is_all_or_any():
 
 def test_a_length_for_some_tasks_has_no_average(haystack):
     scores = measured(Silent(), haystack, 300, 1)
-    assert scores and ruler.AVERAGE not in {score.task for score in scores}
+    assert scores and RULER_AVERAGE not in {score.task for score in scores}
 
 
 class Silent:

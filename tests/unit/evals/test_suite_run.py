@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from suite_parts import CHANCE, SPEC, Finder, Induction, documents
+from suite_parts import CHANCE, SPEC, Finder, Induction, documents, examples_of, measured, planned
 
 from yarn_ops.errors import DataError, EvaluationError
-from yarn_ops.evals.capacity.reach import reach_of
-from yarn_ops.evals.suite import context, needles, scoring
-from yarn_ops.evals.suite.journal import CellKey, JsonLines
-from yarn_ops.evals.suite.plan import Size, lengths_to, plan, samples_of
-from yarn_ops.evals.suite.reader import WholeReader
-from yarn_ops.evals.suite.run import run_suite
+from yarn_ops.evals import scoring
+from yarn_ops.evals.cells import Size
+from yarn_ops.evals.journal import JsonLines
+from yarn_ops.evals.names import GAIN, SAME_TARGETS
+from yarn_ops.evals.plan import lengths_to
+from yarn_ops.evals.reach import reach_of
+from yarn_ops.evals.reader import WholeReader
+from yarn_ops.evals.tasks import context, needles, perplexity
 from yarn_ops.records import Score
 
 LENGTHS = (128, 256, 512)
@@ -57,11 +60,11 @@ def test_a_model_that_shuffles_scores_at_chance(encode, base512_tokenizer):
 @pytest.mark.parametrize(("task", "match"), [("mqar", 1), ("copy", 3)])
 def test_induction_continues_what_is_there_and_nothing_else(task, match, encode):
     size, haystack = Size(4, 2, 2, 1, (task,)), documents(encode)
-    scored = {"mqar": scoring.recall, "copy": scoring.continued}[task]
 
     def scores(**options) -> tuple[Score, ...]:
         reader = WholeReader(Induction(8192, match, **options))
-        return scored(task, scoring.ask_all(reader, samples_of(task, size, 256, haystack, 0)), 256, 4, 0)
+        asked = scoring.ask_all(reader, examples_of(task, size, haystack, 256))
+        return scoring.recall(task, asked, 256, 4, 0, by_token=task == "copy")
 
     right = scores()
     assert value(right, task, 256) == 1
@@ -88,11 +91,11 @@ def test_growing_context_equals_one_token_at_a_time_in_float64(tiny_llama):
                     ids = torch.from_numpy(window[32 - k : target])[None]
                     logits = slow(input_ids=ids).logits[0, -1].detach()
                     losses.append(-float(logits.log_softmax(-1)[window[target]]))
-            assert value(scores, context.SAME_TARGETS, k) == pytest.approx(np.mean(losses), rel=1e-5)
+            assert value(scores, SAME_TARGETS, k) == pytest.approx(np.mean(losses), rel=1e-5)
     finally:
         tiny_llama.float()
-    gain = value(scores, context.SAME_TARGETS, 8) - value(scores, context.SAME_TARGETS, 32)
-    assert value(scores, context.GAIN, 32) == pytest.approx(gain, abs=1e-6)
+    gain = value(scores, SAME_TARGETS, 8) - value(scores, SAME_TARGETS, 32)
+    assert value(scores, GAIN, 32) == pytest.approx(gain, abs=1e-6)
 
 
 def test_key_tokens_complete_a_run_that_is_only_far_away():
@@ -100,11 +103,17 @@ def test_key_tokens_complete_a_run_that_is_only_far_away():
     assert np.flatnonzero(context.key_tokens(window, 5)).tolist() == [10]
 
 
-def test_sliding_reads_the_ends_of_the_same_texts_at_every_length(encode):
-    sliding = plan(Size(2, 1, 4, 0, ("sliding",)), (128, 256, 512), documents(encode), 0)
-    texts = {cell.context_tokens: cell.blocks[0].measure.keywords["documents"] for cell in sliding.cells}
+def test_sliding_reads_the_ends_of_the_same_texts_at_every_length(encode, monkeypatch):
+    read = {}
+    monkeypatch.setattr(
+        perplexity, "sliding_scores",
+        lambda model, documents, length, stride, seed: read.update({length: np.stack(documents)}) or (),
+    )  # fmt: skip
+    sliding = planned(Size(2, 1, 4, 0, ("sliding",)), (128, 256, 512), documents(encode))
+    for cell in sliding.cells:
+        cell.blocks[0].measure(SimpleNamespace(model=None))
     for length in (128, 256):
-        np.testing.assert_array_equal(texts[length], texts[512][:, -(length + 513) :])
+        np.testing.assert_array_equal(read[length], read[512][:, -(length + 513) :])
 
 
 SMALL = Size(2, 1, 4, 0, ("context", "perplexity", "needle/code", "multi-key"))
@@ -117,18 +126,12 @@ def cells(encode):
         haystack.texts, tuple(ids % 97 for ids in haystack.documents), (),
         lambda text: [token % 97 for token in haystack.encode(text)], "tiny",
     )  # fmt: skip
-    return plan(SMALL, lengths_to(256), tiny, 0)
+    return planned(SMALL, lengths_to(256), tiny)
 
 
-def measure(cells, load, journal, digest="c"):
-    return run_suite(
-        cells, load, SPEC, checkpoint_digest=digest, precision="fp32", journal=journal, report=lambda *_: None
-    )
-
-
-def test_a_suite_that_was_killed_goes_on_with_its_next_cell(cells, tiny_llama, tmp_path):
+def test_an_evaluation_that_was_killed_goes_on_with_its_next_cell(cells, tiny_llama, tmp_path):
     file = tmp_path / "cells.jsonl"
-    whole = measure(cells, lambda: tiny_llama, JsonLines(tmp_path / "other.jsonl"))
+    whole = measured(cells, lambda: tiny_llama, SPEC, JsonLines(tmp_path / "other.jsonl"))
     assert set(whole.skipped) == {"multi-key at 128", "multi-key at 256"}
 
     class Killed(JsonLines):
@@ -138,42 +141,46 @@ def test_a_suite_that_was_killed_goes_on_with_its_next_cell(cells, tiny_llama, t
             super().keep(key, scores)
 
     with pytest.raises(KeyboardInterrupt):
-        measure(cells, lambda: tiny_llama, Killed(file))
+        measured(cells, lambda: tiny_llama, SPEC, Killed(file))
     with file.open("a") as torn:
         torn.write('{"key": {"checkpoint_dig')
-    resumed = measure(cells, lambda: tiny_llama, JsonLines(file))
+    resumed = measured(cells, lambda: tiny_llama, SPEC, JsonLines(file))
     assert resumed.computed == whole.computed - 3
     assert resumed.scores == whole.scores
-    again = measure(
-        cells, lambda: pytest.fail("the model was loaded for nothing"), without_skipped(file, cells)
-    )
-    assert again.computed == 0
 
 
-def without_skipped(file, cells) -> JsonLines:
-    """A journal in which the cells that cannot be measured have one score."""
-    journal = JsonLines(file)
-    for cell in cells.cells:
-        if cell.name == "multi-key":
-            key = CellKey("c", cells.protocol("fp32"), cell.name, cell.context_tokens, 0)
-            journal.keep(key, (Score(task="none", context_tokens=1, value=0, samples=1, seed=0),))
-    return journal
+def test_a_model_of_which_every_cell_is_known_is_not_loaded(cells, tiny_llama, tmp_path):
+    """Nor to find again which cells do not fit."""
+    journal = JsonLines(tmp_path / "cells.jsonl")
+    whole = measured(cells, lambda: tiny_llama, SPEC, journal)
+    again = measured(cells, lambda: pytest.fail("the model was loaded for nothing"), SPEC, journal)
+    assert (again.computed, again.scores, again.skipped) == (0, whole.scores, whole.skipped)
 
 
 def test_another_checkpoint_precision_or_document_is_measured_anew(cells, tiny_llama, tmp_path):
     journal = JsonLines(tmp_path / "cells.jsonl")
-    first = measure(cells, lambda: tiny_llama, journal)
-    assert measure(cells, lambda: tiny_llama, journal, digest="d").computed == first.computed
-    assert cells.protocol("fp32") != cells.protocol("bf16")
-    other = plan(SMALL, cells.lengths, replace(cells.haystack, digest="x"), 0)
-    assert other.protocol("fp32") != cells.protocol("fp32")
+    first = measured(cells, lambda: tiny_llama, SPEC, journal)
+    assert measured(cells, lambda: tiny_llama, SPEC, journal, digest="d").computed == first.computed
+    other = planned(SMALL, cells.lengths, replace(cells.haystack, digest="x"))
+    for cell, same in zip(cells.cells, other.cells, strict=True):
+        assert len({cell.protocol("fp32"), cell.protocol("bf16"), same.protocol("fp32")}) == 3
     rows = [json.loads(line) for line in journal.path.read_text().splitlines()]
     assert {row["key"]["checkpoint_digest"] for row in rows} == {"c", "d"}
 
 
+def test_a_cell_is_known_to_evaluations_of_other_tasks(cells, tiny_llama, tmp_path):
+    """Its key holds what it alone depends on."""
+    journal = JsonLines(tmp_path / "cells.jsonl")
+    fewer = planned(replace(SMALL, tasks=("needle/code",)), cells.lengths, cells.haystack)
+    known = measured(fewer, lambda: tiny_llama, SPEC, journal)
+    whole = measured(cells, lambda: tiny_llama, SPEC, journal)
+    assert whole.computed == 1 + 2 + 0  # context, perplexity at two lengths, no needle
+    assert set(known.scores) < set(whole.scores)
+
+
 def test_a_suite_of_which_nothing_fits_says_why(encode, tiny_llama, tmp_path):
-    only = plan(Size(2, 1, 4, 0, ("multi-key",)), (128,), documents(encode), 0)
+    only = planned(Size(2, 1, 4, 0, ("multi-key",)), (128,), documents(encode))
     with pytest.raises(EvaluationError, match="multi-key: 128 tokens cannot hold it"):
-        measure(only, lambda: tiny_llama, JsonLines(tmp_path / "cells.jsonl"))
+        measured(only, lambda: tiny_llama, SPEC, JsonLines(tmp_path / "cells.jsonl"))
     with pytest.raises(DataError, match="give more documents"):
-        plan(SMALL, (8192,), documents(encode), 0)
+        planned(SMALL, (8192,), documents(encode))

@@ -8,25 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from suite_parts import documents
+from suite_parts import documents, examples_of
 
+from yarn_ops.data.haystack import Haystack
 from yarn_ops.errors import DataError
-from yarn_ops.evals.suite.haystack import Haystack
-from yarn_ops.evals.suite.plan import GRIDS, SIZES, Size, lengths_to, samples_of
-from yarn_ops.evals.suite.sample import Sample, plant
+from yarn_ops.evals.cells import Size
+from yarn_ops.evals.examples import Example, plant
+from yarn_ops.evals.plan import GRIDS, SIZES, TASKS, lengths_to
 from yarn_ops.shipped import MODELS
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "suite_samples.json"
 """made by `python tests/unit/evals/test_suite_samples.py`; a change here is a new version of the suite"""
-TASKS = (*GRIDS, "copy")
-SMALL = Size(parts=4, texts=2, windows=2, ruler_samples=1, tasks=TASKS)
+SMALL = Size(parts=4, texts=2, windows=2, ruler_samples=1, tasks=tuple(GRIDS))
 
 
-def made(task: str, haystack: Haystack, length: int = 512, seed: int = 0) -> list[Sample]:
-    return samples_of(task, SMALL, length, haystack, seed)
+def made(task: str, haystack: Haystack, length: int = 512, seed: int = 0) -> list[Example]:
+    return examples_of(task, SMALL, haystack, length, seed)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", GRIDS)
 @pytest.mark.parametrize("prefix", [(), (0,)], ids=["plain", "bos"])
 def test_context_question_and_answer_are_exactly_the_length(task, prefix, encode):
     for length in (512, 700):
@@ -35,7 +35,7 @@ def test_context_question_and_answer_are_exactly_the_length(task, prefix, encode
             assert tuple(sample.context[: len(prefix)]) == prefix
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", GRIDS)
 def test_the_same_seed_asks_the_same_and_another_asks_anew(task, encode):
     haystack = documents(encode)
     first, again, other = made(task, haystack), made(task, haystack), made(task, haystack, seed=1)
@@ -44,7 +44,7 @@ def test_the_same_seed_asks_the_same_and_another_asks_anew(task, encode):
     assert [s.context.tolist() for s in first] != [s.context.tolist() for s in other]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", GRIDS)
 def test_the_answer_lies_where_the_question_says_and_nowhere_in_the_control(task, encode):
     for sample in made(task, documents(encode), 1024):
         text = sample.context.tolist()
@@ -60,7 +60,7 @@ def test_the_answer_lies_where_the_question_says_and_nowhere_in_the_control(task
                 assert not found
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", GRIDS)
 def test_a_length_that_cannot_hold_a_task_is_refused(task, encode):
     with pytest.raises(DataError, match="tokens cannot hold it"):
         made(task, documents(encode), 40)
@@ -74,7 +74,7 @@ def test_documents_too_short_for_a_length_are_refused(encode):
 @pytest.mark.parametrize("task", ["needle/prose", "passkey", "multi-key", "key-value", "mqar", "copy"])
 def test_needles_lie_anywhere_with_equal_chance(task, encode):
     size = Size(parts=4, texts=40, windows=1, ruler_samples=1, tasks=())
-    samples = samples_of(task, size, 600, documents(encode), 3)
+    samples = examples_of(task, size, documents(encode), 600, 3)
     places = sorted(
         1 - question.distance / len(sample.context)
         for sample in samples
@@ -105,8 +105,7 @@ def test_lengths_halve_down_to_what_a_task_fits_in():
 
 
 def test_suites_name_known_tasks():
-    known = {*TASKS, "context", "perplexity", "sliding", "long-perplexity", "ruler"}
-    assert all(set(size.tasks) <= known for size in SIZES.values())
+    assert all(set(size.tasks) <= set(TASKS) for size in SIZES.values())
 
 
 def golden_samples(encode, decode) -> dict[str, list[dict[str, object]]]:
@@ -121,9 +120,9 @@ def golden_samples(encode, decode) -> dict[str, list[dict[str, object]]]:
                     for question in sample.questions[:3]
                 ],
             }
-            for sample in samples_of(task, size, 450, haystack, 0)[:2]
+            for sample in examples_of(task, size, haystack, 450)[:2]
         ]
-        for task in TASKS
+        for task in GRIDS
     }
 
 

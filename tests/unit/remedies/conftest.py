@@ -11,8 +11,7 @@ from attention_loop import CLASSES, VOCAB, tiny
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from yarn_ops.evals.forward import Ids
-from yarn_ops.evals.recall import Encode
+from yarn_ops.data.haystack import Encode, Ids
 from yarn_ops.models.checkpoints import load_tokenizer
 
 

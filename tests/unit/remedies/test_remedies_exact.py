@@ -9,7 +9,8 @@ from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from yarn_ops.errors import EvaluationError
-from yarn_ops.remedies import blocks, full, late, rolling
+from yarn_ops.models import late
+from yarn_ops.remedies import blocks, full, rolling
 from yarn_ops.remedies.blocks import BlockMemory
 from yarn_ops.remedies.full import FullMemory
 from yarn_ops.remedies.rolling import RollingMemory

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from yarn_ops.evals.examples import Question
+from yarn_ops.evals.tasks.needles import chain_examples, follow_key
 from yarn_ops.remedies import search as search_module
-from yarn_ops.remedies.agent import MAX_STEPS, Agent
-from yarn_ops.remedies.questions import Question, chain_cases, follow_key
-from yarn_ops.remedies.search import Index, Search
+from yarn_ops.remedies.search import MAX_STEPS, Agent, Index, Search
 
 
 @pytest.mark.parametrize("at", [0, 17, 200, 580, 590])
@@ -76,14 +76,15 @@ def agent(monkeypatch, tokenizer, encode) -> Agent:
 
 
 def test_the_agent_follows_a_chain_that_one_look_cannot(agent, texts, encode) -> None:
-    for case in chain_cases(texts, encode, 500, chains=2, seed=0, steps=3):
-        acting = agent.prefill(case.document)
-        alone = agent.search.prefill(case.document)
-        for question in case.questions:
-            reply = acting.answer(question)
-            assert reply.ids == question.answer
-            assert alone.answer(question).ids != question.answer
-            assert reply.cost.tokens_read <= MAX_STEPS * (128 + len(question.ids) + 8)
+    for example in chain_examples(texts, encode, 500, chains=2, seed=0, steps=3):
+        agent.read(example.context)
+        for question in example.questions:
+            before = agent.read_tokens
+            (reply,) = agent.ask([question])
+            assert reply.exact and reply.written == question.answer
+            assert agent.read_tokens - before <= MAX_STEPS * (128 + len(question.prompt) + 8)
+            (alone,) = agent._search.ask([question])
+            assert not alone.exact
 
 
 @pytest.mark.parametrize("keys", [["abcd", "efgh"], ["abcd", "efgh", "ijkl", "mnop", "qrst", "uvwx"]])
@@ -94,8 +95,9 @@ def test_the_agent_ends_in_a_circle_and_in_a_chain_without_end(agent, texts, enc
         for piece in (texts[0][:150], encode(f"\nKEY_{key} = {target}\n"))
     ]
     text = "\nassert KEY_abcd =="
-    question = Question(text, tuple(encode(text)), tuple(encode(" 12345")), None, follow=follow_key)
-    reply = agent.prefill(np.concatenate(pieces)).answer(question)
-    assert reply.ids != question.answer
+    question = Question(tuple(encode(text)), tuple(encode(" 12345")), follow=follow_key)
+    agent.read(np.concatenate(pieces))
+    (reply,) = agent.ask([question])
+    assert not reply.exact
     steps = min(len(keys), MAX_STEPS)
-    assert reply.cost.tokens_read <= steps * (128 + len(question.ids) + 9)
+    assert agent.read_tokens <= steps * (128 + len(question.prompt) + 9)

@@ -11,10 +11,11 @@ import torch
 from yarn_ops.cli.remedies import show
 from yarn_ops.data.files import LocalFiles
 from yarn_ops.errors import EvaluationError
+from yarn_ops.evals.names import CONTINUATION
 from yarn_ops.remedies.compare import Asked, compare
-from yarn_ops.remedies.costs import Meter
+from yarn_ops.remedies.costs import metered
 from yarn_ops.remedies.picture import draw
-from yarn_ops.remedies.side_by_side import PERPLEXITY, SideBySide, part_depth
+from yarn_ops.remedies.side_by_side import SideBySide, part_depth
 from yarn_ops.remedies.table import lines
 
 LENGTH, WINDOW = 1536, 512
@@ -30,7 +31,7 @@ def side(base512: Path) -> SideBySide:
         model=base512, name="base512", factor=4, context_tokens=LENGTH, windows=4,
         documents=("stdlib:asyncio/*.py", "stdlib:email/*.py"),
     )  # fmt: skip
-    return compare(asked, LocalFiles(), device="cpu", dtype="fp32", report=quiet)
+    return compare(asked, LocalFiles(), device="cpu", precision="fp32", progress=quiet)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_a_rolling_buffer_keeps_perplexity_and_loses_what_left_it(rows) -> None:
     assert full.value("recall/code", FARTHEST) == 1
     assert rolling.value("recall/code", FARTHEST) == 0
     assert rolling.value("recall/code", NEAREST) >= 0.75
-    assert rolling.value(PERPLEXITY) < 1.2 * full.value(PERPLEXITY)
+    assert rolling.value(CONTINUATION) < 1.2 * full.value(CONTINUATION)
     assert rolling.held_bytes < full.held_bytes * WINDOW / (LENGTH - 150)
 
 
@@ -98,12 +99,12 @@ def test_table_picture_and_json_say_the_same(side, tmp_path, capsys) -> None:
 
 
 def test_the_meter_sees_what_was_in_use(tmp_path) -> None:
-    with Meter(torch.device("cpu")) as meter:
+    with metered(torch.device("cpu")) as meter:
         torch.ones(16 << 20)
     cost = meter.cost(5)
     assert cost.tokens_read == 5
     assert cost.peak_bytes is None or 60 << 20 < cost.peak_bytes < 200 << 20
-    with Meter(torch.device("cpu")) as meter:
+    with metered(torch.device("cpu")) as meter:
         torch.ones(1 << 10)
     assert cost.peak_bytes is None or meter.cost(0).peak_bytes < 30 << 20
 
@@ -119,7 +120,7 @@ def test_the_meter_sees_what_was_in_use(tmp_path) -> None:
 def test_what_cannot_be_compared_is_said_before_a_model_is_loaded(base512, asked, complaint) -> None:
     request = Asked(model=base512, name="base512", **asked)
     with pytest.raises(EvaluationError, match=complaint):
-        compare(request, LocalFiles(), device="nowhere", dtype="fp32", report=quiet)
+        compare(request, LocalFiles(), device="nowhere", precision="fp32", progress=quiet)
 
 
 def test_a_factor_on_top_of_another_is_refused(base512, tmp_path) -> None:
@@ -131,6 +132,6 @@ def test_a_factor_on_top_of_another_is_refused(base512, tmp_path) -> None:
             Asked(model=tmp_path, name="long", factor=2),
             LocalFiles(),
             device="cpu",
-            dtype="fp32",
-            report=quiet,
+            precision="fp32",
+            progress=quiet,
         )

@@ -1,0 +1,131 @@
+"""What is measured at once: cells, a task at a length each, and the blocks that they are divided into.
+
+A block is a unit that nothing but the model connects with others, so that several workers share an
+evaluation and a lost one costs its block. It is of whole texts, never of some depths, since the depths of a
+text share its reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from yarn_ops.data.haystack import Haystack
+from yarn_ops.digests import digest_of
+from yarn_ops.evals import VERSION
+from yarn_ops.evals.forward import require_known_head
+from yarn_ops.evals.reader import Reader, open_reader
+from yarn_ops.records import Score
+from yarn_ops.rope.methods import RopeSpec
+
+
+class ModelUnderTest:
+    """A model for whole forwards as `model`, for questions as `reader`; loaded when first needed, once."""
+
+    def __init__(self, load: Callable[[], Any], spec: RopeSpec | None) -> None:
+        """load: the model in evaluation mode; spec None: its positions are not rotary."""
+        self._load, self._spec = load, spec
+
+    @cached_property
+    def model(self) -> Any:
+        """EvaluationError when its output layer is not known."""
+        model = self._load()
+        require_known_head(model)
+        return model
+
+    @cached_property
+    def reader(self) -> Reader:
+        return open_reader(self.model, self._spec)
+
+    @property
+    def read_tokens(self) -> int:
+        """By the reader, with its questions."""
+        return self.reader.read_tokens if "reader" in self.__dict__ else 0
+
+
+Measure = Callable[[ModelUnderTest], tuple[Score, ...]]
+Join = Callable[[Sequence[tuple[Score, ...]]], tuple[Score, ...]]
+"""scores of a cell's blocks, in order -> the cell's; a block that does not fit its length is left out"""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much an evaluation asks beside its scorecard."""
+
+    parts: int
+    """equal parts of a text: the resolution in depth"""
+    texts: int
+    """of each needle grid; four needles a part in each"""
+    windows: int
+    """of perplexity and of growing context"""
+    ruler_samples: int
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """What one worker measures at once. Knows its documents and nothing of the model."""
+
+    name: str
+    """its cell's, where that is one block"""
+    context_tokens: int
+    tokens: int
+    """about how many go through the model"""
+    measure: Measure
+
+
+def only(found: Sequence[tuple[Score, ...]]) -> tuple[Score, ...]:
+    (scores,) = found
+    return scores
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A task at a length."""
+
+    name: str
+    context_tokens: int
+    asks: tuple[Any, ...]
+    """what moves its figures beside name, length, seed, precision and model: documents, how much is asked"""
+    blocks: tuple[Block, ...]
+    join: Join = only
+
+    @classmethod
+    def whole(
+        cls, name: str, context_tokens: int, asks: tuple[Any, ...], tokens: int, measure: Measure
+    ) -> Cell:
+        """In one block."""
+        return cls(name, context_tokens, asks, (Block(name, context_tokens, tokens, measure),))
+
+    @property
+    def tokens(self) -> int:
+        return sum(block.tokens for block in self.blocks)
+
+    def protocol(self, precision: str) -> str:
+        """Digest of `asks`, the precision and the version."""
+        return digest_of([VERSION, precision, *self.asks])
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an evaluation can ask beside its scorecard: its cell at a length, and what that takes."""
+
+    cell: Callable[[Haystack, Size, int, Sequence[int], int], Cell]
+    """(documents, size, length, all lengths ascending, seed)"""
+    tokens: Callable[[Size, int, Sequence[int]], int]
+    """(size, length, all lengths) -> about how many go through a model"""
+    blocks: Callable[[Size, int], int] = lambda size, tokens: 1
+    """(size, tokens of the cell) -> in how many blocks it is measured"""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a cell takes, as foretold."""
+
+    name: str
+    context_tokens: int
+    tokens: int
+    """about how many go through a model"""
+    blocks: int = 1

@@ -1,0 +1,34 @@
+"""Names of scores, as gates, the registry and MLflow keep them: once given, they stay."""
+
+from __future__ import annotations
+
+LAST_QUARTER = "perplexity/last-quarter"
+SINGLE_PASS = "perplexity/single-pass"
+SLIDING = "perplexity/sliding"
+BY_POSITION = "loss-by-position"
+LONG_PERPLEXITY = "long-perplexity"
+
+SAME_TARGETS = "loss/same-targets"
+GAIN = "loss/gain"
+RISE = "loss/rise"
+FAR_TEXT = "loss/far-text"
+
+RECALL = ("recall/code", "recall/prose")
+NEEDLES = ("needle/code", "needle/prose")
+CHAIN = "recall/chain"
+RULER_AVERAGE = "ruler/average"
+CONTINUATION = "perplexity/continuation"
+
+NO_NEEDLE = "/no-needle"
+"""end of a name: asked where nothing was planted, so guessed"""
+CHOICE = "/choice"
+"""end of a name: the answer preferred to wrong ones"""
+NATS = "/nats"
+"""end of a name: not a share"""
+
+SEES, USES = "capacity/sees", "capacity/uses"
+
+
+def template_of(task: str) -> str:
+    """code of recall/code and of needle/code."""
+    return task.partition("/")[2]

@@ -1,0 +1,200 @@
+"""What an evaluation measures: the scorecard's cells, and those of a suite of some size.
+
+Cells are fixed with their texts before any model is loaded, so a base and its result are asked exactly the
+same. `tiny`: seconds on two cores for a model of some million parameters, for trying out; wide intervals.
+`quick`: minutes; needle grids and context. `full`: 200 examples a depth, every task, RULER.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from types import MappingProxyType
+
+import numpy as np
+
+from yarn_ops.data.haystack import Haystack, Ids
+from yarn_ops.errors import DataError
+from yarn_ops.evals.cells import Cell, Load, Measure, ModelUnderTest, Size, Task
+from yarn_ops.evals.scorecard import scorecard_loads
+from yarn_ops.evals.tasks import context, copying, needles, pairs, perplexity, ruler
+from yarn_ops.evals.tasks.grid import Make, grid_task
+from yarn_ops.recipe import Evaluate, SuiteName
+from yarn_ops.records import Score
+
+LENGTHS = 5
+"""of a suite: the longest and its halves"""
+LEAST_TOKENS = 128
+"""no task fits in less"""
+STRIDE_TOKENS = 256
+"""of a suite's sliding perplexity"""
+
+SIZES: dict[SuiteName, Size] = {
+    "tiny": Size(4, 2, 4, 0, ("context", "needle/code")),
+    "quick": Size(8, 8, 16, 0, ("context", "perplexity", "needle/code", "needle/prose", "multi-key")),
+    "full": Size(
+        8, 50, 32, 30,
+        ("context", "perplexity", "sliding", "long-perplexity", "needle/code", "needle/prose", "passkey",
+         "key-value", "multi-key", "copy", "mqar", "ruler"),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class CellPlan:
+    """All that is asked of a model."""
+
+    cells: tuple[Cell, ...]
+    lengths: tuple[int, ...]
+    """all that are measured, ascending"""
+    seed: int
+    haystack: Haystack | None = None
+    """the documents of the suite's questions; None without a suite"""
+
+
+def suite_cells(
+    size: Size,
+    lengths: Sequence[int],
+    haystack: Haystack,
+    seed: int,
+    kinds: Mapping[str, Haystack] = MappingProxyType({}),
+) -> list[Cell]:
+    """Every task at every length, cheapest first. kinds: parts of the documents, by name, whose perplexity is
+    told apart. DataError when the documents cannot fill the longest length."""
+    cells: list[Cell] = []
+    for name in size.tasks:
+        for length in _lengths_of(name, lengths):
+            cells.append(TASKS[name].cell(haystack, size, length, lengths, seed))
+        if name in OF_KINDS:
+            for kind, documents in kinds.items():
+                cells += _cells_of_kind(name, kind, documents, size, lengths, seed)
+    return sorted(cells, key=lambda cell: cell.tokens)
+
+
+def lengths_to(longest: int, original: int | None = None) -> tuple[int, ...]:
+    """The longest length, its halves and the original context if that is shorter, ascending.
+
+    DataError when even the longest is too short.
+    """
+    if longest < LEAST_TOKENS:
+        raise DataError(f"{longest} tokens: no task fits in fewer than {LEAST_TOKENS}; measure longer texts")
+    halves = [longest >> step for step in range(LENGTHS)]
+    if original is not None and original < longest:
+        halves.append(original)
+    return tuple(sorted({length for length in halves if length >= LEAST_TOKENS}))
+
+
+def needed_tokens(size: Size, longest: int) -> int:
+    """Documents' tokens that a suite can make use of."""
+    return 2 * (size.windows + size.texts) * (longest + 1)
+
+
+def tokens_through(task: str, size: Size, length: int, lengths: Sequence[int]) -> int:
+    """About how many tokens a task at a length sends through the model; `lengths`: all that are measured."""
+    return TASKS[task].tokens(size, length, lengths)
+
+
+def blocks_of(task: str, size: Size, length: int, lengths: Sequence[int]) -> int:
+    """In how many blocks a task at a length is measured: grids in some of whole texts, RULER by its tasks."""
+    return TASKS[task].blocks(size, tokens_through(task, size, length, lengths))
+
+
+def beside(names: Collection[str], size: Size) -> Size:
+    """The size without the tasks that cells of these names measure."""
+    return replace(size, tasks=tuple(task for task in size.tasks if task not in names))
+
+
+def _lengths_of(task: str, lengths: Sequence[int]) -> Sequence[int]:
+    return lengths[-1:] if task == "context" else lengths  # growing context holds all lengths
+
+
+def _cells_of_kind(
+    task: str, kind: str, documents: Haystack, size: Size, lengths: Sequence[int], seed: int
+) -> Iterator[Cell]:
+    """Of one kind of documents; where it is too short for a length, the cell says so when it is measured."""
+
+    def named(measure: Measure, under_test: ModelUnderTest) -> tuple[Score, ...]:
+        found = (score for score in measure(under_test) if score.task.startswith("perplexity/"))
+        return tuple(score.model_copy(update={"task": f"{score.task} of {kind}"}) for score in found)
+
+    def refused(why: DataError, under_test: ModelUnderTest) -> tuple[Score, ...]:
+        raise why
+
+    for length in lengths:
+        name = f"{task} of {kind}"
+        try:
+            cell = TASKS[task].cell(documents, size, length, lengths, seed)
+            (block,) = cell.blocks
+            yield Cell.whole(name, length, cell.asks, block.tokens, partial(named, block.measure))
+        except DataError as error:
+            yield Cell.whole(name, length, (), 0, partial(refused, error))
+
+
+@lru_cache(maxsize=2)
+def _windows(haystack: Haystack, count: int, tokens: int, seed: int) -> Ids:
+    return haystack.windows(count, tokens, seed)
+
+
+def _perplexity(haystack: Haystack, size: Size, length: int, lengths: Sequence[int], seed: int) -> Cell:
+    windows = _windows(haystack, size.windows, lengths[-1] + 1, seed)
+    return perplexity.cell(windows, length, seed, haystack.digest)
+
+
+def _sliding(haystack: Haystack, size: Size, length: int, lengths: Sequence[int], seed: int) -> Cell:
+    """Over the ends of the same texts at every length."""
+    beyond = 2 * STRIDE_TOKENS + 1
+    documents = _windows(haystack, _sliding_texts(size), lengths[-1] + beyond, seed)[:, -(length + beyond) :]
+    return perplexity.sliding_cell(
+        [np.ascontiguousarray(document) for document in documents], length, STRIDE_TOKENS, seed,
+        haystack.digest,
+    )  # fmt: skip
+
+
+def _sliding_texts(size: Size) -> int:
+    return max(4, size.windows // 8)
+
+
+GRIDS: Mapping[str, Make] = {
+    "needle/code": partial(needles.grid, "code"),
+    "needle/prose": partial(needles.grid, "prose"),
+    "passkey": needles.passkey,
+    "key-value": pairs.key_value,
+    "multi-key": pairs.multi_key,
+    "mqar": copying.mqar,
+    "copy": copying.copy,
+}
+DEEP = ("needle/code", "needle/prose", "passkey", "copy")
+OF_KINDS = ("perplexity", "sliding")
+"""tasks that tell kinds of documents apart"""
+TASKS: Mapping[str, Task] = {
+    "context": Task(context.cell, context.tokens_read),
+    "perplexity": Task(
+        _perplexity, lambda size, length, lengths: perplexity.tokens_read(size.windows, length, lengths[-1])
+    ),
+    "sliding": Task(_sliding, lambda size, length, lengths: _sliding_texts(size) * 3 * length),
+    "long-perplexity": Task(context.key_cell, lambda size, length, lengths: size.windows * length),
+    **{
+        name: grid_task(name, make, deep=name in DEEP, by_token=name == "copy")
+        for name, make in GRIDS.items()
+    },
+    "ruler": Task(
+        ruler.cell,
+        lambda size, length, lengths: size.ruler_samples * length * len(ruler.TASKS),
+        lambda size, tokens: len(ruler.TASKS),
+    ),
+}
+
+
+def loads(section: Evaluate, original_context_tokens: int, target_context_tokens: int) -> list[Load]:
+    """What every cell of a recipe's evaluation takes, foretold without their texts."""
+    found = scorecard_loads(section, original_context_tokens)
+    if section.suite == "none":
+        return found
+    size = beside([load.name for load in found], SIZES[section.suite])
+    reach = lengths_to(target_context_tokens, original_context_tokens)
+    for name in size.tasks:
+        for length in _lengths_of(name, reach):
+            blocks = blocks_of(name, size, length, reach)
+            found.append(Load(name, length, tokens_through(name, size, length, reach), blocks))
+    return found

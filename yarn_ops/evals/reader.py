@@ -1,0 +1,345 @@
+"""A model that has read a text and is asked about it.
+
+Texts that begin alike share what they have in common: the keys and values of the longest common prefix are
+kept, the rest is cut off and read in chunks. So a grid whose needles move from the end of one text to its
+start reads each text from its needle on. All questions of one text are asked in one forward: packed side by
+side at the same positions, under a mask in which none sees another.
+
+On a GPU, chunks end at multiples of the chunk and what is shared is cut at multiples of a grain, since a
+kernel is planned anew for every length it has not met.
+
+Axes: R rows of packed questions, N tokens read, B = 1, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DynamicCache, PreTrainedModel
+
+from yarn_ops.data.haystack import Ids
+from yarn_ops.evals.examples import Question, Tokens
+from yarn_ops.models import suffix
+from yarn_ops.models.head import Head
+from yarn_ops.rope.methods import LENGTH_DEPENDENT, RopeSpec
+
+log = logging.getLogger(__name__)
+
+CHUNK_TOKENS = 4096
+"""read at once"""
+GRAIN_TOKENS = {"cuda": 1024}
+"""read again at most, to begin where a kernel has begun before"""
+PACKED_ROWS = 1024
+PROBE_TOKENS, PROBE_PREFIX, PROBE_CHUNK = 48, 20, 16
+PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
+"""largest difference of log-probabilities, whole forward against the shared reading"""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """To one question, teacher-forced."""
+
+    right: tuple[bool, ...]
+    """of each answer token: whether it is the likeliest"""
+    nll: float | None = None
+    """nats, of the whole answer; None: not looked at"""
+    chosen: bool | None = None
+    """whether the answer is likelier than every choice; None without choices"""
+    written: Tokens = ()
+    """what would have been written instead of the answer, where that was kept"""
+
+    @property
+    def exact(self) -> bool:
+        return all(self.right)
+
+
+class Reader(Protocol):
+    """Reads a text, then answers about it. `read_tokens` counts what went through the model."""
+
+    read_tokens: int
+
+    def read(self, ids: Ids) -> None: ...
+
+    def forget(self) -> None:
+        """Share nothing of what was read: what follows is the same to the last bit, whatever came before."""
+        ...
+
+    def ask(self, questions: Sequence[Question]) -> list[Reply]: ...
+
+    def write(self, prompt: Tokens, tokens: int, enough: Callable[[list[int]], bool]) -> list[int]:
+        """Greedy continuation of the text and `prompt`, until `enough` says so."""
+        ...
+
+
+def open_reader(model: PreTrainedModel, spec: RopeSpec | None) -> Reader:
+    """The quickest reader whose answers, on this model and device, are those of whole forwards.
+
+    Not shared: where the rotation depends on the length (`spec`), where attention has a window, where the
+    cache cannot be cut, or where a probe of the model shows a difference.
+    """
+    if spec is None or spec.method in LENGTH_DEPENDENT or _windowed(model.config):
+        return WholeReader(model)
+    usual = model.config._attn_implementation
+    ours = suffix.register_attention(model.device.type) if suffix.stands_for(usual) else ()
+    for implementation in (*ours, usual):
+        model.set_attn_implementation(implementation)
+        if _reads_alike(model):
+            return SharedReader(model)
+    model.set_attn_implementation(usual)
+    return WholeReader(model)
+
+
+class SharedReader:
+    """Keeps the keys and values of what was read."""
+
+    def __init__(
+        self, model: PreTrainedModel, chunk_tokens: int = CHUNK_TOKENS, grain_tokens: int | None = None
+    ) -> None:
+        """`grain_tokens`: what is kept of a text is cut to a multiple of it; None: as suits the device."""
+        self.model = model
+        self.chunk_tokens = chunk_tokens
+        self._grain = grain_tokens or GRAIN_TOKENS.get(model.device.type, 1)
+        self.read_tokens = 0
+        self._ids: Ids = np.empty(0, dtype=np.int64)
+        self._cache: Any = DynamicCache()
+
+    @torch.inference_mode()
+    def read(self, ids: Ids) -> None:
+        """Make `ids`, int64 [N], the text that is asked about."""
+        shared = _common_prefix(self._ids, ids)
+        if shared < len(ids):
+            shared -= shared % self._grain
+        self._cut(len(self._ids) - shared)
+        while shared < len(ids):
+            end = shared + self.chunk_tokens - (shared % self.chunk_tokens if self._grain > 1 else 0)
+            self._through(ids[shared:end])
+            shared = end
+        self._ids = ids
+
+    def forget(self) -> None:
+        self._cut(len(self._ids))
+
+    @torch.inference_mode()
+    def ask(self, questions: Sequence[Question]) -> list[Reply]:
+        return [reply for some in _packs(questions) for reply in self._ask(some)]
+
+    @torch.inference_mode()
+    def write(self, prompt: Tokens, tokens: int, enough: Callable[[list[int]], bool]) -> list[int]:
+        written: list[int] = []
+        hidden = self._through(np.asarray(prompt, dtype=np.int64))
+        while True:
+            written.append(int(Head.of(self.model).logits(hidden[0, -1:]).argmax()))
+            if len(written) == tokens or enough(written):
+                break
+            hidden = self._through(np.asarray(written[-1:], dtype=np.int64))
+        self._cut(self._length() - len(self._ids))
+        return written
+
+    @torch.inference_mode()
+    def attended(self, prompt: Tokens) -> tuple[Tensor, ...]:
+        """Attention of `prompt`'s rows over the text and `prompt`: one [heads, rows, N + rows] a layer."""
+        usual = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")
+        try:
+            start = self._length()
+            output = self.model.base_model(
+                input_ids=torch.tensor([prompt], device=self.model.device),
+                position_ids=torch.arange(start, start + len(prompt), device=self.model.device)[None],
+                past_key_values=self._cache,
+                use_cache=True,
+                output_attentions=True,
+            )
+        finally:
+            self.model.set_attn_implementation(usual)
+        self._cut(self._length() - len(self._ids))
+        return tuple(layer[0].float() for layer in output.attentions)
+
+    def _ask(self, questions: Sequence[Question]) -> list[Reply]:
+        packed = _pack(questions, self._length())
+        device = self.model.device
+        mask = torch.cat([torch.ones(len(packed.ids), self._length(), dtype=torch.bool), packed.mask], dim=1)
+        hidden = self.model.base_model(
+            input_ids=torch.tensor([packed.ids], device=device),
+            position_ids=torch.tensor([packed.positions], device=device),
+            attention_mask=mask.to(device)[None, None],
+            past_key_values=self._cache,
+            use_cache=True,
+        ).last_hidden_state[0]
+        self._cut(len(packed.ids))
+        self.read_tokens += len(packed.ids)
+        return replies_of(questions, Head.of(self.model).logits(hidden[packed.asked]))
+
+    def _through(self, ids: Ids) -> Tensor:
+        start = self._length()
+        self.read_tokens += len(ids)
+        return self.model.base_model(
+            input_ids=torch.from_numpy(ids)[None].to(self.model.device),
+            position_ids=torch.arange(start, start + len(ids), device=self.model.device)[None],
+            past_key_values=self._cache,
+            use_cache=True,
+        ).last_hidden_state
+
+    def _length(self) -> int:
+        return int(self._cache.get_seq_length())
+
+    def _cut(self, tokens: int) -> None:
+        if tokens >= self._length():
+            self._cache = DynamicCache()
+        elif tokens > 0:
+            self._cache.crop(-tokens)
+        self._ids = self._ids[: self._length()]
+
+
+class WholeReader:
+    """Reads text, question and answer anew for every answer: any causal model can."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.read_tokens = 0
+        self._ids: Ids = np.empty(0, dtype=np.int64)
+
+    def read(self, ids: Ids) -> None:
+        self._ids = ids
+
+    def forget(self) -> None:
+        self._ids = self._ids[:0]
+
+    @torch.inference_mode()
+    def ask(self, questions: Sequence[Question]) -> list[Reply]:
+        replies = []
+        for question in questions:
+            rows = [
+                self._logits((*question.prompt, *answer[:-1]))[-len(answer) :] for answer in question.answers
+            ]
+            replies += replies_of([question], torch.cat(rows))
+        return replies
+
+    @torch.inference_mode()
+    def write(self, prompt: Tokens, tokens: int, enough: Callable[[list[int]], bool]) -> list[int]:
+        written: list[int] = []
+        while len(written) < tokens and not (written and enough(written)):
+            written.append(int(self._logits((*prompt, *written))[-1].argmax()))
+        return written
+
+    def _logits(self, after: Sequence[int]) -> Tensor:
+        """float32 [len(after), V]"""
+        ids = np.concatenate([self._ids, np.asarray(after, dtype=np.int64)])
+        self.read_tokens += len(ids)
+        hidden = self.model.base_model(
+            input_ids=torch.from_numpy(ids)[None].to(self.model.device), use_cache=False
+        ).last_hidden_state[0, -len(after) :]
+        return Head.of(self.model).logits(hidden)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    ids: list[int]
+    positions: list[int]
+    asked: list[int]
+    """rows whose prediction is an answer token: question by question, answer and then choices"""
+    mask: Tensor
+    """bool [R, R]"""
+
+
+def _pack(questions: Sequence[Question], start: int) -> _Packed:
+    ids: list[int] = []
+    positions: list[int] = []
+    owner: list[int] = []
+    branch: list[int] = []
+    asked: list[int] = []
+    for number, question in enumerate(questions):
+        ids += question.prompt
+        positions += range(start, start + len(question.prompt))
+        owner += [number] * len(question.prompt)
+        branch += [0] * len(question.prompt)
+        last, after = len(ids) - 1, start + len(question.prompt)
+        for which, answer in enumerate(question.answers, start=1):
+            asked += [last, *range(len(ids), len(ids) + len(answer) - 1)]
+            ids += answer[:-1]
+            positions += range(after, after + len(answer) - 1)
+            owner += [number] * (len(answer) - 1)
+            branch += [which] * (len(answer) - 1)
+    owners, branches, rows = torch.tensor(owner), torch.tensor(branch), torch.arange(len(ids))
+    mine = owners[:, None] == owners[None]
+    prompt_or_same = (branches[None] == 0) | (branches[:, None] == branches[None])
+    return _Packed(ids, positions, asked, mine & prompt_or_same & (rows[None] <= rows[:, None]))
+
+
+def _packs(questions: Sequence[Question]) -> Iterator[list[Question]]:
+    """The questions in order, so many at a time that their rows stay few."""
+    some: list[Question] = []
+    rows = 0
+    for question in questions:
+        needed = len(question.prompt) + sum(map(len, question.answers))
+        if some and rows + needed > PACKED_ROWS:
+            yield some
+            some, rows = [], 0
+        some.append(question)
+        rows += needed
+    if some:
+        yield some
+
+
+def replies_of(questions: Sequence[Question], logits: Tensor) -> list[Reply]:
+    """logits: float32 [all answer tokens, V], in the order of `_Packed.asked`."""
+    targets = [token for question in questions for answer in question.answers for token in answer]
+    target = torch.tensor(targets, device=logits.device)
+    nll = F.cross_entropy(logits, target, reduction="none").double().cpu().numpy()
+    right = (logits.argmax(-1) == target).cpu().numpy()
+    replies, at = [], 0
+    for question in questions:
+        sums, hits = [], tuple(map(bool, right[at : at + len(question.answer)]))
+        for answer in question.answers:
+            sums.append(float(nll[at : at + len(answer)].sum()))
+            at += len(answer)
+        replies.append(Reply(hits, sums[0], sums[0] < min(sums[1:]) if question.choices else None))
+    return replies
+
+
+def _common_prefix(one: Ids, other: Ids) -> int:
+    shorter = min(len(one), len(other))
+    different = np.flatnonzero(one[:shorter] != other[:shorter])
+    return int(different[0]) if different.size else shorter
+
+
+def _windowed(config: Any) -> bool:
+    kinds = getattr(config, "layer_types", None) or ()
+    if kinds:
+        return any(kind != "full_attention" for kind in kinds)
+    return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
+
+
+@torch.inference_mode()
+def _reads_alike(model: PreTrainedModel) -> bool:
+    """Whether chunks, a cut and packed questions give this model's log-probabilities."""
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, 2 * PROBE_TOKENS).astype(np.int64)
+    text, other = ids[:PROBE_TOKENS], ids[PROBE_TOKENS:].copy()
+    other[:PROBE_PREFIX] = text[:PROBE_PREFIX]
+    questions = [
+        Question((5 % model.config.vocab_size, 7 % model.config.vocab_size), (3, 4), ((6, 5),)),
+        Question((9 % model.config.vocab_size,), (2, 8, 1)),
+    ]
+    try:
+        shared, whole = SharedReader(model, PROBE_CHUNK), WholeReader(model)
+        shared.read(other)
+        shared.read(text)
+        whole.read(text)
+        pairs = list(zip(shared.ask(questions), whole.ask(questions), strict=True))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a foreign forward refuses in any way it likes; whole ones are always right
+        log.info("%s is read anew for every question: %r", type(model).__name__, error)
+        return False
+    tolerance = PROBE_TOLERANCE.get(model.dtype, 1e-3) * max(len(question.answer) for question in questions)
+    return all(
+        math.isclose(one.nll or 0.0, other.nll or 0.0, abs_tol=tolerance, rel_tol=0.02)
+        for one, other in pairs
+    )

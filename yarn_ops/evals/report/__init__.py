@@ -1,0 +1,1 @@
+"""What a person is shown of an evaluation: a page, pictures, the model card."""

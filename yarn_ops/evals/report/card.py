@@ -1,0 +1,218 @@
+"""The model card: what was done and measured, as a README.md that the Hugging Face Hub understands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from yarn_ops.data.audit import in_words
+from yarn_ops.evals.advice import advise
+from yarn_ops.evals.capacity import Capacity
+from yarn_ops.evals.intervals import figure
+from yarn_ops.evals.names import LAST_QUARTER, NO_NEEDLE, RECALL, SINGLE_PASS, SLIDING, template_of
+from yarn_ops.recipe import Data, Train
+from yarn_ops.records import (
+    Adapter,
+    BaseModel,
+    BeforeAfter,
+    Checkpoint,
+    PatchedModel,
+    Score,
+    Scorecard,
+    ShardSet,
+    Verdict,
+)
+
+TRANSFORMERS_FLOOR = "4.51"
+"""earlier ones ignore original_max_position_embeddings or take it from the field that the patch moves"""
+
+NOT_STATIC = ("none", "dynamic-ntk", "dynamic-yarn")
+"""methods that leave texts within the original context as they were"""
+
+NAMES = {
+    LAST_QUARTER: "perplexity, last quarter of the window",
+    SINGLE_PASS: "perplexity, single pass",
+    SLIDING: "perplexity, sliding window",
+    **{task: f"recall, {template_of(task)} pairs" for task in RECALL},
+    **{f"{task}{NO_NEEDLE}": f"guessed without a pair, {template_of(task)}" for task in RECALL},
+}
+
+
+@dataclass(frozen=True)
+class Extension:
+    """Everything recorded about one extended model."""
+
+    name: str
+    data: Data
+    training: Train
+    base: BaseModel
+    shards: ShardSet
+    patched: PatchedModel
+    adapter: Adapter
+    checkpoint: Checkpoint
+    scores: BeforeAfter[Scorecard]
+    verdict: Verdict
+    capacities: BeforeAfter[Capacity]
+
+
+def model_card(extension: Extension) -> str:
+    """The card as markdown with YAML front matter; pictures are named as `report` writes them."""
+    sections = (_front_matter, _summary, _measured, _gate, _advice, _made, _loading, _caveats)
+    texts = ("\n".join(section(extension)) for section in sections)
+    return "\n\n".join(text for text in texts if text) + "\n"
+
+
+def _front_matter(extension: Extension) -> Iterator[str]:
+    yield "---"
+    yield "library_name: transformers"
+    yield "pipeline_tag: text-generation"
+    if extension.base.source.startswith("hf:"):
+        yield f"base_model: {extension.base.source.removeprefix('hf:').partition('@')[0]}"
+
+    yield "tags:"
+    yield from (f"- {tag}" for tag in ("long-context", "rope-scaling", extension.patched.method, "yarn-ops"))
+    yield "---"
+
+
+def _summary(extension: Extension) -> Iterator[str]:
+    patched = extension.patched
+    yield f"# {extension.name}"
+    yield ""
+    yield (
+        f"{_base_name(extension.base)}, extended from {patched.original_context_tokens:,} to "
+        f"{patched.target_context_tokens:,} tokens of context "
+        f"({patched.method}, factor {patched.factor:g})."
+    )
+    yield ""
+    yield "![Perplexity and recall against length, before and after](overview.png)"
+    yield ""
+    yield f"By its own evaluation it {extension.capacities.after.verdict}; more on the page `capacity.html`."
+    yield ""
+    yield "![How far it sees and uses, before and after](capacity.png)"
+
+
+def _measured(extension: Extension) -> Iterator[str]:
+    before, after = extension.scores
+    lengths = sorted({score.context_tokens for score in after.scores if score.task in NAMES})
+    yield "## Measured"
+    yield ""
+    yield f"| | model | {' | '.join(f'{length:,} tokens' for length in lengths)} |"
+    yield f"|---|---|{'---:|' * len(lengths)}"
+    for task, name in NAMES.items():
+        for model, card in (("base", before), ("extended", after)):
+            scores = [card.score(task, length) for length in lengths]
+            if any(scores):
+                yield f"| {name} | {model} | {' | '.join(_figure(score) for score in scores)} |"
+    yield ""
+    yield (
+        "Held-out documents, 95 % intervals in brackets. The base is measured as it is, beyond its "
+        f"window of {extension.patched.original_context_tokens:,} tokens too. Perplexity of the last quarter "
+        "scores the same tokens at every length. Recall is the exact match of random values planted in it."
+    )
+    yield ""
+    yield "![Recall by length and depth](recall.png)"
+
+
+def _gate(extension: Extension) -> Iterator[str]:
+    verdict = extension.verdict
+    yield f"## Gate: {'passed' if verdict.passed else 'failed'}"
+    yield ""
+    yield from (f"- {'passed' if check.passed else '**failed**'}: {check.reason}" for check in verdict.checks)
+
+
+def _advice(extension: Extension) -> Iterator[str]:
+    if reasons := advise(extension.scores).reasons:
+        yield "## Advice"
+        yield ""
+        yield from (f"- {reason[0].upper()}{reason[1:]}." for reason in reasons)
+
+
+def _made(extension: Extension) -> Iterator[str]:
+    patched, adapter = extension.patched, extension.adapter
+    training, shards = extension.training, extension.shards
+    how = f"LoRA rank {training.rank}" if adapter.method == "lora" else "all parameters"
+    yield "## How it was made"
+    yield ""
+    yield (
+        f"- **Position encoding:** {patched.method}, factor {patched.factor:g}, attention factor "
+        f"{patched.attention_factor:.4f}; the loaded model's frequencies equal the float64 reference within "
+        f"{patched.inverse_frequency_error:.0e}."
+    )
+    yield (
+        f"- **Training:** {how}, {adapter.trainable_parameters:,} trained parameters, {adapter.steps} steps "
+        f"at learning rate {training.learning_rate:g}, windows of up to {adapter.window_tokens:,} tokens, "
+        f"{adapter.tokens_seen:,} tokens seen, loss {adapter.first_loss:.3f} to {adapter.final_loss:.3f}."
+    )
+    yield (
+        "- **Merge:** in float32, stored in bfloat16; log-probabilities, merged against unmerged, differ by "
+        f"at most {extension.checkpoint.merge_difference:.3g}."
+    )
+    yield (
+        f"- **Data:** {', '.join(f'`{_source_name(source)}`' for source in extension.data.sources)}; "
+        f"{shards.train_documents:,} documents ({shards.train_tokens:,} tokens) to train on, "
+        f"{shards.held_out_documents:,} ({shards.held_out_tokens:,} tokens) held out, split by document; "
+        f"left out: {in_words(shards.dropped)}."
+    )
+    yield (
+        "- **Share of tokens in documents longer than** "
+        + ", ".join(f"{share.longer_than_tokens:,}: {share.token_share:.0%}" for share in shards.lengths)
+        + f"; the longest has {shards.longest_document_tokens:,} tokens."
+    )
+    yield ""
+    yield "![Training loss](training-loss.png)"
+
+
+def _loading(extension: Extension) -> Iterator[str]:
+    yield "## Loading"
+    yield ""
+    if extension.patched.method == "dynamic-yarn":
+        yield (
+            "Only with yarn-ops (`yarn_ops.models.loading.load_proven`): no other loader or server knows "
+            "dynamic YaRN, and all of them refuse this configuration."
+        )
+        return
+    yield f"Plain transformers {TRANSFORMERS_FLOOR} or later; the configuration carries the longer context."
+    yield ""
+    yield "```python"
+    yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    yield ""
+    yield 'directory = "."  # where this file lies'
+    yield "tokenizer = AutoTokenizer.from_pretrained(directory)"
+    yield 'model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto")'
+    yield "```"
+
+
+def _caveats(extension: Extension) -> Iterator[str]:
+    patched = extension.patched
+    yield "## Before you rely on it"
+    yield ""
+    yield (
+        "- **Seeing is not using.** Flat perplexity shows that a long window does no harm; recall shows that "
+        "something far away changes the answer. Where the two disagree, believe recall."
+    )
+    if patched.method not in NOT_STATIC:
+        yield (
+            "- **Short texts pay.** The scaling is static: it acts on texts of "
+            f"{patched.original_context_tokens:,} tokens and fewer too. Compare these columns above; "
+            "keep the base for short work if they are worse."
+        )
+    yield (
+        "- **Perplexity also falls by adapting to the training text.** A base that has seen such text before "
+        "looks better on it than on yours; the planted values are fresh."
+    )
+
+
+def _figure(score: Score | None) -> str:
+    if score is None:
+        return "not measured"
+    return figure(score, 1 if score.task.startswith("perplexity") else 2)
+
+
+def _base_name(base: BaseModel) -> str:
+    return f"`{_source_name(base.source)}` ({base.architecture}, {base.parameters / 1e6:,.1f} M parameters)"
+
+
+def _source_name(source: str) -> str:
+    """A source without the directories of the machine that read it."""
+    return "/".join(PurePosixPath(source).parts[-2:]) if source.startswith(("/", "~")) else source

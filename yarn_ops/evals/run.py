@@ -1,0 +1,144 @@
+"""The runner: every cell of a plan, from the journal or from the model, alone or together with others.
+
+Who measures what is agreed on in the journal, block by block: any number of processes may run the same plan
+at the same time, on one machine or on many. None knows of the others, and a block's scores are the same to
+the last bit whoever measures it (on the same kind of device).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from yarn_ops.errors import DataError, EvaluationError, LeaseLost
+from yarn_ops.evals.cells import Block, ModelUnderTest
+from yarn_ops.evals.journal import Journal
+from yarn_ops.evals.plan import CellPlan
+from yarn_ops.models.device import Dtype
+from yarn_ops.records import CellKey, Score
+
+Progress = Callable[[int, int, str], None]
+"""(tokens read, tokens to read, what comes next)"""
+POLL_S = 0.5
+"""between looks at blocks that others measure"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run of a plan found."""
+
+    scores: tuple[Score, ...]
+    skipped: dict[str, str]
+    """cells that were not measured, `task at length`, with the reason"""
+    computed: int
+    """blocks that this process measured; the others were known"""
+    read_tokens: int
+    """by the shared reader, with its questions"""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process that measures: by what, and whom it tells."""
+
+    device: str
+    precision: Dtype
+    journal: Journal
+    progress: Progress
+
+
+class PlanRun:
+    """A worker going through a plan's blocks, beside others or alone."""
+
+    def __init__(self, plan: CellPlan, model: ModelUnderTest, model_digest: str, worker: Worker) -> None:
+        """model_digest: of its files and of the config that it is read by."""
+        self.computed = 0
+        self._plan, self._worker = plan, worker
+        self._keys = {
+            block: CellKey(
+                model_digest, cell.protocol(worker.precision), block.name, block.context_tokens, plan.seed
+            )
+            for cell in plan.cells
+            for block in cell.blocks
+        }
+        self._model = model
+        self._found: dict[Block, tuple[Score, ...]] = {}
+        self._refused: dict[Block, str] = {}
+        self._done, self._total = 0, sum(block.tokens for block in self._keys)
+
+    def measure(self) -> Measured:
+        """Measure what the journal does not know yet, and wait for what others are measuring.
+
+        A cell whose length cannot hold it is left out, with the reason. EvaluationError when none can be
+        measured, or the model's figures are not finite.
+        """
+        left = self._by_size()
+        while left := self._go_through(left):
+            self._tell(f"others measure {_names(left)}")
+            time.sleep(POLL_S)
+        self._tell("measured")
+        return self._measured()
+
+    def help(self) -> int:
+        """Measure blocks until none is free; how many. What others measure then is theirs."""
+        self._go_through(self._by_size())
+        return self.computed
+
+    def _by_size(self) -> list[Block]:
+        """The largest first: the last ones are short, so workers end at about the same time."""
+        return sorted(self._keys, key=lambda block: block.tokens, reverse=True)
+
+    def _tell(self, note: str) -> None:
+        self._worker.progress(self._done, self._total, note)
+
+    def _go_through(self, blocks: Sequence[Block]) -> list[Block]:
+        """Settle what can be settled; those that others are measuring."""
+        busy = []
+        for block in blocks:
+            self._tell(f"{block.name} at {block.context_tokens}")
+            if self._settle(block):
+                self._done += block.tokens
+            else:
+                busy.append(block)
+        return busy
+
+    def _measured(self) -> Measured:
+        """The cells' scores in the plan's order, whoever measured them and when."""
+        scores: list[Score] = []
+        skipped: dict[str, str] = {}
+        for cell in self._plan.cells:
+            if found := [self._found[block] for block in cell.blocks if block in self._found]:
+                scores += cell.join(found)
+            else:
+                skipped[f"{cell.name} at {cell.context_tokens}"] = self._refused[cell.blocks[0]]
+        if skipped and not scores:
+            reasons = "; ".join(skipped.values())
+            raise EvaluationError(f"no cell of the evaluation could be measured: {reasons}")
+        return Measured(tuple(scores), skipped, self.computed, self._model.read_tokens)
+
+    def _settle(self, block: Block) -> bool:
+        """Know the block's scores, or why it has none; False while another process measures it."""
+        key = self._keys[block]
+        known = self._worker.journal.known(key)
+        if known is not None:
+            self._found[block] = known
+            return True
+        with self._worker.journal.claimed(key) as keep:
+            if keep is None:
+                return False
+            try:
+                found = block.measure(self._model)
+                keep(found)
+            except DataError as error:
+                self._refused[block] = str(error)
+                return True
+            except LeaseLost:  # this process stood still for longer than its lease lived
+                return False
+        self._found[block] = found
+        self.computed += 1
+        return True
+
+
+def _names(blocks: Sequence[Block]) -> str:
+    first = f"{blocks[0].name} at {blocks[0].context_tokens}"
+    return first if len(blocks) == 1 else f"{first} and {len(blocks) - 1} more"

@@ -1,0 +1,88 @@
+"""The scorecard: perplexity and recall on held-out windows, at the lengths that a recipe names."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from yarn_ops.data.haystack import Encode, Ids
+from yarn_ops.data.windows import ShardReader, spread
+from yarn_ops.errors import EvaluationError
+from yarn_ops.evals.cells import Cell, Load
+from yarn_ops.evals.tasks import needles, perplexity
+from yarn_ops.recipe import Evaluate
+
+SLIDING_TEXT = 1.5
+"""length of a sliding document in longest contexts: the window has to move, and each stride is a forward"""
+
+
+def scorecard_cells(
+    section: Evaluate, reader: ShardReader, text: str, encode: Encode, original_context_tokens: int
+) -> list[Cell]:
+    """Perplexity and recall at the lengths of the recipe, on held-out windows; cheapest first.
+
+    text: digest of the shards. EvaluationError for a length that the held-out text or the pairs do not fit.
+    """
+    lengths = scorecard_lengths(section, original_context_tokens)
+    longest = lengths[-1]
+    if reader.tokens <= longest:
+        raise EvaluationError(
+            f"evaluate.lengths: a window of {longest} tokens does not fit {reader.tokens} held-out tokens; "
+            "add documents, raise data.held_out_fraction or measure shorter windows"
+        )
+    windows = _spread_windows(reader, longest, section.windows, section.seed)
+    documents = _sliding_documents(reader, longest, section)
+    cells: list[Cell] = []
+    for length in lengths:
+        cells.append(perplexity.cell(windows, length, section.seed, text))
+        if documents:
+            stride = section.sliding_stride_tokens
+            cells.append(perplexity.sliding_cell(documents, length, stride, section.seed, text))
+        texts = _spread_windows(reader, length, section.recall_windows, section.seed)
+        cells += [
+            needles.recall_cell(texts, encode, template, length, section.recall_pairs, section.seed, text)
+            for template in section.templates
+        ]
+    return sorted(cells, key=lambda cell: cell.tokens)
+
+
+def scorecard_lengths(section: Evaluate, original_context_tokens: int) -> list[int]:
+    return sorted({round(multiple * original_context_tokens) for multiple in section.lengths})
+
+
+def _spread_windows(reader: ShardReader, window_tokens: int, count: int, seed: int) -> Ids:
+    """int64 [count, window_tokens + 1], spread over the held-out text."""
+    return np.stack([window.ids for window in spread(reader, window_tokens, count, seed)])
+
+
+def _sliding_documents(reader: ShardReader, longest: int, section: Evaluate) -> list[Ids]:
+    """The longest held-out documents, cut; none when no document leaves the window room for a stride."""
+    stride = section.sliding_stride_tokens
+    if not stride:
+        return []
+    by_length = np.argsort(-reader.lengths, kind="stable")[: _sliding_count(section)]
+    long = [int(index) for index in by_length if reader.lengths[index] > longest + stride]
+    cut = _sliding_tokens(longest, stride)
+    return [reader.document(index, stop=cut).astype(np.int64) for index in long]
+
+
+def _sliding_count(section: Evaluate) -> int:
+    return max(1, section.windows // 4)
+
+
+def _sliding_tokens(longest: int, stride: int) -> int:
+    return max(round(SLIDING_TEXT * longest), longest + stride) + 1
+
+
+def scorecard_loads(section: Evaluate, original_context_tokens: int) -> list[Load]:
+    """What its cells take, foretold without their texts: held-out documents are taken to be as long as
+    sliding windows can make use of."""
+    lengths, stride = scorecard_lengths(section, original_context_tokens), section.sliding_stride_tokens
+    loads = []
+    for length in lengths:
+        loads.append(Load("perplexity", length, perplexity.tokens_read(section.windows, length, lengths[-1])))
+        if stride:
+            documents = [_sliding_tokens(lengths[-1], stride)] * _sliding_count(section)
+            loads.append(Load("sliding", length, perplexity.sliding_tokens_read(documents, length, stride)))
+        tokens = section.recall_windows * length
+        loads += [Load(f"recall/{template}", length, tokens) for template in section.templates]
+    return loads

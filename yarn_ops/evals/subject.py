@@ -1,0 +1,97 @@
+"""The model under test: any causal language model directory with a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yarn_ops.data.haystack import Encode
+from yarn_ops.digests import digest_of, file_digest
+from yarn_ops.errors import BaseModelError
+from yarn_ops.evals.cells import ModelUnderTest
+from yarn_ops.models.checkpoints import (
+    checkpoint_files,
+    load_tokenizer,
+    quiet_transformers,
+    refuse_code,
+)
+from yarn_ops.models.device import Dtype, torch_dtype
+from yarn_ops.models.files import read_config
+from yarn_ops.models.loading import load_proven
+from yarn_ops.rope.config import rope_spec_of
+from yarn_ops.rope.fields import rope_thetas
+from yarn_ops.rope.methods import RopeSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model directory as it is measured; `spec` None: its positions are not rotary."""
+
+    path: Path
+    name: str
+    config: Mapping[str, Any]
+    spec: RopeSpec | None
+    context_tokens: int
+    """what its config says that it reads"""
+    original_context_tokens: int
+    """what it was trained on before any scaling of its positions"""
+    encode: Encode
+    tokenizer: Any
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.config["vocab_size"])
+
+    def digest(self) -> str:
+        """Of the files that make up the checkpoint, and of the config it is read by."""
+        files = {name: file_digest(self.path / name) for name in checkpoint_files(self.path)}
+        return digest_of([files, dict(self.config)])
+
+    def under_test(self, device: str, precision: Dtype) -> ModelUnderTest:
+        """Nothing is loaded yet."""
+        return ModelUnderTest(lambda: self.load(device, precision), self.spec)
+
+    def load(self, device: str, precision: Dtype) -> Any:
+        """The model in evaluation mode; its RoPE is proven where it has one."""
+        dtype = torch_dtype(precision)
+        if self.spec is not None:
+            return load_proven(self.path, self.config, self.spec, dtype=dtype, device=device)
+        from transformers import AutoModelForCausalLM
+
+        try:
+            with quiet_transformers():
+                model = AutoModelForCausalLM.from_pretrained(
+                    self.path, dtype=dtype, local_files_only=True, use_safetensors=True,
+                    trust_remote_code=False,
+                )  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise BaseModelError(f"{self.path}: cannot be loaded: {error}") from None
+        return model.to(device).eval()
+
+
+def open_subject(path: Path, *, name: str | None = None, config: Mapping[str, Any] | None = None) -> Subject:
+    """Read config and tokenizer; nothing is loaded. `config` replaces the directory's (zero-shot patches).
+
+    BaseModelError: no model directory, code, pickled weights, no tokenizer, no context length.
+    """
+    if not path.is_dir():
+        raise BaseModelError(f"{path}: no such directory; name a model directory or shipped:base512")
+    values = read_config(path) if config is None else config
+    refuse_code(path, values)
+    checkpoint_files(path)
+    spec = rope_spec_of(values) if rope_thetas(values) else None
+    keys = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+    limit: int | None = next((values[key] for key in keys if isinstance(values.get(key), int)), None)
+    if limit is None:
+        raise BaseModelError(f"{path / 'config.json'}: says no context length (max_position_embeddings)")
+    if not isinstance(values.get("vocab_size"), int):
+        raise BaseModelError(f"{path / 'config.json'}: vocab_size is missing; download the checkpoint again")
+    tokenizer = load_tokenizer(path)
+
+    def encode(text: str) -> Sequence[int]:
+        return tokenizer.encode(text, add_special_tokens=False, verbose=False)
+
+    original = spec.original_context_tokens if spec is not None else limit
+    return Subject(path, name or path.name, values, spec, limit, original, encode, tokenizer)

@@ -1,1 +1,0 @@
-"""Seeing and using: what a model does with a long context, asked of any causal language model."""
