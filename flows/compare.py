@@ -53,7 +53,7 @@ def compare(recipe: Recipe, methods: list[RopeMethod] = METHODS, arms: list[Arm]
     with open_workshop(read_settings(), recipe, compared={"methods": methods, "arms": arms}) as shop:
         base = fetch_base(recipe.base)
         corpus = survey(recipe.data)
-        shards = prepare(recipe.data, corpus, base)
+        shards = prepare(recipe.data.of_shards(), corpus, base)
         before = evaluate(recipe.evaluate.scores_alone, base, shards, base.context_tokens)
 
         scores: list[Scorecard] = []
@@ -72,10 +72,10 @@ def contend(recipe: Recipe, arm: Arm, base: BaseModel, shards: ShardSet) -> tupl
     """One arm, patched and measured, or trained and merged before that; and how many parameters learnt."""
     legs = recipe.curriculum(base.context_tokens)
     if arm == ZERO_SHOT:
-        patched = patch(recipe.rope, legs[-1].ungated(), base)
+        patched = patch(recipe.rope, legs[-1].factor or 1.0, base)
         asked = recipe.evaluate.scores_alone
         return evaluate(asked, base, shards, base.context_tokens, None, (patched,)), 0
-    configs = [patch(recipe.rope, leg.ungated(), base) for leg in legs]
+    configs = [patch(recipe.rope, leg.factor or 1.0, base) for leg in legs]
     trained = train_legs(recipe, legs, configs, base, shards)
     last = trained.adapters[-1]
     checkpoint = merge(trained.weights, trained.patched, last, shards)

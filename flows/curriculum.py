@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from flows.stages.making import merge, train
 from flows.stages.measuring import evaluate, judge_leg, score
+from flows.workshop import workshop
 from yarn_ops.errors import GateFailed
-from yarn_ops.recipe import Leg, Recipe
+from yarn_ops.recipe import Leg, Recipe, loss_inputs
 from yarn_ops.records import Adapter, BaseModel, BeforeAfter, Checkpoint, PatchedModel, ShardSet
 
 
@@ -32,7 +33,6 @@ def train_legs(
     gated: bool = False,
 ) -> Trained:
     """Train leg after leg; if `gated`, GateFailed where one does not pass its gate."""
-    section = recipe.train.shared_by_legs()
     weights: BaseModel | Checkpoint = base
     adapters: list[Adapter] = []
     for number, (leg, patched) in enumerate(zip(legs, configs, strict=True)):
@@ -40,11 +40,9 @@ def train_legs(
         if previous and leg.carry == "weights":
             weights, previous = merge(weights, configs[number - 1], adapters[-1], shards), []
         keep_optimizer = any(later.carry == "adapter+optimizer" for later in legs[number + 1 : number + 2])
-        steps = sum(adapter.steps for adapter in adapters)
-        data = leg.data_of(recipe.data)
-        adapter = train(
-            section, leg.ungated(), data, weights, patched, shards, previous, steps, keep_optimizer
-        )
+        workshop().earlier_steps = sum(adapter.steps for adapter in adapters)
+        asked = loss_inputs(recipe.train, leg, recipe.data)
+        adapter = train(*asked, weights, patched, shards, previous, keep_optimizer)
         adapters.append(adapter)
         if gated and leg.gate.asks:
             original = base.context_tokens

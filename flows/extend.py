@@ -36,10 +36,10 @@ def extend(recipe: Recipe) -> str:
     with open_workshop(read_settings(), recipe) as shop, warm_trainer(shop):
         base = fetch_base(recipe.base)
         legs = recipe.curriculum(base.context_tokens)
-        configs = [patch(recipe.rope, leg.ungated(), base) for leg in legs]
+        configs = [patch(recipe.rope, leg.factor or 1.0, base) for leg in legs]
         corpus = survey(recipe.data)
-        shards = prepare(recipe.data, corpus, base)
-        rehearse(recipe.train, legs, configs[-1], shards)
+        shards = prepare(recipe.data.of_shards(), corpus, base)
+        rehearse(recipe.train, [leg.ungated() for leg in legs], configs[-1], shards)
 
         trained = train_legs(recipe, legs, configs, base, shards, gated=True)
         patched, adapters = trained.patched, trained.adapters

@@ -27,7 +27,7 @@ def fit(recipe: Recipe, method: FittedMethod = "yarn") -> Fit:
     with open_workshop(read_settings(), recipe, compared={"fit": method}):
         base = fetch_base(recipe.base)
         corpus = survey(recipe.data)
-        shards = prepare(recipe.data, corpus, base)
+        shards = prepare(recipe.data.of_shards(), corpus, base)
         return search(recipe.evaluate, recipe.rope, method, base, shards)
 
 

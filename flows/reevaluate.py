@@ -51,7 +51,7 @@ def reevaluate(name: str, alias: str = "champion", seed: int = 1) -> str:
         source = f"models:/{version.name}/{version.version}"
         released = fetch_base(Base(model=source, original_context_tokens=base.context_tokens))
         corpus = survey(recipe.data)
-        shards = prepare(recipe.data, corpus, base)
+        shards = prepare(recipe.data.of_shards(), corpus, base)
         before = score(recipe, base, shards, base.context_tokens)
         scores = BeforeAfter(before, score(recipe, released, shards, base.context_tokens))
         target = round(recipe.rope.resolve_factor(base.context_tokens) * base.context_tokens)

@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from yarn_ops.cluster import ClusterUnits
 from yarn_ops.data.files import Files
 from yarn_ops.data.shards import LocalUnits, Units
 from yarn_ops.digests import digest_of
-from yarn_ops.errors import GateFailed, Stopped, YarnOpsError
+from yarn_ops.errors import GateFailed, RecipeError, Stopped, YarnOpsError
 from yarn_ops.processes import keeping_missed
 from yarn_ops.recipe import Recipe, recorded_recipe
 from yarn_ops.records import AnyRecord, Local, Record, Tree
@@ -52,8 +52,6 @@ STEP_FIGURES = (
     "gpu_utilisation",
 )
 
-TRAINED_BY = ("base", "rope", "data", "train")
-"""the sections of a recipe that training depends on"""
 LOOK_BACK_RUNS = 100
 SIGNALLED = (KeyboardInterrupt, TerminationSignal)
 """what asks a run to stop: a key or a command, Prefect"""
@@ -80,6 +78,8 @@ class Workshop:
         """{digest of a directory: has the stage that this run has it from make it again, if it is gone}"""
         self.made_again: set[str] = set()
         self._logged_step: int | None = None
+        self.earlier_steps = 0
+        """of the legs before the one at work: where its losses begin in MLflow"""
         self.part = ""
         """of a run with several arms: which one is at work; "" in a run of one"""
         self.waited_s = 0.0
@@ -309,12 +309,13 @@ def warm_trainer(shop: Workshop) -> Iterator[None]:
 
 def _was_trained(shop: Workshop) -> bool:
     """Whether a recent run of the same base, method, data and training came to its end."""
-    asked = shop.recipe.model_dump(mode="json")
-    return any(
-        run.status in ("completed", "rejected")
-        and all(run.recipe.get(section) == asked[section] for section in TRAINED_BY)
-        for run in shop.registry.runs(LOOK_BACK_RUNS)
-    )
+    asked = shop.recipe.training_inputs()
+    ended = (run for run in shop.registry.runs(LOOK_BACK_RUNS) if run.status in ("completed", "rejected"))
+    for run in ended:
+        with suppress(RecipeError):  # of a version that asked for other things
+            if recorded_recipe(run.recipe, run.id).training_inputs() == asked:
+                return True
+    return False
 
 
 def _end_by(error: BaseException) -> tuple[RunEnd, str]:

@@ -10,6 +10,7 @@ from yarn_ops.data import corpus as corpora
 from yarn_ops.data import shards as tokenised
 from yarn_ops.processes import usable_threads
 from yarn_ops.recipe import (
+    NOT_IN_LOSSES,
     Base,
     Data,
     Leg,
@@ -62,11 +63,11 @@ def prepare(bench: Bench, data: Data, corpus: Local[Corpus], base: Local[BaseMod
     )
 
 
-@stage("patch", version=1)
-def patch(bench: Bench, rope: Rope, leg: Leg, base: Local[BaseModel]) -> PatchedModel:
-    """Config and tokenizer rewritten for this leg's factor, and proven."""
+@stage("patch", version=2)
+def patch(bench: Bench, rope: Rope, factor: float, base: Local[BaseModel]) -> PatchedModel:
+    """Config and tokenizer rewritten for this factor, and proven."""
     patching = "yarn_ops.models.patch:patch"
-    made: PatchedModel = bench.shop.call(patching, rope, base, bench.out, factor=leg.factor or 1.0)
+    made: PatchedModel = bench.shop.call(patching, rope, base, bench.out, factor=factor)
     return made
 
 
@@ -82,7 +83,7 @@ def rehearse(
     return found
 
 
-@stage("train", version=1, alone_on="device")
+@stage("train", version=2, alone_on="device")
 def train(
     bench: Bench,
     section: Train,
@@ -92,16 +93,16 @@ def train(
     patched: Local[PatchedModel],
     shards: Local[ShardSet],
     previous: tuple[Local[Adapter], ...],
-    earlier_steps: int,
     keep_optimizer: bool,
 ) -> Adapter:
     """LoRA (or all parameters) in a process of its own; its losses go to MLflow while it runs.
 
-    `earlier_steps`: of the legs before, wherever they are: where this leg's losses begin in MLflow.
+    Sections as `loss_inputs` gives them; how a loss is computed comes from the run's recipe and is in no key.
     """
     shop = bench.shop
+    computed = {name: getattr(shop.recipe.train, name) for name in NOT_IN_LOSSES}
     job = Job(
-        train=section,
+        train=section.model_copy(update=computed),
         leg=leg,
         data=data,
         base_dir=base.path,
@@ -120,7 +121,7 @@ def train(
         if event["event"] == "step":
             if event["step"] == 1:
                 get_run_logger().info("step 1 of %d, loss %.3f", event["steps"], event["loss"])
-            shop.log_training_step(event, earlier_steps)
+            shop.log_training_step(event, shop.earlier_steps)
             bench.report(event["step"], event["steps"], f"loss {event['loss']:.3f}")
 
     return launch.run_trainer(job, on_event=on_event, should_stop=bench.lost, warm_trainer=shop.trainer)

@@ -250,11 +250,15 @@ def champion(workplace: Workplace) -> int:
     return number
 
 
+ENDS = ["gate", "report", "publish"]
+TRAINS = ["train", "merge", "evaluate", *ENDS]
+
+
 @pytest.mark.slow
 def test_other_training_reuses_what_came_before_it(workplace: Workplace, first: RunView) -> None:
     """And moves the alias."""
     other = workplace.extend("train.steps=2", *ANY_QUALITY)
-    assert computed(other) == ["patch", "rehearse", "train", "merge", "evaluate", "gate", "report", "publish"]
+    assert computed(other) == ["rehearse", *TRAINS]
     assert other.release is not None
     assert champion(workplace) == other.release.version != 1
 

@@ -10,12 +10,13 @@ from yarn_ops.recipe.choices import FittedMethod, RopeMethod, SuiteName, parse_m
 from yarn_ops.recipe.reading import load_recipe, parse_recipe, recorded_recipe
 from yarn_ops.recipe.section import Section
 from yarn_ops.recipe.sections import ALIAS, MODEL_NAME, Base, Condition, Data, Evaluate, Gate, Publish, Rope
-from yarn_ops.recipe.training import Carry, Leg, LegGate, Train
+from yarn_ops.recipe.training import NOT_IN_LOSSES, Carry, Leg, LegGate, Train, loss_inputs
 from yarn_ops.recipe.whole import Recipe
 
 __all__ = [
     "ALIAS",
     "MODEL_NAME",
+    "NOT_IN_LOSSES",
     "ZERO_SHOT",
     "Arm",
     "Base",
@@ -36,6 +37,7 @@ __all__ = [
     "Train",
     "arm_training",
     "load_recipe",
+    "loss_inputs",
     "parse_arms",
     "parse_methods",
     "parse_recipe",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.config import JsonDict
@@ -42,6 +42,10 @@ class Section(BaseModel):
             if holds_password(text):
                 raise ValueError("holds a password, and a recipe is no secret; set YARN_OPS_S3_SECRET_KEY")
         return value
+
+    def with_defaults(self, *names: str) -> Self:
+        """A copy with these fields at their defaults."""
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in names})
 
 
 def _texts(value: Any) -> list[str]:

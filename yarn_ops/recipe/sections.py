@@ -173,6 +173,15 @@ class Data(Section):
     )
     seed: int = Field(0, ge=0, title="Seed", description="Of the split and of the sampling of windows.")
 
+    def of_shards(self) -> Data:
+        """The section as far as shards depend on it: how windows are drawn and masked is the trainer's."""
+        return self.with_defaults("prefer_long", "document_mask")
+
+    def of_windows(self) -> Data:
+        """How windows are drawn and masked: all that training reads of the section beside its shards."""
+        drawn = {name: getattr(self, name) for name in ("seed", "prefer_long", "document_mask")}
+        return Data().model_copy(update=drawn)
+
     @model_validator(mode="after")
     def _sound(self) -> Data:
         if self.max_document_tokens is not None and self.max_document_tokens < self.min_document_tokens:

@@ -24,6 +24,10 @@ FamilyName = Literal[
 ]
 Carry = Literal["adapter", "adapter+optimizer", "weights"]
 """what a leg takes over from the leg before"""
+OF_LEGS = ("steps", "context_tokens", "legs", "learning_rate")
+"""fields of `train` that each leg says itself"""
+NOT_IN_LOSSES = ("checkpoint_every", "context_parallel", "shard_base")
+"""fields of `train` that change how a loss is computed, not which"""
 
 
 class LegGate(Section):
@@ -169,5 +173,14 @@ class Train(Section):
 
     def shared_by_legs(self) -> Train:
         """The section without what each leg says itself: a change to one leg leaves the others alone."""
-        of_legs = ("steps", "context_tokens", "legs", "learning_rate")
-        return self.model_copy(update={name: Train.model_fields[name].default for name in of_legs})
+        return self.with_defaults(*OF_LEGS)
+
+
+def loss_inputs(train: Train, leg: Leg, data: Data) -> tuple[Train, Leg, Data]:
+    """The three sections as far as a leg's losses depend on them, beside its model and its shards.
+
+    What training depends on is said here alone: the key of the `train` stage, a snapshot's identity and the
+    search for a run that has trained the same are made of it.
+    """
+    leg = leg.ungated().model_copy(update={"learning_rate": leg.learning_rate or train.learning_rate})
+    return train.shared_by_legs().with_defaults(*NOT_IN_LOSSES), leg, leg.data_of(data).of_windows()

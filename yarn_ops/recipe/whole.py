@@ -8,7 +8,7 @@ from yarn_ops.digests import digest_of
 from yarn_ops.errors import RecipeError
 from yarn_ops.recipe.section import Section
 from yarn_ops.recipe.sections import Base, Data, Evaluate, Gate, Publish, Rope
-from yarn_ops.recipe.training import Leg, Train
+from yarn_ops.recipe.training import NOT_IN_LOSSES, Leg, Train, loss_inputs
 
 
 class Recipe(Section):
@@ -58,6 +58,12 @@ class Recipe(Section):
                 "let the last leg reach the target context"
             )
         return legs
+
+    def training_inputs(self) -> tuple[Section, ...]:
+        """What the whole recipe's training depends on: equal ones train the same."""
+        legs = [loss_inputs(self.train, leg, self.data)[1] for leg in self.train.legs]
+        train = self.train.with_defaults(*NOT_IN_LOSSES).model_copy(update={"legs": tuple(legs)})
+        return self.base, self.rope, self.data, train
 
     def evaluation_of(self, leg: Leg, original_context_tokens: int) -> Evaluate:
         """What the gate of a leg needs measured: perplexity at both ends, recall where it asks for it."""

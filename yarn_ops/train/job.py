@@ -9,12 +9,10 @@ from pydantic import Field, ValidationError
 
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import TrainError
-from yarn_ops.recipe import Data, Leg, Section, Train
+from yarn_ops.recipe import Data, Leg, Section, Train, loss_inputs
 
 LOG = "trainer.log"
 """in the working directory"""
-NOT_IN_LOSSES = {"checkpoint_every", "context_parallel", "shard_base"}
-"""fields of `train` that change how a loss is computed, not which"""
 
 
 class Job(Section):
@@ -60,13 +58,8 @@ class Job(Section):
 
     def identity(self) -> str:
         """Digest of what was asked for, as far as losses depend on it: a snapshot of another is not ours."""
-        return digest_of(
-            {
-                "train": self.train.model_dump(mode="json", exclude=NOT_IN_LOSSES),
-                "leg": self.leg.ungated().model_dump(mode="json"),
-                "data": self.data.model_dump(mode="json", include={"seed", "prefer_long", "document_mask"}),
-            }
-        )
+        sections = loss_inputs(self.train, self.leg, self.data)
+        return digest_of([section.model_dump(mode="json") for section in sections])
 
 
 def read_job(path: Path) -> Job:
