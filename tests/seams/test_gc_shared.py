@@ -352,7 +352,9 @@ def test_another_registry_takes_it_up_while_it_is_removed(
 
 
 @pytest.mark.parametrize(
-    ("holder", "lease_s"), [(ELSEWHERE, 60), (this_process(), 60), (this_process(), 0.01)]
+    ("holder", "lease_s"),
+    [(ELSEWHERE, 60), (this_process(), 60), (this_process(), 0.01)],
+    ids=["elsewhere", "here", "here, its lease run out"],
 )
 def test_what_belongs_to_a_stage_at_work_stays(service: Make, holder: str, lease_s: float) -> None:
     """Also of one on another machine, and one here whose lease has run out while its process runs."""

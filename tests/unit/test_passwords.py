@@ -52,7 +52,11 @@ def test_one_that_cannot_be_read_is_named(settings: Settings, wrong: str) -> Non
 
 
 def test_a_persons_own_passwords_stay(settings: Settings) -> None:
-    theirs = {"prefect_auth": SecretStr("me:mine"), "mlflow_username": "me", "mlflow_password": SecretStr("x")}
+    theirs = {
+        "prefect_auth": SecretStr("me:mine"),
+        "mlflow_username": "me",
+        "mlflow_password": SecretStr("x"),
+    }
     given = with_passwords(settings.model_copy(update=theirs), "ours")
     assert {name: getattr(given, name) for name in theirs} == theirs
 

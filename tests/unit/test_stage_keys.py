@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from flows import curriculum, extend, scoring
+from flows import curriculum, extend
+from flows.stages import measuring
 from flows.tasks import stage_key
 from yarn_ops.recipe import Recipe, load_recipe
 from yarn_ops.records import Record
@@ -33,7 +34,7 @@ COMPUTED_AGAIN = {
 NAMES = {
     extend: ("fetch_base", "survey", "patch", "prepare", "rehearse", "merge", "judge", "draw", "publish"),
     curriculum: ("train", "merge"),
-    scoring: ("evaluate", "suite"),
+    measuring: ("evaluate",),
 }
 
 
