@@ -16,7 +16,7 @@ from yarn_ops import references, registry, servers
 from yarn_ops.catalogue import ModelVersion
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import RegistryError, ReleaseError, StoreError, YarnOpsError
-from yarn_ops.recipe import parse_recipe
+from yarn_ops.recipe import recorded_recipe
 from yarn_ops.records import Release, Tree
 from yarn_ops.registry import Registry, copies, database
 from yarn_ops.registry import upkeep as recorded
@@ -256,7 +256,7 @@ def _recipe_of(tracking: Tracking, version: ModelVersion) -> dict[str, Any]:
         if value is not None:
             sections.setdefault(section, {})[key] = value
     try:
-        recipe = parse_recipe(sections, version.name)
+        recipe = recorded_recipe(sections, version.name)
         if recipe.digest() == version.tags.get("recipe"):
             return recipe.model_dump(mode="json")
     except (YarnOpsError, ValidationError):

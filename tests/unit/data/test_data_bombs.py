@@ -44,8 +44,8 @@ def gzip_line(path: Path) -> None:
             packed.write(b"\0" * (16 * MIB))
 
 
-def json_line(line: bytes) -> Callable[[Path], object]:
-    return lambda path: path.write_bytes(line + b"\n")
+def json_line(line: Callable[[], bytes]) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(line() + b"\n")
 
 
 def sparse(path: Path) -> None:
@@ -53,9 +53,9 @@ def sparse(path: Path) -> None:
         file.truncate(1 << 40)
 
 
-def column(values: pa.Array, **options: object) -> Callable[[Path], None]:
+def column(values: Callable[[], pa.Array]) -> Callable[[Path], None]:
     def write(path: Path) -> None:
-        parquet.write_table(pa.table({"text": values}), path, compression="zstd", **options)
+        parquet.write_table(pa.table({"text": values()}), path, compression="zstd")
 
     return write
 
@@ -98,27 +98,36 @@ def varint(value: int) -> bytes:
     return out + bytes([value])
 
 
-PREFIXED = ["a" * MIB + str(number) for number in range(3000)]
+def shared_beginnings(path: Path) -> None:
+    """Three gigabytes of values that begin alike, each stored as its end alone."""
+    with parquet.ParquetWriter(
+        path,
+        pa.schema({"text": pa.large_string()}),
+        compression="zstd",
+        use_dictionary=False,
+        column_encoding={"text": "DELTA_BYTE_ARRAY"},
+    ) as writer:
+        for start in range(0, 3000, 100):
+            values = ["a" * MIB + str(number) for number in range(start, start + 100)]
+            writer.write_table(pa.table({"text": pa.array(values, pa.large_string())}))
+
+
 BOMBS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a line of gigabytes, zstd": ("a.jsonl.zst", zstd_line, "line 1: longer than"),
     "many lines, zstd": ("a.jsonl.zst", zstd_lines, "becomes more than"),
     "a line of zeros, gzip": ("a.jsonl.gz", gzip_line, "line 1: longer than"),
-    "a line without an end": ("a.jsonl", json_line(b'{"text": "' + b"a" * (65 * MIB)), "line 1: longer than"),
-    "small parts": ("a.jsonl", json_line(b'{"a": [' + b"{}," * (20 * MIB) + b"0]}"), "line 1: not JSON"),
-    "a nest": ("a.jsonl", json_line(b"[" * (60 * MIB)), "line 1: not JSON"),
-    "a nest of objects": ("a.jsonl", json_line(b'{"a":' * (8 * MIB)), "line 1: not JSON"),
-    "a long number": ("a.jsonl", json_line(b'{"text": "a", "n": ' + b"9" * (60 * MIB) + b"}"), "not JSON"),
+    "a line without an end": ("a.jsonl", json_line(lambda: b'{"text": "' + b"a" * (65 * MIB)), "longer than"),
+    "small parts": ("a.jsonl", json_line(lambda: b'{"a": [' + b"{}," * (20 * MIB) + b"0]}"), "1: not JSON"),
+    "a nest": ("a.jsonl", json_line(lambda: b"[" * (60 * MIB)), "line 1: not JSON"),
+    "a nest of objects": ("a.jsonl", json_line(lambda: b'{"a":' * (8 * MIB)), "line 1: not JSON"),
+    "a long number": ("a.jsonl", json_line(lambda: b'{"n": ' + b"9" * (60 * MIB) + b"}"), "not JSON"),
     "a sparse file": ("a.txt", sparse, "hardly any are stored"),
-    "one value, many rows": ("a.parquet", column(repeated(100 * MIB, 640)), "longer than"),
-    "one small value, many rows": ("a.parquet", column(repeated(MIB, 100_000)), "becomes more than"),
-    "nothing, many rows": ("a.parquet", column(repeated(0, 8_000_000)), "becomes more than"),
+    "one value, many rows": ("a.parquet", column(lambda: repeated(100 * MIB, 640)), "longer than"),
+    "one small value, many rows": ("a.parquet", column(lambda: repeated(MIB, 100_000)), "becomes more than"),
+    "nothing, many rows": ("a.parquet", column(lambda: repeated(0, 8_000_000)), "becomes more than"),
     "large values": ("a.parquet", large_values, "row 1: longer than"),
     "a page that says it is large": ("a.parquet", huge_page, "a page of 2,147,483,647 bytes"),
-    "shared beginnings": (
-        "a.parquet",
-        column(pa.array(PREFIXED), use_dictionary=False, column_encoding={"text": "DELTA_BYTE_ARRAY"}),
-        "becomes more than",
-    ),
+    "shared beginnings": ("a.parquet", shared_beginnings, "becomes more than"),
 }  # fmt: skip
 
 
