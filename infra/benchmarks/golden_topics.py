@@ -33,7 +33,7 @@ MEASURED_TIMES = (
 """of the figures of a step"""
 CHANGES = (
     "train.steps=5", "train.checkpoint_every=1", "train.learning_rate=1e-3", "train.context_tokens=128",
-    "data.document_mask=false", "data.prefer_long=1", "data.seed=1", "rope.factor=3",
+    "data.document_mask=false", "data.prefer_long=1", "data.seed=1", "rope.factor=3 evaluate.lengths=[1,3]",
     "evaluate.recall_windows=3", "evaluate.suite=tiny", "gate.min_recall=0.01", "publish.name=other",
 )  # fmt: skip
 """of one recipe: after each, which stages run again"""
@@ -258,7 +258,7 @@ def stages(work: Path) -> Values:
     recipe.write_text(runpy.run_path(str(SMALL_RECIPE))["SMALL"], "utf-8")
     found = {}
     for change in ("", *CHANGES):
-        product.cli(work, "extend", recipe, *(("--set", change) if change else ()))
+        product.cli(work, "extend", recipe, *(word for part in change.split() for word in ("--set", part)))
         used = product.last_run(work)["stages"]
         found[change or "nothing was there"] = [stage["stage"] for stage in used if not stage["reused"]]
     return found
