@@ -15,7 +15,14 @@ from yarn_ops.digests import digest_of, tree_files
 from yarn_ops.errors import BaseModelError, StoreError
 from yarn_ops.hub import verify_snapshot
 from yarn_ops.models.checkpoints import INDEX, checkpoint_files, inspect_checkpoint
-from yarn_ops.models.files import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, copy_model_files, place_of
+from yarn_ops.models.files import (
+    CONFIG,
+    GENERATION_CONFIG,
+    TOKENIZER_FILES,
+    copy_model_files,
+    harmless_bytes,
+    place_of,
+)
 from yarn_ops.recipe import Base
 from yarn_ops.records import BaseModel
 from yarn_ops.store import ObjectInfo, Store, StoreOptions, open_store
@@ -29,7 +36,7 @@ from yarn_ops.store.trees import fetch_tree, manifest_of
 
 WANTED = ("*.safetensors", INDEX, CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES)
 UNWANTED = ("*/*", "consolidated*")  # other formats of the same weights
-VIEW = 2
+VIEW = 3
 """Raise it when a view holds other things."""
 log = logging.getLogger(__name__)
 HF_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -189,7 +196,7 @@ def _clean_view(path: Path, cache: Path) -> Path:
     places = [place_of(path, name) for name in names]
     facts = [[str(place), place.stat().st_size, place.stat().st_mtime_ns] for place in places]
     view = cache / digest_of([VIEW, *facts])
-    if view.exists() and not _is_view(view, names, places):
+    if view.exists() and not _is_view(view, path, names, places):
         log.warning("%s: not as it was made; made again", view)
         put_away(view)
     with arriving(view) as partial:
@@ -203,11 +210,11 @@ def _clean_view(path: Path, cache: Path) -> Path:
     return view
 
 
-def _is_view(view: Path, names: list[str], places: list[Path]) -> bool:
+def _is_view(view: Path, path: Path, names: list[str], places: list[Path]) -> bool:
     """Whether every copy holds what its original holds, and every link leads there."""
     return list(tree_files(view)) == names and all(
         (view / name).resolve() == place
         if name.endswith(".safetensors")
-        else (view / name).read_bytes() == place.read_bytes()
+        else (view / name).read_bytes() == harmless_bytes(path, name)
         for name, place in zip(names, places, strict=True)
     )

@@ -107,7 +107,9 @@ def _read_definition(base: Path) -> tuple[str, str | None]:
 def _parse_definition(definition: str, base: Path) -> FastTokenizer:
     try:
         return FastTokenizer.from_str(definition)
-    except Exception as error:  # tokenizers raises bare Exception
+    except BaseException as error:  # tokenizers raises bare Exception, and Rust's panics are none
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         raise BaseModelError(f"{base.name}/tokenizer.json: not a tokenizer ({error}); replace it") from None
 
 

@@ -12,14 +12,17 @@ from yarn_ops.digests import digest_of, file_digest
 from yarn_ops.errors import BaseModelError
 from yarn_ops.evals.cells import ModelUnderTest
 from yarn_ops.models.checkpoints import (
+    built_config,
     checkpoint_files,
     load_tokenizer,
     quiet_transformers,
     refuse_code,
+    tensor_shapes,
 )
 from yarn_ops.models.device import Dtype, torch_dtype
-from yarn_ops.models.files import read_config
-from yarn_ops.models.loading import load_proven
+from yarn_ops.models.files import CONFIG, read_config
+from yarn_ops.models.loading import load_proven, weights_alone
+from yarn_ops.models.sizes import check_sizes
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.fields import rope_thetas
 from yarn_ops.rope.methods import RopeSpec
@@ -61,10 +64,10 @@ class Subject:
         from transformers import AutoModelForCausalLM
 
         try:
-            with quiet_transformers():
+            with quiet_transformers(), weights_alone(self.path) as alone:
                 model = AutoModelForCausalLM.from_pretrained(
-                    self.path, dtype=dtype, local_files_only=True, use_safetensors=True,
-                    trust_remote_code=False,
+                    alone, config=built_config(self.config), dtype=dtype, local_files_only=True,
+                    use_safetensors=True, trust_remote_code=False,
                 )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise BaseModelError(f"{self.path}: cannot be loaded: {error}") from None
@@ -78,9 +81,9 @@ def open_subject(path: Path, *, name: str | None = None, config: Mapping[str, An
     """
     if not path.is_dir():
         raise BaseModelError(f"{path}: no such directory; name a model directory or shipped:base512")
+    refuse_code(path)
     values = read_config(path) if config is None else config
-    refuse_code(path, values)
-    checkpoint_files(path)
+    check_sizes(path / CONFIG, values, tensor_shapes(path))
     spec = rope_spec_of(values) if rope_thetas(values) else None
     keys = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
     limit: int | None = next((values[key] for key in keys if isinstance(values.get(key), int)), None)

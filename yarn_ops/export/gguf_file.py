@@ -30,12 +30,11 @@ from gguf import (
 from gguf.quants import quantize
 from numpy.typing import NDArray
 from safetensors import safe_open
-from transformers import AutoConfig
 
 from yarn_ops.errors import ExportError
 from yarn_ops.export.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
-from yarn_ops.models.checkpoints import OUTPUT_HEADS, quiet_transformers, weight_files
-from yarn_ops.models.files import read_config
+from yarn_ops.models.checkpoints import OUTPUT_HEADS, built_config, weight_files
+from yarn_ops.models.files import CONFIG, read_config
 from yarn_ops.rope.serving import GgufRope
 
 WeightType = Literal["f16", "bf16", "q8_0"]
@@ -77,13 +76,13 @@ def write_gguf(model: Path, rope: GgufRope, out: Path, *, weights: WeightType, r
     rows are no multiple of 32 is float16 in a q8_0 file. Raises ExportError: no tokenizer, activation,
     tensor or value that llama.cpp could not read.
     """
-    with quiet_transformers():
-        config = AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
+    stated = read_config(model)
+    config = built_config(stated, str(model / CONFIG))
     if config.hidden_act != "silu":
         raise ExportError(
             f"{model}: hidden_act is {config.hidden_act}, and llama.cpp computes silu; use transformers"
         )
-    tokenizer = gguf_tokenizer(model, read_config(model))
+    tokenizer = gguf_tokenizer(model, stated)
     tensors = list(_plan(model, config, rope.architecture, TYPES[weights][0]))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,10 @@ Nothing here loads a tensor, unpickles or runs a checkpoint's code.
 from __future__ import annotations
 
 import copy
+import errno
 import math
+import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +26,11 @@ from yarn_ops.models.files import (
     place_of,
     read_config,
     read_object,
+    read_stated,
 )
+from yarn_ops.models.harmless import harmless_config
+from yarn_ops.models.sizes import check_sizes
+from yarn_ops.opening import open_regular
 from yarn_ops.records import BaseModel
 from yarn_ops.rope.fields import rope_thetas, rope_type
 
@@ -34,6 +41,9 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 INPUT_EMBEDDINGS = (".embed_tokens.weight", ".embed_in.weight")
 OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight")
 COMPARED_BYTES = 1 << 24
+MOST_HEADER_BYTES = 32 << 20
+"""of a safetensors file: a quarter of a million tensors"""
+CAUSAL = re.compile("[A-Za-z][A-Za-z0-9_]{0,70}ForCausalLM")
 
 
 def inspect_checkpoint(path: Path, *, source: str, original_context_tokens: int | None = None) -> BaseModel:
@@ -44,9 +54,9 @@ def inspect_checkpoint(path: Path, *, source: str, original_context_tokens: int 
     """
     if not path.is_dir():
         raise BaseModelError(f"{path}: no such directory; name a model directory or shipped:base512")
-    config = read_config(path)
-    refuse_code(path, config)
+    refuse_code(path)
     refuse_links(path)
+    config = read_config(path)
     architecture = _architecture(path, config)
     thetas = rope_thetas(config)
     if not thetas:
@@ -54,12 +64,16 @@ def inspect_checkpoint(path: Path, *, source: str, original_context_tokens: int 
             f"{path / CONFIG}: no rope_theta, and only models with rotary positions can be extended; "
             "if it is one, write the base's there (10000.0 for Llama 1 and 2)"
         )
+    for key, theta in thetas.items():
+        if theta <= 1:
+            raise BaseModelError(f"{path / CONFIG}: {key} is {theta:g} and must be above 1; correct it")
     context_tokens = _original_context(path, config, original_context_tokens)
 
     vocab_size = _whole_number(path, config, "vocab_size")
-    built = _built_config(path, config)
     shapes = tensor_shapes(path)
     _check_embedding(path, shapes, vocab_size)
+    check_sizes(path / CONFIG, config, shapes)
+    built = built_config(config, str(path / CONFIG))
     repeated = _check_head(path, shapes, tied=bool(built.tie_word_embeddings))
     _check_tokenizer(path, vocab_size)
     return BaseModel(
@@ -69,7 +83,7 @@ def inspect_checkpoint(path: Path, *, source: str, original_context_tokens: int 
         parameters=sum(math.prod(shape) for name, shape in shapes.items() if name not in repeated),
         vocab_size=vocab_size,
         context_tokens=context_tokens,
-        head_dim=getattr(built, "head_dim", None) or built.hidden_size // built.num_attention_heads,
+        head_dim=_head_dim(path, built),
         rope_theta=next(iter(thetas.values())),
     )
 
@@ -127,7 +141,9 @@ def load_tokenizer(path: Path) -> Any:
         copy_model_files(path, Path(folder), (CONFIG, *TOKENIZER_FILES))  # and no file that these may name
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # whatever transformers and tokenizers raise on a damaged file
+        except BaseException as error:  # of damaged files; Rust's panics are no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             raise BaseModelError(f"{path}: the tokenizer cannot be read: {error}") from None
 
 
@@ -147,17 +163,21 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def refuse_code(path: Path, config: Mapping[str, Any]) -> None:
-    """BaseModelError where a model directory asks for, or brings, code of its own."""
-    if "auto_map" in config:
-        raise BaseModelError(
-            f"{path / CONFIG}: auto_map asks for remote code, which is never run; choose another base"
-        )
-    if (path / TOKENIZER_CONFIG).is_file() and "auto_map" in read_object(path, TOKENIZER_CONFIG):
-        raise BaseModelError(
-            f"{path / TOKENIZER_CONFIG}: auto_map asks for remote code, which is never run; "
-            "choose another base"
-        )
+def refuse_code(path: Path) -> None:
+    """BaseModelError where a model directory asks for, or brings, code of its own, or is quantised.
+
+    Quantised weights are read by kernels that transformers may fetch.
+    """
+    for name in (CONFIG, TOKENIZER_CONFIG):
+        if name != CONFIG and not (path / name).is_file():
+            continue
+        stated = read_stated(path, name)
+        if "auto_map" in stated:
+            raise BaseModelError(
+                f"{path / name}: auto_map asks for remote code, which is never run; choose another base"
+            )
+        if stated.get("quantization_config") is not None:
+            raise BaseModelError(f"{path / name}: the weights are quantised; extend the unquantised model")
     for code in sorted(path.glob("*.py")):
         raise BaseModelError(f"{code}: the checkpoint brings code, which is never run; choose another base")
 
@@ -171,13 +191,11 @@ def refuse_links(path: Path) -> None:
 def _architecture(path: Path, config: Mapping[str, Any]) -> str:
     names = config.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else "nothing"
-    if not name.endswith("ForCausalLM"):
+    if not CAUSAL.fullmatch(name):
         raise BaseModelError(
-            f"{path / CONFIG}: architectures names {name}; only …ForCausalLM models with rotary positions "
-            "can be extended; choose another base"
+            f"{path / CONFIG}: architectures names {name[:60]}; only …ForCausalLM models with rotary "
+            "positions can be extended; choose another base"
         )
-    if "quantization_config" in config:
-        raise BaseModelError(f"{path / CONFIG}: the weights are quantised; extend the unquantised model")
     return name
 
 
@@ -197,20 +215,30 @@ def _original_context(path: Path, config: Mapping[str, Any], given: int | None) 
     return given or limit
 
 
-def _built_config(path: Path, config: Mapping[str, Any]) -> Any:
-    """The transformers config object: checked by its class, which fills in what config.json leaves out."""
+def built_config(config: Mapping[str, Any], where: str = CONFIG) -> Any:
+    """The transformers config object: checked by its class, which fills in what config.json leaves out.
+
+    Nothing in it makes transformers fetch anything (see harmless.py). BaseModelError names `where`.
+    """
     from transformers import CONFIG_MAPPING
 
     model_type = config.get("model_type")
-    if model_type not in CONFIG_MAPPING:
-        raise BaseModelError(
-            f"{path / CONFIG}: model_type {model_type!r} is unknown to transformers; correct it"
-        )
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise BaseModelError(f"{where}: model_type {model_type!r} is unknown to transformers; correct it")
     try:
         with quiet_transformers():
-            return CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(dict(config)))
+            return CONFIG_MAPPING[model_type].from_dict(copy.deepcopy(harmless_config(config)))
     except Exception as error:  # whatever the many config classes raise
-        raise BaseModelError(f"{path / CONFIG}: refused by transformers: {error}") from None
+        raise BaseModelError(f"{where}: refused by transformers: {error}") from None
+
+
+def _head_dim(path: Path, built: Any) -> int:
+    try:
+        return int(getattr(built, "head_dim", None) or built.hidden_size // built.num_attention_heads)
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError):
+        raise BaseModelError(
+            f"{path / CONFIG}: hidden_size and num_attention_heads give no size of a head; correct them"
+        ) from None
 
 
 def _whole_number(path: Path, config: Mapping[str, Any], key: str) -> int:
@@ -247,6 +275,10 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        with open_regular(Path(os.path.realpath(file))) as raw:
+            header_bytes = int.from_bytes(raw.read(8), "little")
+        if header_bytes > MOST_HEADER_BYTES:
+            raise OSError(errno.EINVAL, f"a header of {header_bytes:,} bytes")
         with safe_open(file, framework="numpy") as tensors:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:

@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from yarn_ops.errors import BaseModelError
-from yarn_ops.opening import LinkLeaves, open_regular, place_below
+from yarn_ops.models.harmless import harmless_config, harmless_tokenizer, harmless_tokens, require_finite
+from yarn_ops.opening import LinkLeaves, open_regular, place_below, read_json
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+SPECIAL_TOKENS = "special_tokens_map.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     TOKENIZER_CONFIG,
-    "special_tokens_map.json",
+    SPECIAL_TOKENS,
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
@@ -33,6 +35,15 @@ TOKENIZER_FILES = (
 )
 SHARED_BLOBS = ".huggingface-shared-blobs"
 """marks the directory of blobs that several models of a Hugging Face cache share"""
+HARMLESS = {
+    CONFIG: harmless_config,
+    GENERATION_CONFIG: harmless_config,
+    TOKENIZER_CONFIG: harmless_tokenizer,
+    SPECIAL_TOKENS: harmless_tokens,
+}
+MOST_BYTES = {CONFIG: 1 << 20, GENERATION_CONFIG: 1 << 20}
+MOST_OTHER_BYTES = 64 << 20
+"""Of a tokenizer or an index: the largest known have half of that."""
 
 
 def open_model_file(folder: Path, name: str) -> BinaryIO:
@@ -50,40 +61,69 @@ def open_model_file(folder: Path, name: str) -> BinaryIO:
 
 
 def read_model_file(folder: Path, name: str) -> str:
-    """Its text."""
-    with open_model_file(folder, name) as file:
-        try:
-            return file.read().decode()
-        except (OSError, UnicodeDecodeError) as error:
-            raise BaseModelError(
-                f"{folder / name}: cannot be read as JSON or text ({error}); download it again"
-            ) from None
+    """The text of one that is not weights."""
+    try:
+        return _read(folder, name).decode()
+    except UnicodeDecodeError as error:
+        raise BaseModelError(
+            f"{folder / name}: cannot be read as JSON or text ({error}); download it again"
+        ) from None
 
 
 def read_object(folder: Path, name: str) -> dict[str, Any]:
-    """The JSON object in a file of a model directory."""
+    """The JSON object in a file of a model directory, as it may reach transformers (see harmless.py)."""
+    return HARMLESS.get(name, dict)(read_stated(folder, name))
+
+
+def read_stated(folder: Path, name: str) -> dict[str, Any]:
+    """The JSON object in a file of a model directory, with all that it states."""
     try:
-        value = json.loads(read_model_file(folder, name))
+        value = read_json(_read(folder, name))
     except ValueError as error:
         raise BaseModelError(
             f"{folder / name}: cannot be read as JSON ({error}); download it again"
         ) from None
     if not isinstance(value, dict):
         raise BaseModelError(f"{folder / name}: expected a JSON object, found {type(value).__name__}")
+    if name in HARMLESS:
+        require_finite(value, str(folder / name))
     return value
 
 
+def _read(folder: Path, name: str) -> bytes:
+    most = MOST_BYTES.get(name, MOST_OTHER_BYTES)
+    with open_model_file(folder, name) as file:
+        try:
+            data = file.read(most + 1)
+        except OSError as error:
+            raise BaseModelError(
+                f"{folder / name}: cannot be read ({error.strerror}); download it again"
+            ) from None
+    if len(data) > most:
+        raise BaseModelError(f"{folder / name}: more than {most:,} bytes; no model's is so large")
+    return data
+
+
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model directory."""
+    """config.json of a model directory, as it may reach transformers."""
     return read_object(folder, CONFIG)
 
 
+def harmless_bytes(folder: Path, name: str) -> bytes:
+    """A file that is not weights, as it may reach transformers: its own bytes where nothing is left out."""
+    data = _read(folder, name)
+    if name not in HARMLESS:
+        return data
+    stated = read_stated(folder, name)
+    kept = HARMLESS[name](stated)
+    return data if kept == stated else json.dumps(kept, indent=2, ensure_ascii=False).encode()
+
+
 def copy_model_files(folder: Path, target: Path, names: Iterable[str]) -> None:
-    """Those of these files that there are."""
+    """Those of these files that there are, none of them weights, as they may reach transformers."""
     for name in names:
         if (folder / name).is_file():
-            with open_model_file(folder, name) as file, (target / name).open("wb") as copy:
-                shutil.copyfileobj(file, copy)
+            (target / name).write_bytes(harmless_bytes(folder, name))
 
 
 def link_model_file(folder: Path, target: Path, name: str) -> None:

@@ -7,16 +7,19 @@ of the model rounds its frequencies, so the live buffers are compared with the r
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
-from yarn_ops.errors import BaseModelError
-from yarn_ops.models.checkpoints import quiet_transformers, weight_files
-from yarn_ops.models.files import read_config
+from yarn_ops.errors import BaseModelError, YarnOpsError
+from yarn_ops.models.checkpoints import INDEX, WEIGHTS, built_config, quiet_transformers, weight_files
+from yarn_ops.models.files import CONFIG, GENERATION_CONFIG, copy_model_files, read_config
 from yarn_ops.rope import dynamic
 from yarn_ops.rope.methods import RopeSpec
 from yarn_ops.rope.proof import prove
@@ -58,14 +61,11 @@ def lay_out_proven(
 
     Buffers are on `device` with their values. Raises ProofError where the RoPE is not `spec`'s.
     """
-    try:
+    with _blaming(f"{CONFIG}: no model can be built from it"), quiet_transformers(), torch.device("meta"):
         built, attn_implementation = _build(copy.deepcopy(dict(config)), attn_implementation)
-        with quiet_transformers(), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                built, dtype=torch.float32, attn_implementation=attn_implementation
-            )
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise BaseModelError(f"config.json: no model can be built from it: {error}") from None
+        model = AutoModelForCausalLM.from_config(
+            built, dtype=torch.float32, attn_implementation=attn_implementation
+        )
     for module in model.modules():
         if buffers := dict(module.named_buffers(recurse=False)):
             for name, buffer in buffers.items():
@@ -83,12 +83,36 @@ def lay_out(path: Path) -> Any:
     """The transformers model that a directory's config asks for, without data (on the meta device). Its RoPE
     is not proven."""
     config = read_config(path)
-    with quiet_transformers():
+    with _blaming(f"{path / CONFIG}: no model can be built from it"), quiet_transformers():
         if dynamic.is_dynamic(config):
             return dynamic.lay_out(config)
         with torch.device("meta"):
-            built = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-            return AutoModelForCausalLM.from_config(built)
+            return AutoModelForCausalLM.from_config(built_config(config, str(path / CONFIG)))
+
+
+@contextmanager
+def weights_alone(path: Path) -> Iterator[Path]:
+    """A directory of links to a checkpoint's weights, for transformers to read: nothing else is there."""
+    names = weight_files(path)
+    with tempfile.TemporaryDirectory(prefix="yarn-ops-") as name:
+        folder = Path(name)
+        for weights in names:
+            (folder / weights).symlink_to(os.path.realpath(path / weights))
+        (folder / GENERATION_CONFIG).write_text("{}")
+        if names != [WEIGHTS]:
+            copy_model_files(path, folder, (INDEX,))
+        yield folder
+
+
+@contextmanager
+def _blaming(fault: str) -> Iterator[None]:
+    """Whatever transformers raises over a stranger's config and weights, as a BaseModelError."""
+    try:
+        yield
+    except (YarnOpsError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise BaseModelError(f"{fault}: {error}") from None
 
 
 def _by_number(device: torch.device | str) -> torch.device:
@@ -101,11 +125,8 @@ def _by_number(device: torch.device | str) -> torch.device:
 
 def _build(config: dict[str, Any], attn_implementation: str) -> tuple[Any, str]:
     """The transformers config object, and the attention that its model can run with."""
-    model_type = config.get("model_type")
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(f"model_type {model_type!r} is unknown to transformers; choose another base")
     late = dynamic.is_dynamic(config)
-    built = CONFIG_MAPPING[model_type].from_dict(dynamic.unscaled(config) if late else config)
+    built = built_config(dynamic.unscaled(config) if late else config)
     if late:
         attn_implementation = dynamic.register_attention()
     if getattr(built, "attn_logit_softcapping", None):
@@ -120,10 +141,10 @@ def _load(
     device: torch.device | str,
     attn_implementation: str,
 ) -> Any:
-    try:
+    with _blaming(f"{weights}: cannot be loaded"), weights_alone(weights) as alone:
         built, attn_implementation = _build(config, attn_implementation)
         model, report = AutoModelForCausalLM.from_pretrained(
-            weights,
+            alone,
             config=built,
             dtype=dtype,
             # A tensor at a time: host memory never holds a model that goes to a GPU.
@@ -135,10 +156,6 @@ def _load(
             ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,
         )
-    except torch.OutOfMemoryError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise BaseModelError(f"{weights}: cannot be loaded: {error}") from None
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if tensors := sorted(key if isinstance(key, str) else key[0] for key in report[fault]):
             raise BaseModelError(
