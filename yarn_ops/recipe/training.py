@@ -128,7 +128,7 @@ class Train(Section):
         True, title="Train norms", description="LongLoRA's finding: cheap and it helps."
     )
     train_embeddings: bool = Field(False, title="Train embeddings")
-    exercises: Exercises = Field(Exercises(), title="Exercises")
+    exercises: Exercises = Field(Exercises(), title="Exercises in the windows")
     steps: Positive = Field(50, title="Steps", description="Optimizer steps. Ignored when legs are given.")
     context_tokens: Positive | None = Field(
         None, title="Window (tokens)", description="Length of training windows; empty: the target context."
