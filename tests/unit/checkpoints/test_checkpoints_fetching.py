@@ -14,10 +14,10 @@ import pytest
 import torch
 import transformers.utils.hub
 from transformers import AutoTokenizer
-from yarn_ops.evals.subject import open_subject
 
 from yarn_ops.bases import fetch_base
 from yarn_ops.errors import BaseModelError
+from yarn_ops.evals.subject import open_subject
 from yarn_ops.models.checkpoints import built_config, load_tokenizer
 from yarn_ops.models.files import read_config
 from yarn_ops.models.loading import load_proven
