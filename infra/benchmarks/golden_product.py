@@ -50,6 +50,7 @@ from yarn_ops.train.backbone import Backbone, TransformersBackbone
 from yarn_ops.train.batches import make_batch
 from yarn_ops.train.events import NoEvents
 from yarn_ops.train.job import Job
+from yarn_ops.train.layer import LayerPolicy
 from yarn_ops.train.loop import run_job
 from yarn_ops.train.lora import make_trainable, read_facts, read_losses, trained_parameters
 from yarn_ops.train.merge import merge
@@ -223,7 +224,8 @@ def gradients(
     windows, tokens = batch.inputs_BT.shape
     backbone: Any = TransformersBackbone(model, torch.float32)
     if layers == "own":
-        backbone = Backbone(model, torch.float32, windows=windows, window=tokens)
+        policies = [LayerPolicy("everything")] * model.config.num_hidden_layers  # however full the machine is
+        backbone = Backbone(model, torch.float32, windows=windows, window=tokens, policies=policies)
         assert backbone.instead is None
     loss = CausalLoss(model, backbone, torch.float32)(batch).total / batch.target_tokens
     loss.backward()
