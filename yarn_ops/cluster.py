@@ -21,6 +21,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from yarn_ops.atomic import atomic_write
 from yarn_ops.data.files import Files
 from yarn_ops.data.fragments import FRAGMENTS, TOKENS, make_unit
 from yarn_ops.data.tokenizer import Tokenizer
@@ -109,9 +110,8 @@ class ClusterUnits:
                     raise StoreError(
                         f"{where}: other bytes than were written; run again, and it is made again"
                     )
-                partial = path.with_suffix(".partial")
-                partial.write_bytes(content)
-                partial.rename(path)
+                with atomic_write(path) as draft:
+                    draft.write_bytes(content)
             self._read.add(path)
         return path
 

@@ -12,10 +12,11 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from yarn_ops.atomic import atomic_write
 from yarn_ops.digests import CHUNK_BYTES, canonical_json, digest_of, tree_files
 from yarn_ops.errors import BaseModelError
 from yarn_ops.store.damage import Fault, refusal
-from yarn_ops.store.disk import disk_errors, write_durably
+from yarn_ops.store.disk import disk_errors
 from yarn_ops.store.transfer import Transfer
 
 ANSWER_S = 10.0
@@ -35,9 +36,8 @@ def verify_snapshot(name: str, snapshot: Path, cache: Path, wanted: Callable[[st
     if digests is None:
         digests = _asked(name, snapshot.name) or _blob_names(name, snapshot)
         digests = {file: digest for file, digest in digests.items() if wanted(file)}
-        with disk_errors(kept):
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(kept, canonical_json([digest_of(digests), digests]).encode())
+        with disk_errors(kept), atomic_write(kept, durable=True) as draft:
+            draft.write_bytes(canonical_json([digest_of(digests), digests]).encode())
     faults = _faults(snapshot, digests)
     if not faults:
         return

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from yarn_ops.atomic import atomic_write
 from yarn_ops.errors import SettingsError
 from yarn_ops.guard import TOKEN, address_token
 from yarn_ops.settings import Settings
@@ -58,14 +59,10 @@ def kept_password(settings: Settings) -> str:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file that only its owner reads; it appears whole."""
-    draft = path.with_name(f"{path.name}.new")
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    with atomic_write(path, durable=True) as draft:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
 
 
 def for_browser(settings: Settings, address: str) -> str:

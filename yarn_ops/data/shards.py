@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Protocol
 
+from yarn_ops.atomic import atomic_write
 from yarn_ops.data import audit
 from yarn_ops.data.compose import DocumentTable, choose, write_index
 from yarn_ops.data.corpus import read_evaluation_sources, read_sources
@@ -155,18 +156,14 @@ class LocalUnits:
                 raise
 
     def _make(self, key: str, unit: Unit, options: UnitOptions, tokenizer: Tokenizer) -> None:
-        whole, partial = self._folder / key, self._folder / f".{key}"
+        whole = self._folder / key
         if whole.exists() and not _is_sound(whole):
             log.warning("%s: damaged since an earlier attempt; made again", whole)
             shutil.rmtree(whole)
         if not whole.exists():
-            shutil.rmtree(partial, ignore_errors=True)
-            make_unit(unit, options, tokenizer, self._files, partial)
-            (partial / DIGESTS).write_text(canonical_json(digest_tree(partial, threads=1)), "utf-8")
-            for path in partial.iterdir():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())  # whole after a power cut as well, once it has its name
-            partial.rename(whole)
+            with atomic_write(whole, durable=True) as draft:
+                make_unit(unit, options, tokenizer, self._files, draft)
+                (draft / DIGESTS).write_text(canonical_json(digest_tree(draft, threads=1)), "utf-8")
 
     def file(self, key: str, name: str) -> Path:
         return self._folder / key / name

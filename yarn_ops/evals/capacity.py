@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from yarn_ops.atomic import atomic_write
 from yarn_ops.evals.attention import Diagnosis
 from yarn_ops.evals.reach import Length, Reach
 from yarn_ops.models.costs import Dimensions, LengthCost
@@ -49,10 +50,8 @@ CAPACITY = TypeAdapter(Capacity)
 
 def write_capacity(capacity: Capacity, folder: Path) -> None:
     """Into `folder`, whole, for `read_capacity`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{FILE}.part"
-    part.write_bytes(CAPACITY.dump_json(capacity, indent=1))
-    part.replace(folder / FILE)
+    with atomic_write(folder / FILE) as draft:
+        draft.write_bytes(CAPACITY.dump_json(capacity, indent=1))
 
 
 def read_capacity(folder: Path, name: str) -> Capacity:

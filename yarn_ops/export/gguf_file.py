@@ -7,9 +7,8 @@ and biases in float32. Axes: H heads, D dimensions of a head, E embedding.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +30,7 @@ from gguf.quants import quantize
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from yarn_ops.atomic import atomic_write
 from yarn_ops.errors import ExportError
 from yarn_ops.export.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
 from yarn_ops.models.checkpoints import OUTPUT_HEADS, built_config, weight_files
@@ -85,8 +85,10 @@ def write_gguf(model: Path, rope: GgufRope, out: Path, *, weights: WeightType, r
     tokenizer = gguf_tokenizer(model, stated)
     tensors = list(_plan(model, config, rope.architecture, TYPES[weights][0]))
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with _appearing(out) as partial, closing(GGUFWriter(partial, rope.architecture)) as writer:
+        with (
+            atomic_write(out, durable=True) as partial,
+            closing(GGUFWriter(partial, rope.architecture)) as writer,
+        ):
             writer.add_name(model.resolve().name)
             writer.add_file_type(TYPES[weights][1])
             writer.add_quantization_version(GGML_QUANT_VERSION)
@@ -96,19 +98,6 @@ def write_gguf(model: Path, rope: GgufRope, out: Path, *, weights: WeightType, r
             _write(writer, rope, tensors, report)
     except OSError as error:
         raise ExportError(f"{out}: cannot be written ({error}); make room there and run again") from error
-
-
-@contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A sibling that becomes `out`, on disk, when the block ends, and is gone when it fails."""
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        yield partial
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _plan(model: Path, config: Any, architecture: str, matrices: GGMLQuantizationType) -> Iterator[_Tensor]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yarn_ops.atomic import atomic_write
 from yarn_ops.errors import ExportError
 from yarn_ops.models.checkpoints import checkpoint_files, inspect_checkpoint
 from yarn_ops.models.files import CONFIG, link_model_file, read_config
@@ -81,16 +81,12 @@ def require_new(path: Path) -> None:
 def new_directory(path: Path) -> Iterator[Path]:
     """A sibling to write into that becomes `path` when the block ends, and is gone when it fails."""
     require_new(path)
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        partial.replace(path)
+        with atomic_write(path) as draft:
+            draft.mkdir()
+            yield draft
     except OSError as error:
         raise ExportError(f"{path}: cannot be written ({error}); make room there and run again") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def place_files(source: Path, target: Path, names: Iterable[str]) -> None:

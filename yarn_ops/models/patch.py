@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from yarn_ops import recipe
+from yarn_ops.atomic import atomic_write
 from yarn_ops.models.checkpoints import quiet_transformers
 from yarn_ops.models.files import (
     CONFIG,
@@ -37,15 +37,10 @@ def patch(rope: recipe.Rope, base: Local[BaseModel], out: Path, *, factor: float
     original = base.record.context_tokens
     config = read_config(base.path)
     patched, spec = patch_config(config, rope, factor=factor, original_context_tokens=original)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        _write_files(base.path, partial, config, patched, spec.target_context_tokens)
-        error = prove_directory(partial, spec)
-        partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with atomic_write(out) as draft:
+        draft.mkdir()
+        _write_files(base.path, draft, config, patched, spec.target_context_tokens)
+        error = prove_directory(draft, spec)
     return PatchedModel(
         parents=(base.record.digest,),
         method=spec.method,

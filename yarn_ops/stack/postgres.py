@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from yarn_ops.atomic import atomic_write
 from yarn_ops.errors import SettingsError
 from yarn_ops.passwords import write_private
 from yarn_ops.stack.part import StackPart
@@ -92,8 +93,10 @@ class Postgres:
             self._own(password_file)
         except OSError as error:
             raise SettingsError(f"{self.directory}: cannot be made ({error.strerror})") from None
-        draft = self.directory / "data.new"  # what was left half-made is not taken for a cluster
-        shutil.rmtree(draft, ignore_errors=True)
+        with atomic_write(data) as draft:  # what was left half-made is not taken for a cluster
+            self._make_cluster(draft, password_file)
+
+    def _make_cluster(self, draft: Path, password_file: Path) -> None:
         command: list[str | Path] = [
             *(self._programs / "initdb", "--pgdata", draft, "--username", USER),
             *("--auth", "scram-sha-256", "--pwfile", password_file, "--encoding", "UTF8", "--locale", "C"),
@@ -108,7 +111,6 @@ class Postgres:
         if done.returncode:
             last = " ".join(done.stderr.split()[-40:])
             raise SettingsError(f"{self.directory}: no PostgreSQL cluster could be made: {last}")
-        draft.rename(data)
 
     def part(self) -> StackPart:
         settings = {

@@ -19,6 +19,7 @@ from types import FrameType
 import psutil
 
 from yarn_ops import processes
+from yarn_ops.atomic import atomic_write
 from yarn_ops.errors import SettingsError, YarnOpsError
 from yarn_ops.settings import Settings
 from yarn_ops.stack.part import RunningPart, StackPart
@@ -176,9 +177,8 @@ class Supervisor:
                 for running in self._running
             },
         }
-        draft = self._paths.status.with_suffix(".new")
-        draft.write_text(json.dumps(status, indent=2), "utf-8")
-        draft.replace(self._paths.status)
+        with atomic_write(self._paths.status) as draft:
+            draft.write_text(json.dumps(status, indent=2), "utf-8")
 
     def _launch(self, parts: Sequence[StackPart]) -> None:
         """Side by side; return when all are ready."""

@@ -53,15 +53,6 @@ def put_away(folder: Path) -> None:
     shutil.rmtree(away, ignore_errors=True)
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory survive a power cut."""
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def is_still(handle: int, path: Path) -> bool:
     """Whether the open file is the one that has this name now."""
     try:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote, unquote
 
+from yarn_ops.atomic import atomic_write
 from yarn_ops.digests import CHUNK_BYTES
 from yarn_ops.errors import StoreError
 from yarn_ops.store import ObjectInfo
-from yarn_ops.store.disk import disk_errors, sync_directory
+from yarn_ops.store.disk import disk_errors
 from yarn_ops.store.keys import check_key
 
 INCOMING = ".incoming"
@@ -146,22 +147,13 @@ class LocalStore:
         """A file whose bytes become the object when the block ends well."""
         with self._arriving(key) as temporary, temporary.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
 
     @contextmanager
     def _arriving(self, key: str) -> Iterator[Path]:
         target = self.path_of(key)
-        temporary = self.root / INCOMING / uuid.uuid4().hex
-        with disk_errors(self.uri_of(key)):
-            temporary.parent.mkdir(parents=True, exist_ok=True)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                yield temporary
-                temporary.replace(target)
-                sync_directory(target.parent)
-            finally:
-                temporary.unlink(missing_ok=True)
+        draft = self.root / INCOMING / uuid.uuid4().hex
+        with disk_errors(self.uri_of(key)), atomic_write(target, durable=True, draft=draft):
+            yield draft
 
 
 def _path_of(uri: str) -> Path:

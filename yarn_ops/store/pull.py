@@ -11,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from yarn_ops.atomic import atomic_write, sync_directory
 from yarn_ops.digests import tree_files
 from yarn_ops.errors import Damaged, StoreError, YarnOpsError
 from yarn_ops.store import Store
 from yarn_ops.store.damage import by_size, faults_here, refusal, stored_sizes
-from yarn_ops.store.disk import disk_errors, is_still, sync_directory, write_durably
+from yarn_ops.store.disk import disk_errors, is_still, write_durably
 from yarn_ops.store.files import FileCache
 from yarn_ops.store.keys import join
 from yarn_ops.store.manifest import MANIFEST, FileEntry, Manifest, parse_manifest, read_manifest
@@ -120,7 +121,8 @@ def _mend(
     for name, entry in damaged.items():
         files.place(entry, to / name)
     if not (to / MANIFEST).is_file() or (to / MANIFEST).read_bytes() != manifest.to_bytes():
-        write_durably(to / MANIFEST, manifest.to_bytes())
+        with atomic_write(to / MANIFEST, durable=True) as draft:
+            draft.write_bytes(manifest.to_bytes())
 
 
 def _bring(store: Store, prefix: str, manifest: Manifest, files: FileCache, transfer: Transfer) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from yarn_ops.atomic import atomic_write
+
 Event = dict[str, Any]
 
 
@@ -24,12 +26,11 @@ class EventLog:
             for event in read_events(path)
             if event["event"] in ("step", "checkpoint") and event["step"] <= through_step
         ]
-        fresh = path.with_suffix(".tmp")
-        self._file = fresh.open("w", encoding="utf-8", buffering=1)
         self._steps, self._step = steps, through_step
-        for event in kept:
-            self._write(event)
-        fresh.replace(path)
+        with atomic_write(path) as draft:
+            self._file = draft.open("w", encoding="utf-8", buffering=1)
+            for event in kept:
+                self._write(event)
 
     def emit(self, event: str, *, step: int | None = None, **facts: Any) -> None:
         """Write an event of `step`; None: the step of the event before."""

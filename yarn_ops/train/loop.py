@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import resource
-import shutil
 import statistics
 import threading
 import time
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from yarn_ops.atomic import atomic_write
 from yarn_ops.errors import Stopped, TrainError
 from yarn_ops.models.device import Dtype, resolve_device, resolve_dtype, torch_dtype
 from yarn_ops.models.files import read_config
@@ -139,7 +139,7 @@ class Loop:
                 self._save_snapshot()
 
     def write_adapter(self) -> None:
-        """The output directory, whole: beside its final name first."""
+        """Write the output directory, whole."""
         job, losses = self._job, [point["loss"] for point in self._curve]
         facts = {
             "method": job.train.method,
@@ -150,15 +150,12 @@ class Loop:
             "first_loss": losses[0],
             "final_loss": statistics.fmean(losses[-FINAL_LOSS_STEPS:]),
         }
-        partial = job.out_dir.with_name(f".{job.out_dir.name}.partial")
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            save_adapter(self._model, partial, facts, self._curve)
-            if job.keep_optimizer:
-                moments = moments_of(self._optimizer, self._parameters)
-                save_moments(partial, moments, self._earlier_updates + self._step)
-            shutil.rmtree(job.out_dir, ignore_errors=True)
-            partial.rename(job.out_dir)
+            with atomic_write(job.out_dir, replacing=True) as draft:
+                save_adapter(self._model, draft, facts, self._curve)
+                if job.keep_optimizer:
+                    moments = moments_of(self._optimizer, self._parameters)
+                    save_moments(draft, moments, self._earlier_updates + self._step)
         except (OSError, SafetensorError) as error:
             raise TrainError(
                 f"{job.out_dir}: the adapter cannot be written ({error}); make room there and run again"

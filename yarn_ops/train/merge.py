@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from yarn_ops.atomic import atomic_write
 from yarn_ops.data.windows import ShardReader, spread
 from yarn_ops.errors import MergeError, TrainError
 from yarn_ops.models.device import Device, resolve_device
@@ -74,21 +74,16 @@ def merge(
     windows = held_out_windows(shards.path, patched.record)
     _require_adapter(patched.path, adapter.path)
     total = 2 * len(parted.parts)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with atomic_write(out) as draft:
         try:
-            _write_directory(config, patched.path, partial)
+            _write_directory(config, patched.path, draft)
             merged = _merged_tensors(parted, PartWeights(parted, base.path), adapter.path, report, total)
-            write_weights(partial, _shapes(parted), merged)
+            write_weights(draft, _shapes(parted), merged)
         except (OSError, SafetensorError) as error:
             raise MergeError(
                 f"{out}: the merged model cannot be written ({error}); make room there and run again"
             ) from error
-        difference = _prove(partial, base.path, adapter.path, windows, parted.device, report, total)
-        partial.replace(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        difference = _prove(draft, base.path, adapter.path, windows, parted.device, report, total)
     report(total, total, "merged")
     return Checkpoint(
         parents=(base.record.digest, patched.record.digest, adapter.record.digest),

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from yarn_ops.atomic import atomic_write
 from yarn_ops.digests import file_digest
 from yarn_ops.errors import TrainError
 
@@ -38,26 +39,22 @@ class Snapshot:
 
 
 def save_snapshot(directory: Path, snapshot: Snapshot) -> Path:
-    """Write it beside its final name, rename it, drop all but the newest `KEPT`."""
+    """Write it whole, drop all but the newest `KEPT`. TrainError: no room on the disk."""
     final = directory / f"step-{snapshot.step:08d}"
-    partial = directory / f".partial-{snapshot.step:08d}"
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        save_file(snapshot.tensors, partial / TENSORS)
-        facts = {
-            "step": snapshot.step,
-            "identity": snapshot.identity,
-            "seconds": snapshot.seconds,
-            "tensors_sha256": file_digest(partial / TENSORS),
-            "curve": snapshot.curve,
-        }
-        (partial / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+        with atomic_write(final, replacing=True) as draft:
+            draft.mkdir()
+            save_file(snapshot.tensors, draft / TENSORS)
+            facts = {
+                "step": snapshot.step,
+                "identity": snapshot.identity,
+                "seconds": snapshot.seconds,
+                "tensors_sha256": file_digest(draft / TENSORS),
+                "curve": snapshot.curve,
+            }
+            (draft / FACTS).write_text(json.dumps(facts), encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise TrainError(f"{final}: the snapshot cannot be written ({error}); free disk space") from error
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
     for old in sorted(directory.glob("step-*"))[:-KEPT]:
         shutil.rmtree(old)
     return final

@@ -43,7 +43,7 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, file: str, damage: str) ->
 
 
 def test_one_left_unfinished_is_no_snapshot(tmp_path: Path) -> None:
-    (tmp_path / ".partial-00000002").mkdir()
+    (tmp_path / ".step-00000002.partial").mkdir()
     assert newest_snapshot(tmp_path, "job") is None
     save_snapshot(tmp_path, snapshot(2))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]

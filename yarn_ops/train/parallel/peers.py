@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import psutil
 
+from yarn_ops.atomic import atomic_write
 from yarn_ops.processes import alive, birth
 
 FOLDER = "ranks"
@@ -53,10 +54,8 @@ class Peers:
         self._beats += 1
         mine = {"host": platform.node(), "pid": os.getpid(), "birth": birth(os.getpid())}
         place = self._folder / f"{self._rank}.json"
-        partial = place.with_suffix(".partial")
-        with suppress(OSError):  # a full disk is not a death
-            partial.write_text(json.dumps({**mine, "beats": self._beats, "left": self._leaving.is_set()}))
-            partial.replace(place)
+        with suppress(OSError), atomic_write(place) as draft:  # a full disk is not a death
+            draft.write_text(json.dumps({**mine, "beats": self._beats, "left": self._leaving.is_set()}))
 
     def watch(self) -> None:
         """From now on: beat, and end this process when another one is lost."""
