@@ -53,8 +53,8 @@ from yarn_ops.train.job import Job
 from yarn_ops.train.layer import LayerPolicy
 from yarn_ops.train.loop import run_job
 from yarn_ops.train.lora import make_trainable, read_facts, read_losses, trained_parameters
+from yarn_ops.train.loss import CausalLoss
 from yarn_ops.train.merge import merge
-from yarn_ops.train.step import CausalLoss
 
 __all__ = ["digest_tree"]
 
@@ -226,7 +226,7 @@ def gradients(
     if layers == "own":
         policies = [LayerPolicy("everything")] * model.config.num_hidden_layers  # however full the machine is
         backbone = Backbone(model, torch.float32, windows=windows, window=tokens, policies=policies)
-        assert backbone.instead is None
+        assert backbone.fallback_reason is None
     loss = CausalLoss(model, backbone, torch.float32)(batch).total / batch.target_tokens
     loss.backward()
     return loss.item(), {name: parameter.grad for name, parameter in parameters.items()}  # type: ignore[misc]

@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from yarn_ops.train.backbone import Backbone
 from yarn_ops.train.batches import Batch
-from yarn_ops.train.step import CausalLoss
+from yarn_ops.train.loss import CausalLoss
 
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
 RATE = 2e-3

@@ -33,11 +33,11 @@ from yarn_ops.train import decoder
 from yarn_ops.train.backbone import Backbone
 from yarn_ops.train.batches import IGNORED, Batch
 from yarn_ops.train.layer import LayerPolicy
+from yarn_ops.train.loss import CausalLoss
 from yarn_ops.train.parallel.layout import Layout
 from yarn_ops.train.parallel.ranks import Ranks, join
 from yarn_ops.train.parallel.sharding import ShardedLayers
 from yarn_ops.train.plan import GIB, MARGIN, ModelShape, step_cost
-from yarn_ops.train.step import CausalLoss
 
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
 STEPS = 2
@@ -140,7 +140,7 @@ def by(ranks: Ranks, layout: Layout, work: Callable[[Ranks], dict[str, Any]]) ->
     found: dict[str, Any] = {}
     try:
         if layout != ALONE:
-            ranks.arrange(layout)
+            ranks.use_layout(layout)
             found = work(ranks)
         elif ranks.is_main:
             found = work(Ranks())
@@ -163,7 +163,7 @@ def timed(ranks: Ranks, layout: Layout, tokens: int, windows: int, steps: int) -
             began = time.perf_counter()
             losses.append(run.step(number, windows))
             torch.cuda.synchronize()
-            seconds.append(-ranks.least([began - time.perf_counter()])[0])
+            seconds.append(-ranks.minimum([began - time.perf_counter()])[0])
         step_s = statistics.median(seconds[1:])
         flops = model_flops(run.config, tokens) * windows / ranks.size
         return {
@@ -222,7 +222,7 @@ def longest(ranks: Ranks, layout: Layout) -> dict[str, Any]:
         run = Run(SHAPE, 8192 * context, ranks, policies)
         shape, rates = run.backbone.shape, run.backbone._rates
         memory = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
-        usable = ranks.least([memory])[0] * (1 - MARGIN)
+        usable = ranks.minimum([memory])[0] * (1 - MARGIN)
         tokens = 8192 * context
         while fits(shape, policies, tokens + 8192 * context, context, rates, usable):
             tokens += 8192 * context

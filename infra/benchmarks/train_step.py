@@ -40,7 +40,7 @@ from yarn_ops.train.backbone import Backbone
 from yarn_ops.train.batches import Batch
 from yarn_ops.train.decoder import Decoder
 from yarn_ops.train.layer import LayerPolicy
-from yarn_ops.train.step import CausalLoss
+from yarn_ops.train.loss import CausalLoss
 
 PEAK_FLOPS = 790e12
 SHAPES = {

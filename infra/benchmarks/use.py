@@ -40,9 +40,9 @@ from yarn_ops.models.head import Head
 from yarn_ops.models.loading import load_proven
 from yarn_ops.recipe import Leg, Rope, Train, parse_recipe
 from yarn_ops.rope.config import rope_spec_of
-from yarn_ops.train.arrange import arrange
 from yarn_ops.train.events import NoEvents
 from yarn_ops.train.job import Job
+from yarn_ops.train.layout_search import choose_layout
 from yarn_ops.train.loop import Loop
 from yarn_ops.train.lora import merge_lora
 from yarn_ops.train.parallel.ranks import Ranks
@@ -156,7 +156,7 @@ class Bench:
         )
         job.work_dir.mkdir(exist_ok=True)
         torch.manual_seed(seed)
-        arrange(job, Ranks())
+        choose_layout(job, Ranks())
         loop = Loop(job, NoEvents(), threading.Event(), Ranks())
         loop.run()
         model, curve = loop._model, loop._curve

@@ -16,7 +16,7 @@ from yarn_ops.errors import RecipeError
 from yarn_ops.recipe import Recipe
 
 if TYPE_CHECKING:
-    from yarn_ops.train.arrange import Prediction
+    from yarn_ops.train.layout_search import Prediction
     from yarn_ops.train.plan import ModelShape, Rates
 
 GIB = 1 << 30
@@ -87,7 +87,7 @@ def plan_run(
 
     from yarn_ops.models.files import read_config
     from yarn_ops.models.loading import lay_out
-    from yarn_ops.train.arrange import predict
+    from yarn_ops.train.layout_search import predict
     from yarn_ops.train.lora import make_trainable
     from yarn_ops.train.parallel.layout import StepShape, usable_processes
     from yarn_ops.train.plan import ModelShape

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from yarn_ops.data.contamination import meets, telling
+from yarn_ops.data.contamination import measured_hashes, shares_passage
 from yarn_ops.data.files import SourceFile
 from yarn_ops.data.fragments import FRAGMENTS, PASSAGES, SIGNATURES, Fate, Fragments, read_fragment_rows
 from yarn_ops.data.layout import Extent, ShardWriter
-from yarn_ops.data.near_duplicates import PLACES, first_alike
+from yarn_ops.data.near_duplicates import PLACES, first_near_duplicates
 from yarn_ops.data.text import text_digest
 from yarn_ops.data.units import Unit, kind_of
 from yarn_ops.data.words import Hashes
@@ -173,7 +173,7 @@ def _drop_near_duplicates(documents: DocumentTable, similarity: float) -> None:
     if not len(numbers):
         return
     with tempfile.TemporaryDirectory(prefix="yarn-ops-") as place:
-        first = first_alike(documents.signatures(numbers, Path(place)), similarity)
+        first = first_near_duplicates(documents.signatures(numbers, Path(place)), similarity)
     documents.fates[numbers[first != np.arange(len(first))]] = Fate.NEAR_DUPLICATE
 
 
@@ -197,8 +197,8 @@ def _drop_contaminated(documents: DocumentTable, held_out: Mask, measured: Docum
     hashes = [*documents.passages(np.flatnonzero(held_out))]
     if measured is not None:
         hashes += measured.passages(np.arange(len(measured)))
-    told = telling(hashes)
+    told = measured_hashes(hashes)
     train = np.flatnonzero((documents.fates == Fate.KEPT) & ~held_out)
     for number, found in zip(train, documents.passages(train), strict=True):
-        if meets(found, told):
+        if shares_passage(found, told):
             documents.fates[number] = Fate.CONTAMINATED

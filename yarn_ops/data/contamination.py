@@ -32,14 +32,14 @@ def passages(hashes: Hashes, shared_words: int) -> Hashes:
     return np.unique(least)
 
 
-def telling(measured: Iterable[Hashes]) -> Hashes:
+def measured_hashes(measured: Iterable[Hashes]) -> Hashes:
     """The hashes of documents that are measured with, in rising order, less those that many of them have."""
     hashes, documents = np.unique(np.concatenate([np.empty(0, np.uint64), *measured]), return_counts=True)
     return hashes[documents <= COMMON_DOCUMENTS]
 
 
-def meets(found: Hashes, measured: Hashes) -> bool:
-    """Whether a document's hashes and those of `telling` have one in common."""
+def shares_passage(found: Hashes, measured: Hashes) -> bool:
+    """Whether a document's hashes and those of `measured_hashes` have one in common."""
     if not len(measured):
         return False
     places = np.searchsorted(measured, found)

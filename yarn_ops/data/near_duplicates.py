@@ -32,7 +32,7 @@ def signature(hashes: Hashes) -> Signatures:
     return np.array(rows[0], np.uint32)
 
 
-def first_alike(signatures: Signatures, similarity: float) -> NDArray[np.int64]:
+def first_near_duplicates(signatures: Signatures, similarity: float) -> NDArray[np.int64]:
     """For every document the first one that it is like, or that one like it is like, and so on; else itself.
 
     signatures: [documents, PLACES], may be memory-mapped. Time is documents × log(documents), memory 24
@@ -40,7 +40,7 @@ def first_alike(signatures: Signatures, similarity: float) -> NDArray[np.int64]:
     """
     first = np.arange(len(signatures))
     for band in range(BANDS):
-        leaders, members = _meetings(signatures[:, band * ROWS : (band + 1) * ROWS])
+        leaders, members = _candidate_pairs(signatures[:, band * ROWS : (band + 1) * ROWS])
         for start in range(0, len(leaders), CHUNK_PAIRS):
             pairs = leaders[start : start + CHUNK_PAIRS], members[start : start + CHUNK_PAIRS]
             alike = (signatures[pairs[0]] == signatures[pairs[1]]).mean(axis=1) >= similarity
@@ -50,7 +50,7 @@ def first_alike(signatures: Signatures, similarity: float) -> NDArray[np.int64]:
     return np.array([_root(first, number) for number in range(len(first))], np.int64)
 
 
-def _meetings(rows: Signatures) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _candidate_pairs(rows: Signatures) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pairs of documents whose rows are equal: each of them with the first and with the one before it."""
     keys = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.dtype.itemsize * ROWS))).ravel()
     order = np.argsort(keys, kind="stable")

@@ -1,18 +1,27 @@
-"""What every part of a recipe is made of."""
+"""What the parts of a recipe are made of: names to choose from, numbers, and the class of all sections."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.config import JsonDict
 
+from yarn_ops.errors import RecipeError
 from yarn_ops.shown import form_pattern, holds_password
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-
+RopeMethod = Literal[
+    "none", "linear", "ntk", "dynamic-ntk", "by-parts", "yarn", "dynamic-yarn", "llama3", "longrope", "abf"
+]
+SuiteName = Literal["tiny", "quick", "full"]
+SuiteChoice = Literal["none", "tiny", "quick", "full"]
+"""one flat list: a run form shows a union as alternatives"""
+FittedMethod = Literal["yarn", "longrope"]
+"""methods with parameters that can be searched for"""
 
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 """what no file name, database or UTF-8 text holds"""
@@ -56,3 +65,14 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, list | tuple):
         return [text for item in value for text in _texts(item)]
     return []
+
+
+def parse_methods(names: Sequence[str]) -> list[RopeMethod]:
+    """The RoPE methods of these names; RecipeError for an unknown one, or one that is there twice."""
+    known: tuple[Any, ...] = get_args(RopeMethod)
+    for place, name in enumerate(names):
+        if name not in known:
+            raise RecipeError(f"method {name!r} is unknown; known are {', '.join(known)}")
+        if name in names[:place]:
+            raise RecipeError(f"method {name!r} is named twice; name it once")
+    return [known[known.index(name)] for name in names]

@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from yarn_ops.errors import RecipeError
-from yarn_ops.recipe.choices import RopeMethod, SuiteChoice
-from yarn_ops.recipe.section import NO_PASSWORD, Fraction, Positive, Section
+from yarn_ops.recipe.section import NO_PASSWORD, Fraction, Positive, RopeMethod, Section, SuiteChoice
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 ALIAS = r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from yarn_ops.models.late import Rotation, run
+from yarn_ops.models.pre_rope import Rotation, run
 
 CHUNK_TOKENS = 2048
 SHORTLIST = 8

@@ -19,10 +19,9 @@ from yarn_ops.evals.tasks.needles import TEMPLATES
 from yarn_ops.models.device import Dtype
 from yarn_ops.models.files import read_config
 from yarn_ops.recipe import Rope
+from yarn_ops.remedies.attention_sinks import AttentionSinkMemory, require_pre_rope
 from yarn_ops.remedies.blocks import BlockMemory
-from yarn_ops.remedies.full import FullMemory
-from yarn_ops.remedies.remedy import ASKED_TOKENS, Reading, Remedy
-from yarn_ops.remedies.rolling import RollingMemory, require_late
+from yarn_ops.remedies.remedy import ASKED_TOKENS, FullMemory, Reading, Remedy
 from yarn_ops.remedies.search import Agent, Search
 from yarn_ops.remedies.side_by_side import SideBySide, cases, measure
 from yarn_ops.rope.config import patch_config
@@ -120,12 +119,12 @@ def remedies_of(
 
     remedies: list[Remedy] = [Reading("full attention", lambda: FullMemory(model), device)]
     late = [
-        Reading("rolling buffer", lambda: RollingMemory(model, buffer_tokens=window), device),
+        Reading("rolling buffer", lambda: AttentionSinkMemory(model, buffer_tokens=window), device),
         Reading("block selection", blocks, device),
     ]
     unavailable: dict[str, str] = {}
     try:
-        require_late(model)
+        require_pre_rope(model)
         remedies += late
     except EvaluationError as error:
         unavailable = {remedy.name: str(error) for remedy in late}

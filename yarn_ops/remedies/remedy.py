@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import DynamicCache, PreTrainedModel
 
 from yarn_ops.data.haystack import Ids
 from yarn_ops.evals.examples import Question, Tokens
@@ -21,6 +22,8 @@ from yarn_ops.evals.reader import Reply
 
 ASKED_TOKENS = 64
 """room that a cut text leaves for a question and its answer"""
+CHUNK_TOKENS = 2048
+"""of a document that full attention reads at a time"""
 
 
 class Memory(Protocol):
@@ -39,6 +42,42 @@ class Memory(Protocol):
     @property
     def held_bytes(self) -> int:
         """Keys and values kept between questions."""
+
+
+class FullMemory:
+    """Full attention: the model's own, over transformers' own cache, which is read into in chunks."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._cache = DynamicCache()
+        self._read = 0
+
+    def read(self, ids: Tensor) -> None:
+        for chunk in ids.split(CHUNK_TOKENS):
+            self._run(chunk, 1)
+        self._read += len(ids)
+
+    def ask(self, ids: Tensor, last: int) -> Tensor:
+        logits = self._run(ids, last)
+        self._cache.crop(-len(ids))
+        self.seen = self._read + len(ids)
+        return logits
+
+    seen = 0
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(
+            layer.keys.nbytes + layer.values.nbytes for layer in self._cache.layers if layer.keys is not None
+        )
+
+    @torch.inference_mode()
+    def _run(self, ids: Tensor, last: int) -> Tensor:
+        return (
+            self._model(input_ids=ids[None], past_key_values=self._cache, use_cache=True, logits_to_keep=last)
+            .logits[0]
+            .float()
+        )
 
 
 class Remedy(Protocol):

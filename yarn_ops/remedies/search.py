@@ -24,8 +24,7 @@ from transformers import PreTrainedModel
 from yarn_ops.data.haystack import Decode, Encode, Ids
 from yarn_ops.evals.examples import Question
 from yarn_ops.evals.reader import Reply
-from yarn_ops.remedies.full import FullMemory
-from yarn_ops.remedies.remedy import answer, reply_to, write
+from yarn_ops.remedies.remedy import FullMemory, answer, reply_to, write
 
 WORD = re.compile(r"\w+")
 MAX_STEPS = 4

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +21,14 @@ from yarn_ops.processes import using
 from yarn_ops.settings import started_by_torchrun
 from yarn_ops.train import warm_trainer
 from yarn_ops.train.job import LOG, Job, read_job
-from yarn_ops.train.lifeline import stop_request
 
 if TYPE_CHECKING:
     from yarn_ops.train.parallel.ranks import Ranks
+
+WATCH_S = 0.5
+"""between looks at the parent process"""
+GRACE_S = 30.0
+"""from the parent's end to our own, whatever we are in the midst of"""
 
 
 def main() -> int:
@@ -80,7 +86,7 @@ def _train(job: Job, stop: threading.Event, ranks: Ranks) -> int:
 
     snapshot = newest_snapshot(job.snapshots, job.identity())
     through_step = snapshot.step if snapshot else 0
-    if ranks.least([through_step, -through_step]) != [through_step, -through_step]:
+    if ranks.minimum([through_step, -through_step]) != [through_step, -through_step]:
         raise TrainError(f"{job.snapshots}: the processes see different snapshots; share this directory")
     events: EventLog | NoEvents = NoEvents()
     if ranks.is_main:
@@ -98,6 +104,28 @@ def _train(job: Job, stop: threading.Event, ranks: Ranks) -> int:
         events.emit("failed", error=text)
         raise TrainError(text) from error
     return 0
+
+
+def stop_request(parent: int | None) -> threading.Event:
+    """An event that SIGTERM, SIGINT and the death of `parent` (a process id; None: nobody's) set.
+
+    Call it first, from the main thread. A process still there `GRACE_S` after its parent's end is ended. The
+    launcher asks the kernel for a death signal too, but that is Linux's alone and follows one thread.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    if parent is not None:
+        threading.Thread(target=_watch, args=(parent, stop), daemon=True).start()
+    return stop
+
+
+def _watch(parent: int, stop: threading.Event) -> None:
+    while os.getppid() == parent:
+        time.sleep(WATCH_S)
+    stop.set()
+    time.sleep(GRACE_S)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class Attended:
 
     output_BTHK: Tensor
     log_sum_exp: Tensor
-    random: tuple[Tensor, Tensor]
+    rng_state: tuple[Tensor, Tensor]
     """the dropout's state: there is none, but the kernels want it back"""
 
 
@@ -141,7 +141,7 @@ def attend_backward(
     if kernel == "cudnn":
         gradients = aten._scaled_dot_product_cudnn_attention_backward(
             *_heads_first(grad_BTHK, q_BTHK, k_BTHK, v_BTHK, attended.output_BTHK),
-            attended.log_sum_exp, *attended.random, None, None, None, tokens, tokens, 0.0, True,
+            attended.log_sum_exp, *attended.rng_state, None, None, None, tokens, tokens, 0.0, True,
         )  # fmt: skip
         q, k, v = (gradient.transpose(1, 2) for gradient in gradients)
         return q, k, v
@@ -149,7 +149,7 @@ def attend_backward(
         starts, longest = _flash_bounds(q_BTHK, documents)
         gradients = aten._flash_attention_backward(
             *_packed(grad_BTHK, q_BTHK, k_BTHK, v_BTHK, attended.output_BTHK),
-            attended.log_sum_exp, starts, starts, longest, longest, 0.0, True, *attended.random,
+            attended.log_sum_exp, starts, starts, longest, longest, 0.0, True, *attended.rng_state,
         )  # fmt: skip
         q, k, v = (
             gradient.view(like.shape)
@@ -195,8 +195,8 @@ def _attend_on_cpu(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, documents: Do
         torch.empty_like(q),
         q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32)),
     )
-    for place in _places(q_BTHK, documents):
-        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(*_one(q, k, v, place), 0.0, True)
+    for place in _document_slices(q_BTHK, documents):
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(*_one_document(q, k, v, place), 0.0, True)
         output[place], sums[place] = out[0].transpose(0, 1), lse[0].transpose(0, 1)
     nothing = q.new_empty(0)
     return Attended(output.view(q_BTHK.shape), sums, (nothing, nothing))
@@ -212,8 +212,8 @@ def _attend_on_cpu_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad, q, k, v, out = (t.flatten(0, 1) for t in (grad_BTHK, q_BTHK, k_BTHK, v_BTHK, attended.output_BTHK))
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    for place in _places(q_BTHK, documents):
-        q_, k_, v_ = _one(q, k, v, place)
+    for place in _document_slices(q_BTHK, documents):
+        q_, k_, v_ = _one_document(q, k, v, place)
         grad_, out_ = (tensor[place].transpose(0, 1)[None] for tensor in (grad, out))
         lse_ = attended.log_sum_exp[place].transpose(0, 1)[None]
         dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -225,13 +225,13 @@ def _attend_on_cpu_backward(
     return grad_q.view(q_BTHK.shape), grad_k.view(k_BTHK.shape), grad_v.view(v_BTHK.shape)
 
 
-def _places(q_BTHK: Tensor, documents: Documents | None) -> list[slice]:
+def _document_slices(q_BTHK: Tensor, documents: Documents | None) -> list[slice]:
     windows, tokens = q_BTHK.shape[:2]
     bounds = documents.bounds if documents is not None else range(0, (windows + 1) * tokens, tokens)
     return [slice(start, end) for start, end in pairwise(bounds)]
 
 
-def _one(q: Tensor, k: Tensor, v: Tensor, place: slice) -> tuple[Tensor, Tensor, Tensor]:
+def _one_document(q: Tensor, k: Tensor, v: Tensor, place: slice) -> tuple[Tensor, Tensor, Tensor]:
     """One document, heads first; this kernel wants a key-value head for every query head."""
     repeats = q.shape[1] // k.shape[1]
     q_, k_, v_ = (tensor[place].transpose(0, 1)[None] for tensor in (q, k, v))

@@ -64,13 +64,15 @@ class Backbone:
         self.shape = ModelShape.of(
             model, element_bytes=dtype.itemsize, weight_bytes=next(model.parameters()).dtype.itemsize
         ).shared(context, ranks.size if sharded else 1)
-        self.instead = unsupported(model, window)
+        self.fallback_reason = unsupported(model, window)
         """why transformers' own forward runs; None when ours does"""
         self.flops = model_flops(self.shape, self._positions, window)
         """of this process's part of a micro-batch: what it must do, without recomputation"""
-        if float8 and self.instead is not None:
-            raise TrainError(f"train.precision: fp8 is for our own layers, and {self.instead}; use bf16")
-        memory, host, *rates = ranks.least(
+        if float8 and self.fallback_reason is not None:
+            raise TrainError(
+                f"train.precision: fp8 is for our own layers, and {self.fallback_reason}; use bf16"
+            )
+        memory, host, *rates = ranks.minimum(
             capacity(self.shape, model.device.type, dtype, self._positions, window, float8)
         )
         self._rates = Rates(*rates)
@@ -81,7 +83,7 @@ class Backbone:
         else:
             self.plan = step_cost(self.shape, policies, self._positions, window, self._rates)
         self._forward: Decoder | TransformersBackbone
-        if self.instead is None:
+        if self.fallback_reason is None:
             self._forward = Decoder(
                 model, dtype, self.plan.policies, context_group=ranks.context_group, sharded=sharded
             )

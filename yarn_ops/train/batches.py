@@ -69,7 +69,7 @@ def make_batch(
     answers = weights = None
     if any(window.answers is not None for window in windows):
         answers = torch.stack([_answers(window) for window in windows]) & (targets != IGNORED)
-        weights = weigh(answers, targets, answer_share).to(device)
+        weights = target_weights(answers, targets, answer_share).to(device)
         answers = answers.to(device)
     return Batch(
         inputs_BT=ids[:, :-1].to(device),
@@ -88,7 +88,7 @@ def _answers(window: Window) -> Tensor:
     return torch.as_tensor(answers[1:])
 
 
-def weigh(answers_BT: Tensor, targets_BT: Tensor, answer_share: float) -> Tensor:
+def target_weights(answers_BT: Tensor, targets_BT: Tensor, answer_share: float) -> Tensor:
     """Weights (float32, B × T) by which a window's loss is `answer_share` times the mean over its answers
     plus the rest times the mean over its text; they add up to its number of targets. Without answers all
     are 1."""
@@ -131,7 +131,7 @@ class BatchReader:
         self._next = (step + 1, self._thread.submit(self._read, step + 1))
         return batches
 
-    def whole(self, step: int) -> Iterator[Batch]:
+    def whole_windows(self, step: int) -> Iterator[Batch]:
         """The same with whole windows, for all processes that share them."""
         first = step * self._job.global_batch_windows + self._ranks.data_rank * self._windows
         for start in range(first, first + self._windows, self.batch_windows):
@@ -144,7 +144,7 @@ class BatchReader:
             )
 
     def _read(self, step: int) -> list[Batch]:
-        return [batch.part(self._ranks.context_group) for batch in self.whole(step)]
+        return [batch.part(self._ranks.context_group) for batch in self.whole_windows(step)]
 
 
 def window_sampler(job: Job) -> WindowSampler | ExerciseSampler:

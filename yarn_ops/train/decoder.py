@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from yarn_ops.models.device import LLAMAS
-from yarn_ops.train.adapters import ParameterStack, stacked
 from yarn_ops.train.attention import Documents, choose_kernel
 from yarn_ops.train.elementwise import rms_norm, rms_norm_backward, rms_norm_weight_gradient
 from yarn_ops.train.float8 import Float8Weight
-from yarn_ops.train.host import HostStash
 from yarn_ops.train.layer import Context, LayerPolicy, Weights, decoder_layer
+from yarn_ops.train.offload import HostOffload
 from yarn_ops.train.parallel.ranks import ContextGroup
 from yarn_ops.train.parallel.sharding import ShardedLayers
+from yarn_ops.train.parameter_stacks import ParameterStack, stacked
 from yarn_ops.train.projection import Linear
 
 TILE_ROWS = 1 << 15
@@ -68,7 +68,7 @@ class Decoder:
         self._norm, self._rotary = backbone.norm, backbone.rotary_emb
         self._head_width: int = self._layers[0].self_attn.head_dim
         self._eps: float = model.config.rms_norm_eps
-        self._dtype, self._stash = dtype, HostStash()
+        self._dtype, self._offload = dtype, HostOffload()
         self._context_group, self._sharded = context_group, sharded
         self._float8: dict[nn.Module, Float8Weight] = {}
         self._adapters = [stack for layer in self._layers for stack in _adapters(layer)]
@@ -110,19 +110,19 @@ class Decoder:
                 documents=documents,
                 context_group=self._context_group,
                 tile_rows=TILE_ROWS,
-                stash=self._stash,
-                whole=any(not _is_adapter(name) for name, _ in _learning(self._layers[0])),
+                offload=self._offload,
+                full=any(not _is_adapter(name) for name, _ in _learning(self._layers[0])),
             )
             adapters = iter(stacked(self._adapters, self._dtype))
             for place, (layer, policy) in enumerate(zip(self._layers, self.policies, strict=True)):
-                with self._at_hand(place, place + 1):
-                    backward = partial(self._at_hand, place, place - 1)
+                with self._gathered(place, place + 1):
+                    backward = partial(self._gathered, place, place - 1)
                     x = decoder_layer(x, self._weights(layer, adapters), context, policy, backward)
             return _RmsNorm.apply(x, self._norm.weight.to(self._dtype), self._eps)  # type: ignore[no-any-return]
 
-    def _at_hand(self, place: int, then: int) -> AbstractContextManager[None]:
+    def _gathered(self, place: int, then: int) -> AbstractContextManager[None]:
         """A layer's weights, whole; `then`: whose are needed next."""
-        return nullcontext() if self._sharded is None else self._sharded.whole(place, then)
+        return nullcontext() if self._sharded is None else self._sharded.gathered(place, then)
 
     def _weights(self, layer: Any, adapters: Iterator[Tensor]) -> Weights:
         """`adapters`: from this layer's first on, in the order of `_adapters`."""

@@ -57,14 +57,14 @@ rms_norm = fused(_rms_norm)
 
 
 def _rms_norm_backward(
-    grad_ND: Tensor, x_ND: Tensor, weight_D: Tensor, eps: float, onto_ND: Tensor | None
+    grad_ND: Tensor, x_ND: Tensor, weight_D: Tensor, eps: float, residual_ND: Tensor | None
 ) -> Tensor:
     """Gradient of x, added to `onto`: what reaches x past the norm."""
     wide = _wide(x_ND)
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     normal, grad = wide * scale, _wide(grad_ND) * _wide(weight_D)
     inner = scale * (grad - normal * (grad * normal).mean(-1, keepdim=True))
-    return (inner if onto_ND is None else inner + _wide(onto_ND)).to(x_ND.dtype)
+    return (inner if residual_ND is None else inner + _wide(residual_ND)).to(x_ND.dtype)
 
 
 rms_norm_backward = fused(_rms_norm_backward)
@@ -72,10 +72,10 @@ rms_norm_backward = fused(_rms_norm_backward)
 
 @fused
 def rms_norm_again(
-    grad_ND: Tensor, x_ND: Tensor, weight_D: Tensor, eps: float, onto_ND: Tensor
+    grad_ND: Tensor, x_ND: Tensor, weight_D: Tensor, eps: float, residual_ND: Tensor
 ) -> tuple[Tensor, Tensor]:
     """rms_norm(x) once more, and rms_norm_backward: they read the same."""
-    return _rms_norm(x_ND, weight_D, eps), _rms_norm_backward(grad_ND, x_ND, weight_D, eps, onto_ND)
+    return _rms_norm(x_ND, weight_D, eps), _rms_norm_backward(grad_ND, x_ND, weight_D, eps, residual_ND)
 
 
 @fused

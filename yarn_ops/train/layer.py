@@ -28,8 +28,8 @@ from yarn_ops.train.elementwise import (
     rms_norm_weight_gradient,
     rotate,
 )
-from yarn_ops.train.host import HostStash, Stashed
 from yarn_ops.train.mlp import GateUp, Mlp
+from yarn_ops.train.offload import HostOffload, OffloadedTensor
 from yarn_ops.train.parallel.ranks import ContextGroup
 from yarn_ops.train.projection import (
     Linear,
@@ -108,8 +108,8 @@ class Context:
     """who has the other parts of the windows' tokens"""
     tile_rows: int
     """positions that the MLP takes at a time, where it keeps nothing"""
-    stash: HostStash
-    whole: bool
+    offload: HostOffload
+    full: bool
     """weights, norms and biases learn too"""
 
 
@@ -133,22 +133,22 @@ class Mid(NamedTuple):
 class Kept:
     """Low-rank products are kept with what they belong to: they are smaller by a hundred."""
 
-    x: Tensor | Stashed
+    x: Tensor | OffloadedTensor
     attended: Attended | None = None
     qkv: Qkv | None = None
     mid: Mid | None = None
     gate_up: GateUp | None = None
 
 
-AtHand = Callable[[], AbstractContextManager[None]]
+Gathered = Callable[[], AbstractContextManager[None]]
 """within it, the layer's weights hold their values"""
 
 
 def decoder_layer(
-    x_BTD: Tensor, weights: Weights, context: Context, policy: LayerPolicy, at_hand: AtHand = nullcontext
+    x_BTD: Tensor, weights: Weights, context: Context, policy: LayerPolicy, gathered: Gathered = nullcontext
 ) -> Tensor:
-    """B × T × D to the same. The backward works within `at_hand`."""
-    return _DecoderLayer.apply(x_BTD, context, policy, at_hand, *weights.flat())  # type: ignore[no-any-return, no-untyped-call]
+    """B × T × D to the same. The backward works within `gathered`."""
+    return _DecoderLayer.apply(x_BTD, context, policy, gathered, *weights.flat())  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _DecoderLayer(torch.autograd.Function):
@@ -158,7 +158,7 @@ class _DecoderLayer(torch.autograd.Function):
         x_BTD: Tensor,
         context: Context,
         policy: LayerPolicy,
-        at_hand: AtHand,
+        gathered: Gathered,
         *flat: Tensor | None,
     ) -> Tensor:
         layer = _Pass(Weights.of(flat), context, x_BTD.shape)
@@ -171,14 +171,14 @@ class _DecoderLayer(torch.autograd.Function):
         mid = layer.project_output(x, attended)
         y, gate_up = layer.mlp(mid.mid_ND, keep=keep == "everything")
         if keep is not None:
-            kept = Kept(context.stash.put(x) if policy.on_host else x)
+            kept = Kept(context.offload.put(x) if policy.on_host else x)
             if keep != "input":
                 kept.attended = attended
             if keep in ("everything", "attention"):
                 kept.qkv, kept.mid = qkv, mid
             if keep == "everything":
                 kept.gate_up = gate_up
-            ctx.kept, ctx.context, ctx.at_hand, ctx.flat = kept, context, at_hand, flat
+            ctx.kept, ctx.context, ctx.gathered, ctx.flat = kept, context, gathered, flat
         return y.view(x_BTD.shape)
 
     @staticmethod
@@ -190,7 +190,7 @@ class _DecoderLayer(torch.autograd.Function):
         ctx.kept = None  # so that what is done with is freed on the way
         layer = _Pass(Weights.of(ctx.flat), ctx.context, grad_BTD.shape)
         grads: dict[str, Any] = dict.fromkeys(Weights._fields)
-        with ctx.at_hand():
+        with ctx.gathered():
             grad_x = layer.backward(grad_BTD.flatten(0, 1), kept, grads, needs_grad_x=ctx.needs_input_grad[0])
         grad_x_BTD = None if grad_x is None else grad_x.view(grad_BTD.shape)
         return grad_x_BTD, None, None, None, *flatten([*grads.values()])
@@ -206,7 +206,7 @@ class _Pass:
         self, grad: Tensor, kept: Kept, grads: dict[str, Any], *, needs_grad_x: bool
     ) -> Tensor | None:
         """The gradient of x, where it is wanted; those of the parameters go to `grads`."""
-        x = kept.x.get() if isinstance(kept.x, Stashed) else kept.x
+        x = kept.x.get() if isinstance(kept.x, OffloadedTensor) else kept.x
         qkv = kept.qkv
         if kept.attended is None:
             qkv = self.project_qkv(x)
@@ -229,13 +229,13 @@ class _Pass:
         return Qkv([q, k, v], low)
 
     def attend(self, qkv: Qkv) -> Attended:
-        q, k, v = self._turned(qkv)
+        q, k, v = self._rotated(qkv)
         return context_parallel_attention(self._c.context_group, self._c.kernel, q, k, v, self._c.documents)
 
     def project_output(self, x: Tensor, attended: Attended) -> Mid:
         output = self._flat(attended.output_BTHK)
         low = low_rank(output, self._w.o_a)
-        return Mid(project(output, low, (self._w.o,), onto_NO=x)[0], low)
+        return Mid(project(output, low, (self._w.o,), residual_NO=x)[0], low)
 
     def mlp(self, mid: Tensor, keep: bool) -> tuple[Tensor, GateUp | None]:
         mlp = self._mlp()
@@ -278,34 +278,34 @@ class _Pass:
         w, c = self._w, self._c
         output = self._flat(attended.output_BTHK)
         low = low_rank_gradient([grad_mid], [w.o])
-        grads["o_a"], (grads["o"],) = parameter_gradients(output, low_o, [grad_mid], low, [w.o], c.whole)
+        grads["o_a"], (grads["o"],) = parameter_gradients(output, low_o, [grad_mid], low, [w.o], c.full)
         grad_output = self._heads(input_gradient([grad_mid], w.o_a, low, [w.o]))
-        turned = context_parallel_attention_backward(
-            c.context_group, c.kernel, grad_output, *self._turned(qkv), attended, c.documents
+        grads_rotated = context_parallel_attention_backward(
+            c.context_group, c.kernel, grad_output, *self._rotated(qkv), attended, c.documents
         )
         del grad_output, output
 
         linears = (w.q, w.k, w.v)
-        grads_qkv = self._turned_backward(turned, qkv, grads)
+        grads_qkv = self._rotated_backward(grads_rotated, qkv, grads)
         low = low_rank_gradient(grads_qkv, linears)
         grad_x = None
-        if needs_grad_x or c.whole:
+        if needs_grad_x or c.full:
             grad_normal = input_gradient(grads_qkv, w.qkv_a, low, linears)
             normal, grad_x = rms_norm_again(grad_normal, x, w.norm, c.eps, grad_mid)
         else:  # x is the embedding of tokens, which does not learn
             normal = rms_norm(x, w.norm, c.eps)
         grads["qkv_a"], (grads["q"], grads["k"], grads["v"]) = parameter_gradients(
-            normal, qkv.low_NR, grads_qkv, low, linears, c.whole
+            normal, qkv.low_NR, grads_qkv, low, linears, c.full
         )
-        if c.whole:
+        if c.full:
             grads["norm"] = rms_norm_weight_gradient(grad_normal, x, c.eps)
         return grad_x
 
     def _mlp(self) -> Mlp:
         w, c = self._w, self._c
-        return Mlp(w.mlp_norm, c.eps, w.gate_up_a, w.down_a, w.gate, w.up, w.down, c.whole)
+        return Mlp(w.mlp_norm, c.eps, w.gate_up_a, w.down_a, w.gate, w.up, w.down, c.full)
 
-    def _turned(self, qkv: Qkv) -> tuple[Tensor, Tensor, Tensor]:
+    def _rotated(self, qkv: Qkv) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys normed, where the architecture does, and rotated; values as they are."""
         w, c = self._w, self._c
         q, k, v = (self._heads(tensor) for tensor in qkv.outputs)
@@ -314,19 +314,19 @@ class _Pass:
         q, k = rms_norm(q, w.q_norm, c.eps), rms_norm(k, w.k_norm, c.eps)
         return self._rotate(q), self._rotate(k), v
 
-    def _turned_backward(
-        self, turned: tuple[Tensor, Tensor, Tensor], qkv: Qkv, grads: dict[str, Any]
+    def _rotated_backward(
+        self, grads_rotated: tuple[Tensor, Tensor, Tensor], qkv: Qkv, grads: dict[str, Any]
     ) -> list[Tensor]:
         w, c = self._w, self._c
-        q, k = (rotate(grad, c.cos_BTK, -c.sin_BTK) for grad in turned[:2])
+        q, k = (rotate(grad, c.cos_BTK, -c.sin_BTK) for grad in grads_rotated[:2])
         if w.q_norm is not None and w.k_norm is not None:
             raw_q, raw_k = (self._heads(tensor) for tensor in qkv.outputs[:2])
-            if c.whole:
+            if c.full:
                 grads["q_norm"] = rms_norm_weight_gradient(q, raw_q, c.eps)
                 grads["k_norm"] = rms_norm_weight_gradient(k, raw_k, c.eps)
             q = rms_norm_backward(q, raw_q, w.q_norm, c.eps, None)
             k = rms_norm_backward(k, raw_k, w.k_norm, c.eps, None)
-        return [self._flat(tensor) for tensor in (q, k, turned[2])]
+        return [self._flat(tensor) for tensor in (q, k, grads_rotated[2])]
 
     def _rotate(self, tensor_BTHK: Tensor) -> Tensor:
         return rotate(tensor_BTHK, self._c.cos_BTK, self._c.sin_BTK)  # type: ignore[no-any-return]

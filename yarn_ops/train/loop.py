@@ -24,18 +24,18 @@ from yarn_ops.models.files import read_config
 from yarn_ops.models.loading import load_proven
 from yarn_ops.recipe import Train
 from yarn_ops.rope.config import rope_spec_of
-from yarn_ops.train.arrange import arrange
 from yarn_ops.train.backbone import Backbone
 from yarn_ops.train.batches import Batch, BatchReader
 from yarn_ops.train.events import EventLog, NoEvents
 from yarn_ops.train.job import Job
+from yarn_ops.train.layout_search import choose_layout
 from yarn_ops.train.lora import load_trained, make_trainable, save_adapter, trained_parameters
+from yarn_ops.train.loss import CausalLoss
 from yarn_ops.train.moments import load_moments, moments_of, place_moments, save_moments
 from yarn_ops.train.parallel.ranks import Ranks
 from yarn_ops.train.parallel.sharding import ShardedLayers
 from yarn_ops.train.plan import known_gpu
 from yarn_ops.train.snapshot import Snapshot, save_snapshot
-from yarn_ops.train.step import CausalLoss
 
 BETAS = (0.9, 0.95)  # Llama 2, section 2.2; YaRN's runs kept them
 FINAL_LOSS_STEPS = 5
@@ -65,7 +65,7 @@ def run_job(
     ranks = ranks or Ranks()
     torch.set_num_threads(max(1, job.threads // ranks.size))
     torch.use_deterministic_algorithms(resolve_device(job.device) == "cpu")
-    arrange(job, ranks)
+    choose_layout(job, ranks)
     torch.manual_seed(job.train.seed)
     loop = Loop(job, events, stop, ranks)
     if resume_from is not None:
@@ -126,9 +126,9 @@ class Loop:
         steps, every = self._job.leg.steps, self._job.train.checkpoint_every
         precision = "fp8" if self._float8 else self._dtype
         self._events.emit("start", step=self._step, device=self._device, precision=precision)
-        self._tell_plan()
+        self._report_plan()
         self._model.train()
-        self._loss.prove(next(self._batches.whole(self._step)).inputs_BT)
+        self._loss.prove(next(self._batches.whole_windows(self._step)).inputs_BT)
         if self._float8:
             self._backbone.quantise()
         while self._step < steps:
@@ -228,9 +228,9 @@ class Loop:
             self._optimizer.zero_grad(set_to_none=True)
             if self._device == "cuda":
                 torch.cuda.empty_cache()
-            self._tell_plan()
+            self._report_plan()
 
-    def _tell_plan(self) -> None:
+    def _report_plan(self) -> None:
         plan = self._backbone.plan
         facts: dict[str, Any] = {"predicted_s": plan.step_s} if self._device == "cuda" else {}
         if self._ranks.size > 1:

@@ -54,7 +54,7 @@ class Mlp:
     gate: Linear
     up: Linear
     down: Linear
-    whole: bool
+    full: bool
     """weights, biases and the norm learn too"""
 
     def gate_up(self, mid_ND: Tensor) -> GateUp:
@@ -75,7 +75,7 @@ class Mlp:
         else:
             hidden_NF = swiglu(gate_NF, up_NF)
         low_down_NR = low_rank(hidden_NF, self.down_a)
-        y_ND = project(hidden_NF, low_down_NR, (self.down,), onto_NO=mid_ND)[0]
+        y_ND = project(hidden_NF, low_down_NR, (self.down,), residual_NO=mid_ND)[0]
         return y_ND, gate_up._replace(low_down_NR=low_down_NR)
 
     def backward(self, grad_ND: Tensor, mid_ND: Tensor, gate_up: GateUp) -> tuple[Tensor, dict[str, Any]]:
@@ -96,7 +96,7 @@ class Mlp:
         if low_down_NR is None:
             low_down_NR = low_rank(hidden_NF, self.down_a)
         down_a, (down,) = parameter_gradients(
-            hidden_NF, low_down_NR, [grad_ND], low_grad_NR, [self.down], self.whole
+            hidden_NF, low_down_NR, [grad_ND], low_grad_NR, [self.down], self.full
         )
         del inner_NF, hidden_NF
 
@@ -105,10 +105,10 @@ class Mlp:
         grad_normal_ND = input_gradient(grads_NF, self.gate_up_a, low_grad_NR, linears)
         normal_ND, grad_mid_ND = rms_norm_again(grad_normal_ND, mid_ND, self.norm_D, self.eps, grad_ND)
         gate_up_a, (gate, up) = parameter_gradients(
-            normal_ND, low_NR, grads_NF, low_grad_NR, linears, self.whole
+            normal_ND, low_NR, grads_NF, low_grad_NR, linears, self.full
         )
         found = {"down_a": down_a, "down": down, "gate_up_a": gate_up_a, "gate": gate, "up": up}
-        if self.whole:
+        if self.full:
             found["mlp_norm"] = rms_norm_weight_gradient(grad_normal_ND, mid_ND, self.eps)
         return grad_mid_ND, found
 

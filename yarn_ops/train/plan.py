@@ -50,7 +50,7 @@ class ModelShape:
     """of activations"""
     weight_bytes: int = 2
     """of a frozen parameter"""
-    whole: bool = False
+    full: bool = False
     """all parameters learn"""
     context: int = 1
     """processes that share a window: each has its part of the positions"""
@@ -76,7 +76,7 @@ class ModelShape:
             trained=trained,
             element_bytes=element_bytes,
             weight_bytes=weight_bytes,
-            whole=trained > parameters / 2,
+            full=trained > parameters / 2,
         )
 
     @property
@@ -163,7 +163,7 @@ def model_flops(shape: ModelShape, positions: int, window: int) -> float:
     products = 2 * shape.layers * _layer_parameters(shape) * positions
     attention = shape.layers * _attention_flops(shape, positions, window)
     head = 2 * shape.vocabulary * shape.hidden * positions
-    whole = products + head if shape.whole else 0
+    whole = products + head if shape.full else 0
     return 2 * products + 3.5 * attention + 2 * head + whole
 
 
@@ -223,7 +223,7 @@ def _layer_seconds(
     shape: ModelShape, policy: LayerPolicy, positions: int, window: int, rates: Rates
 ) -> float:
     d, f = shape.hidden, shape.mlp
-    products = (3 if shape.whole else 2) * _layer_parameters(shape)
+    products = (3 if shape.full else 2) * _layer_parameters(shape)
     if policy.keep != "everything":
         products += 2 * d * f  # gate, up
     if policy.keep in ("outputs", "input"):
@@ -279,7 +279,7 @@ def _too_large(
 ) -> str:
     knob = "a smaller rope.factor or train.batch_windows"
     if shape.fixed_bytes > there:
-        knob = "a smaller base" if not shape.whole else "train.method lora"
+        knob = "a smaller base" if not shape.full else "train.method lora"
     return (
         f"training: a step of {positions:,} tokens needs {needed / GIB:.1f} GiB {what}, there are "
         f"{there / GIB:.1f}; choose {knob}"

@@ -44,7 +44,7 @@ def low_rank(x_NI: Tensor, a_RI: Tensor | None) -> Tensor | None:
 
 
 def project(
-    x_NI: Tensor, low_NR: Tensor | None, linears: Sequence[Linear], onto_NO: Tensor | None = None
+    x_NI: Tensor, low_NR: Tensor | None, linears: Sequence[Linear], residual_NO: Tensor | None = None
 ) -> list[Tensor]:
     """The outputs (each N × O), without what adapters add where `low` is None; `onto` is added to the first
     and left as it is."""
@@ -55,15 +55,15 @@ def project(
         if linear.b_OR is not None and low_NR is not None:
             own_NR, rank = low_NR[:, rank : rank + linear.b_OR.shape[1]], rank + linear.b_OR.shape[1]
         if rows is None:
-            outputs.append(_output(x_NI, linear, own_NR, onto_NO))
+            outputs.append(_output(x_NI, linear, own_NR, residual_NO))
         else:
-            outputs.append(_float8_output(rows, linear, own_NR, onto_NO, x_NI.dtype))
-        onto_NO = None
+            outputs.append(_float8_output(rows, linear, own_NR, residual_NO, x_NI.dtype))
+        residual_NO = None
     return outputs
 
 
-def _output(x_NI: Tensor, linear: Linear, own_NR: Tensor | None, onto_NO: Tensor | None) -> Tensor:
-    start, weight_OI = onto_NO, linear.weight_OI
+def _output(x_NI: Tensor, linear: Linear, own_NR: Tensor | None, residual_NO: Tensor | None) -> Tensor:
+    start, weight_OI = residual_NO, linear.weight_OI
     assert isinstance(weight_OI, Tensor)
     if linear.bias_O is not None:
         start = linear.bias_O if start is None else start + linear.bias_O
@@ -74,16 +74,16 @@ def _output(x_NI: Tensor, linear: Linear, own_NR: Tensor | None, onto_NO: Tensor
 
 
 def _float8_output(
-    x: Rows, linear: Linear, own_NR: Tensor | None, onto_NO: Tensor | None, dtype: torch.dtype
+    x: Rows, linear: Linear, own_NR: Tensor | None, residual_NO: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     assert isinstance(linear.weight_OI, Float8Weight)
     output = multiply(x, linear.weight_OI.outputs, dtype)
     if linear.bias_O is not None:
         output += linear.bias_O
-    addends = [output] if onto_NO is None else [output, onto_NO]
+    addends = [output] if residual_NO is None else [output, residual_NO]
     if own_NR is not None and linear.b_OR is not None:
         return _sum(addends, own_NR, linear.b_OR)
-    return output if onto_NO is None else output.add_(onto_NO)
+    return output if residual_NO is None else output.add_(residual_NO)
 
 
 def adds_low_rank(tensor: Tensor) -> bool:
@@ -146,9 +146,9 @@ def parameter_gradients(
     grads_NO: Sequence[Tensor],
     low_grad_NR: Tensor | None,
     linears: Sequence[Linear],
-    whole: bool,
+    full: bool,
 ) -> Gradients:
-    """Gradients of the adapters, and with `whole` of weights and biases too."""
+    """Gradients of the adapters, and with `full` of weights and biases too."""
     gradients, rank = [], 0
     for grad, linear in zip(grads_NO, linears, strict=True):
         grad_b = None
@@ -156,8 +156,8 @@ def parameter_gradients(
             assert low_NR is not None
             grad_b = grad.t() @ low_NR[:, rank : rank + linear.b_OR.shape[1]]
             rank += linear.b_OR.shape[1]
-        grad_weight = grad.t() @ x_NI if whole else None
-        grad_bias = grad.sum(0) if whole and linear.bias_O is not None else None
+        grad_weight = grad.t() @ x_NI if full else None
+        grad_bias = grad.sum(0) if full and linear.bias_O is not None else None
         gradients.append(LinearGradients(grad_weight, grad_bias, grad_b))
     grad_a = None if low_grad_NR is None else low_grad_NR.t() @ x_NI
     return Gradients(grad_a, gradients)

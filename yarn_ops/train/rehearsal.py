@@ -15,7 +15,7 @@ from yarn_ops.models.files import read_config
 from yarn_ops.models.loading import lay_out
 from yarn_ops.recipe import Leg, Train
 from yarn_ops.records import Local, PatchedModel, Rehearsal, ShardSet
-from yarn_ops.train.arrange import predict
+from yarn_ops.train.layout_search import predict
 from yarn_ops.train.lora import make_trainable, trained_parameters
 from yarn_ops.train.parallel.layout import StepShape, usable_processes
 from yarn_ops.train.plan import GPUS, ModelShape

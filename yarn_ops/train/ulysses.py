@@ -1,9 +1,9 @@
 """Attention over a window whose tokens lie in several processes (DeepSpeed Ulysses, arXiv 2309.14509).
 
 Everything but attention works on each token by itself, so a process keeps its part of the tokens. For
-attention they turn: each gets all tokens of its share of the heads, attends with the kernel of one process,
-documents and causality as they are, and turns back. Where there are fewer key-value heads than processes,
-copies of one serve several, and their gradients are added.
+attention the processes exchange parts: each gets all tokens of its share of the heads, attends with the
+kernel of one process, documents and causality as they are, and sends the outputs back. Where there are
+fewer key-value heads than processes, copies of one serve several, and their gradients are added.
 
 Axes in names: B windows, T this process's tokens, S all tokens, H heads, K head width, C processes.
 """
@@ -32,12 +32,12 @@ def context_parallel_attention(
     if context_group is None:
         return attend(kernel, q_BTHK, k_BTHK, v_BTHK, documents)
     output_BTHK, sums = torch.empty_like(q_BTHK), []
-    for turn in _turns(context_group, k_BTHK.shape[2]):
-        q, k, v = (turn.to_heads(each) for each in (q_BTHK, k_BTHK, v_BTHK))
+    for round_ in _rounds(context_group, k_BTHK.shape[2]):
+        q, k, v = (round_.to_heads(each) for each in (q_BTHK, k_BTHK, v_BTHK))
         attended = attend(kernel, q, k, v, documents)
-        turn.to_tokens(attended.output_BTHK, output_BTHK)
+        round_.to_tokens(attended.output_BTHK, output_BTHK)
         sums.append(attended.log_sum_exp)
-    return Attended(output_BTHK, torch.stack(sums), attended.random)
+    return Attended(output_BTHK, torch.stack(sums), attended.rng_state)
 
 
 def context_parallel_attention_backward(
@@ -54,18 +54,18 @@ def context_parallel_attention_backward(
     if context_group is None:
         return attend_backward(kernel, grad_BTHK, q_BTHK, k_BTHK, v_BTHK, attended, documents)
     gradients = tuple(torch.empty_like(each) for each in (q_BTHK, k_BTHK, v_BTHK))
-    for turn, sums in zip(_turns(context_group, k_BTHK.shape[2]), attended.log_sum_exp, strict=True):
-        grad, q, k, v = (turn.to_heads(each) for each in (grad_BTHK, q_BTHK, k_BTHK, v_BTHK))
-        whole = Attended(turn.to_heads(attended.output_BTHK), sums, attended.random)
+    for round_, sums in zip(_rounds(context_group, k_BTHK.shape[2]), attended.log_sum_exp, strict=True):
+        grad, q, k, v = (round_.to_heads(each) for each in (grad_BTHK, q_BTHK, k_BTHK, v_BTHK))
+        whole = Attended(round_.to_heads(attended.output_BTHK), sums, attended.rng_state)
         found = attend_backward(kernel, grad, q, k, v, whole, documents)
         del grad, q, k, v, whole
         for grad_heads, grad_tokens in zip(found, gradients, strict=True):
-            turn.to_tokens(grad_heads, grad_tokens)
+            round_.to_tokens(grad_heads, grad_tokens)
     return gradients  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
-class _Turn:
+class _ExchangeRound:
     """The heads that travel together: one key-value head of each process, and the queries that ask it. So
     what is under way takes a fraction of all heads' memory."""
 
@@ -75,7 +75,7 @@ class _Turn:
     kv_heads: int
 
     def to_heads(self, tensor_BTHK: Tensor) -> Tensor:
-        """B × T × H × K of my tokens to B × S × h × K of all tokens and my heads of this turn."""
+        """B × T × H × K of my tokens to B × S × h × K of all tokens and my heads of this round."""
         sent_CBTHK = self._mine(tensor_BTHK).movedim(2, 0).contiguous()
         return self._exchanged(sent_CBTHK).movedim(0, 1).flatten(1, 2)
 
@@ -89,11 +89,11 @@ class _Turn:
             out_BTHK.copy_(received_BTCHK.flatten(2, 3).unflatten(2, (out_BTHK.shape[2], -1)).sum(3))
 
     def _mine(self, tensor_BTHK: Tensor) -> Tensor:
-        """B × T × C × h × K: of every process's heads those of this turn."""
-        size, turns = self.context_group.size, max(1, self.kv_heads // self.context_group.size)
+        """B × T × C × h × K: of every process's heads those of this round."""
+        size, rounds = self.context_group.size, max(1, self.kv_heads // self.context_group.size)
         if tensor_BTHK.shape[2] < size:
             tensor_BTHK = tensor_BTHK.repeat_interleave(size // tensor_BTHK.shape[2], 2)
-        return tensor_BTHK.unflatten(2, (size, turns, -1))[:, :, :, self.place]
+        return tensor_BTHK.unflatten(2, (size, rounds, -1))[:, :, :, self.place]
 
     def _exchanged(self, sent_C: Tensor) -> Tensor:
         """The i-th part goes to the i-th process; what comes from it is the i-th of the result."""
@@ -102,5 +102,8 @@ class _Turn:
         return received_C
 
 
-def _turns(context_group: ContextGroup, kv_heads: int) -> list[_Turn]:
-    return [_Turn(context_group, place, kv_heads) for place in range(max(1, kv_heads // context_group.size))]
+def _rounds(context_group: ContextGroup, kv_heads: int) -> list[_ExchangeRound]:
+    return [
+        _ExchangeRound(context_group, place, kv_heads)
+        for place in range(max(1, kv_heads // context_group.size))
+    ]

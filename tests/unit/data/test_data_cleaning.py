@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yarn_ops.data.contamination import COMMON_DOCUMENTS, meets, passages, telling
+from yarn_ops.data.contamination import COMMON_DOCUMENTS, measured_hashes, passages, shares_passage
 from yarn_ops.data.layout import SPLITS, ShardReader
-from yarn_ops.data.near_duplicates import first_alike, signature
+from yarn_ops.data.near_duplicates import first_near_duplicates, signature
 from yarn_ops.data.tokenizer import PIECE_CHARS
 from yarn_ops.data.words import runs, words
 from yarn_ops.errors import DataError
@@ -78,7 +78,7 @@ def test_near_duplicates_are_found_and_others_are_not(seed: int) -> None:
         cut = int(0.7 * len(row))
         unlike.append([*row[:cut], *text(chance, len(row) - cut)])
     hashes = [words(" ".join(row)) for row in [*rows, *unlike]]
-    first = first_alike(np.stack([signature(found) for found in hashes]), 0.7)
+    first = first_near_duplicates(np.stack([signature(found) for found in hashes]), 0.7)
     exact = [_similarity(hashes[number], hashes[150 + number]) for number in range(50)]
     planted = [number for number in range(50) if exact[number] >= 0.82]
     assert np.mean([first[150 + number] == number for number in planted]) >= 0.95
@@ -96,11 +96,11 @@ def _similarity(one: np.ndarray, other: np.ndarray) -> float:
 def test_a_passage_in_common_is_always_found_a_shorter_run_never(seed: int, at: int, place: int) -> None:
     chance = np.random.default_rng(seed)
     measured, other = text(chance, 500), text(chance, 500)
-    told = telling([passages(words(" ".join(measured)), SHARED)])
+    told = measured_hashes([passages(words(" ".join(measured)), SHARED)])
 
     def found(shared: int) -> bool:
         mixed = [*other[:place], *measured[at : at + shared], *other[place:]]
-        return meets(passages(words(" ".join(mixed)), SHARED), told)
+        return shares_passage(passages(words(" ".join(mixed)), SHARED), told)
 
     assert found(SHARED) and found(SHARED + 30)
     assert not found(0) and not found(12)
@@ -111,9 +111,9 @@ def test_what_many_measured_documents_have_betrays_nothing() -> None:
     chance = np.random.default_rng(0)
     measured = [passages(words(f"{licence} {' '.join(text(chance, 90))}"), SHARED) for _ in range(20)]
     found = passages(words(licence), SHARED)
-    assert meets(found, telling(measured[:COMMON_DOCUMENTS]))
-    assert not meets(found, telling(measured))
-    assert not meets(found, telling([]))
+    assert shares_passage(found, measured_hashes(measured[:COMMON_DOCUMENTS]))
+    assert not shares_passage(found, measured_hashes(measured))
+    assert not shares_passage(found, measured_hashes([]))
 
 
 def test_of_near_duplicates_the_first_is_kept(tmp_path: Path, prepare_sources: Prepare) -> None:

@@ -9,19 +9,18 @@ from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from yarn_ops.errors import EvaluationError
-from yarn_ops.models import late
-from yarn_ops.remedies import blocks, full, rolling
+from yarn_ops.models import pre_rope
+from yarn_ops.remedies import attention_sinks, blocks, remedy
+from yarn_ops.remedies.attention_sinks import AttentionSinkMemory
 from yarn_ops.remedies.blocks import BlockMemory
-from yarn_ops.remedies.full import FullMemory
-from yarn_ops.remedies.rolling import RollingMemory
 
 DOCUMENT = 93
 TOLERANCE = {"atol": 3e-5, "rtol": 1e-4}
 
 EXACT = {
-    "full": FullMemory,
-    "rolling, buffer as long as the text": lambda model: RollingMemory(model, buffer_tokens=110),
-    "rolling, a longer buffer": lambda model: RollingMemory(model, buffer_tokens=500),
+    "full": remedy.FullMemory,
+    "rolling, buffer as long as the text": lambda model: AttentionSinkMemory(model, buffer_tokens=110),
+    "rolling, a longer buffer": lambda model: AttentionSinkMemory(model, buffer_tokens=500),
     "blocks, all chosen": lambda model: BlockMemory(model, block_tokens=8, chosen=20, near=1),
     "blocks, all near": lambda model: BlockMemory(model, block_tokens=8, chosen=0, near=13),
 }
@@ -30,8 +29,8 @@ EXACT = {
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a document is read in several, none of them of a round length."""
-    monkeypatch.setattr(full, "CHUNK_TOKENS", 13)
-    monkeypatch.setattr(rolling, "CHUNK_TOKENS", 17)
+    monkeypatch.setattr(remedy, "CHUNK_TOKENS", 13)
+    monkeypatch.setattr(attention_sinks, "CHUNK_TOKENS", 17)
     monkeypatch.setattr(blocks, "CHUNK_TOKENS", 24)
 
 
@@ -57,7 +56,7 @@ def test_a_rolling_buffer_sees_the_first_and_the_last(model, ids) -> None:
     def sees(layer, head, place, queries, keys):
         return sorted({*range(min(4, place + 1)), *range(max(0, place - 15), place + 1)})
 
-    memory = RollingMemory(model, buffer_tokens=20)
+    memory = AttentionSinkMemory(model, buffer_tokens=20)
     assert_close(answer(memory, ids), token_by_token(model, ids, sees)[DOCUMENT:], **TOLERANCE)
     assert memory.seen == 20
     assert memory.held_bytes == 2 * 2 * 2 * 20 * 8 * 4  # K and V, layers, heads, tokens, width, fp32
@@ -107,11 +106,11 @@ def test_blocks_are_chosen_as_a_loop_chooses_them(model, ids) -> None:
 @pytest.mark.parametrize("chunk", [8, 40, 200])
 def test_chunks_do_not_matter(model, ids, name, chunk, monkeypatch) -> None:
     make = {
-        "rolling": lambda: RollingMemory(model, buffer_tokens=20),
+        "rolling": lambda: AttentionSinkMemory(model, buffer_tokens=20),
         "blocks": lambda: BlockMemory(model, block_tokens=8, chosen=2, near=1),
     }[name]
     wanted = answer(make(), ids)
-    monkeypatch.setattr(rolling, "CHUNK_TOKENS", chunk)
+    monkeypatch.setattr(attention_sinks, "CHUNK_TOKENS", chunk)
     monkeypatch.setattr(blocks, "CHUNK_TOKENS", chunk)
     monkeypatch.setattr(blocks, "GATHERED_ELEMENTS", 1000 * chunk)
     assert_close(answer(make(), ids), wanted, **TOLERANCE)
@@ -128,8 +127,8 @@ def test_no_token_is_chosen_for_by_a_later_one(model, ids) -> None:
 def test_a_model_is_left_as_it_was(model, ids) -> None:
     with torch.inference_mode():
         before = model(input_ids=ids[None]).logits
-        rolling.require_late(model)
-        answer(RollingMemory(model, buffer_tokens=20), ids)
+        attention_sinks.require_pre_rope(model)
+        answer(AttentionSinkMemory(model, buffer_tokens=20), ids)
         assert torch.equal(model(input_ids=ids[None]).logits, before)
 
 
@@ -145,7 +144,7 @@ def test_a_model_is_left_as_it_was(model, ids) -> None:
 )
 def test_what_cannot_be_laid_out_anew_is_refused(values, reason) -> None:
     with pytest.raises(EvaluationError, match=reason):
-        rolling.require_late(tiny("qwen2", **values))
+        attention_sinks.require_pre_rope(tiny("qwen2", **values))
 
 
 def test_a_class_of_another_make_is_refused() -> None:
@@ -157,12 +156,12 @@ def test_a_class_of_another_make_is_refused() -> None:
     gpt2 = GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2)
     for model in (GPTNeoXForCausalLM(neox).eval(), GPT2LMHeadModel(gpt2).eval()):
         with pytest.raises(EvaluationError, match=type(model).__name__):
-            rolling.require_late(model)
+            attention_sinks.require_pre_rope(model)
 
 
 def test_attention_that_is_not_the_models_own_is_refused(monkeypatch) -> None:
     """As where a class turns its heads in another way than halves."""
     model = tiny("llama")
-    monkeypatch.setattr(late.Rotation, "turn", lambda self, x, positions: x)
+    monkeypatch.setattr(pre_rope.Rotation, "turn", lambda self, x, positions: x)
     with pytest.raises(EvaluationError, match="not its own attention"):
-        rolling.require_late(model)
+        attention_sinks.require_pre_rope(model)

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from yarn_ops.train.arrange import arrange
 from yarn_ops.train.events import NoEvents
 from yarn_ops.train.job import Job
+from yarn_ops.train.layout_search import choose_layout
 from yarn_ops.train.loop import Loop
 from yarn_ops.train.parallel.ranks import Ranks, join
 
@@ -40,7 +40,7 @@ def steps_of(job: Job, ranks: Ranks) -> Curve:
 
     nn.utils.clip_grad_norm_ = recorded
     try:
-        arrange(job, ranks)
+        choose_layout(job, ranks)
         torch.manual_seed(job.train.seed)
         loop = Steps(job, NoEvents(), threading.Event(), ranks)
         loop.run()

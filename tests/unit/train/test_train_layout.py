@@ -8,7 +8,7 @@ import pytest
 
 from yarn_ops.errors import TrainError
 from yarn_ops.recipe import Train
-from yarn_ops.train.arrange import predict
+from yarn_ops.train.layout_search import predict
 from yarn_ops.train.parallel.layout import Layout, StepShape, usable_processes
 from yarn_ops.train.plan import GIB, GPUS, LADDER, ModelShape, step_cost
 

@@ -19,7 +19,7 @@ from yarn_ops.errors import TrainError
 from yarn_ops.models.head import Head
 from yarn_ops.train.backbone import Backbone, TransformersBackbone
 from yarn_ops.train.batches import IGNORED, make_batch, positions_within
-from yarn_ops.train.step import CausalLoss, HiddenStates, summed_loss
+from yarn_ops.train.loss import CausalLoss, HiddenStates, summed_loss
 
 WAYS = [TransformersBackbone, lambda model, dtype: Backbone(model, dtype, windows=2, window=64)]
 
@@ -59,7 +59,7 @@ def test_loss_and_gradients_equal_those_of_all_logits_at_once(
     way: Callable[..., HiddenStates],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("yarn_ops.train.step.summed_loss.__defaults__", (None, rows * 96))
+    monkeypatch.setattr("yarn_ops.train.loss.summed_loss.__defaults__", (None, rows * 96))
     model.get_input_embeddings().requires_grad_(embeddings_learn)  # tied: the head's weight too
     batch = make_batch([random_window(33), random_window(33, seed=1)], device="cpu", document_mask=False)
     ids_BT = torch.cat([batch.inputs_BT, batch.targets_BT[:, -1:]], dim=1)

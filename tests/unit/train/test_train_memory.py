@@ -12,7 +12,7 @@ from yarn_ops.errors import TrainError
 from yarn_ops.train.batches import Batch
 from yarn_ops.train.events import read_events
 from yarn_ops.train.job import Job
-from yarn_ops.train.step import CausalLoss, Loss
+from yarn_ops.train.loss import CausalLoss, Loss
 
 MakeJob = Callable[..., Job]
 Trained = Callable[[Job], Job]

@@ -200,7 +200,7 @@ def test_a_killed_parent_leaves_none_that_waits(tmp_path: Path) -> None:
 
 def test_the_watchdog_alone_notices_a_parent_that_is_gone() -> None:
     nobody = 1 if os.getppid() != 1 else 2
-    waits = f"from yarn_ops.train.lifeline import stop_request; stop_request({nobody}).wait()"
+    waits = f"from yarn_ops.train.__main__ import stop_request; stop_request({nobody}).wait()"
     assert subprocess.run([sys.executable, "-c", waits], timeout=WAIT_S).returncode == 0
 
 

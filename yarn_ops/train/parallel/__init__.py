@@ -1,4 +1,3 @@
-"""Several processes, one training step: who has what (`layout`, `arrange`), how they meet (`ranks`), what
-becomes of them when one is lost (`peers`), attention over windows in parts (`ulysses`), a base in parts
-(`sharding`).
+"""Several processes that train one model: how they share a step (`layout`), collectives (`ranks`), heartbeats
+(`peers`), sharded layers (`sharding`). Attention over a window in parts is `train.ulysses`.
 """

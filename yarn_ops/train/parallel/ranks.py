@@ -65,7 +65,7 @@ class Ranks:
         """Which part of every window it holds."""
         return self.rank % self.layout.context
 
-    def arrange(self, layout: Layout) -> None:
+    def use_layout(self, layout: Layout) -> None:
         """Share steps so from now on; all ranks call it with the same."""
         assert layout.processes == self.size
         self.layout, self.context_group = layout, None
@@ -88,7 +88,7 @@ class Ranks:
         """Whether one of them wishes so: then all do."""
         return self._reduced([float(wish)], dist.ReduceOp.MAX)[0] > 0
 
-    def least(self, values: Sequence[float]) -> list[float]:
+    def minimum(self, values: Sequence[float]) -> list[float]:
         """The smallest of each over all ranks."""
         return self._reduced(values, dist.ReduceOp.MIN)
 

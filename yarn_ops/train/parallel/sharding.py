@@ -26,11 +26,11 @@ class ShardedLayers:
             fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=learns)
             assert isinstance(layer, FSDPModule)
             self._layers.append(layer)
-        with self.whole(0, then=-1):
+        with self.gathered(0, then=-1):
             pass  # what gathering takes of the memory is taken before the planner looks
 
     @contextmanager
-    def whole(self, place: int, then: int) -> Iterator[None]:
+    def gathered(self, place: int, then: int) -> Iterator[None]:
         """Within it the layer at `place` is whole; the one at `then`, if there is one, is on its way."""
         layer: Any = self._layers[place]
         layer.unshard()

@@ -22,7 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from yarn_ops.errors import EvaluationError
 from yarn_ops.rope.proof import rotary_modules
 
-ATTENTION = "yarn-ops-late"
+ATTENTION = "yarn-ops-pre-rope"
 LENGTH_DEPENDENT_TYPES = ("dynamic", "dynamic-yarn", "longrope")
 """rope_type of modules whose frequencies change with the length: a packed layout has no length to go by"""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from yarn_ops.errors import EvaluationError
-from yarn_ops.models.late import Rotation, run
+from yarn_ops.models.pre_rope import Rotation, run
 
 SINK_TOKENS = 4
 """Xiao et al. 2023, section 3.2: four are enough, one or two are not"""
@@ -29,7 +29,7 @@ FP32_TOLERANCE, HALF_TOLERANCE = 1e-3, 0.15
 """of the largest logit; bf16 rounds in another order"""
 
 
-class RollingMemory:
+class AttentionSinkMemory:
     """At most `buffer_tokens` keys and values a layer, whatever the length read."""
 
     def __init__(self, model: PreTrainedModel, *, buffer_tokens: int, sink_tokens: int = SINK_TOKENS) -> None:
@@ -102,11 +102,11 @@ class RollingMemory:
         return torch.cat((x[:, :sinks], x[:, -self._local :]), dim=1)
 
 
-def require_late(model: PreTrainedModel) -> None:
+def require_pre_rope(model: PreTrainedModel) -> None:
     """EvaluationError unless attention remade here is the model's own: same logits on a few tokens."""
     name = type(model).__name__
     ids = torch.arange(1, PROBE_TOKENS + 1, device=model.device) % model.config.vocab_size
-    memory = RollingMemory(model, buffer_tokens=2 * PROBE_TOKENS)
+    memory = AttentionSinkMemory(model, buffer_tokens=2 * PROBE_TOKENS)
     try:
         ours = memory.ask(ids, PROBE_TOKENS)
     except (TypeError, RuntimeError) as error:  # it hands on no memory, or turns but a part of its heads

@@ -7,33 +7,33 @@ import torch
 from torch import Tensor
 
 
-class HostStash:
+class HostOffload:
     """A stack of tensors; its pinned buffers are used again from step to step."""
 
     def __init__(self) -> None:
         self._buffers: list[Tensor] = []
-        self._out: list[Stashed] = []
+        self._out: list[OffloadedTensor] = []
         self._stream: torch.cuda.Stream | None = None
 
-    def put(self, tensor: Tensor) -> Stashed:
+    def put(self, tensor: Tensor) -> OffloadedTensor:
         """Begin the copy. A CPU's tensor is in host memory already: it is kept."""
         if not tensor.is_cuda:
-            return Stashed(self, tensor)
+            return OffloadedTensor(self, tensor)
         place = len(self._out)
         if place == len(self._buffers):
             self._buffers.append(torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True))
-        stashed = Stashed(self, self._buffers[place], tensor.device)
-        self._out.append(stashed)
+        offloaded = OffloadedTensor(self, self._buffers[place], tensor.device)
+        self._out.append(offloaded)
         stream = self._side()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            stashed.host.copy_(tensor, non_blocking=True)
+            offloaded.host.copy_(tensor, non_blocking=True)
         tensor.record_stream(stream)
-        return stashed
+        return offloaded
 
-    def taken(self, stashed: Stashed) -> None:
+    def taken(self, offloaded: OffloadedTensor) -> None:
         """The last one is back in use: bring the one before."""
-        if self._out and self._out[-1] is stashed:
+        if self._out and self._out[-1] is offloaded:
             self._out.pop()
             if self._out:
                 self._out[-1].fetch(self._side())
@@ -43,12 +43,12 @@ class HostStash:
         return self._stream
 
 
-class Stashed:
-    """One tensor of the stash."""
+class OffloadedTensor:
+    """One tensor of the offload."""
 
-    def __init__(self, stash: HostStash, host: Tensor, device: torch.device | None = None) -> None:
+    def __init__(self, offload: HostOffload, host: Tensor, device: torch.device | None = None) -> None:
         self.host = host
-        self._stash, self._device = stash, device
+        self._offload, self._device = offload, device
         self._back: Tensor | None = None
         self._stream: torch.cuda.Stream | None = None
 
@@ -66,9 +66,9 @@ class Stashed:
         """The tensor on its device; once."""
         if self._device is None:
             return self.host
-        self.fetch(self._stash._side())
+        self.fetch(self._offload._side())
         assert self._back is not None and self._stream is not None
         torch.cuda.current_stream().wait_stream(self._stream)
         back, self._back = self._back, None
-        self._stash.taken(self)
+        self._offload.taken(self)
         return back

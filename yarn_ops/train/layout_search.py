@@ -21,7 +21,7 @@ LINK_BYTES = 200e9
 """that a process sends in a second; an all-reduce of 1 GiB on two H100 has 329 GB/s of bus bandwidth"""
 
 
-def arrange(job: Job, ranks: Ranks) -> None:
+def choose_layout(job: Job, ranks: Ranks) -> None:
     """Choose the layout of a job, the same in every rank, before anything is loaded."""
     if ranks.size == 1:
         return
@@ -33,7 +33,7 @@ def arrange(job: Job, ranks: Ranks) -> None:
     frozen_bytes = element_bytes if job.train.method == "lora" else 4
     shape = ModelShape.of(model, element_bytes=element_bytes, weight_bytes=frozen_bytes)
     window, float8 = job.leg.context_tokens, job.train.precision == "fp8"
-    memory, host, *rates = ranks.least(
+    memory, host, *rates = ranks.minimum(
         capacity(shape, device, torch_dtype(dtype), job.train.batch_windows * window, window, float8)
     )
     found = predict(
@@ -45,7 +45,7 @@ def arrange(job: Job, ranks: Ranks) -> None:
         memory_bytes=memory,
         host_bytes=host,
     )
-    ranks.arrange(found.layout)
+    ranks.use_layout(found.layout)
 
 
 class Prediction(NamedTuple):
@@ -94,7 +94,7 @@ def _allowed(processes: int, step: StepShape, train: Train, shape: ModelShape) -
         yield Layout()
         return
     sharding = {"auto": (False, True), "yes": (True,), "no": (False,)}[train.shard_base]
-    if shape.whole or train.precision == "fp8" or not step.ours:
+    if shape.full or train.precision == "fp8" or not step.ours:
         sharding = () if train.shard_base == "yes" else (False,)
     for data, context in step.shares(processes):
         if train.context_parallel in (None, context):
