@@ -30,7 +30,8 @@ from yarn_ops.evals.journal import JsonLines
 from yarn_ops.evals.measure import EvaluationRequest, evaluate, measure
 from yarn_ops.evals.plan import GRIDS, SIZES, CellPlan, lengths_to, needed_tokens, suite_cells
 from yarn_ops.evals.reach import capacity_scores
-from yarn_ops.evals.reader import Reader, WholeReader, open_reader
+from yarn_ops.evals.reader import Reader, WholeReader
+from yarn_ops.evals.reader_choice import open_reader
 from yarn_ops.evals.run import Worker
 from yarn_ops.evals.subject import open_subject
 from yarn_ops.evals.tasks.needles import recall_examples

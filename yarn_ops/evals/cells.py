@@ -16,7 +16,8 @@ from yarn_ops.data.haystack import Haystack
 from yarn_ops.digests import digest_of
 from yarn_ops.evals import VERSION
 from yarn_ops.evals.forward import require_known_head
-from yarn_ops.evals.reader import Reader, open_reader
+from yarn_ops.evals.reader import Reader
+from yarn_ops.evals.reader_choice import open_reader
 from yarn_ops.records import Score
 from yarn_ops.rope.methods import RopeSpec
 

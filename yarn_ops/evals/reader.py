@@ -13,8 +13,6 @@ Axes: R rows of packed questions, N tokens read, B = 1, V vocabulary.
 
 from __future__ import annotations
 
-import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -27,20 +25,13 @@ from transformers import DynamicCache, PreTrainedModel
 
 from yarn_ops.data.haystack import Ids
 from yarn_ops.evals.examples import Question, Tokens
-from yarn_ops.models import suffix
 from yarn_ops.models.head import Head
-from yarn_ops.rope.methods import LENGTH_DEPENDENT, RopeSpec
-
-log = logging.getLogger(__name__)
 
 CHUNK_TOKENS = 4096
 """read at once"""
 GRAIN_TOKENS = {"cuda": 1024}
 """read again at most, to begin where a kernel has begun before"""
 PACKED_ROWS = 1024
-PROBE_TOKENS, PROBE_PREFIX, PROBE_CHUNK = 48, 20, 16
-PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
-"""largest difference of log-probabilities, whole forward against the shared reading"""
 
 
 @dataclass(frozen=True)
@@ -79,24 +70,6 @@ class Reader(Protocol):
         ...
 
 
-def open_reader(model: PreTrainedModel, spec: RopeSpec | None) -> Reader:
-    """The quickest reader whose answers, on this model and device, are those of whole forwards.
-
-    Not shared: where the rotation depends on the length (`spec`), where attention has a window, where the
-    cache cannot be cut, or where a probe of the model shows a difference.
-    """
-    if spec is None or spec.method in LENGTH_DEPENDENT or _windowed(model.config):
-        return WholeReader(model)
-    usual = model.config._attn_implementation
-    ours = suffix.register_attention(model.device.type) if suffix.stands_for(usual) else ()
-    for implementation in (*ours, usual):
-        model.set_attn_implementation(implementation)
-        if _reads_alike(model):
-            return SharedReader(model)
-    model.set_attn_implementation(usual)
-    return WholeReader(model)
-
-
 class SharedReader:
     """Keeps the keys and values of what was read."""
 
@@ -129,7 +102,7 @@ class SharedReader:
 
     @torch.inference_mode()
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
-        return [reply for some in _packs(questions) for reply in self._ask(some)]
+        return [reply for some in _packs(questions) for reply in replies_of(some, self.logits(some))]
 
     @torch.inference_mode()
     def write(self, prompt: Tokens, tokens: int, enough: Callable[[list[int]], bool]) -> list[int]:
@@ -162,7 +135,9 @@ class SharedReader:
         self._cut(self._length() - len(self._ids))
         return tuple(layer[0].float() for layer in output.attentions)
 
-    def _ask(self, questions: Sequence[Question]) -> list[Reply]:
+    @torch.inference_mode()
+    def logits(self, questions: Sequence[Question]) -> Tensor:
+        """float32 [all answer tokens, V]: what comes before each token of each question's answers."""
         packed = _pack(questions, self._length())
         device = self.model.device
         mask = torch.cat([torch.ones(len(packed.ids), self._length(), dtype=torch.bool), packed.mask], dim=1)
@@ -175,7 +150,7 @@ class SharedReader:
         ).last_hidden_state[0]
         self._cut(len(packed.ids))
         self.read_tokens += len(packed.ids)
-        return replies_of(questions, Head.of(self.model).logits(hidden[packed.asked]))
+        return Head.of(self.model).logits(hidden[packed.asked])
 
     def _through(self, ids: Ids) -> Tensor:
         start = self._length()
@@ -214,13 +189,17 @@ class WholeReader:
 
     @torch.inference_mode()
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
-        replies = []
-        for question in questions:
-            rows = [
-                self._logits((*question.prompt, *answer[:-1]))[-len(answer) :] for answer in question.answers
-            ]
-            replies += replies_of([question], torch.cat(rows))
-        return replies
+        return [reply for one in questions for reply in replies_of([one], self.logits([one]))]
+
+    @torch.inference_mode()
+    def logits(self, questions: Sequence[Question]) -> Tensor:
+        """As `SharedReader.logits`."""
+        rows = [
+            self._logits((*question.prompt, *answer[:-1]))[-len(answer) :]
+            for question in questions
+            for answer in question.answers
+        ]
+        return torch.cat(rows)
 
     @torch.inference_mode()
     def write(self, prompt: Tokens, tokens: int, enough: Callable[[list[int]], bool]) -> list[int]:
@@ -308,38 +287,3 @@ def _common_prefix(one: Ids, other: Ids) -> int:
     shorter = min(len(one), len(other))
     different = np.flatnonzero(one[:shorter] != other[:shorter])
     return int(different[0]) if different.size else shorter
-
-
-def _windowed(config: Any) -> bool:
-    kinds = getattr(config, "layer_types", None) or ()
-    if kinds:
-        return any(kind != "full_attention" for kind in kinds)
-    return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
-
-
-@torch.inference_mode()
-def _reads_alike(model: PreTrainedModel) -> bool:
-    """Whether chunks, a cut and packed questions give this model's log-probabilities."""
-    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, 2 * PROBE_TOKENS).astype(np.int64)
-    text, other = ids[:PROBE_TOKENS], ids[PROBE_TOKENS:].copy()
-    other[:PROBE_PREFIX] = text[:PROBE_PREFIX]
-    questions = [
-        Question((5 % model.config.vocab_size, 7 % model.config.vocab_size), (3, 4), ((6, 5),)),
-        Question((9 % model.config.vocab_size,), (2, 8, 1)),
-    ]
-    try:
-        shared, whole = SharedReader(model, PROBE_CHUNK), WholeReader(model)
-        shared.read(other)
-        shared.read(text)
-        whole.read(text)
-        pairs = list(zip(shared.ask(questions), whole.ask(questions), strict=True))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # a foreign forward refuses in any way it likes; whole ones are always right
-        log.info("%s is read anew for every question: %r", type(model).__name__, error)
-        return False
-    tolerance = PROBE_TOLERANCE.get(model.dtype, 1e-3) * max(len(question.answer) for question in questions)
-    return all(
-        math.isclose(one.nll or 0.0, other.nll or 0.0, abs_tol=tolerance, rel_tol=0.02)
-        for one, other in pairs
-    )

@@ -37,6 +37,7 @@ class Head(NamedTuple):
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """N × V, in float32 or wider."""
-        logits = F.linear(hidden_ND, self.weight_VD, self.bias_V)
+        weight, bias = self.weight_VD.to(hidden_ND), self.bias_V
+        logits = F.linear(hidden_ND, weight, bias if bias is None else bias.to(hidden_ND))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.divisor
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap

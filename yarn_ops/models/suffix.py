@@ -21,6 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
 NAME = "yarn-ops-suffix"
+"""No name here may say "flash", "sdpa", "flex_attention", "paged|" or have a slash: transformers would look
+for a package, a kernel on the hub or a mask of its own by that name."""
 aten = torch.ops.aten
 
 Kernel = Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
@@ -83,7 +85,7 @@ def _by_key_head(query: Tensor, key: Tensor) -> Tensor:
 def _masked(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """As a `Kernel`, by a mask of the rows; every row sees itself at least."""
     groups = query.shape[1] // key.shape[1]
-    products = (query @ repeat_kv(key, groups).transpose(-1, -2)).float() * scale
+    products = query.float() @ repeat_kv(key, groups).float().transpose(-1, -2) * scale
     products = products.masked_fill(~seen, -torch.inf)
     return products.softmax(-1).to(value.dtype) @ repeat_kv(value, groups), products.logsumexp(-1)
 
@@ -95,7 +97,7 @@ def _cudnn(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple
     return output, sums.reshape(q.shape[:-1])
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def _tiled(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     output, sums, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, False, scale=scale)
     return output, sums
 
@@ -109,7 +111,7 @@ def _on_cpu(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tupl
 
 
 KERNELS: Mapping[str, Mapping[str, Kernel]] = {
-    "cuda": {"cudnn": _cudnn, "flash": _flash},
+    "cuda": {"cudnn": _cudnn, "tiled": _tiled},
     "cpu": {"cpu": _on_cpu},
 }
 

@@ -11,7 +11,8 @@ from suite_parts import SIZES, SPEC, documents
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from yarn_ops.evals.examples import Question
-from yarn_ops.evals.reader import SharedReader, WholeReader, open_reader
+from yarn_ops.evals.reader import SharedReader, WholeReader
+from yarn_ops.evals.reader_choice import open_reader
 from yarn_ops.evals.tasks import needles
 from yarn_ops.models import suffix
 

@@ -1,0 +1,168 @@
+"""The reader that a model gets: by an attention that transformers takes as it is, and as near to float32."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from suite_parts import SIZES, SPEC
+from torch import Tensor
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from transformers.integrations.hub_kernels import is_kernel
+from transformers.utils.generic import is_flash_attention_requested
+
+import yarn_ops
+from yarn_ops.evals.reader import SharedReader, WholeReader
+from yarn_ops.evals.reader_choice import _Probe, open_reader
+from yarn_ops.models import late, suffix
+from yarn_ops.rope import dynamic
+
+SMOLLM2 = {
+    "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192,
+    "tie_word_embeddings": True, "rope_theta": 100_000.0,
+}  # fmt: skip
+REGISTERS = {"models/late.py", "models/suffix.py", "rope/dynamic.py"}
+gpu = pytest.mark.gpu
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def attention_names() -> set[str]:
+    """Every attention that the product makes known to transformers, on any device."""
+    return {
+        late.ATTENTION, dynamic.register_attention(),
+        *(name for device in suffix.KERNELS for name in suffix.register_attention(device)),
+    }  # fmt: skip
+
+
+def test_every_registration_is_known_here():
+    root = Path(yarn_ops.__file__).parent
+    found = {
+        str(path.relative_to(root))
+        for path in root.rglob("*.py")
+        if re.search(r"AttentionInterface\.register\(|ALL_ATTENTION_FUNCTIONS\[", path.read_text("utf-8"))
+    }
+    assert found == REGISTERS
+
+
+@pytest.mark.parametrize("name", sorted(attention_names()))
+def test_transformers_takes_no_name_for_something_else(name: str):
+    """Neither for a package, nor for a kernel on the hub, nor for an attention with a mask of its own."""
+    assert not any(is_flash_attention_requested(requested_attention_implementation=name, version=version)
+                   for version in (None, 1, 2, 3, 4))  # fmt: skip
+    assert not is_kernel(name)
+    assert not any(word in name for word in ("flash", "sdpa", "flex", "eager", "paged", "|", "/", ":", "@"))
+    AttentionInterface.register(name, AttentionInterface._global_mapping.get(name, lambda *_, **__: None))
+    model = LlamaForCausalLM(LlamaConfig(**SIZES))
+    model.set_attn_implementation(name)
+    assert model.config._attn_implementation == name
+
+
+def in_bf16(**sizes: object) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**{**SIZES, "initializer_range": 0.2, **sizes})).bfloat16().eval()
+
+
+def test_rounding_is_no_difference():
+    """Logits so large that answers in bf16 are far from those in float32, by every way alike."""
+    model = in_bf16(num_hidden_layers=8)
+    model.lm_head.weight.data *= 40
+    probe = _Probe(model)
+    assert probe._allowed > 2 * 0.15  # nats a token that any model in bf16 was once allowed
+    assert isinstance(open_reader(model, SPEC), SharedReader)
+    assert model.config._attn_implementation == f"{suffix.NAME}-cpu"
+
+
+def sharper(kernel: suffix.Kernel, *tensors: Tensor | bool, **_: object) -> tuple[Tensor, Tensor]:
+    """A kernel whose scale is a tenth too large."""
+    *others, scale = tensors
+    return kernel(*others, 1.1 * scale)
+
+
+def acausal(kernel: suffix.Kernel, *tensors: Tensor | bool) -> tuple[Tensor, Tensor]:
+    q, k, v, _, scale = tensors
+    return kernel(q, k, v, False, scale)
+
+
+@pytest.mark.parametrize("fault", [sharper, acausal])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_kernel_that_is_wrong_falls_back(monkeypatch, fault: Callable[..., object], dtype: torch.dtype):
+    """To the next, and after the last to the usual attention."""
+    wrong = partial(fault, suffix.KERNELS["cpu"]["cpu"])
+    model = in_bf16().to(dtype)
+    monkeypatch.setattr(suffix, "KERNELS", {"cpu": {"wrong": wrong, "right": suffix.KERNELS["cpu"]["cpu"]}})
+    assert isinstance(open_reader(model, SPEC), SharedReader)
+    assert model.config._attn_implementation == f"{suffix.NAME}-right"
+    model.set_attn_implementation("sdpa")
+    monkeypatch.setattr(suffix, "KERNELS", {"cpu": {"wrong": wrong}})
+    assert isinstance(open_reader(model, SPEC), SharedReader)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_the_model_is_what_it_was():
+    model = in_bf16()
+    before = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in model.state_dict().items()}
+    open_reader(model, SPEC)
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == torch.bfloat16 and tensor.data_ptr() == before[name][0]
+        assert torch.equal(tensor, before[name][1])
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_float32_is_the_float32_model():
+    model = in_bf16()
+    narrow, wide = _Probe(model), model.float()
+    torch.testing.assert_close(narrow._exact, narrow._answers(WholeReader(wide), [narrow._text]))
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize("heads", [(9, 3, 64), (32, 8, 128), (15, 5, 64), (8, 8, 64), (14, 2, 64)], ids=str)
+@pytest.mark.parametrize("rows", [16, 37, 1024, 4096])
+@pytest.mark.parametrize("kernel", sorted(suffix.KERNELS["cuda"]))
+def test_a_kernel_of_the_gpu_is_as_exact_as_pytorch(kernel: str, rows: int, heads: tuple[int, int, int]):
+    """Against float32, over a long text whose keys are a slice of a longer cache."""
+    query_heads, key_heads, width = heads
+    torch.manual_seed(0)
+    keys = 16_384 + rows
+    query = torch.randn(1, rows, query_heads, width, device="cuda").bfloat16().transpose(1, 2) * 2
+    key, value = torch.randn(2, 1, key_heads, keys + 64, width, device="cuda").bfloat16()[..., :keys, :]
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = query_heads // key_heads, True
+    groups = query_heads // key_heads
+    seen = torch.ones(rows, keys, dtype=torch.bool, device="cuda").tril(keys - rows)
+    packed = seen.clone()
+    packed[rows // 2 :, -rows : -rows // 2] = False
+    for mask in (None, packed[None, None]):
+        wide = [query.float(), *(part.float().repeat_interleave(groups, 1) for part in (key, value))]
+        sees = seen if mask is None else packed
+        exact = torch.cat([
+            torch.nn.functional.scaled_dot_product_attention(
+                *(part[:, head : head + 1] for part in wide), attn_mask=sees
+            )
+            for head in range(query_heads)
+        ], 1)  # fmt: skip
+        usual = torch.nn.functional.scaled_dot_product_attention(
+            query, *(part.repeat_interleave(groups, 1) for part in (key, value)), attn_mask=sees
+        )
+        ours = suffix.attend(suffix.KERNELS["cuda"][kernel], module, query, key, value, mask)[0].transpose(
+            1, 2
+        )
+        error = (ours.float() - exact).square().mean().sqrt()
+        assert error <= 2 * (usual.float() - exact).square().mean().sqrt(), f"mask {mask is not None}"
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize("kernel", sorted(suffix.KERNELS["cuda"]))
+def test_smollm2_is_read_by_each_kernel_of_the_gpu(kernel: str):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SMOLLM2)).bfloat16().eval().to("cuda")
+    suffix.register_attention("cuda")
+    probe = _Probe(model)
+    model.set_attn_implementation(f"{suffix.NAME}-{kernel}")
+    assert probe.reads_alike()
