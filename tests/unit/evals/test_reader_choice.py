@@ -18,7 +18,7 @@ from transformers.utils.generic import is_flash_attention_requested
 import yarn_ops
 from yarn_ops.evals.reader import SharedReader, WholeReader
 from yarn_ops.evals.reader_choice import _Probe, open_reader
-from yarn_ops.models import late, suffix
+from yarn_ops.models import pre_rope, suffix
 from yarn_ops.rope import dynamic
 
 SMOLLM2 = {
@@ -26,7 +26,7 @@ SMOLLM2 = {
     "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192,
     "tie_word_embeddings": True, "rope_theta": 100_000.0,
 }  # fmt: skip
-REGISTERS = {"models/late.py", "models/suffix.py", "rope/dynamic.py"}
+REGISTERS = {"models/pre_rope.py", "models/suffix.py", "rope/dynamic.py"}
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -34,7 +34,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 def attention_names() -> set[str]:
     """Every attention that the product makes known to transformers, on any device."""
     return {
-        late.ATTENTION, dynamic.register_attention(),
+        pre_rope.ATTENTION, dynamic.register_attention(),
         *(name for device in suffix.KERNELS for name in suffix.register_attention(device)),
     }  # fmt: skip
 
