@@ -18,7 +18,8 @@ sliding_stride_tokens = 0
 recall_windows = 2
 templates = ["code"]
 [gate]
-min_recall = 0
+min_recall_kept = 0
+min_uses_share = 0
 max_short_growth = 2
 max_long_growth = 3
 max_short_recall_loss = 1

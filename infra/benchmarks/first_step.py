@@ -30,7 +30,13 @@ RECIPE: dict[str, Any] = {
     "data": {"sources": ["stdlib:json/*.py", "stdlib:email/*.py", "stdlib:asyncio/*.py"]},
     "train": {"steps": 4, "context_tokens": 256},
     "evaluate": {"lengths": [1, 2], "windows": 2, "recall_windows": 2, "templates": ["code"]},
-    "gate": {"min_recall": 0, "max_short_growth": 9, "max_long_growth": 9, "max_short_recall_loss": 1},
+    "gate": {
+        "min_recall_kept": 0,
+        "min_uses_share": 0,
+        "max_short_growth": 9,
+        "max_long_growth": 9,
+        "max_short_recall_loss": 1,
+    },
     "publish": {"name": "first"},
 }
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}

@@ -26,7 +26,8 @@ sliding_stride_tokens = 0
 recall_windows = 1
 templates = ["code"]
 [gate]
-min_recall = 0
+min_recall_kept = 0
+min_uses_share = 0
 min_long_gain = 0.1
 max_long_growth = 10
 max_short_growth = 10

@@ -26,7 +26,13 @@ RECIPE: dict[str, Any] = {
     "data": {"sources": ["stdlib:json/*.py", "stdlib:email/*.py", "stdlib:asyncio/*.py"]},
     "train": {"steps": 24, "context_tokens": 512, "learning_rate": 1e-3},
     "evaluate": {"lengths": [1, 2, 3], "windows": 4, "recall_windows": 4},
-    "gate": {"min_recall": 0, "max_short_growth": 9, "max_long_growth": 9, "max_short_recall_loss": 1},
+    "gate": {
+        "min_recall_kept": 0,
+        "min_uses_share": 0,
+        "max_short_growth": 9,
+        "max_long_growth": 9,
+        "max_short_recall_loss": 1,
+    },
     "publish": {"name": "shown"},
 }
 """What the pictures show."""

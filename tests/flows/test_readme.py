@@ -53,8 +53,8 @@ STAGE_LINE = re.compile(r"(\S+) +(done|reused) +[\d.]+ s")
 ORIGINAL_TOKENS, TARGET_TOKENS = 512, 2048
 SHORT = (
     "yarn-ops extend demo --set train.steps=2 --set train.warmup_steps=1 --set evaluate.windows=2 "
-    "--set evaluate.recall_windows=2 --set gate.min_recall=0 --set gate.max_long_growth=9 "
-    "--set gate.max_short_growth=2 "
+    "--set evaluate.recall_windows=2 --set gate.min_recall_kept=0 --set gate.min_uses_share=0 "
+    "--set gate.min_recall=0 --set gate.max_long_growth=9 --set gate.max_short_growth=2 "
     """--set 'data.sources=["stdlib:asyncio/*.py", "stdlib:email/*.py", "stdlib:json/*.py"]'"""
 )
 

@@ -21,7 +21,8 @@ import yarn_ops
 CUT_SHORT = (
     "train.steps=2", "train.warmup_steps=1", "train.context_tokens=1024", "rope.factor=2",
     "evaluate.windows=2", "evaluate.recall_windows=2", "evaluate.lengths=[1, 2]",
-    "gate.min_recall=0", "gate.max_long_growth=9", "gate.max_short_growth=2", "gate.max_short_recall_loss=1",
+    "gate.min_recall_kept=0", "gate.min_uses_share=0",
+    "gate.max_long_growth=9", "gate.max_short_growth=2", "gate.max_short_recall_loss=1",
     'data.sources=["stdlib:asyncio/*.py", "stdlib:email/*.py", "stdlib:json/*.py"]',
 )  # fmt: skip
 

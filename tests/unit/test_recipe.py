@@ -130,6 +130,14 @@ def test_a_renamed_key_fails_under_its_old_name_and_a_recorded_one_is_read(
     )
 
 
+def test_a_threshold_that_a_recorded_gate_lacks_was_not_asked_for() -> None:
+    values = load_recipe(recipe_path("demo")).model_dump(mode="json")
+    values["gate"] = {"min_recall": 0.9, "conditions": [{"score": "capacity/uses", "at_least": 1024}]}
+    gate = recorded_recipe(values, "run").gate
+    assert gate.min_recall == 0.9 and len(gate.conditions) == 1
+    assert {name for name, value in gate if value} == {"min_recall", "conditions"}
+
+
 def test_a_missing_file_names_the_way_to_the_shipped_ones(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"no such recipe; `yarn-ops recipe list`"):
         load_recipe(tmp_path / "absent.toml")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 
-from yarn_ops.evals.conditions import decide
-from yarn_ops.evals.names import LAST_QUARTER, RECALL, template_of
+from yarn_ops.evals.conditions import compared, decide
+from yarn_ops.evals.intervals import bounds, figure
+from yarn_ops.evals.names import LAST_QUARTER, RECALL, USES, template_of
 from yarn_ops.evals.reach import capacity_scores
 from yarn_ops.recipe import Gate
-from yarn_ops.records import BeforeAfter, Check, Scorecard, Verdict
+from yarn_ops.records import BeforeAfter, Check, Score, Scorecard, Verdict
 
 LEAST_BASE_RECALL = 0.1
 """of a base that can be said to use its own window; the demo's base has 0.95, chance is 0.00001"""
@@ -20,11 +21,16 @@ LEAST_BASE_RECALL = 0.1
 
 def judge(gate: Gate, scores: BeforeAfter[Scorecard], target_context_tokens: int) -> Verdict:
     """Decide on every threshold that the gate sets; passed when all of them hold."""
-    before, after = scores
+    before, after = map(with_capacity, scores)
     original, target = before.original_context_tokens, target_context_tokens
     checks: list[Check] = []
-    if gate.min_recall is not None:
+    if gate.min_recall_kept is not None or gate.min_recall is not None:
         checks.append(_base_uses_its_window(before, original))
+    if gate.min_recall_kept is not None:
+        checks.append(_recall_kept(before, after, original, target, gate.min_recall_kept))
+    if gate.min_uses_share is not None:
+        checks.append(_uses_share(after, target, gate.min_uses_share))
+    if gate.min_recall is not None:
         checks.append(_recall_at_target(after, target, gate.min_recall))
     if gate.min_long_gain is not None:
         checks.append(_long_gain(before, after, target, gate.min_long_gain))
@@ -34,10 +40,8 @@ def judge(gate: Gate, scores: BeforeAfter[Scorecard], target_context_tokens: int
         checks.append(_short_loss(before, after, original, gate.max_short_growth))
     if gate.max_short_recall_loss is not None:
         checks.append(_short_recall_loss(before, after, original, gate.max_short_recall_loss))
-    if gate.conditions:
-        base, result = with_capacity(before), with_capacity(after)
-        checks += [decide(condition, base, result, original, target) for condition in gate.conditions]
-    digests = (before.digest, after.digest)
+    checks += [decide(condition, before, after, original, target) for condition in gate.conditions]
+    digests = (scores.before.digest, scores.after.digest)
     return Verdict(parents=digests, passed=all(check.passed for check in checks), checks=tuple(checks))
 
 
@@ -49,19 +53,44 @@ def with_capacity(card: Scorecard) -> Scorecard:
 
 
 def _base_uses_its_window(before: Scorecard, original: int) -> Check:
-    name, value = "base uses its window", _best_recall(before, original)
-    if value is None:
+    name, best = "base uses its window", _best_recall(before, original)
+    if best is None:
         return _unmeasured(name, LEAST_BASE_RECALL, f"the base's recall at its own {original} tokens")
-    passed = value >= LEAST_BASE_RECALL
-    reason = f"the base recalls {value:.2f} of the pairs within its own {original} tokens"
+    passed = best.value >= LEAST_BASE_RECALL
+    reason = f"the base recalls {best.value:.2f} of the pairs within its own {original} tokens"
     if not passed:
         reason += ": a model that never used its own window gains nothing from a longer one"
-    return Check(name=name, measured=value, threshold=LEAST_BASE_RECALL, passed=passed, reason=reason)
+    return Check(name=name, measured=best.value, threshold=LEAST_BASE_RECALL, passed=passed, reason=reason)
+
+
+def _recall_kept(before: Scorecard, after: Scorecard, original: int, target: int, threshold: float) -> Check:
+    """Other texts at another length, so the interval is that of two independent scores."""
+    name, base, result = "recall kept", _best_recall(before, original), _best_recall(after, target)
+    if base is None or result is None:
+        missing = f"{original} tokens of the base" if base is None else f"{target} tokens of the result"
+        return _unmeasured(name, threshold, f"recall at {missing}")
+    kept, interval = compared(result, base, "ratio") if base.value and result.value else (0.0, None)
+    low = interval[0] if interval else kept
+    what = (
+        f"least of what {target} tokens keep of the base's recall at its {original} "
+        f"({base.value:.2f} before, {result.value:.2f} after, {kept:.2f}{bounds(interval)} of it)"
+    )
+    return _at_least(name, what, low, threshold)
+
+
+def _uses_share(after: Scorecard, target: int, threshold: float) -> Check:
+    name, found = "share used", after.by_length(USES)
+    if not found:
+        return _unmeasured(name, threshold, "how far the result uses its window")
+    what = f"share used of {target} tokens ({figure(found[-1], 0)} of them)"
+    return _at_least(name, what, found[-1].value / target, threshold)
 
 
 def _recall_at_target(after: Scorecard, target: int, threshold: float) -> Check:
-    name, what, value = "recall at the target", f"recall at {target} tokens", _best_recall(after, target)
-    return _unmeasured(name, threshold, what) if value is None else _at_least(name, what, value, threshold)
+    name, what, best = "recall at the target", f"recall at {target} tokens", _best_recall(after, target)
+    return (
+        _unmeasured(name, threshold, what) if best is None else _at_least(name, what, best.value, threshold)
+    )
 
 
 def _long_gain(before: Scorecard, after: Scorecard, target: int, threshold: float) -> Check:
@@ -115,9 +144,10 @@ def _short_lengths(before: Scorecard, after: Scorecard, original: int) -> list[i
     return sorted({length for length in measured if length <= original} | {original})
 
 
-def _best_recall(card: Scorecard, length: int) -> float | None:
-    values = (_measured(card, task, length) for task in RECALL)
-    return max((value for value in values if value is not None), default=None)
+def _best_recall(card: Scorecard, length: int) -> Score | None:
+    """Of the template that the model knows best."""
+    found = (card.score(task, length) for task in RECALL if _measured(card, task, length) is not None)
+    return max(filter(None, found), key=lambda score: score.value, default=None)
 
 
 def _measured(card: Scorecard, task: str, length: int) -> float | None:

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from yarn_ops.errors import RecipeError
+from yarn_ops.recipe.sections import Gate
 from yarn_ops.recipe.whole import Recipe
 from yarn_ops.shown import without_password
 
@@ -53,7 +54,8 @@ def parse_recipe(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
 def recorded_recipe(values: Mapping[str, Any], where: str) -> Recipe:
     """The recipe that the registry has of a run, also one of an earlier version; RecipeError as above.
 
-    What a comparison recorded beside it (`compare`) is left out.
+    What a comparison recorded beside it (`compare`) is left out. A threshold that its gate does not have was
+    not asked for.
     """
     names = {tuple(old.split(".")): new.split(".")[1] for old, new in RENAMED.items()}
     recipe = {
@@ -61,6 +63,8 @@ def recorded_recipe(values: Mapping[str, Any], where: str) -> Recipe:
         for section, keys in values.items()
         if section != "compare"
     }
+    if "gate" in recipe:
+        recipe["gate"] = Gate.unasked() | recipe["gate"]
     return parse_recipe(recipe, where)
 
 

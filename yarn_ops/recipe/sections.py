@@ -264,13 +264,19 @@ class Condition(Section):
 class Gate(Section):
     """What a release must pass. An empty threshold is not checked."""
 
+    min_recall_kept: float | None = Field(
+        0.85, ge=0, title="Least recall kept",
+        description="Result's recall at the target / base's at the original context, each of its best "
+        "template: the lower end of the 95 % interval.",
+    )  # fmt: skip
+    min_uses_share: float | None = Field(
+        0.85, ge=0, le=1, title="Least share used",
+        description="How far back the result finds needles (capacity/uses) / the target context.",
+    )  # fmt: skip
     min_recall: float | None = Field(
-        0.9,
-        ge=0,
-        le=1,
-        title="Least recall at the target",
-        description="Of the best template, at the target context.",
-    )
+        None, ge=0, le=1, title="Least recall at the target",
+        description="Of the best template, whatever the base recalls, e.g. 0.9.",
+    )  # fmt: skip
     min_long_gain: float | None = Field(
         1.5,
         gt=0,
@@ -299,6 +305,11 @@ class Gate(Section):
     conditions: tuple[Condition, ...] = Field(
         (), title="More conditions", description="Over any score; one that cannot be evaluated fails."
     )
+
+    @classmethod
+    def unasked(cls) -> dict[str, None]:
+        """Every threshold, empty."""
+        return {name: None for name in cls.model_fields if name != "conditions"}
 
 
 class Publish(Section):

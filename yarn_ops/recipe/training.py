@@ -50,13 +50,8 @@ class LegGate(Section):
 
     def at_target(self) -> Gate:
         """The same thresholds as a gate whose target is the leg's context."""
-        return Gate(
-            min_recall=self.min_recall,
-            min_long_gain=None,
-            max_long_growth=self.max_long_growth,
-            max_short_growth=None,
-            max_short_recall_loss=None,
-        )
+        asked = {"min_recall": self.min_recall, "max_long_growth": self.max_long_growth}
+        return Gate.model_validate(Gate.unasked() | asked)
 
 
 class Leg(Section):

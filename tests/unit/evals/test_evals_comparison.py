@@ -10,7 +10,14 @@ from yarn_ops.recipe import Gate
 from yarn_ops.records import Score, Scorecard
 
 LENGTHS = (512, 1024, 2048)
-GATE = Gate(min_recall=0.9, min_long_gain=1.5, max_long_growth=1.1, max_short_growth=1.05)
+GATE = Gate(
+    min_recall=0.9,
+    min_recall_kept=None,
+    min_uses_share=None,
+    min_long_gain=1.5,
+    max_long_growth=1.1,
+    max_short_growth=1.05,
+)
 
 
 def card(perplexities: tuple[float, ...], recalls: tuple[float, ...]) -> Scorecard:

@@ -12,13 +12,7 @@ from yarn_ops.evals.intervals import mean_interval, wilson
 from yarn_ops.recipe import Condition, Gate
 from yarn_ops.records import BeforeAfter, Score, Scorecard
 
-OPEN = Gate(
-    min_recall=None,
-    min_long_gain=None,
-    max_long_growth=None,
-    max_short_growth=None,
-    max_short_recall_loss=None,
-)
+OPEN = Gate.model_validate(Gate.unasked())
 
 
 def share(hits: int, asked: int, task: str = "recall/code", depth: float | None = None) -> Score:
