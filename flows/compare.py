@@ -7,9 +7,9 @@ from prefect.logging.handlers import APILogHandler
 
 from flows.curriculum import train_legs
 from flows.reporting import show_comparison
+from flows.run import open_run
 from flows.stages.making import fetch_base, merge, patch, prepare, survey
 from flows.stages.measuring import evaluate, rank
-from flows.workshop import open_workshop
 from yarn_ops import registry
 from yarn_ops.errors import RecipeError
 from yarn_ops.recipe import (
@@ -50,7 +50,7 @@ def compare(recipe: Recipe, methods: list[RopeMethod] = METHODS, arms: list[Arm]
     if not names:
         raise RecipeError("methods, arms: nothing to compare; name at least one of each")
     recipes = [of_arm(recipe, method, arm) for method, arm in names]
-    with open_workshop(read_settings(), recipe, compared={"methods": methods, "arms": arms}) as shop:
+    with open_run(read_settings(), recipe, compared={"methods": methods, "arms": arms}) as run:
         base = fetch_base(recipe.base)
         corpus = survey(recipe.data)
         shards = prepare(recipe.data.of_shards(), corpus, base)
@@ -59,24 +59,26 @@ def compare(recipe: Recipe, methods: list[RopeMethod] = METHODS, arms: list[Arm]
         scores: list[Scorecard] = []
         trained: list[int] = []
         for (method, arm), of_this_arm in zip(names, recipes, strict=True):
-            with shop.named(f"{method} {arm}".replace("+", ".")):  # MLflow's names have no plus
-                card, parameters = contend(of_this_arm, arm, base, shards)
+            card, parameters = contend(of_this_arm, method, arm, base, shards)
             scores.append(card)
             trained.append(parameters)
         comparison = rank(recipe.gate, before, [" ".join(name) for name in names], scores, trained)
         show_comparison(comparison)
-        return shop.run.id
+        return run.id
 
 
-def contend(recipe: Recipe, arm: Arm, base: BaseModel, shards: ShardSet) -> tuple[Scorecard, int]:
+def contend(
+    recipe: Recipe, method: RopeMethod, arm: Arm, base: BaseModel, shards: ShardSet
+) -> tuple[Scorecard, int]:
     """One arm, patched and measured, or trained and merged before that; and how many parameters learnt."""
     legs = recipe.curriculum(base.context_tokens)
     if arm == ZERO_SHOT:
         patched = patch(recipe.rope, legs[-1].factor or 1.0, base)
         asked = recipe.evaluate.scores_alone
-        return evaluate(asked, base, shards, base.context_tokens, None, (patched,)), 0
+        return evaluate(asked, base, shards, base.context_tokens, patched=(patched,)), 0
     configs = [patch(recipe.rope, leg.factor or 1.0, base) for leg in legs]
-    trained = train_legs(recipe, legs, configs, base, shards)
+    metrics = f"{method} {arm}".replace("+", ".")  # MLflow's names have no plus
+    trained = train_legs(recipe, legs, configs, base, shards, arm=metrics)
     last = trained.adapters[-1]
     checkpoint = merge(trained.weights, trained.patched, last, shards)
     card = evaluate(recipe.evaluate.scores_alone, checkpoint, shards, base.context_tokens)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flows.run import current_run
 from flows.stages.making import merge, train
 from flows.stages.measuring import evaluate, judge_leg, score
-from flows.workshop import workshop
 from yarn_ops.errors import GateFailed
 from yarn_ops.recipe import Leg, Recipe, loss_inputs
 from yarn_ops.records import Adapter, BaseModel, BeforeAfter, Checkpoint, PatchedModel, ShardSet
@@ -30,9 +30,10 @@ def train_legs(
     base: BaseModel,
     shards: ShardSet,
     *,
+    arm: str = "",
     gated: bool = False,
 ) -> Trained:
-    """Train leg after leg; if `gated`, GateFailed where one does not pass its gate."""
+    """Train leg after leg; if `gated`, GateFailed where one does not pass its gate. arm: of a comparison."""
     weights: BaseModel | Checkpoint = base
     adapters: list[Adapter] = []
     for number, (leg, patched) in enumerate(zip(legs, configs, strict=True)):
@@ -40,9 +41,16 @@ def train_legs(
         if previous and leg.carry == "weights":
             weights, previous = merge(weights, configs[number - 1], adapters[-1], shards), []
         keep_optimizer = any(later.carry == "adapter+optimizer" for later in legs[number + 1 : number + 2])
-        workshop().earlier_steps = sum(adapter.steps for adapter in adapters)
-        asked = loss_inputs(recipe.train, leg, recipe.data)
-        adapter = train(*asked, weights, patched, shards, previous, keep_optimizer)
+        adapter = train(
+            *loss_inputs(recipe.train, leg, recipe.data),
+            base=weights,
+            patched=patched,
+            shards=shards,
+            previous=previous,
+            keep_optimizer=keep_optimizer,
+            asked=recipe.train,
+            steps=current_run().mlflow.step_sink(arm, sum(earlier.steps for earlier in adapters)),
+        )
         adapters.append(adapter)
         if gated and leg.gate.asks:
             original = base.context_tokens

@@ -7,10 +7,11 @@ from prefect.logging.handlers import APILogHandler
 
 from flows.curriculum import train_legs
 from flows.reporting import show_report
+from flows.run import open_run
 from flows.stages.making import fetch_base, merge, patch, prepare, rehearse, survey
 from flows.stages.measuring import judge, score
 from flows.stages.releasing import draw, publish
-from flows.workshop import open_workshop, warm_trainer
+from flows.warm_trainer import warm_trainer
 from yarn_ops import registry
 from yarn_ops.errors import GateFailed
 from yarn_ops.recipe import Recipe
@@ -33,7 +34,7 @@ def extend(recipe: Recipe) -> str:
     Returns:
         The run's id in the registry.
     """
-    with open_workshop(read_settings(), recipe) as shop, warm_trainer(shop):
+    with open_run(read_settings(), recipe) as run, warm_trainer(run):
         base = fetch_base(recipe.base)
         legs = recipe.curriculum(base.context_tokens)
         configs = [patch(recipe.rope, leg.factor or 1.0, base) for leg in legs]
@@ -47,12 +48,21 @@ def extend(recipe: Recipe) -> str:
         before = score(recipe, base, shards, base.context_tokens)
         scores = BeforeAfter(before, score(recipe, checkpoint, shards, base.context_tokens))
         verdict = judge(recipe.gate, scores, checkpoint.context_tokens)
-        report = draw(recipe, base, shards, patched, adapters, checkpoint, scores, verdict)
+        report = draw(
+            recipe,
+            base,
+            shards=shards,
+            patched=patched,
+            adapters=adapters,
+            checkpoint=checkpoint,
+            scores=scores,
+            verdict=verdict,
+        )
         release = publish(recipe.publish, base, checkpoint, scores, verdict, report)
         show_report(release, report)
         if not verdict.passed:
             raise GateFailed(f"{release.name} version {release.version} was rejected: {verdict.reasons}")
-        return shop.run.id
+        return run.id
 
 
 def run_here(recipe: Recipe) -> RunView:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from prefect import flow
 from prefect.logging.handlers import APILogHandler
 
+from flows.run import open_run
 from flows.stages.making import fetch_base, prepare, survey
 from flows.stages.measuring import search
-from flows.workshop import open_workshop
 from yarn_ops.recipe import FittedMethod, Recipe
 from yarn_ops.records import Fit
 from yarn_ops.settings import read_settings
@@ -24,7 +24,7 @@ def fit(recipe: Recipe, method: FittedMethod = "yarn") -> Fit:
     Returns:
         What was found, or the method's defaults where that is no better on fresh documents.
     """
-    with open_workshop(read_settings(), recipe, compared={"fit": method}):
+    with open_run(read_settings(), recipe, compared={"fit": method}):
         base = fetch_base(recipe.base)
         corpus = survey(recipe.data)
         shards = prepare(recipe.data.of_shards(), corpus, base)

@@ -17,12 +17,12 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Cancelled
 
-from flows.tasks import Bench, stage
-from flows.workshop import Workshop, join_workshop
+from flows.run import RunContext, join_run
+from flows.tasks import StageContext, stage
 from yarn_ops.evals import VERSION
 from yarn_ops.models.device import resolve_dtype
 from yarn_ops.recipe import Evaluate, Section
-from yarn_ops.records import BaseModel, Checkpoint, Local, ShardSet, Share
+from yarn_ops.records import BaseModel, Checkpoint, ShardSet, Share
 from yarn_ops.registry.measurements import open_measurements
 from yarn_ops.settings import read_settings
 
@@ -58,51 +58,51 @@ def measure_cells(number: int = 1, shared: Shared | None = None) -> int:
     """
     if shared is None:
         return 0
-    with join_workshop(read_settings(), shared.run_id):
-        share = share_cells(
-            number, shared.attempt, shared.key, shared.section, shared.model, shared.shards,
-            shared.original_context_tokens, shared.target_context_tokens,
-        )  # fmt: skip
+    with join_run(read_settings(), shared.run_id):
+        asked = {name: getattr(shared, name) for name in Shared.model_fields if name != "run_id"}
+        share = share_cells(number, **asked)
     return share.blocks
 
 
-@stage("evaluate-share", version=VERSION, alone_on="device")
+@stage("evaluate-share", version=VERSION)
 def share_cells(
-    bench: Bench,
+    context: StageContext,
     number: int,
     attempt: int,
     key: str,
     section: Evaluate,
-    model: Local[BaseModel] | Local[Checkpoint],
-    shards: Local[ShardSet],
+    model: BaseModel | Checkpoint,
+    shards: ShardSet,
     original_context_tokens: int,
     target_context_tokens: int,
 ) -> Share:
     """The cells of a run's evaluation that this helper came to measure."""
     from yarn_ops.evals.measure import EvaluationRequest, help_evaluate
 
-    asked = EvaluationRequest(section, model, shards, original_context_tokens, target_context_tokens)
-    with worker_of(bench) as worker:
+    asked = EvaluationRequest(
+        section, context.fetch(model), context.fetch(shards), original_context_tokens, target_context_tokens
+    )
+    with context.alone_on("device"), worker_of(context) as worker:
         return Share(blocks=help_evaluate(asked, worker))
 
 
 @contextmanager
-def worker_of(bench: Bench) -> Iterator[Worker]:
+def worker_of(context: StageContext) -> Iterator[Worker]:
     """The stage's process as a worker that keeps its cells in the registry."""
     from yarn_ops.evals.run import Worker
 
-    shop = bench.shop
-    measurements = open_measurements(shop.settings.database, shop.settings.lease_s)
+    settings, device = context.run.settings, context.run.device.kind
+    measurements = open_measurements(settings.database, settings.lease_s)
     try:
-        yield Worker(shop.device, resolve_dtype("auto", shop.device), measurements, bench.report_or_stop)
+        yield Worker(device, resolve_dtype("auto", device), measurements, context.report_or_stop)
     finally:
         measurements.close()
 
 
 @contextmanager
-def helped(shop: Workshop, shared: Shared | None) -> Iterator[None]:
+def helped(run: RunContext, shared: Shared | None) -> Iterator[None]:
     """Within the block, runs of the GPU pool help, as many as the settings say; at its end, none begins."""
-    helpers = shop.settings.grid_workers - 1
+    helpers = run.settings.grid_workers - 1
     runs = _ask(helpers, shared) if helpers and shared is not None else []
     try:
         yield

@@ -8,10 +8,10 @@ from prefect.events import emit_event
 from prefect.logging.handlers import APILogHandler
 
 from flows.reporting import show_capacity
+from flows.run import RunContext, open_run
 from flows.stages.making import fetch_base, prepare, survey
 from flows.stages.measuring import judge, score
 from flows.stages.releasing import chart, log_scores
-from flows.workshop import Workshop, open_workshop
 from yarn_ops.catalogue import ModelVersion
 from yarn_ops.errors import GateFailed, RegistryError
 from yarn_ops.recipe import Base, Recipe, recorded_recipe
@@ -46,7 +46,7 @@ def reevaluate(name: str, alias: str = "champion", seed: int = 1) -> str:
     version = try_mlflow(settings).find(name, alias=alias, include_rejected=True)
     recipe = recipe_of(version, settings)
     recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"seed": seed})})
-    with open_workshop(settings, recipe, compared={"reevaluate": version.version, "seed": seed}) as shop:
+    with open_run(settings, recipe, compared={"reevaluate": version.version, "seed": seed}) as run:
         base = fetch_base(recipe.base)
         source = f"models:/{version.name}/{version.version}"
         released = fetch_base(Base(model=source, original_context_tokens=base.context_tokens))
@@ -56,12 +56,12 @@ def reevaluate(name: str, alias: str = "champion", seed: int = 1) -> str:
         scores = BeforeAfter(before, score(recipe, released, shards, base.context_tokens))
         target = round(recipe.rope.resolve_factor(base.context_tokens) * base.context_tokens)
         verdict = judge(recipe.gate, scores, target)
-        log_scores(shop, shop.mlflow_run_id, scores)
+        log_scores(run, run.mlflow.id, scores)
         show_capacity(chart(f"{name} version {version.version}", scores))
-        tell(shop, version, alias, verdict)
+        tell(run, version, alias, verdict)
         if not verdict.passed:
             raise GateFailed(f"{name} version {version.version} fell below its gate: {verdict.reasons}")
-        return shop.run.id
+        return run.id
 
 
 def recipe_of(version: ModelVersion, settings: Settings) -> Recipe:
@@ -81,10 +81,10 @@ def recipe_of(version: ModelVersion, settings: Settings) -> Recipe:
     return recorded_recipe(asked, f"{version.name} version {version.version}")
 
 
-def tell(shop: Workshop, version: ModelVersion, alias: str, verdict: Verdict) -> None:
+def tell(run: RunContext, version: ModelVersion, alias: str, verdict: Verdict) -> None:
     """An event, a tag on the version and an artifact; each says the same."""
     how = "passed" if verdict.passed else "failed"
-    shop.tracking.set_tag(version.name, version.version, LAST, how)
+    run.services.tracking.set_tag(version.name, version.version, LAST, how)
     emit_event(
         HELD if verdict.passed else FELL,
         resource={
@@ -92,7 +92,7 @@ def tell(shop: Workshop, version: ModelVersion, alias: str, verdict: Verdict) ->
             "prefect.resource.name": f"{version.name} version {version.version}",
         },
         payload={
-            "name": version.name, "version": version.version, "alias": alias, "run": shop.run.id,
+            "name": version.name, "version": version.version, "alias": alias, "run": run.id,
             "reasons": [check.reason for check in verdict.checks if check.passed == verdict.passed],
         },
     )  # fmt: skip

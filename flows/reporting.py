@@ -8,17 +8,17 @@ from urllib.parse import urlsplit
 
 from prefect.artifacts import create_markdown_artifact
 
-from flows.workshop import workshop
+from flows.run import current_run
 from yarn_ops.records import CARD, Comparison, Release, Report
 
 
 def show_report(release: Release, report: Report) -> None:
     """The model card with its pictures as an artifact, below links into MLflow where it has a UI."""
-    shop = workshop()
-    folder = shop.fetch(report).path
+    run = current_run()
+    folder = run.fetch(report).path
     card = _without_front_matter((folder / CARD).read_text("utf-8"))
     create_markdown_artifact(
-        _links(shop.settings.mlflow, release) + _inline_pictures(card, folder),
+        _links(run.settings.mlflow, release) + _inline_pictures(card, folder),
         key="report",
         description=f"{release.name} version {release.version}, gate {release.gate}",
     )
@@ -27,10 +27,10 @@ def show_report(release: Release, report: Report) -> None:
 
 def show_capacity(report: Report) -> None:
     """The capacity page and its picture as an artifact, and in the run's MLflow run."""
-    shop = workshop()
-    folder = shop.fetch(report).path
+    run = current_run()
+    folder = run.fetch(report).path
     for name in (*report.pictures, *report.pages):
-        shop.tracking.log_picture(shop.mlflow_run_id, folder / name)
+        run.mlflow.log_picture(folder / name)
     _capacity_artifact(folder)
 
 
@@ -47,11 +47,11 @@ def show_comparison(comparison: Comparison) -> None:
     """The table and the picture of a comparison as an artifact, and in its MLflow run."""
     from yarn_ops.evals.report.comparison import TABLE
 
-    shop = workshop()
-    folder = shop.fetch(comparison).path
+    run = current_run()
+    folder = run.fetch(comparison).path
     table = (folder / TABLE).read_text("utf-8")
     for picture in comparison.pictures:
-        shop.tracking.log_picture(shop.mlflow_run_id, folder / picture)
+        run.mlflow.log_picture(folder / picture)
         table += f"\n![]({picture})\n"
     create_markdown_artifact(
         _inline_pictures(table, folder),

@@ -1,12 +1,14 @@
-"""The one wrapper around every stage: key → lookup → lease → fetch → stage → put → record.
+"""The one wrapper around every stage: key → lookup → lease → stage → put → record.
 
-A stage is a function `fn(bench, *inputs) -> Record`. Its inputs are recipe sections, plain values and
-records; a record that it declares as `Local[...]` reaches it fetched and verified. What it writes into
-`bench.out` becomes the record's tree, unless it has put one into the store itself.
+A stage is a function `fn(context, *inputs) -> Record` of recipe sections, plain values and records; it has
+a record's tree fetched and verified by `context.fetch`. What it writes into `context.out` becomes the tree
+of the record that it returns, unless it has put one into the store itself. Called as a task it keeps its
+signature, without `context`. Keyword-only parameters are for the call alone: they are in no key.
 """
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import tempfile
 import time
@@ -15,43 +17,52 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from pydantic import ValidationError
 
-from flows.liveness import end_trainers_except
 from flows.logs import about
-from flows.workshop import Workshop, workshop
+from flows.run import RunContext, current_run
 from yarn_ops.bars import Report
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import Damaged, LeaseLost, StoreError
 from yarn_ops.processes import using
 from yarn_ops.recipe import Section
-from yarn_ops.records import BeforeAfter, Local, Record
-from yarn_ops.registry import Held, QueuedStage, copies, hold, keys_at_work, occupied, this_process
+from yarn_ops.records import AnyRecord, Local, Record
+from yarn_ops.registry import Held, QueuedStage, copies, hold, this_process
 from yarn_ops.store.disk import room_in
 from yarn_ops.store.sweep import ARTIFACTS
 from yarn_ops.store.trees import manifest_of, put_tree, tree_present
 from yarn_ops.upkeep import OBSERVATIONS
 
+P = ParamSpec("P")
 R = TypeVar("R", bound=Record)
 
 
 @dataclass
-class Bench:
-    """Where a stage works, and whom it tells of its progress."""
+class StageContext:
+    """Where a stage works, what it may use, and where it reports."""
 
-    shop: Workshop
+    run: RunContext
+    name: str
     key: str
     work: Path
     """outlives a crash: the next attempt of the same key finds what was left here"""
     out: Path
     """empty at the start; becomes the record's tree"""
     report: Report
-    lost: Callable[[], bool]
-    """whether the lease is gone, and the work must stop"""
+    held: Held | None
+    """the stage's lease; an observation looks around before it has one"""
+
+    def fetch(self, record: AnyRecord) -> Local[AnyRecord]:
+        """The record with its tree on this machine. Before `alone_on`: a device does not wait for bytes."""
+        return self.run.fetch(record)
+
+    def lost(self) -> bool:
+        """Whether the lease is gone, and the work must stop."""
+        return self.held is not None and self.held.lost.is_set()
 
     def report_or_stop(self, done: int, total: int, note: str) -> None:
         """For work whose parts are kept as they are done: LeaseLost when the lease is gone."""
@@ -59,92 +70,137 @@ class Bench:
             raise LeaseLost(f"its lease is gone before {note}; what was measured is kept")
         self.report(done, total, note)
 
+    @contextmanager
+    def alone_on(self, what: Literal["device", "gpu"]) -> Iterator[None]:
+        """Within the block no other stage uses the device. "gpu": only a GPU; a processor is shared."""
+        assert self.held is not None
+        device = self.run.device
+        if what == "gpu" and device.kind == "cpu":
+            yield
+            return
 
-Need = Literal["nothing", "device", "gpu"]
-"""of what a stage must be the only user: the GPU, or the processor where there is none; the GPU if any"""
+        def waits(ahead: QueuedStage) -> None:
+            doing = "is on it" if ahead.has_it else "comes first"
+            get_run_logger().info(
+                "waits for %s: %s of run %s %s", device.name, ahead.stage, ahead.run_id, doing
+            )
+            self.run.progress.waiting(self.name, ahead.holder)
+
+        with device.occupied(self.held, waits):
+            yield
+
+
+@dataclass(frozen=True)
+class _Call(Generic[R]):
+    """A stage as it was called."""
+
+    name: str
+    inputs: tuple[Any, ...]
+    """what its key is made of"""
+    compute: Callable[[StageContext], R]
+    made: type[R]
+
+
+Obtain = Callable[[RunContext, _Call[R]], tuple[R, str, bool]]
+"""(the record, its key, whether it was made before)"""
 
 
 def stage(
-    name: str, version: int, alone_on: Need = "nothing", mend: Callable[..., Any] | None = None
-) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    name: str, version: int, mend: Callable[..., Any] | None = None
+) -> Callable[[Callable[Concatenate[StageContext, P], R]], Callable[P, R]]:
     """Make a Prefect task of a stage. Raise `version` when the same inputs give another result.
 
-    `mend(shop, record, *inputs)`: for a stage that leaves something outside of the store: make good what of a
+    `mend(run, record, *inputs)`: for a stage that leaves something outside of the store: restore what of a
     finished record's claims no longer holds there; the record as it then is.
     """
 
-    def obtain(shop: Workshop, fn: Callable[..., R], inputs: tuple[Any, ...]) -> tuple[R, str, bool]:
-        key = stage_key(name, version, inputs)
+    def obtain(run: RunContext, call: _Call[R]) -> tuple[R, str, bool]:
+        key = stage_key(name, version, call.inputs)
         with about(key=key[:12]):
             get_run_logger().info("begins")
-            record, reused = _obtain(shop, name, key, fn, inputs, alone_on)
+            record, reused = _obtain(run, key, call)
             if reused and mend is not None:
-                mended = mend(shop, record, *inputs)
+                mended = mend(run, record, *call.inputs)
                 if mended != record:
-                    shop.registry.replace(key, record, mended)
-                    shop.ledger.keep_stage(key, copies.copy_stage(shop.registry, key))
+                    run.registry.replace(key, record, mended)
+                    run.services.ledger.keep_stage(key, copies.copy_stage(run.registry, key))
                     record = mended
         return record, key, reused
 
     return lambda fn: _as_task(name, fn, obtain)
 
 
-def observation(name: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
+def observation(name: str) -> Callable[[Callable[Concatenate[StageContext, P], R]], Callable[P, R]]:
     """Make a Prefect task of a stage that looks at the outside world: what is there may have changed.
 
     It runs every time; what it found is kept once, and a run that finds the same counts as reuse.
     """
-
-    def observe(shop: Workshop, fn: Callable[..., R], inputs: tuple[Any, ...]) -> tuple[R, str, bool]:
-        return _observe(shop, name, fn, inputs)
-
-    return lambda fn: _as_task(name, fn, observe)
+    return lambda fn: _as_task(name, fn, _observe)
 
 
-def _as_task(
-    name: str,
-    fn: Callable[..., R],
-    obtain: Callable[[Workshop, Callable[..., R], tuple[Any, ...]], tuple[R, str, bool]],
-) -> Callable[..., R]:
-    @task(name=name, task_run_name=name, description=fn.__doc__, cache_policy=NO_CACHE, persist_result=False)
-    def run(*inputs: Any) -> R:
-        shop = workshop()
-        return _use(shop, name, lambda: obtain(shop, fn, inputs))
+def _as_task(name: str, fn: Callable[Concatenate[StageContext, P], R], obtain: Obtain[R]) -> Callable[P, R]:
+    signature = inspect.signature(fn)
+    own = signature.replace(parameters=list(signature.parameters.values())[1:])
 
-    return run
+    def run_stage(*inputs: P.args, **named: P.kwargs) -> R:
+        call: _Call[R] = _Call(
+            name,
+            keyed_inputs(own, *inputs, **named),
+            lambda context: fn(context, *inputs, **named),
+            typing.get_type_hints(fn)["return"],
+        )
+        return _use(current_run(), call, obtain)
+
+    run_stage.__signature__ = own  # type: ignore[attr-defined]
+    as_task: Callable[P, R] = task(
+        name=name, task_run_name=name, description=fn.__doc__, cache_policy=NO_CACHE, persist_result=False
+    )(run_stage)
+    return as_task
 
 
-def _use(shop: Workshop, name: str, obtain: Callable[[], tuple[R, str, bool]]) -> R:
+def keyed_inputs(signature: inspect.Signature, *inputs: Any, **named: Any) -> tuple[Any, ...]:
+    """A call's inputs in the signature's order, however they were given, through the last one given.
+
+    Defaults before it are filled in; keyword-only parameters are left out.
+    """
+    given = signature.bind(*inputs, **named).arguments
+    parameters = [one for one in signature.parameters.values() if one.kind is not one.KEYWORD_ONLY]
+    while parameters and parameters[-1].name not in given:
+        parameters.pop()
+    return tuple(given.get(one.name, one.default) for one in parameters)
+
+
+def _use(run: RunContext, call: _Call[R], obtain: Obtain[R]) -> R:
     """The stage's record, noted as used; an input of it that is damaged in the store is made again."""
-    started, waited_s = time.monotonic(), shop.waited_s
-    with about(run=shop.run.id, stage=name):
+    started, waited_s = time.monotonic(), run.device.waited_s
+    with about(run=run.id, stage=call.name):
         while True:
             try:
-                record, key, reused = obtain()
+                record, key, reused = obtain(run, call)
                 break
             except Damaged as damaged:
-                _make_again(shop, damaged)
-        seconds = time.monotonic() - started - (shop.waited_s - waited_s)
-        shop.registry.note_use(shop.run.id, key, reused=reused, seconds=seconds)
+                _make_again(run, damaged)
+        seconds = time.monotonic() - started - (run.device.waited_s - waited_s)
+        run.registry.note_use(run.id, key, reused=reused, seconds=seconds)
         if not reused:
-            shop.keep()
+            run.write_to_ledger()
         how = "reused" if reused else "done"
         with about(key=key[:12]):
             get_run_logger().info("%s in %.1f s", how, seconds)
-    shop.progress.finished(name, how, seconds)
+    run.progress.finished(call.name, how, seconds)
     if record.tree is not None:
-        shop.makers.setdefault(record.tree.digest, lambda: _use(shop, name, obtain))
+        run.makers.setdefault(record.tree.digest, lambda: _use(run, call, obtain))
     return record
 
 
-def _make_again(shop: Workshop, damaged: Damaged) -> None:
+def _make_again(run: RunContext, damaged: Damaged) -> None:
     """Have the stage whose directory is damaged make it anew, once a run; raises `damaged` otherwise."""
     digest = damaged.set_aside
-    make = shop.makers.get(digest or "")
-    if digest is None or make is None or digest in shop.made_again:
+    make = run.makers.get(digest or "")
+    if digest is None or make is None or digest in run.made_again:
         raise damaged
     get_run_logger().warning("%s", damaged)
-    shop.made_again.add(digest)
+    run.made_again.add(digest)
     tree = make().tree
     if tree is None or tree.digest != digest:
         raise StoreError(f"{damaged}; it was made again, with other bytes: run again to go on from it")
@@ -167,25 +223,22 @@ def _identity(value: Any) -> Any:
     raise TypeError(f"a stage takes records, recipe sections and plain values, not {type(value).__name__}")
 
 
-def _obtain(
-    shop: Workshop, name: str, key: str, fn: Callable[..., R], inputs: tuple[Any, ...], alone_on: Need
-) -> tuple[R, bool]:
-    made = _record_type(fn)
-    finished = shop.registry.finished(key)
+def _obtain(run: RunContext, key: str, call: _Call[R]) -> tuple[R, bool]:
+    finished = run.registry.finished(key)
     if finished is not None:
-        record = _sound(shop, made, finished)
+        record = _sound(run, call.made, finished)
         if record is not None:
             return record, True
         reason = "its record or its bytes are not what was stored"
         get_run_logger().warning("%s; made again", reason)
-        shop.registry.discard(key, finished, reason)
-    with _lease(shop, name, key) as held:
+        run.registry.discard(key, finished, reason)
+    with _lease(run, call.name, key) as held:
         if held.record is not None:  # somebody else made it while we waited
-            return made.model_validate(held.record), True
-        return _make(shop, name, key, fn, inputs, held, alone_on), False
+            return call.made.model_validate(held.record), True
+        return _make(run, key, call, held), False
 
 
-def _sound(shop: Workshop, made: type[R], finished: dict[str, Any]) -> R | None:
+def _sound(run: RunContext, made: type[R], finished: dict[str, Any]) -> R | None:
     """A finished stage's record, if it is one, and the store has every file of it with its size.
 
     The files' bytes are verified where they are used: when they are fetched, or composed into a release.
@@ -194,95 +247,68 @@ def _sound(shop: Workshop, made: type[R], finished: dict[str, Any]) -> R | None:
         record = made.model_validate(finished)
     except ValidationError:
         return None
-    return record if record.tree is None or tree_present(shop.store, record.tree) else None
+    return record if record.tree is None or tree_present(run.services.store, record.tree) else None
 
 
-def _lease(shop: Workshop, name: str, key: str) -> AbstractContextManager[Held]:
+def _lease(run: RunContext, name: str, key: str) -> AbstractContextManager[Held]:
     return hold(
-        shop.registry,
+        run.registry,
         key,
         stage=name,
-        run_id=shop.run.id,
+        run_id=run.id,
         holder=this_process(),
-        lease_s=shop.settings.lease_s,
-        on_wait=lambda holder: shop.progress.waiting(name, holder),
+        lease_s=run.settings.lease_s,
+        on_wait=lambda holder: run.progress.waiting(name, holder),
     )
 
 
-@contextmanager
-def _device(shop: Workshop, name: str, held: Held, alone_on: Need) -> Iterator[None]:
-    """Within the block, no other stage uses what this one needs to itself."""
-    if alone_on == "nothing" or (alone_on == "gpu" and shop.device == "cpu"):
-        yield
-        return
-
-    def waits(ahead: QueuedStage) -> None:
-        doing = "is on it" if ahead.has_it else "comes first"
-        get_run_logger().info(
-            "waits for %s: %s of run %s %s", shop.device_name, ahead.stage, ahead.run_id, doing
-        )
-        shop.progress.waiting(name, ahead.holder)
-
-    asked = time.monotonic()
-    with occupied(shop.registry, held, shop.device_name, rank=shop.rank, on_wait=waits):
-        shop.waited_s += time.monotonic() - asked
-        end_trainers_except(keys_at_work(shop.registry), shop.settings.home / "work")
-        yield
-
-
-def _observe(shop: Workshop, name: str, fn: Callable[..., R], inputs: tuple[Any, ...]) -> tuple[R, str, bool]:
-    place = shop.work_dir(OBSERVATIONS)
-    with room_in(place), tempfile.TemporaryDirectory(dir=place) as folder, shop.progress.of(name) as report:
+def _observe(run: RunContext, call: _Call[R]) -> tuple[R, str, bool]:
+    place = run.work_dir(OBSERVATIONS)
+    with (
+        room_in(place),
+        tempfile.TemporaryDirectory(dir=place) as folder,
+        run.progress.of(call.name) as report,
+    ):
         work = Path(folder)
         with using(work):
             (work / "out").mkdir()
-            bench = Bench(shop, "", work, work / "out", report, lambda: False)
-            record = fn(bench, *inputs)
-            found = manifest_of(bench.out)
-            tree = found.tree_at(shop.store.uri_of(f"{ARTIFACTS}/{found.digest}"))
+            context = StageContext(run, call.name, "", work, work / "out", report, None)
+            record = call.compute(context)
+            found = manifest_of(context.out)
+            tree = found.tree_at(run.services.store.uri_of(f"{ARTIFACTS}/{found.digest}"))
             record = record.model_copy(update={"tree": tree})
-            key = stage_key(name, 1, (record,))
-            with _lease(shop, name, key) as held:  # before the first byte is stored: who holds it is at work
-                put_tree(shop.store, bench.out, own=found, owner=shop.ledger, report=report)
+            key = stage_key(call.name, 1, (record,))
+            with _lease(run, call.name, key) as held:  # before the first byte is stored: gc sees a holder
+                put_tree(run.services.store, context.out, own=found, owner=run.services.ledger, report=report)
                 if held.record is not None:
                     return record, key, True
-                _commit(shop, held, record)
+                _commit(run, held, record)
     return record, key, False
 
 
-def _commit(shop: Workshop, held: Held, record: Record) -> None:
+def _commit(run: RunContext, held: Held, record: Record) -> None:
     """Record the result: in the store, from which a lost registry is made again, then in the registry."""
     assert held.lease is not None
     key = held.lease.key
-    shop.ledger.keep_stage(key, copies.copy_stage(shop.registry, key, record))
+    run.services.ledger.keep_stage(key, copies.copy_stage(run.registry, key, record))
     held.complete(record)
 
 
-def _make(
-    shop: Workshop,
-    name: str,
-    key: str,
-    fn: Callable[..., R],
-    inputs: tuple[Any, ...],
-    held: Held,
-    alone_on: Need,
-) -> R:
+def _make(run: RunContext, key: str, call: _Call[R], held: Held) -> R:
     assert held.lease is not None
-    work = shop.work_dir(key)
+    work = run.work_dir(key)
     for left in work.glob("out-*"):
         shutil.rmtree(left, ignore_errors=True)
     out = work / f"out-{held.lease.fence}"  # a holder that lost its lease unnoticed writes to its own
-    with using(work), room_in(work), _made_or_gone(out), shop.progress.of(name) as report:
-        bench = Bench(shop, key, work, out, report, held.lost.is_set)
-        fetched = _fetched(shop, fn, inputs)
-        with _device(shop, name, held, alone_on):
-            record = fn(bench, *fetched)
+    with using(work), room_in(work), _made_or_gone(out), run.progress.of(call.name) as report:
+        context = StageContext(run, call.name, key, work, out, report, held)
+        record = call.compute(context)
         tree = record.tree
-        if tree is None and any(bench.out.iterdir()):
-            tree = put_tree(shop.store, bench.out, owner=shop.ledger, report=report)
-        record = record.model_copy(update={"tree": tree, "parents": _parents(inputs)})
-        _commit(shop, held, record)
-    shop.discard(work)
+        if tree is None and any(context.out.iterdir()):
+            tree = put_tree(run.services.store, context.out, owner=run.services.ledger, report=report)
+        record = record.model_copy(update={"tree": tree, "parents": _parents(call.inputs)})
+        _commit(run, held, record)
+    run.discard(work)
     return record
 
 
@@ -297,27 +323,6 @@ def _made_or_gone(out: Path) -> Iterator[None]:
         raise
 
 
-def _fetched(shop: Workshop, fn: Callable[..., R], inputs: tuple[Any, ...]) -> list[Any]:
-    """The inputs as `fn` declares them: records of `Local[...]` parameters with their trees here."""
-    declared = list(typing.get_type_hints(fn).values())[1:]  # after `bench`, in order
-    return [
-        _local(shop, value) if _is_local(kind) else value
-        for kind, value in zip(declared, inputs, strict=False)
-    ]
-
-
-def _is_local(kind: Any) -> bool:
-    return typing.get_origin(kind) is Local or any(_is_local(part) for part in typing.get_args(kind))
-
-
-def _local(shop: Workshop, value: Any) -> Any:
-    if isinstance(value, BeforeAfter):
-        return BeforeAfter(*(shop.fetch(item) for item in value))
-    if isinstance(value, tuple | list):
-        return tuple(shop.fetch(item) for item in value)
-    return shop.fetch(value)
-
-
 def _parents(inputs: tuple[Any, ...]) -> tuple[str, ...]:
     found: list[str] = []
     for value in inputs:
@@ -326,7 +331,3 @@ def _parents(inputs: tuple[Any, ...]) -> tuple[str, ...]:
         elif isinstance(value, tuple | list):
             found.extend(_parents(tuple(value)))
     return tuple(found)
-
-
-def _record_type(fn: Callable[..., R]) -> type[R]:
-    return typing.get_type_hints(fn)["return"]

@@ -345,11 +345,12 @@ class Release(Record):
 
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
+LocalRecord = TypeVar("LocalRecord", bound=Record, covariant=True)
 
 
 @dataclass(frozen=True)
-class Local(Generic[AnyRecord]):
+class Local(Generic[LocalRecord]):
     """A record whose tree lies, verified and read-only, in a local directory."""
 
-    record: AnyRecord
+    record: LocalRecord
     path: Path

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prefect import get_run_logger
 
-from flows.tasks import Bench, observation, stage
+from flows.mlflow_run import StepSink
+from flows.tasks import StageContext, observation, stage
 from yarn_ops import bases
 from yarn_ops.data import corpus as corpora
 from yarn_ops.data import shards as tokenised
@@ -22,7 +25,6 @@ from yarn_ops.records import (
     BaseModel,
     Checkpoint,
     Corpus,
-    Local,
     PatchedModel,
     Rehearsal,
     ShardSet,
@@ -33,111 +35,127 @@ from yarn_ops.train.job import Job
 
 
 @observation("base")
-def fetch_base(bench: Bench, base: Base) -> BaseModel:
+def fetch_base(context: StageContext, base: Base) -> BaseModel:
     """The base model, checked, in the store."""
-    record, bench.out = bases.fetch_base(
+    record, context.out = bases.fetch_base(
         base,
-        cache=bench.shop.settings.home / "cache",
-        store_options=bench.shop.store_options,
-        find_release=bench.shop.tracking.behind,
+        cache=context.run.settings.home / "cache",
+        store_options=context.run.services.store_options,
+        find_release=context.run.services.tracking.behind,
     )
     return record
 
 
 @observation("documents")
-def survey(bench: Bench, data: Data) -> Corpus:
+def survey(context: StageContext, data: Data) -> Corpus:
     """Which source files there are, fingerprinted."""
-    return corpora.survey(data, bench.shop.files, bench.out)
+    return corpora.survey(data, context.run.services.files, context.out)
 
 
 @stage("shards", version=2)
-def prepare(bench: Bench, data: Data, corpus: Local[Corpus], base: Local[BaseModel]) -> ShardSet:
+def prepare(context: StageContext, data: Data, corpus: Corpus, base: BaseModel) -> ShardSet:
     """Tokenised documents, split into train and held-out."""
     return tokenised.prepare(
         data,
-        corpus,
-        base,
-        bench.out,
-        units=bench.shop.units(bench.work),
-        report=bench.report,
+        context.fetch(corpus),
+        context.fetch(base),
+        context.out,
+        units=context.run.services.units(context.work),
+        report=context.report,
     )
 
 
 @stage("patch", version=2)
-def patch(bench: Bench, rope: Rope, factor: float, base: Local[BaseModel]) -> PatchedModel:
+def patch(context: StageContext, rope: Rope, factor: float, base: BaseModel) -> PatchedModel:
     """Config and tokenizer rewritten for this factor, and proven."""
     patching = "yarn_ops.models.patch:patch"
-    made: PatchedModel = bench.shop.call(patching, rope, base, bench.out, factor=factor)
+    made: PatchedModel = context.run.device.call(
+        patching, rope, context.fetch(base), context.out, factor=factor
+    )
     return made
 
 
 @stage("rehearse", version=1)
 def rehearse(
-    bench: Bench, section: Train, legs: tuple[Leg, ...], patched: Local[PatchedModel], shards: ShardSet
+    context: StageContext, section: Train, legs: Sequence[Leg], patched: PatchedModel, shards: ShardSet
 ) -> Rehearsal:
     """What is wrong with training and merging as asked, told before the base is measured."""
-    shop, rehearsing = bench.shop, "yarn_ops.train.rehearsal:rehearse"
-    found: Rehearsal = shop.call(
-        rehearsing, section, legs, patched, shards, device=shop.device, processes=shop.processes
+    device = context.run.device
+    found: Rehearsal = device.call(
+        "yarn_ops.train.rehearsal:rehearse",
+        section,
+        tuple(legs),
+        context.fetch(patched),
+        shards,
+        device=device.kind,
+        processes=device.processes,
     )
     return found
 
 
-@stage("train", version=2, alone_on="device")
+@stage("train", version=2)
 def train(
-    bench: Bench,
+    context: StageContext,
     section: Train,
     leg: Leg,
     data: Data,
-    base: Local[BaseModel] | Local[Checkpoint],
-    patched: Local[PatchedModel],
-    shards: Local[ShardSet],
-    previous: tuple[Local[Adapter], ...],
+    base: BaseModel | Checkpoint,
+    patched: PatchedModel,
+    shards: ShardSet,
+    previous: Sequence[Adapter],
     keep_optimizer: bool,
+    *,
+    asked: Train,
+    steps: StepSink,
 ) -> Adapter:
-    """LoRA (or all parameters) in a process of its own; its losses go to MLflow while it runs.
+    """LoRA (or all parameters) in a process of its own; its losses go to `steps` while it runs.
 
-    Sections as `loss_inputs` gives them; how a loss is computed comes from the run's recipe and is in no key.
+    section, leg, data: as `loss_inputs` gives them. asked: the section as it was asked for, which says how a
+    loss is computed. previous: the adapter of the leg before, where that is carried over.
     """
-    shop = bench.shop
-    computed = {name: getattr(shop.recipe.train, name) for name in NOT_IN_LOSSES}
+    run = context.run
+    computed = {name: getattr(asked, name) for name in NOT_IN_LOSSES}
     job = Job(
         train=section.model_copy(update=computed),
         leg=leg,
         data=data,
-        base_dir=base.path,
-        patched_dir=patched.path,
-        shards_dir=shards.path,
-        previous_dir=previous[0].path if previous else None,
+        base_dir=context.fetch(base).path,
+        patched_dir=context.fetch(patched).path,
+        shards_dir=context.fetch(shards).path,
+        previous_dir=context.fetch(previous[0]).path if previous else None,
         keep_optimizer=keep_optimizer,
-        out_dir=bench.out,
-        work_dir=bench.work,
-        device=shop.settings.device,
+        out_dir=context.out,
+        work_dir=context.work,
+        device=run.settings.device,
         threads=usable_threads(),
-        processes=shop.processes,
+        processes=run.device.processes,
     )
 
     def on_event(event: Event) -> None:
         if event["event"] == "step":
             if event["step"] == 1:
                 get_run_logger().info("step 1 of %d, loss %.3f", event["steps"], event["loss"])
-            shop.log_training_step(event, shop.earlier_steps)
-            bench.report(event["step"], event["steps"], f"loss {event['loss']:.3f}")
+            steps.log(event)
+            context.report(event["step"], event["steps"], f"loss {event['loss']:.3f}")
 
-    return launch.run_trainer(job, on_event=on_event, should_stop=bench.lost, warm_trainer=shop.trainer)
+    with context.alone_on("device"):
+        return launch.run_trainer(
+            job, on_event=on_event, should_stop=context.lost, warm_trainer=run.device.trainer
+        )
 
 
-@stage("merge", version=1, alone_on="gpu")
+@stage("merge", version=1)
 def merge(
-    bench: Bench,
-    base: Local[BaseModel] | Local[Checkpoint],
-    patched: Local[PatchedModel],
-    adapter: Local[Adapter],
-    shards: Local[ShardSet],
+    context: StageContext,
+    base: BaseModel | Checkpoint,
+    patched: PatchedModel,
+    adapter: Adapter,
+    shards: ShardSet,
 ) -> Checkpoint:
     """Base and adapter merged once, in bfloat16, and compared with the unmerged."""
     from yarn_ops.train import merge as merging
 
-    return merging.merge(
-        base, patched, adapter, shards, bench.out, device=bench.shop.device, report=bench.report
-    )
+    inputs = (context.fetch(base), context.fetch(patched), context.fetch(adapter), context.fetch(shards))
+    device = context.run.device.kind
+    with context.alone_on("gpu"):
+        return merging.merge(*inputs, context.out, device=device, report=context.report)

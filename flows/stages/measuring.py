@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flows.grid import Shared, helped, worker_of
-from flows.tasks import Bench, stage
+from flows.tasks import StageContext, stage
 from yarn_ops.evals import VERSION
 from yarn_ops.models.device import resolve_dtype
 from yarn_ops.recipe import (
@@ -20,7 +22,6 @@ from yarn_ops.records import (
     Checkpoint,
     Comparison,
     Fit,
-    Local,
     PatchedModel,
     Scorecard,
     ShardSet,
@@ -38,39 +39,49 @@ def score(
     return evaluate(recipe.evaluate, model, shards, original_context_tokens, target)
 
 
-@stage("evaluate", version=VERSION, alone_on="device")
+@stage("evaluate", version=VERSION)
 def evaluate(
-    bench: Bench,
+    context: StageContext,
     section: Evaluate,
-    model: Local[BaseModel] | Local[Checkpoint],
-    shards: Local[ShardSet],
+    model: BaseModel | Checkpoint,
+    shards: ShardSet,
     original_context_tokens: int,
     target_context_tokens: int | None = None,
-    patched: tuple[Local[PatchedModel], ...] = (),
+    patched: Sequence[PatchedModel] = (),
 ) -> Scorecard:
     """Scores at every length, and with a suite how far the model sees and uses.
 
-    Cells that the registry knows are not measured again. Where the settings name more grid workers than one,
-    others help with a suite: not with the device of this run.
+    patched: the config that the model is read by, if not its own. Cells that the registry knows are not
+    measured again. Where the settings name more grid workers than one, others help with a suite: not with the
+    device of this run.
     """
     from yarn_ops.evals.measure import EvaluationRequest
     from yarn_ops.evals.measure import evaluate as measured
 
-    read_by = patched[0] if patched else None
-    asked = EvaluationRequest(section, model, shards, original_context_tokens, target_context_tokens, read_by)
+    run = context.run
+    asked = EvaluationRequest(
+        section,
+        context.fetch(model),
+        context.fetch(shards),
+        original_context_tokens,
+        target_context_tokens,
+        context.fetch(patched[0]) if patched else None,
+    )
     shared = None
     if target_context_tokens is not None:
         shared = Shared(
-            run_id=bench.shop.run.id, attempt=bench.shop.run.attempts, key=bench.key, section=section,
-            model=model.record, shards=shards.record, original_context_tokens=original_context_tokens,
+            run_id=run.id, attempt=run.attempts, key=context.key, section=section, model=model,
+            shards=shards, original_context_tokens=original_context_tokens,
             target_context_tokens=target_context_tokens,
         )  # fmt: skip
-    with worker_of(bench) as worker, helped(bench.shop, shared):
-        return measured(asked, bench.out, worker)
+    with context.alone_on("device"), worker_of(context) as worker, helped(run, shared):
+        return measured(asked, context.out, worker)
 
 
 @stage("gate", version=1)
-def judge(bench: Bench, gate: Gate, scores: BeforeAfter[Scorecard], target_context_tokens: int) -> Verdict:
+def judge(
+    context: StageContext, gate: Gate, scores: BeforeAfter[Scorecard], target_context_tokens: int
+) -> Verdict:
     """Whether the result may be promoted, and why."""
     from yarn_ops.evals import gate as gates
 
@@ -79,7 +90,7 @@ def judge(bench: Bench, gate: Gate, scores: BeforeAfter[Scorecard], target_conte
 
 @stage("leg-gate", version=1)
 def judge_leg(
-    bench: Bench, gate: LegGate, scores: BeforeAfter[Scorecard], leg_context_tokens: int
+    context: StageContext, gate: LegGate, scores: BeforeAfter[Scorecard], leg_context_tokens: int
 ) -> Verdict:
     """Whether the next leg may begin, and why."""
     from yarn_ops.evals import gate as gates
@@ -87,33 +98,34 @@ def judge_leg(
     return gates.judge(gate.at_target(), scores, leg_context_tokens)
 
 
-@stage("fit", version=2, alone_on="device")
+@stage("fit", version=2)
 def search(
-    bench: Bench,
+    context: StageContext,
     section: Evaluate,
     rope: Rope,
     method: FittedMethod,
-    base: Local[BaseModel],
-    shards: Local[ShardSet],
+    base: BaseModel,
+    shards: ShardSet,
 ) -> Fit:
     """Parameters of a RoPE method, searched on held-out documents and verified on others."""
     from yarn_ops import fit as fitting
 
-    return fitting.fit(
-        section,
-        rope,
-        method,
-        base,
-        shards,
-        device=bench.shop.device,
-        precision=resolve_dtype("auto", bench.shop.device),
-        progress=bench.report,
-    )
+    device, read = context.run.device.kind, (context.fetch(base), context.fetch(shards))
+    with context.alone_on("device"):
+        return fitting.fit(
+            section,
+            rope,
+            method,
+            *read,
+            device=device,
+            precision=resolve_dtype("auto", device),
+            progress=context.report,
+        )
 
 
 @stage("compare", version=2)
 def rank(
-    bench: Bench,
+    context: StageContext,
     gate: Gate,
     before: Scorecard,
     names: list[str],
@@ -129,4 +141,4 @@ def rank(
             (name.split(" ") for name in names), scores, trained_parameters, strict=True
         )
     ]
-    return comparisons.compare(gate, before, entries, bench.out)
+    return comparisons.compare(gate, before, entries, context.out)

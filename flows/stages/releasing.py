@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from flows.tasks import Bench, stage
-from flows.workshop import Workshop, git_commit
+from flows.mlflow_run import git_commit
+from flows.run import RunContext
+from flows.tasks import StageContext, stage
 from yarn_ops.bars import Report as Told
 from yarn_ops.catalogue import DIGEST_TAG
 from yarn_ops.recipe import (
@@ -37,25 +38,26 @@ UNREGISTERED = 0
 
 
 @stage("capacity", version=2)
-def chart(bench: Bench, name: str, scores: BeforeAfter[Local[Scorecard]]) -> Report:
+def chart(context: StageContext, name: str, scores: BeforeAfter[Scorecard]) -> Report:
     """The capacity page and its picture: of the model under test, then of its base."""
     from yarn_ops.evals.capacity import read_capacity
     from yarn_ops.evals.report.write import write_capacity_report
 
-    models = [read_capacity(scores.after.path, name), read_capacity(scores.before.path, "base")]
-    return write_capacity_report(models, bench.out)
+    after, before = context.fetch(scores.after), context.fetch(scores.before)
+    models = [read_capacity(after.path, name), read_capacity(before.path, "base")]
+    return write_capacity_report(models, context.out)
 
 
 @stage("report", version=5)
 def draw(
-    bench: Bench,
+    context: StageContext,
     recipe: Recipe,
     base: BaseModel,
     shards: ShardSet,
     patched: PatchedModel,
-    adapters: tuple[Local[Adapter], ...],
+    adapters: Sequence[Adapter],
     checkpoint: Checkpoint,
-    scores: BeforeAfter[Local[Scorecard]],
+    scores: BeforeAfter[Scorecard],
     verdict: Verdict,
 ) -> Report:
     """Pictures, the capacity page and the model card."""
@@ -72,20 +74,21 @@ def draw(
         base=base,
         shards=shards,
         patched=patched,
-        adapter=adapters[-1].record,
+        adapter=adapters[-1],
         checkpoint=checkpoint,
-        scores=BeforeAfter(scores.before.record, scores.after.record),
+        scores=scores,
         verdict=verdict,
         capacities=BeforeAfter(
-            read_capacity(scores.before.path, "base"), read_capacity(scores.after.path, name)
+            read_capacity(context.fetch(scores.before).path, "base"),
+            read_capacity(context.fetch(scores.after).path, name),
         ),
     )
-    losses = [loss for adapter in adapters for loss in read_losses(adapter.path)]
-    return write_report(extension, list(enumerate(losses, start=1)), bench.out)
+    losses = [loss for adapter in adapters for loss in read_losses(context.fetch(adapter).path)]
+    return write_report(extension, list(enumerate(losses, start=1)), context.out)
 
 
 def mend_release(
-    shop: Workshop,
+    run: RunContext,
     release: Release,
     section: Publish,
     base: BaseModel,
@@ -99,12 +102,12 @@ def mend_release(
     What somebody has changed since stays: other tags, another description, an alias that names another
     version, or none while a newer version passed. A run that was deleted in MLflow is replaced by this one.
     """
-    if shop.tracking.run(release.mlflow_run_id) is None:
-        tags = {**release.tags, "run": shop.run.id}
-        release = release.model_copy(update={"mlflow_run_id": shop.mlflow_run_id, "tags": tags})
-    with shop.progress.of("publish") as told:
-        made = _brought_about(shop, release, checkpoint, scores, verdict, shop.fetch(report), told)
-    versions = [one for one in shop.tracking.models() if one.name == made.name]
+    if run.services.tracking.run(release.mlflow_run_id) is None:
+        tags = {**release.tags, "run": run.id}
+        release = release.model_copy(update={"mlflow_run_id": run.mlflow.id, "tags": tags})
+    with run.progress.of("publish") as told:
+        made = _brought_about(run, release, checkpoint, scores, verdict, run.fetch(report), told)
+    versions = [one for one in run.services.tracking.models() if one.name == made.name]
     holder = next((one.version for one in versions if made.alias in one.aliases), None)
     overtaken = any(one.version > made.version and one.passed for one in versions)
     if (
@@ -113,22 +116,22 @@ def mend_release(
         and holder != made.version
         and not overtaken
     ):
-        shop.tracking.move_alias(made.name, made.alias, made.version)
+        run.services.tracking.move_alias(made.name, made.alias, made.version)
     return made
 
 
 @stage("publish", version=1, mend=mend_release)
 def publish(
-    bench: Bench,
+    context: StageContext,
     section: Publish,
     base: BaseModel,
     checkpoint: Checkpoint,
     scores: BeforeAfter[Scorecard],
     verdict: Verdict,
-    report: Local[Report],
+    report: Report,
 ) -> Release:
     """One model version in MLflow; the alias moves only when the gate passed."""
-    shop = bench.shop
+    run = context.run
     gate: Literal["passed", "failed"] = "passed" if verdict.passed else "failed"
     tags = {
         **section.tags,
@@ -137,27 +140,27 @@ def publish(
         "rope_method": checkpoint.method,
         "factor": f"{checkpoint.factor:g}",
         "base": base.source,
-        "recipe": shop.recipe.digest(),
-        "run": shop.run.id,
+        "recipe": run.recipe.digest(),
+        "run": run.id,
         "gate": gate,
         "git_commit": git_commit() or "unknown",
     }
     asked = Release(
         name=section.name,
         version=UNREGISTERED,
-        mlflow_run_id=shop.mlflow_run_id,
+        mlflow_run_id=run.mlflow.id,
         gate=gate,
         alias=section.alias if verdict.passed else None,
         tags=tags,
     )
-    release = _brought_about(shop, asked, checkpoint, scores, verdict, report, bench.report)
+    release = _brought_about(run, asked, checkpoint, scores, verdict, context.fetch(report), context.report)
     if release.alias is not None:
-        shop.tracking.move_alias(release.name, release.alias, release.version)
+        run.services.tracking.move_alias(release.name, release.alias, release.version)
     return release
 
 
 def _brought_about(
-    shop: Workshop,
+    run: RunContext,
     release: Release,
     checkpoint: Checkpoint,
     scores: BeforeAfter[Scorecard],
@@ -169,15 +172,15 @@ def _brought_about(
 
     What is there already stays as it is.
     """
-    tracking, run_id = shop.tracking, release.mlflow_run_id
+    tracking, run_id = run.services.tracking, release.mlflow_run_id
     artifacts = tracking.artifact_uri(run_id)
     card = (report.path / CARD).read_bytes()
     target = f"{artifacts}/model"
     assert checkpoint.tree is not None
-    tree = compose_tree(shop.store, checkpoint.tree, {CARD: card}, target, report=told)
-    log_scores(shop, run_id, scores)
+    tree = compose_tree(run.services.store, checkpoint.tree, {CARD: card}, target, report=told)
+    log_scores(run, run_id, scores)
     for name in (*report.record.pictures, *report.record.pages):
-        kept = shop.store.find(shop.store.key_of(f"{artifacts}/{PICTURES}/{name}"))
+        kept = run.services.store.find(run.services.store.key_of(f"{artifacts}/{PICTURES}/{name}"))
         if kept != (report.path / name).read_bytes():
             tracking.log_picture(run_id, report.path / name)
     tags, description = {**release.tags, DIGEST_TAG: tree.digest}, verdict.reasons
@@ -193,14 +196,14 @@ def _brought_about(
     return release.model_copy(update={"version": version})
 
 
-def log_scores(shop: Workshop, mlflow_run_id: str, scores: BeforeAfter[Scorecard]) -> None:
+def log_scores(run: RunContext, mlflow_run_id: str, scores: BeforeAfter[Scorecard]) -> None:
     """All scores of base and result as MLflow metrics, how far each sees and uses among them; each once."""
-    run = shop.tracking.run(mlflow_run_id)
-    logged = {} if run is None else run.metrics
+    there = run.services.tracking.run(mlflow_run_id)
+    logged = {} if there is None else there.metrics
     measured = _figures(scores.before.scores, "before") | _figures(scores.after.scores, "after")
     if not measured.items() <= logged.items():
         metrics = score_metrics(scores.before, "before") | score_metrics(scores.after, "after")
-        shop.tracking.log_metrics(mlflow_run_id, 0, metrics)
+        run.services.tracking.log_metrics(mlflow_run_id, 0, metrics)
 
 
 def score_metrics(card: Scorecard, when: str) -> dict[str, float]:

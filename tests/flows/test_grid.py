@@ -18,7 +18,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.deploy import RUNS_AT_ONCE, deployments, ensure_pool
 from flows.grid import Shared, helped
-from flows.workshop import Workshop
+from flows.run import RunContext
 from yarn_ops.bars import Bars
 from yarn_ops.recipe import Evaluate, parse_recipe
 from yarn_ops.records import BaseModel, Dropped, ShardSet
@@ -51,37 +51,37 @@ SHARDS = ShardSet(
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Workshop]:
+def run_context(tmp_path: Path) -> Iterator[RunContext]:
     settings = Settings(state_dir=tmp_path, grid_workers=3)
     registry = open_run_registry(settings)
     recipe = parse_recipe({"rope": {"factor": 2}})
-    run = registry.begin_run(recipe.model_dump(mode="json"), recipe.digest())
-    yield Workshop(settings, recipe, registry, run, Bars())
+    row = registry.begin_run(recipe.model_dump(mode="json"), recipe.digest())
+    yield RunContext(settings, recipe, registry, row, Bars())
     registry.close()
 
 
 def test_a_run_asks_for_helpers_once_and_calls_off_those_that_have_not_begun(
-    client: SyncPrefectClient, shop: Workshop
+    client: SyncPrefectClient, run_context: RunContext
 ) -> None:
     shared = Shared(
-        run_id=shop.run.id, attempt=1, key=shop.run.id, section=Evaluate(suite="tiny"), model=BASE,
+        run_id=run_context.id, attempt=1, key=run_context.id, section=Evaluate(suite="tiny"), model=BASE,
         shards=SHARDS, target_context_tokens=1024, original_context_tokens=512,
     )  # fmt: skip
-    with disable_run_logger(), helped(shop, shared):
+    with disable_run_logger(), helped(run_context, shared):
         pass  # no deployment, as where `yarn-ops extend` has a server of its own: the run goes on alone
     ensure_pool(client, GPU_POOL, RUNS_AT_ONCE[GPU_POOL])
     (deployment,) = (one for one in deployments() if one.name == "measure-cells")
     deployment.apply()
-    with helped(shop, shared), helped(shop, shared):
-        asked = helpers(client, shop)
-        assert [run.name for run in asked] == [f"{shop.run.id}-helper-{number}" for number in (1, 2)]
+    with helped(run_context, shared), helped(run_context, shared):
+        asked = helpers(client, run_context)
+        assert [run.name for run in asked] == [f"{run_context.id}-helper-{number}" for number in (1, 2)]
         assert all(run.state.is_scheduled() for run in asked)
         assert Shared.model_validate(asked[0].parameters["shared"]) == shared
-    assert [run.state.name for run in helpers(client, shop)] == ["Cancelled", "Cancelled"]
+    assert [run.state.name for run in helpers(client, run_context)] == ["Cancelled", "Cancelled"]
 
 
-def helpers(client: SyncPrefectClient, shop: Workshop) -> list[Any]:
-    named = FlowRunFilter(name=FlowRunFilterName(like_=f"{shop.run.id}-helper-"))
+def helpers(client: SyncPrefectClient, run_context: RunContext) -> list[Any]:
+    named = FlowRunFilter(name=FlowRunFilterName(like_=f"{run_context.id}-helper-"))
     return sorted(client.read_flow_runs(flow_run_filter=named), key=lambda run: run.name)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from flows.workshop import Workshop
+from flows.run import RunContext
 from yarn_ops.bars import Bars
 from yarn_ops.recipe import load_recipe
 from yarn_ops.registry import open_registry, upgrade
@@ -22,14 +22,17 @@ def test_a_gpu_steps_figures_are_logged_once(small_recipe: Path, tmp_path: Path)
     settings, recipe = Settings(state_dir=tmp_path / "state"), load_recipe(small_recipe)
     upgrade(settings.database)
     registry = open_registry(settings.database)
-    run = registry.begin_run(
+    row = registry.begin_run(
         recipe.model_dump(mode="json"), recipe.digest(), git_commit=None, flow_run_id=None
     )
-    shop = Workshop(settings, recipe, registry, run, Bars())
-    for _ in range(2):  # a trainer that resumed tells the step again
-        shop.log_training_step({"event": "step", "step": 1, "steps": 4, "time": 0.0, **GPU_STEP}, 10)
-    client = MlflowClient(shop.tracking.uri, shop.tracking.uri)
-    logged = client.get_run(shop.mlflow_run_id).data.metrics
+    run = RunContext(settings, recipe, registry, row, Bars())
+    for _ in range(2):  # a trainer that resumed, in this attempt or the next, tells the step again
+        steps = run.mlflow.step_sink("", 10)
+        for _ in range(2):
+            steps.log({"event": "step", "step": 1, "steps": 4, "time": 0.0, **GPU_STEP})
+    tracking = run.services.tracking
+    client = MlflowClient(tracking.uri, tracking.uri)
+    logged = client.get_run(run.mlflow.id).data.metrics
     assert logged == {f"train/{name}": value for name, value in GPU_STEP.items()}
     for name in logged:
-        assert [point.step for point in client.get_metric_history(shop.mlflow_run_id, name)] == [11], name
+        assert [point.step for point in client.get_metric_history(run.mlflow.id, name)] == [11], name

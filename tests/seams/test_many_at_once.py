@@ -15,10 +15,10 @@ from postgres import PostgresCluster
 from prefect.logging import disable_run_logger
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.tasks import Bench, stage
-from flows.workshop import open_workshop
+from flows.run import open_run
+from flows.tasks import StageContext, stage
 from yarn_ops.recipe import Data, Publish, Recipe, parse_recipe
-from yarn_ops.records import Adapter, Local, Release
+from yarn_ops.records import Adapter, Release
 from yarn_ops.registry import Registry, open_registry, upgrade
 from yarn_ops.release import open_tracking
 from yarn_ops.settings import Settings
@@ -53,32 +53,31 @@ def test_identical_submissions_join_and_different_ones_finish(
     counting = threading.Lock()
 
     @stage("train", version=1)
-    def train(bench: Bench, data: Data) -> Adapter:
+    def train(context: StageContext, data: Data) -> Adapter:
         with counting:
             trained[data.text_field] += 1
         time.sleep(0.5)  # long enough for everybody to ask
-        (bench.out / "weights").write_text(data.text_field)
+        (context.out / "weights").write_text(data.text_field)
         return Adapter(
             method="lora", steps=1, window_tokens=1, tokens_seen=1, trainable_parameters=1,
             first_loss=1.0, final_loss=1.0, seconds=0.5,
         )  # fmt: skip
 
     @stage("publish", version=1)
-    def publish(bench: Bench, section: Publish, adapter: Local[Adapter]) -> Release:
-        tracking, run_id = bench.shop.tracking, bench.shop.mlflow_run_id
+    def publish(context: StageContext, section: Publish, adapter: Adapter) -> Release:
+        context.fetch(adapter)
+        tracking, run_id = context.run.services.tracking, context.run.mlflow.id
         source = f"{tracking.artifact_uri(run_id)}/model"
-        version = tracking.register(
-            section.name, source, run_id, {"gate": "passed", "run": bench.shop.run.id}
-        )
+        version = tracking.register(section.name, source, run_id, {"gate": "passed", "run": context.run.id})
         return Release(
             name=section.name, version=version, mlflow_run_id=run_id, gate="passed", alias=None, tags={}
         )  # fmt: skip
 
     def submit(name: str) -> tuple[str, int]:
         asked = recipe(name)
-        with open_workshop(settings, asked) as shop:
+        with open_run(settings, asked) as run:
             release = publish.fn(asked.publish, train.fn(asked.data))
-            return shop.run.id, release.version
+            return run.id, release.version
 
     names = ["same"] * IDENTICAL + [f"different-{number}" for number in range(DIFFERENT)]
     with (

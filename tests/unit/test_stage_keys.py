@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prefect import Task
 
-from flows import curriculum, extend
+from flows import compare, curriculum, extend, fit, reevaluate
 from flows.stages import measuring
-from flows.tasks import stage_key
+from flows.tasks import keyed_inputs, stage_key
 from yarn_ops.recipe import Recipe, load_recipe
 from yarn_ops.records import Record
 from yarn_ops.shipped import recipe_path
@@ -36,6 +38,9 @@ NAMES = {
     curriculum: ("train", "merge"),
     measuring: ("evaluate",),
 }
+SIGNATURES = {
+    name: inspect.signature(getattr(module, name).fn) for module, names in NAMES.items() for name in names
+}
 
 
 class Made(Record):
@@ -52,21 +57,24 @@ def keys_of(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[st
     found: dict[str, set[str]] = {}
 
     def noting(name: str) -> Callable[..., Made]:
-        def made(*inputs: Any) -> Made:
-            key = stage_key(name, 1, () if name in ("fetch_base", "survey") else inputs)  # observations
+        signature = SIGNATURES[name]
+
+        def made(*inputs: Any, **named: Any) -> Made:
+            keyed = keyed_inputs(signature, *inputs, **named)
+            key = stage_key(name, 1, () if name in ("fetch_base", "survey") else keyed)  # observations
             found.setdefault(name, set()).add(key)
             return Made(key=key)
 
         return made
 
-    shop = SimpleNamespace(run=SimpleNamespace(id="run"), earlier_steps=0)
+    run = SimpleNamespace(id="run", mlflow=SimpleNamespace(step_sink=lambda arm, earlier_steps: None))
     for module, names in NAMES.items():
         for name in names:
             monkeypatch.setattr(module, name, noting(name))
-    monkeypatch.setattr(extend, "open_workshop", lambda *_: nullcontext(shop))
+    monkeypatch.setattr(extend, "open_run", lambda *_: nullcontext(run))
     monkeypatch.setattr(extend, "warm_trainer", nullcontext)
     monkeypatch.setattr(extend, "show_report", lambda *_: None)
-    monkeypatch.setattr(curriculum, "workshop", lambda: shop)
+    monkeypatch.setattr(curriculum, "current_run", lambda: run)
     extend.extend.fn(recipe)
     return found
 
@@ -77,3 +85,32 @@ def test_a_change_computes_what_depends_on_it(change: str, monkeypatch: pytest.M
     after = keys_of(load_recipe(recipe_path("demo"), [change]), monkeypatch)
     again = {name for name in before if after[name] != before[name]}
     assert again == COMPUTED_AGAIN[change]
+
+
+def test_a_key_does_not_depend_on_how_inputs_are_given() -> None:
+    def evaluate(
+        model: str, tokens: int, target: int | None = None, by: tuple[str, ...] = (), *, log: str
+    ) -> None:
+        """A stage's inputs."""
+
+    signature = inspect.signature(evaluate)
+    assert keyed_inputs(signature, "m", 5, log="here") == ("m", 5)
+    assert keyed_inputs(signature, tokens=5, model="m", log="there") == ("m", 5)
+    assert keyed_inputs(signature, "m", 5, by=("p",), log="") == ("m", 5, None, ("p",))
+    with pytest.raises(TypeError):
+        keyed_inputs(signature, "m", log="")
+
+
+def test_a_stage_keeps_its_signature_without_its_context() -> None:
+    for name, named in (("train", {"asked", "steps"}), ("merge", set())):
+        parameters = inspect.signature(getattr(curriculum, name).fn).parameters
+        assert "context" not in parameters and "base" in parameters
+        assert {one.name for one in parameters.values() if one.kind is one.KEYWORD_ONLY} == named
+
+
+@pytest.mark.parametrize("module", (curriculum, extend, measuring, compare, reevaluate, fit))
+def test_no_stage_takes_ten_inputs(module: Any) -> None:
+    stages = [one.fn for one in vars(module).values() if isinstance(one, Task)]
+    assert stages
+    for one in stages:
+        assert sum(p.kind is not p.KEYWORD_ONLY for p in inspect.signature(one).parameters.values()) < 10

@@ -33,7 +33,7 @@ class EvaluationRequest:
     """What a recipe's evaluation asks of which model."""
 
     section: Evaluate
-    model: Local[BaseModel] | Local[Checkpoint]
+    model: Local[BaseModel | Checkpoint]
     shards: Local[ShardSet]
     original_context_tokens: int
     target_context_tokens: int | None = None

@@ -54,7 +54,7 @@ Progress = Callable[[int, int, str], None]
 
 
 def merge(
-    base: Local[BaseModel] | Local[Checkpoint],
+    base: Local[BaseModel | Checkpoint],
     patched: Local[PatchedModel],
     adapter: Local[Adapter],
     shards: Local[ShardSet],

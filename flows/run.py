@@ -1,0 +1,174 @@
+"""A run: its registry row, what its stages work with, how it begins and how its end is written down."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from prefect.context import get_run_context
+from prefect.exceptions import MissingContextError, TerminationSignal
+
+from flows.device import RunDevice
+from flows.liveness import sign
+from flows.mlflow_run import MlflowRun, git_commit
+from flows.progress import Progress
+from flows.services import Services
+from yarn_ops.bars import Bars
+from yarn_ops.digests import digest_of
+from yarn_ops.errors import GateFailed, Stopped, YarnOpsError
+from yarn_ops.processes import keeping_missed
+from yarn_ops.recipe import Recipe, recorded_recipe
+from yarn_ops.records import AnyRecord, Local, Record, Tree
+from yarn_ops.registry import Registry, Run, RunEnd, copies, open_registry
+from yarn_ops.services import require_services
+from yarn_ops.settings import Settings
+from yarn_ops.store.trees import fetch_tree
+
+SIGNALLED = (KeyboardInterrupt, TerminationSignal)
+"""what asks a run to stop: a key or a command, Prefect"""
+
+log = logging.getLogger(__name__)
+
+_CURRENT: ContextVar[RunContext] = ContextVar("run")
+
+
+class RunContext:
+    """What the stages of one run work with: services, MLflow run, device, progress, directories."""
+
+    def __init__(self, settings: Settings, recipe: Recipe, registry: Registry, row: Run, bars: Bars) -> None:
+        self.settings = settings
+        self.recipe = recipe
+        self.registry = registry
+        self.id = row.id
+        self.attempts = row.attempts
+        self.services = Services(settings, registry)
+        self.mlflow = MlflowRun(lambda: self.services.tracking, recipe, registry, row)
+        self.device = RunDevice(settings, registry)
+        self.progress = Progress(bars)
+        self.makers: dict[str, Callable[[], Record]] = {}
+        """{digest of a tree: has the stage that made it make it again, if it is damaged}"""
+        self.made_again: set[str] = set()
+        self._verified: dict[str, Path] = {}
+
+    def write_to_ledger(self) -> None:
+        """Write the run as far as it came into the store, so that a lost registry can be rebuilt."""
+        self.services.ledger.keep_run(copies.copy_run(self.registry, self.id))
+
+    def work_dir(self, key: str) -> Path:
+        """The working directory of a stage; it outlives a crash, so that the next attempt goes on in it."""
+        path = self.settings.home / "work" / key[:16]
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def discard(self, work_dir: Path) -> None:
+        shutil.rmtree(work_dir, ignore_errors=True)
+
+    def fetch(self, record: AnyRecord) -> Local[AnyRecord]:
+        """The record with its tree on this machine, verified once a process."""
+        if record.tree is None:
+            return Local(record, self.settings.home)
+        return Local(record, self._fetch_tree(record.tree))
+
+    def _fetch_tree(self, tree: Tree) -> Path:
+        cache, path = self.settings.home / "cache", self._verified.get(tree.digest)
+        if path is None or not path.exists():  # the cache may have been swept since
+            self._verified[tree.digest] = fetch_tree(self.services.store, tree, cache)
+        elif path.is_relative_to(cache):
+            os.utime(path)  # as `fetch_tree` does: it is in use from now
+        return self._verified[tree.digest]
+
+
+def current_run() -> RunContext:
+    """The run in progress in this process."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def open_run(
+    settings: Settings, recipe: Recipe, compared: Mapping[str, Any] | None = None
+) -> Iterator[RunContext]:
+    """Begin a run, or go on with an unfinished one of the same recipe; write down how it ended.
+
+    compared: what else tells this run from others of the same recipe.
+    """
+    require_services(settings, recipe.publish.experiment)
+    sign()
+    registry = open_registry(settings.database)
+    asked, identity = recipe.model_dump(mode="json"), recipe.digest()
+    if compared is not None:
+        asked |= {"compare": dict(compared)}
+        identity = digest_of(asked)
+    row = registry.begin_run(asked, identity, git_commit=git_commit(), flow_run_id=_flow_run_id())
+    bars = Bars()
+    run = RunContext(settings, recipe, registry, row, bars)
+    token = _CURRENT.set(run)
+    try:
+        with bars, keeping_missed(*SIGNALLED):
+            run.services.ledger.sign(registry.name)
+            run.write_to_ledger()
+            yield run
+        run.mlflow.finish("completed")
+        registry.finish_run(run.id, "completed")
+        _write_end_to_ledger(run)
+    except BaseException as error:
+        status, reason = _end_by(error)
+        registry.finish_run(run.id, status, reason)
+        _write_end_to_ledger(run)
+        try:
+            run.mlflow.finish(status)
+        except Exception as also:  # what ended the run matters more, and may have ended MLflow's import
+            log.warning("run %s: its end was not told to MLflow: %r", run.id, also)
+        raise
+    finally:
+        _CURRENT.reset(token)
+
+
+def _write_end_to_ledger(run: RunContext) -> None:
+    try:
+        run.write_to_ledger()
+    except YarnOpsError as error:  # how it ended matters more; `gc` and a later run write it again
+        log.warning("run %s: its end was not written to the store: %s", run.id, error)
+
+
+@contextmanager
+def join_run(settings: Settings, run_id: str) -> Iterator[RunContext]:
+    """A run that another process does, to help it: here it is neither begun nor ended."""
+    sign()
+    registry = open_registry(settings.database)
+    try:
+        view = registry.run_view(run_id)
+        row = Run(view.id, view.attempts, view.mlflow_run_id)
+        bars = Bars()
+        run = RunContext(settings, recorded_recipe(view.recipe, run_id), registry, row, bars)
+        token = _CURRENT.set(run)
+        try:
+            with bars, keeping_missed(*SIGNALLED):
+                yield run
+        finally:
+            _CURRENT.reset(token)
+    finally:
+        registry.close()
+
+
+def _end_by(error: BaseException) -> tuple[RunEnd, str]:
+    """How a run ends that is left with `error`, and the reason in one line."""
+    if isinstance(error, GateFailed):
+        return "rejected", str(error)
+    if isinstance(error, Stopped):
+        return "stopped", str(error)
+    if not isinstance(error, Exception):
+        return "stopped", "interrupted; run the same recipe again to go on"
+    return "failed", str(error) if isinstance(error, YarnOpsError) else repr(error)
+
+
+def _flow_run_id() -> str | None:
+    try:
+        return str(get_run_context().flow_run.id)  # type: ignore[union-attr]
+    except (MissingContextError, AttributeError):
+        return None
