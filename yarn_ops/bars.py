@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
+
+from yarn_ops.shown import printable
 
 Report = Callable[[int, int, str], None]
 """(done, total, note): how far a stage is, in its own units"""
+
+
+class PlainConsole(Console):
+    """A console on which nothing that strangers named (fields, tags, architectures) commands the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
 class Bars:
@@ -23,7 +34,7 @@ class Bars:
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}", markup=False),
-            console=Console(stderr=True),
+            console=PlainConsole(stderr=True),
             disable=not self.shown,
         )
 

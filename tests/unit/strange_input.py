@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -263,10 +264,11 @@ def strange_documents(draw: random.Random, folder: Path) -> str:
         lines, done = _lines(draw)
         pack = {".jsonl.gz": gzip.compress, ".jsonl.zst": zstandard.ZstdCompressor(level=1).compress}
         path.write_bytes(pack.get(kind, bytes)(lines))
-    if draw.random() < 0.4:
-        done += f", damaged {_damage(draw, path)}"
-    if draw.random() < 0.1:
-        done += f", {odd_file(draw, folder)}"
+    with suppress(OSError):  # it is too large to be changed
+        if draw.random() < 0.4:
+            done += f", damaged {_damage(draw, path)}"
+        if draw.random() < 0.1:
+            done += f", {odd_file(draw, folder)}"
     return f"{path.name}: {done}"
 
 

@@ -11,6 +11,7 @@ from yarn_ops import processes
 from yarn_ops.cli import making, running  # noqa: F401  (they register their commands)
 from yarn_ops.cli.app import app
 from yarn_ops.errors import YarnOpsError
+from yarn_ops.shown import printable
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
 
 def _usage(error: TyperException) -> str:
     """What is wrong with the command as typed, in one line; the whole help where a group was typed alone."""
-    message = error.format_message().rstrip(".")
+    message = printable(error.format_message().rstrip("."))
     if "\n" in message:
         return message
     context = getattr(error, "ctx", None)

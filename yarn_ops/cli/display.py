@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
+from yarn_ops.bars import PlainConsole
 from yarn_ops.evals.names import LAST_QUARTER, RECALL
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from yarn_ops.registry import RunSummary, RunView
     from yarn_ops.upkeep import Garbage
 
-CONSOLE = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # what users name is not markup
+CONSOLE = PlainConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)  # names are not markup
 ARROW = " → "
 SHOWN_TASKS = (LAST_QUARTER, *RECALL)
 

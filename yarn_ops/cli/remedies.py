@@ -15,6 +15,7 @@ from yarn_ops.remedies.compare import Asked, compare
 from yarn_ops.remedies.side_by_side import SideBySide
 from yarn_ops.remedies.table import lines
 from yarn_ops.settings import read_settings
+from yarn_ops.shown import printable
 
 
 def run(
@@ -54,7 +55,7 @@ def run(
 def show(side: SideBySide, *, as_json: bool) -> None:
     """One table; or all of it as JSON."""
     if as_json:
-        print(side.model_dump_json(indent=2))
+        print(printable(side.model_dump_json(indent=2)))
         return
     CONSOLE.print(
         f"{side.model}, {side.context_tokens:,} tokens of which {side.window_tokens:,} were trained on, "

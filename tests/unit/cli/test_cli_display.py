@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import unicodedata
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
+from yarn_ops.catalogue import ModelVersion
 from yarn_ops.cli import display
+from yarn_ops.recipe import parse_recipe
 from yarn_ops.records import (
     BaseModel,
     Checkpoint,
@@ -162,6 +165,28 @@ def test_a_list_of_runs_keeps_every_id_whole(capsys: pytest.CaptureFixture[str],
     assert lines[1].startswith(f"{ID}  completed  17.3 min  /models/")
     assert lines[1].endswith("by-parts  llama-32k 12")
     assert "[somebody]" in "".join("".join(line.split()) for line in lines)  # no markup
+
+
+def test_no_name_commands_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Escape sequences in tags, names, a recipe's base and tags, a reason: as signs, in every table."""
+    hostile = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202eevil"
+    failed = run(stage("train", "failed"), status="failed", reason=hostile)
+    summary = RunSummary(**failed.model_dump(exclude={"stages", "scores"}))
+    display.show_run(failed)
+    display.show_runs(
+        [summary.model_copy(update={"recipe": {**summary.recipe, "base": {"model": hostile}}})], as_json=False
+    )
+    tags = {"base": hostile, "gate": hostile}
+    version = ModelVersion(hostile, 1, "", "", tags, (hostile,), hostile, STARTED)
+    display.show_models([version], as_json=False)
+    display.show_recipe(
+        parse_recipe({"rope": {"factor": 2}, "publish": {"tags": {"x": hostile}}}), as_json=False
+    )
+    display.show_models([version], as_json=True)
+    told = capsys.readouterr().out
+    assert "owned" in told and "evil" in told
+    assert not {sign for sign in told if unicodedata.category(sign) == "Cc"} - {"\n"}
+    assert "\u202e" not in told
 
 
 def test_a_leg_s_verdict_is_told_before_the_run_s(capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,6 +101,12 @@ def test_a_base_of_ones_own_is_not_named_as_a_hub_model(extension: Extension) ->
     assert "`models/base`" in card
 
 
+def test_a_hostile_name_stays_a_name(extension: Extension) -> None:
+    own = extension.base.model_copy(update={"source": "/models/a`<img src=x onerror=alert(1)>\x1b[2J\n# x"})
+    card = model_card(Extension(**{**vars(extension), "base": own}))
+    assert "`models/a´<img src=x onerror=alert(1)>�[2J # x`" in card
+
+
 def test_report_writes_card_and_pictures(extension: Extension, tmp_path: Path) -> None:
     losses = [(step, 2.3 - 0.005 * step) for step in range(1, 51)]
     record = write_report(extension, losses, tmp_path / "a")

@@ -23,6 +23,7 @@ from yarn_ops.records import (
     ShardSet,
     Verdict,
 )
+from yarn_ops.shown import one_line
 
 TRANSFORMERS_FLOOR = "4.51"
 """earlier ones ignore original_max_position_embeddings or take it from the field that the patch moves"""
@@ -149,7 +150,7 @@ def _made(extension: Extension) -> Iterator[str]:
         f"at most {extension.checkpoint.merge_difference:.3g}."
     )
     yield (
-        f"- **Data:** {', '.join(f'`{_source_name(source)}`' for source in extension.data.sources)}; "
+        f"- **Data:** {', '.join(_code(_source_name(source)) for source in extension.data.sources)}; "
         f"{shards.train_documents:,} documents ({shards.train_tokens:,} tokens) to train on, "
         f"{shards.held_out_documents:,} ({shards.held_out_tokens:,} tokens) held out, split by document; "
         f"left out: {in_words(shards.dropped)}."
@@ -210,7 +211,13 @@ def _figure(score: Score | None) -> str:
 
 
 def _base_name(base: BaseModel) -> str:
-    return f"`{_source_name(base.source)}` ({base.architecture}, {base.parameters / 1e6:,.1f} M parameters)"
+    made_of = f"{base.architecture}, {base.parameters / 1e6:,.1f} M parameters"
+    return f"{_code(_source_name(base.source))} ({made_of})"
+
+
+def _code(name: str) -> str:
+    """A name that may hold anything, as markdown shows it letter by letter."""
+    return f"`{one_line(name).replace('`', '´')}`"
 
 
 def _source_name(source: str) -> str:
