@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_serializer, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from yarn_ops.errors import SettingsError
-from yarn_ops.shown import without_password
+from yarn_ops.shown import holds_password, without_password
 
 ADDRESSES = ("database_url", "store_url", "s3_endpoint_url", "mlflow_uri", "prefect_api_url", "cluster")
 
@@ -77,16 +78,18 @@ class Settings(BaseSettings):
     @classmethod
     def _whole(cls, url: str | None) -> str | None:
         """An address is read alike by every library, so that none takes a part of a password for a host."""
-        if url is None or "@" not in url or url.startswith(("sqlite:", "file:")):
+        if url is None or url.startswith(("sqlite:", "file:")):
             return url
         scheme, _, rest = url.partition("://")
+        if "@" not in url:
+            return _readable(url)
         user = rest.rpartition("@")[0]
-        if not rest or "/" in scheme or (":" in user and re.search("[/@?#]", user)):
+        if not rest or "/" in scheme or (":" in user and re.search(r"[/@?#\[\]]", user)):
             raise ValueError(
-                "a user and a password stand between :// and the last @, and their own /, @, ? and # are "
-                "written %2F, %40, %3F and %23"
+                "a user and a password stand between :// and the last @, and their own /, @, ?, #, [ and ] "
+                "are written %2F, %40, %3F, %23, %5B and %5D"
             )
-        return url
+        return _readable(url)
 
     @field_serializer(*ADDRESSES)
     def _masked(self, url: str | None) -> str | None:
@@ -125,6 +128,15 @@ class Settings(BaseSettings):
             ) from None
 
 
+def _readable(url: str) -> str:
+    """The address; ValueError where its host or port cannot be told, on which libraries fail as they like."""
+    try:
+        urlsplit(url).port  # noqa: B018
+    except ValueError:
+        raise ValueError("host and port cannot be told in it; correct them") from None
+    return url
+
+
 class MlflowServerSettings(BaseSettings):
     """Where our MLflow server keeps what, from the variables that `mlflow server` reads."""
 
@@ -146,6 +158,11 @@ def read_settings() -> Settings:
     if settings.store_url and not settings.store_url.startswith(("file:///", "s3://")):
         raise SettingsError(
             f"YARN_OPS_STORE_URL: {settings.store_url!r} is neither file:///… nor s3://bucket/prefix"
+        )
+    if settings.store_url and settings.store_url.startswith("s3://") and holds_password(settings.store_url):
+        raise SettingsError(
+            "YARN_OPS_STORE_URL: holds a user or a password, which S3 has none of; keys are set by "
+            "YARN_OPS_S3_ACCESS_KEY and YARN_OPS_S3_SECRET_KEY"
         )
     if settings.database_url and not settings.database_url.startswith(("sqlite:///", "postgresql")):
         raise SettingsError(

@@ -17,8 +17,8 @@ _PARAMETERS = re.compile(rf"([?&;#](?:{_PARAMETER})=)[^&;#\s'\"]+", re.IGNORECAS
 _USERS = re.compile(r"((?::|%3a)(?:/|%2f){2})(\S*)(@|%40)", re.IGNORECASE)
 _AUTHORITY = re.compile(r"(?:^|:)//(.*)@", re.DOTALL)
 _BARE_USER = re.compile(r"(?!\w+://|(?:hf|models|shipped|stdlib|mailto):)[^/\s:@]+:\S*@\S*")
-_DIRECTIONS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""marks that turn the order of what is shown around"""
+_DIRECTIONS = re.compile("[\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f]")
+"""marks that turn the order of what is shown around, or end its line"""
 UNQUOTED = 3
 
 

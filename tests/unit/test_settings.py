@@ -25,6 +25,11 @@ def test_embedded_defaults_lie_in_the_state_directory(
     [
         ("STORE_URL", "http://somewhere", "neither file:///… nor s3://bucket/prefix"),
         ("DATABASE_URL", "mysql://x", "only sqlite:/// and postgresql:// databases"),
+        *(
+            (name, f"{scheme}://me:hunter2@{host}", f"YARN_OPS_{name}: host and port cannot be told in it")
+            for name, scheme in (("DATABASE_URL", "postgresql"), ("MLFLOW_URI", "http"), ("CLUSTER", "tcp"))
+            for host in ("[::bad", "host:port", "host:99999")
+        ),
         ("DEVICE", "tpu", "YARN_OPS_DEVICE: input should be"),
         ("LEASE_S", "0", "YARN_OPS_LEASE_S: input should be greater than 1"),
     ],
@@ -33,7 +38,7 @@ def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str, v
     monkeypatch.setenv(f"YARN_OPS_{name}", value)
     with pytest.raises(SettingsError, match="YARN_OPS_") as fault:
         read_settings()
-    assert line in str(fault.value)
+    assert line in str(fault.value) and "hunter2" not in str(fault.value)
 
 
 def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
