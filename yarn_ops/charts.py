@@ -23,7 +23,7 @@ STYLE = {
     "axes.labelcolor": MUTED, "axes.edgecolor": MUTED, "axes.linewidth": 0.8,
     "axes.spines.top": False, "axes.spines.right": False,
     "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-    "figure.facecolor": "white", "savefig.facecolor": "white",
+    "figure.facecolor": "white", "savefig.facecolor": "white", "text.parse_math": False,  # a name may hold $
 }  # fmt: skip
 SHARES = LinearSegmentedColormap.from_list("shares", ["#eceff3", "#9ecae1", "#3182bd", "#08306b"])
 DPI = 160

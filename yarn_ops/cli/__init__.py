@@ -30,9 +30,9 @@ def main() -> None:
 
 def _usage(error: TyperException) -> str:
     """What is wrong with the command as typed, in one line; the whole help where a group was typed alone."""
-    message = printable(error.format_message().rstrip("."))
-    if "\n" in message:
+    message, context = printable(error.format_message()), getattr(error, "ctx", None)
+    if context is not None and message == context.get_help():
         return message
-    context = getattr(error, "ctx", None)
+    message = " ".join(message.split()).rstrip(".,")
     command = context.command_path if context else "yarn-ops"
     return f"yarn-ops: {message[:1].lower()}{message[1:]}; see `{command} --help`"

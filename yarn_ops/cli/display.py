@@ -309,11 +309,12 @@ def _toml(value: Any) -> str:
         return "{" + ", ".join(pairs) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(sign if sign.isprintable() else f"\\U{ord(sign):08x}" for sign in text)
 
 
 def _toml_key(key: str) -> str:
-    return key if key.isascii() and key.isidentifier() else json.dumps(key)
+    return key if key.isascii() and key.isidentifier() else _toml(key)
 
 
 def _print_json(value: Any) -> None:

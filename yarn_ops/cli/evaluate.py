@@ -25,6 +25,7 @@ from yarn_ops.recipe import SuiteName
 from yarn_ops.registry.measurements import open_measurements
 from yarn_ops.services import open_run_registry
 from yarn_ops.settings import Settings
+from yarn_ops.shown import one_line
 from yarn_ops.store import files_for, store_options
 
 SHOWN = (SAME_TARGETS, LAST_QUARTER)
@@ -149,4 +150,4 @@ def kind_name(pattern: str) -> str:
 
 def _name(model: str) -> str:
     """A model without the directories of this machine."""
-    return Path(model).name if Path(model).expanduser().is_dir() else model
+    return one_line(Path(model).name if Path(model).expanduser().is_dir() else model)

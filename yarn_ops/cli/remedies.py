@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from yarn_ops.bars import Bars
@@ -15,7 +16,6 @@ from yarn_ops.remedies.compare import Asked, compare
 from yarn_ops.remedies.side_by_side import SideBySide
 from yarn_ops.remedies.table import lines
 from yarn_ops.settings import read_settings
-from yarn_ops.shown import printable
 
 
 def run(
@@ -55,7 +55,7 @@ def run(
 def show(side: SideBySide, *, as_json: bool) -> None:
     """One table; or all of it as JSON."""
     if as_json:
-        print(printable(side.model_dump_json(indent=2)))
+        print(json.dumps(side.model_dump(mode="json"), indent=2))  # in ASCII
         return
     CONSOLE.print(
         f"{side.model}, {side.context_tokens:,} tokens of which {side.window_tokens:,} were trained on, "

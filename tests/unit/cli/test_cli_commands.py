@@ -66,6 +66,12 @@ def test_a_group_typed_alone_shows_its_help(yarn_ops: Any, group: str) -> None:
         ("extend", "yarn-ops: missing argument 'RECIPE'; see `yarn-ops extend --help`"),
         ("pull small", "yarn-ops: missing option '--to'; see `yarn-ops pull --help`"),
         (
+            "export model",
+            "yarn-ops: missing option '--for'. Choose from: transformers, vllm, vllm-0.29, sglang, "
+            "llama.cpp; see `yarn-ops export --help`",
+        ),
+        ("runs\u202e\x1b[2J-x", "yarn-ops: no such command 'runs\\u202e\\x1b[2J-x'; see `yarn-ops --help`"),
+        (
             "pull a --to b --tag c",
             "yarn-ops: invalid value: write --tag key=value; see `yarn-ops pull --help`",
         ),

@@ -15,7 +15,9 @@ HOSTILE = """
 base.model = "/models/[v2]/:smile:/größe"
 rope.factor = 4
 train.legs = [{context_tokens = 1024, steps = 3}, {context_tokens = 2048, steps = 4, learning_rate = 1e-5}]
-publish.tags = {plain = "a", "two words" = 'quotes " and \\\\ strokes'}
+publish.tags.plain = "a"
+publish.tags."two words" = 'quotes " and \\\\ strokes'
+publish.tags.signs = "\\u001b[2J\\u009b\\u007f\\u202e\\U000e0041"
 """
 
 
@@ -33,6 +35,7 @@ def test_no_value_is_taken_for_markup(yarn_ops: Any, tmp_path: Path) -> None:
     shown = yarn_ops("recipe", "show", tmp_path / "hostile.toml", COLUMNS="40")
     (tmp_path / "shown.toml").write_text(shown.out, "utf-8")
     assert load_recipe(tmp_path / "shown.toml") == load_recipe(tmp_path / "hostile.toml")
+    assert all(sign.isprintable() or sign == "\n" for sign in shown.out)
 
 
 def test_json_carries_the_digest_and_every_value(yarn_ops: Any) -> None:

@@ -11,7 +11,7 @@ from statistics import fmean
 from yarn_ops.evals.attention import Diagnosis
 from yarn_ops.evals.capacity import Capacity, read_capacity, write_capacity
 from yarn_ops.evals.reach import reach_of
-from yarn_ops.evals.report.page import html
+from yarn_ops.evals.report.page import html, write_page
 from yarn_ops.models.costs import Dimensions, costs
 from yarn_ops.records import Score, Scorecard
 
@@ -99,3 +99,11 @@ def test_a_capacity_comes_back_as_it_was_written(tmp_path: Path):
     written = capacity("mine", {4096: 0.9})
     write_capacity(written, tmp_path)
     assert read_capacity(tmp_path, "other") == replace(written, name="other")
+
+
+def test_a_model_may_be_called_anything(tmp_path: Path) -> None:
+    """Signs of TeX and of HTML, in the page and in its picture."""
+    hostile = "m$\\frac{$<img src=x onerror=alert(1)>&#x27;"
+    page, picture = write_page([capacity(hostile, {4096: 0.9}), capacity("base", {4096: 0.9})], tmp_path)
+    assert picture.stat().st_size > 10_000
+    assert "<img src=x" not in page.read_text("utf-8")
