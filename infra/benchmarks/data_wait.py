@@ -56,9 +56,9 @@ def make(folder: Path, tokens: int) -> int:
     with ShardWriter(folder, dtype) as writer, TokenWriter(folder / "tokens-00000.bin", dtype) as file:
         while tokens > 0:
             length = min(tokens, int(np.exp(random.uniform(np.log(2_000), np.log(400_000)))))
-            file.append(random.integers(0, VOCABULARY, length, dtype=np.uint16))
+            extent = file.append(random.integers(0, VOCABULARY, length, dtype=np.uint16))
             side = "held_out" if documents == 0 else "train"
-            writer.index(side, f"folder/document-{documents}.txt", file.end_document())
+            writer.index(side, f"folder/document-{documents}.txt", extent)
             tokens, documents = tokens - length, documents + 1
     writer.finish([file.tokens], {})
     os.sync()

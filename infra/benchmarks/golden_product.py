@@ -51,11 +51,11 @@ from yarn_ops.train.backbone import Backbone, TransformersBackbone
 from yarn_ops.train.batches import make_batch
 from yarn_ops.train.events import NoEvents
 from yarn_ops.train.job import Job
-from yarn_ops.train.layer import LayerPolicy
 from yarn_ops.train.loop import run_job
 from yarn_ops.train.lora import make_trainable, read_facts, read_losses, trained_parameters
 from yarn_ops.train.loss import CausalLoss
 from yarn_ops.train.merge import merge
+from yarn_ops.train.plan import LayerPolicy
 
 __all__ = ["digest_tree"]
 

@@ -42,9 +42,10 @@ from yarn_ops.rope.config import patch_config, rope_spec_of
 from yarn_ops.train.lora import (
     PEFT_NAME,
     PEFT_PREFIX,
-    attach_adapter,
+    load_trained,
     make_trainable,
     merge_lora,
+    require_adapter,
     save_adapter,
     trained_parameters,
 )
@@ -175,7 +176,8 @@ def merge_whole(root: Path, figures: Figures) -> None:
     began, processor = time.perf_counter(), time.process_time()
     config = read_config(root / "patched")
     model = load_proven(root / "base", config, rope_spec_of(config), dtype=torch.float32, device="cpu")
-    attach_adapter(model, root / "adapter")
+    require_adapter(model, root / "adapter")
+    load_trained(model, root / "adapter")
     merge_lora(model)
     with quiet_transformers():
         model.to(torch.bfloat16).save_pretrained(root / "out", max_shard_size="5GB")
@@ -256,8 +258,8 @@ def make(root: Path, layers: int) -> None:
     save_file(learnt, root / "adapter/adapter_model.safetensors")
     tokens, dtype = root / "shards/tokens-00000.bin", np.dtype("<u2")
     with ShardWriter(root / "shards", dtype) as writer, TokenWriter(tokens, dtype) as file:
-        file.append(np.random.default_rng(0).integers(0, VOCABULARY, 2_000).astype(np.uint16))
-        writer.index("held_out", "only", file.end_document())
+        extent = file.append(np.random.default_rng(0).integers(0, VOCABULARY, 2_000).astype(np.uint16))
+        writer.index("held_out", "only", extent)
     writer.finish([file.tokens], {})
 
 

@@ -32,12 +32,11 @@ from train_step import PEAK_FLOPS, SHAPE, SMALL, EnoughError, model_flops, rando
 from yarn_ops.train import decoder
 from yarn_ops.train.backbone import Backbone
 from yarn_ops.train.batches import IGNORED, Batch
-from yarn_ops.train.layer import LayerPolicy
 from yarn_ops.train.loss import CausalLoss
 from yarn_ops.train.parallel.layout import Layout
 from yarn_ops.train.parallel.ranks import Ranks, join
 from yarn_ops.train.parallel.sharding import ShardedLayers
-from yarn_ops.train.plan import GIB, MARGIN, ModelShape, step_cost
+from yarn_ops.train.plan import GIB, MARGIN, LayerPolicy, ModelShape, step_cost
 
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
 STEPS = 2

@@ -39,8 +39,8 @@ from yarn_ops.train import decoder
 from yarn_ops.train.backbone import Backbone
 from yarn_ops.train.batches import Batch
 from yarn_ops.train.decoder import Decoder
-from yarn_ops.train.layer import LayerPolicy
 from yarn_ops.train.loss import CausalLoss
+from yarn_ops.train.plan import LayerPolicy
 
 PEAK_FLOPS = 790e12
 SHAPES = {

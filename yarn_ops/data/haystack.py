@@ -80,7 +80,6 @@ def read_haystack(
     encode: Encode,
     decode: Decode | None = None,
     tokens: int,
-    text_field: str = "text",
     seed: int = 0,
 ) -> Haystack:
     """Documents of the patterns, in an order by seed, until there are `tokens` of them (or no more).
@@ -100,7 +99,7 @@ def read_haystack(
     order = sorted(sources.values(), key=lambda source: _shuffled(f"{seed}:{source.fingerprint}"))
     for source in order:
         try:
-            of_source = [*read_texts(source, files, text_field)]
+            of_source = [*read_texts(source, files, "text")]
         except NotText:
             continue
         for text in of_source:

@@ -52,13 +52,13 @@ def token_file_name(number: int) -> str:
 
 
 class TokenWriter:
-    """Writes token ids to a file, a document after the other."""
+    """Writes token ids to a file, one document after the other."""
 
     def __init__(self, path: Path, dtype: np.dtype[np.unsignedinteger[Any]]) -> None:
         self._file = path.open("wb")
         self._dtype = dtype
-        self._start = self.tokens = 0
-        """tokens: written so far"""
+        self.tokens = 0
+        """written so far"""
 
     def __enter__(self) -> TokenWriter:
         return self
@@ -66,16 +66,11 @@ class TokenWriter:
     def __exit__(self, *exception: object) -> None:
         self._file.close()
 
-    def append(self, tokens: Tokens) -> None:
-        """Tokens of the current document."""
+    def append(self, tokens: Tokens) -> Extent:
+        """Write the tokens of a document, or of a part of one; where they lie in this file."""
         self._file.write(tokens.astype(self._dtype, copy=False).tobytes())
         self.tokens += tokens.size
-
-    def end_document(self) -> Extent:
-        """The current document is complete."""
-        extent = Extent(self._start, self.tokens - self._start)
-        self._start = self.tokens
-        return extent
+        return Extent(self.tokens - tokens.size, tokens.size)
 
 
 class ShardWriter:

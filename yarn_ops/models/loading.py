@@ -32,7 +32,6 @@ def load_proven(
     *,
     dtype: torch.dtype,
     device: torch.device | str,
-    attn_implementation: str = "sdpa",
 ) -> Any:
     """A transformers causal model in evaluation mode, its rotary embedding proven against `spec`.
 
@@ -43,29 +42,21 @@ def load_proven(
     weight_files(weights)
     config = copy.deepcopy(dict(read_config(weights) if config is None else config))
     with quiet_transformers():
-        model = _load(weights, config, dtype, device, attn_implementation)
+        model = _load(weights, config, dtype, device)
     model.to(device)  # a device alone: a dtype here would round the frequencies
     model.eval()
     prove(model, spec)
     return model
 
 
-def lay_out_proven(
-    config: Mapping[str, Any],
-    spec: RopeSpec,
-    *,
-    device: torch.device | str,
-    attn_implementation: str = "sdpa",
-) -> Any:
+def lay_out_proven(config: Mapping[str, Any], spec: RopeSpec, *, device: torch.device | str) -> Any:
     """The model that `load_proven` gives, in float32, but no parameter has data yet (meta device).
 
     Buffers are on `device` with their values. Raises ProofError where the RoPE is not `spec`'s.
     """
     with _blaming(f"{CONFIG}: no model can be built from it"), quiet_transformers(), torch.device("meta"):
-        built, attn_implementation = _build(copy.deepcopy(dict(config)), attn_implementation)
-        model = AutoModelForCausalLM.from_config(
-            built, dtype=torch.float32, attn_implementation=attn_implementation
-        )
+        built, attention = _build(copy.deepcopy(dict(config)))
+        model = AutoModelForCausalLM.from_config(built, dtype=torch.float32, attn_implementation=attention)
     for module in model.modules():
         if buffers := dict(module.named_buffers(recurse=False)):
             for name, buffer in buffers.items():
@@ -123,33 +114,25 @@ def _by_number(device: torch.device | str) -> torch.device:
     return found
 
 
-def _build(config: dict[str, Any], attn_implementation: str) -> tuple[Any, str]:
-    """The transformers config object, and the attention that its model can run with."""
-    late = dynamic.is_dynamic(config)
-    built = built_config(dynamic.unscaled(config) if late else config)
-    if late:
-        attn_implementation = dynamic.register_attention()
-    if getattr(built, "attn_logit_softcapping", None):
-        attn_implementation = "eager"  # the others drop the cap without a word
-    return built, attn_implementation
+def _build(config: dict[str, Any]) -> tuple[Any, str]:
+    """The transformers config object, and the attention implementation that its model runs with."""
+    if dynamic.is_dynamic(config):
+        return built_config(dynamic.unscaled(config)), dynamic.register_attention()
+    built = built_config(config)
+    # Implementations other than eager drop a soft cap without a warning.
+    return built, "eager" if getattr(built, "attn_logit_softcapping", None) else "sdpa"
 
 
-def _load(
-    weights: Path,
-    config: dict[str, Any],
-    dtype: torch.dtype,
-    device: torch.device | str,
-    attn_implementation: str,
-) -> Any:
+def _load(weights: Path, config: dict[str, Any], dtype: torch.dtype, device: torch.device | str) -> Any:
     with _blaming(f"{weights}: cannot be loaded"), weights_alone(weights) as alone:
-        built, attn_implementation = _build(config, attn_implementation)
+        built, attention = _build(config)
         model, report = AutoModelForCausalLM.from_pretrained(
             alone,
             config=built,
             dtype=dtype,
             # A tensor at a time: host memory never holds a model that goes to a GPU.
             device_map={"": _by_number(device)},
-            attn_implementation=attn_implementation,
+            attn_implementation=attention,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,

@@ -32,11 +32,11 @@ FP32_TOLERANCE, HALF_TOLERANCE = 1e-3, 0.15
 class AttentionSinkMemory:
     """At most `buffer_tokens` keys and values a layer, whatever the length read."""
 
-    def __init__(self, model: PreTrainedModel, *, buffer_tokens: int, sink_tokens: int = SINK_TOKENS) -> None:
-        """A query sees `sink_tokens` first tokens and the last others, `buffer_tokens` with itself."""
-        assert buffer_tokens > sink_tokens
+    def __init__(self, model: PreTrainedModel, *, buffer_tokens: int) -> None:
+        """A query sees the first SINK_TOKENS tokens and the last ones, `buffer_tokens` with itself."""
+        assert buffer_tokens > SINK_TOKENS
         self._model, self._rotation = model, Rotation(model)
-        self._sinks, self._local = sink_tokens, buffer_tokens - sink_tokens
+        self._sinks, self._local = SINK_TOKENS, buffer_tokens - SINK_TOKENS
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
         """by layer [G, tokens, D]: sinks, then the last `_local` ones"""

@@ -27,20 +27,21 @@ from yarn_ops.rope.methods import (
 )
 
 RTOL = 1e-6
+"""relative difference that a frequency or an attention factor may have"""
 TYPE_OF_METHOD = {"dynamic-ntk": "dynamic", "dynamic-yarn": dynamic.DYNAMIC_YARN, "longrope": "longrope"}
 
 
-def prove(model: torch.nn.Module, spec: RopeSpec, *, rtol: float = RTOL) -> float:
+def prove(model: torch.nn.Module, spec: RopeSpec) -> float:
     """Largest relative difference between the live rotary buffers of a model and the float64 reference.
 
-    Every rotary module must hold float32 frequencies within `rtol` of the reference, or within what
-    computing them in float32 costs (`methods.float32_rounding`), and the attention factor within `rtol`.
+    Every rotary module must hold float32 frequencies within RTOL of the reference, or within what
+    computing them in float32 costs (`methods.float32_rounding`), and the attention factor within RTOL.
     Works through any wrapping (PEFT, compile). Raises ProofError naming module, dimension, both values.
     """
     found = list(rotary_modules(model))
     if not found:
         raise ProofError(f"{type(model).__name__}: no rotary embedding found; the model cannot be proven")
-    return max(_prove_module(name or type(module).__name__, module, spec, rtol) for name, module in found)
+    return max(_prove_module(name or type(module).__name__, module, spec) for name, module in found)
 
 
 def retune(model: torch.nn.Module, frequencies: Array, scaling: float) -> None:
@@ -58,7 +59,7 @@ def rotary_modules(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Modul
             yield name, module
 
 
-def _prove_module(name: str, module: torch.nn.Module, spec: RopeSpec, rtol: float) -> float:
+def _prove_module(name: str, module: torch.nn.Module, spec: RopeSpec) -> float:
     buffers = {
         buffer: value for buffer, value in module.named_buffers(recurse=False) if buffer.endswith("inv_freq")
     }
@@ -70,11 +71,11 @@ def _prove_module(name: str, module: torch.nn.Module, spec: RopeSpec, rtol: floa
     _check_kind(name, module, spec)
     live = _float64(name, buffers["inv_freq"], spec.dim // 2)
     if isinstance(module, dynamic.DynamicRotary):
-        return _prove_every_length(name, module, spec, rtol)
-    error = _compare(name, live, _live_reference(module, live, spec), spec, rtol)
+        return _prove_every_length(name, module, spec)
+    error = _compare(name, live, _live_reference(module, live, spec), spec)
     if spec.method in LENGTH_DEPENDENT:
-        error = max(error, _prove_growth(name, module, spec, rtol))
-    return max(error, _compare_attention(name, _attention_scaling(name, module), spec, rtol))
+        error = max(error, _prove_growth(name, module, spec))
+    return max(error, _compare_attention(name, _attention_scaling(name, module), spec))
 
 
 def _check_kind(name: str, module: torch.nn.Module, spec: RopeSpec) -> None:
@@ -98,7 +99,7 @@ def _live_reference(module: torch.nn.Module, live: Array, spec: RopeSpec) -> Arr
     return short
 
 
-def _prove_growth(name: str, module: torch.nn.Module, spec: RopeSpec, rtol: float) -> float:
+def _prove_growth(name: str, module: torch.nn.Module, spec: RopeSpec) -> float:
     """The frequencies the module will switch to beyond the original context."""
     length_tokens = 2 * spec.target_context_tokens
     grown, _ = ROPE_INIT_FUNCTIONS[str(module.rope_type)](
@@ -106,10 +107,10 @@ def _prove_growth(name: str, module: torch.nn.Module, spec: RopeSpec, rtol: floa
     )
     reference = inverse_frequencies(spec, length_tokens)
     where = f"{name} at {length_tokens} tokens"
-    return _compare(where, _float64(where, grown, spec.dim // 2), reference, spec, rtol)
+    return _compare(where, _float64(where, grown, spec.dim // 2), reference, spec)
 
 
-def _prove_every_length(name: str, module: dynamic.DynamicRotary, spec: RopeSpec, rtol: float) -> float:
+def _prove_every_length(name: str, module: dynamic.DynamicRotary, spec: RopeSpec) -> float:
     """What the module turns by within the original context, just beyond, at the target and far beyond."""
     original, target = spec.original_context_tokens, spec.target_context_tokens
     errors: list[float] = []
@@ -117,9 +118,9 @@ def _prove_every_length(name: str, module: dynamic.DynamicRotary, spec: RopeSpec
         where, static = f"{name} at {length_tokens} tokens", yarn_at(spec, length_tokens)
         length = torch.tensor(length_tokens, device=module.inv_freq.device)
         live = _float64(where, module.frequencies(length), spec.dim // 2)
-        errors.append(_compare(where, live, inverse_frequencies(static), static, rtol))
+        errors.append(_compare(where, live, inverse_frequencies(static), static))
         factor = math.sqrt(float(module.logit_scale(length)))
-        errors.append(_compare_attention(where, factor, static, rtol))
+        errors.append(_compare_attention(where, factor, static))
     return max(errors)
 
 
@@ -139,10 +140,10 @@ def _float64(name: str, buffer: torch.Tensor, pairs: int) -> Array:
     return values
 
 
-def _compare(name: str, live: Array, reference: Array, spec: RopeSpec, rtol: float) -> float:
+def _compare(name: str, live: Array, reference: Array, spec: RopeSpec) -> float:
     with np.errstate(invalid="ignore"):
         difference = np.abs(live - reference) / reference
-    allowed = np.maximum(rtol, float32_rounding(spec))
+    allowed = np.maximum(RTOL, float32_rounding(spec))
     wrong = np.flatnonzero(~(difference <= allowed))  # a NaN is wrong
     if wrong.size:
         index = int(wrong[0])
@@ -161,10 +162,10 @@ def _attention_scaling(name: str, module: torch.nn.Module) -> float:
     return float(cast(float, scaling))
 
 
-def _compare_attention(name: str, live: float, spec: RopeSpec, rtol: float) -> float:
+def _compare_attention(name: str, live: float, spec: RopeSpec) -> float:
     reference = attention_factor(spec)
     difference = abs(live - reference) / reference
-    if not difference <= rtol:
+    if not difference <= RTOL:
         raise ProofError(
             f"{name}: attention factor is {live:.9g}, {spec.method} x{spec.factor:g} needs {reference:.9g}; "
             "the model was not built from the patched config"

@@ -1,13 +1,24 @@
-"""Causal attention by a kernel that is named, never guessed: what a layer asks for is what runs, or it fails.
+"""Causal attention of packed documents, forward and backward, by a kernel that the caller names.
+
+For query t and the keys j ≤ t of its document, head by head:
+
+    s_tj     = q_t · k_j / √K                          lse_t = log Σ_j exp s_tj
+    p_tj     = exp(s_tj − lse_t)                       output_t = Σ_j p_tj v_j
+
+Given grad_t = ∂loss/∂output_t (Dao 2023, "FlashAttention-2", algorithm 2):
+
+    grad_v_j = Σ_t p_tj grad_t
+    ds_tj    = p_tj (grad_t · v_j − grad_t · output_t)
+    grad_q_t = Σ_j ds_tj k_j / √K                      grad_k_j = Σ_t ds_tj q_t / √K
+
+Where query heads share a key-value head, grad_k and grad_v are sums over them. The backward needs q, k, v,
+output and lse; which of them are kept is the layer's choice. A kernel that is not there fails: none stands
+in for another.
 
     fa4     GPU, bf16: FlashAttention-4, where its package is installed and the chip is Hopper or Blackwell
     cudnn   GPU, bf16, one document a window: the fastest that torch brings along for Hopper
     flash   GPU, bf16: FlashAttention-2
     cpu     torch's blocked kernel, document by document; float64, float32 or bf16
-
-Documents of a packed window are kept apart by variable-length attention. Key-value heads may be fewer than
-query heads. The derivative is a call of its own, so what the forward keeps (output and log-sum-exp, or
-nothing) is the layer's choice.
 
 Axes in names: B windows, T tokens, H heads, K head width.
 """
@@ -36,17 +47,18 @@ the chip's power limits it, the least time of seven choices, a few percent below
 
 @dataclass(frozen=True)
 class Documents:
-    """Where each document of a packed batch begins, windows one after another."""
+    """The bounds of a packed batch's documents, its windows laid one after another."""
 
     starts: Tensor
     """int32, documents + 1, on the device; the last is B·T"""
     bounds: tuple[int, ...]
-    """the same numbers"""
+    """the same numbers, on the host"""
     longest: int
+    """tokens of the longest document"""
 
     @classmethod
     def of(cls, positions_BT: Tensor, device: str | torch.device) -> Documents:
-        """From positions (CPU) that restart at 0 with every document."""
+        """From positions (int64, B × T, on the CPU) that restart at 0 with every document."""
         starts = (positions_BT.flatten() == 0).nonzero().flatten().tolist()
         bounds = (*starts, positions_BT.numel())
         longest = max(end - start for start, end in pairwise(bounds))
@@ -59,12 +71,16 @@ class Attended:
 
     output_BTHK: Tensor
     log_sum_exp: Tensor
+    """of each query and head, in the kernel's own layout"""
     rng_state: tuple[Tensor, Tensor]
-    """the dropout's state: there is none, but the kernels want it back"""
+    """of dropout, which is never used; the kernels' backward asks for it"""
 
 
 def choose_kernel(device: str, dtype: torch.dtype, head_width: int, documents: bool) -> Kernel:
-    """The fastest that runs there; TrainError where none does."""
+    """The fastest kernel for a device type (cuda, cpu), dtype and head width, and packed `documents` or none.
+
+    TrainError where none runs.
+    """
     if device == "cpu":
         return "cpu"
     if dtype not in (torch.bfloat16, torch.float16):
@@ -78,7 +94,7 @@ def choose_kernel(device: str, dtype: torch.dtype, head_width: int, documents: b
 
 @functools.cache
 def _fa4() -> Any:
-    """FlashAttention-4's forward and backward as they are called without autograd, or None."""
+    """FlashAttention-4's (forward, backward) without autograd; None where it is not installed."""
     try:
         interface: Any = importlib.import_module("flash_attn.cute.interface")
         own = interface._tile_size_bwd_sm90
@@ -102,7 +118,8 @@ def _fa4_tile(q_BTHK: Tensor) -> dict[str, Any]:
 def attend(
     kernel: Kernel, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, documents: Documents | None
 ) -> Attended:
-    """Softmax of q·k/√K over the tokens up to each one, of its own document."""
+    """Output (B × T × H × K) and log-sum-exps of queries (B × T × H × K) over keys and values (B × T × G × K,
+    G a divisor of H). `documents` None: each window is one."""
     if kernel == "fa4":
         tensors, bounds = _fa4_arguments(documents, q_BTHK, k_BTHK, v_BTHK)
         out, lse, *_ = _fa4()[0](*tensors, causal=True, return_lse=True, **bounds, **_fa4_tile(q_BTHK))
@@ -130,7 +147,7 @@ def attend_backward(
     attended: Attended,
     documents: Documents | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values, in their shapes."""
+    """Gradients of q, k and v, in their shapes, from that of the output (B × T × H × K)."""
     tokens = q_BTHK.shape[1]
     if kernel == "fa4":
         output = attended.output_BTHK
@@ -151,10 +168,7 @@ def attend_backward(
             *_packed(grad_BTHK, q_BTHK, k_BTHK, v_BTHK, attended.output_BTHK),
             attended.log_sum_exp, starts, starts, longest, longest, 0.0, True, *attended.rng_state,
         )  # fmt: skip
-        q, k, v = (
-            gradient.view(like.shape)
-            for gradient, like in zip(gradients, (q_BTHK, k_BTHK, v_BTHK), strict=True)
-        )
+        q, k, v = (g.view(like.shape) for g, like in zip(gradients, (q_BTHK, k_BTHK, v_BTHK), strict=True))
         return q, k, v
     return _attend_on_cpu_backward(grad_BTHK, q_BTHK, k_BTHK, v_BTHK, attended, documents)
 
@@ -191,10 +205,8 @@ def _flash_bounds(q_BTHK: Tensor, documents: Documents | None) -> tuple[Tensor, 
 
 def _attend_on_cpu(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, documents: Documents | None) -> Attended:
     q, k, v = (tensor.flatten(0, 1) for tensor in (q_BTHK, k_BTHK, v_BTHK))
-    output, sums = (
-        torch.empty_like(q),
-        q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32)),
-    )
+    output = torch.empty_like(q)
+    sums = q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
     for place in _document_slices(q_BTHK, documents):
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(*_one_document(q, k, v, place), 0.0, True)
         output[place], sums[place] = out[0].transpose(0, 1), lse[0].transpose(0, 1)
@@ -232,7 +244,7 @@ def _document_slices(q_BTHK: Tensor, documents: Documents | None) -> list[slice]
 
 
 def _one_document(q: Tensor, k: Tensor, v: Tensor, place: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """One document, heads first; this kernel wants a key-value head for every query head."""
+    """q, k and v of one document (1 × H × T × K), key-value heads repeated for each query head."""
     repeats = q.shape[1] // k.shape[1]
     q_, k_, v_ = (tensor[place].transpose(0, 1)[None] for tensor in (q, k, v))
     return q_, k_.repeat_interleave(repeats, 1), v_.repeat_interleave(repeats, 1)

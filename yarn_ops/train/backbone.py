@@ -1,4 +1,4 @@
-"""The way through a model that a trainer takes: our layers, keeping what fits, or transformers' own."""
+"""The forward that a trainer uses: our layers with a checkpointing policy that fits, or transformers' own."""
 
 from __future__ import annotations
 
@@ -12,27 +12,35 @@ from transformers import PreTrainedModel
 from yarn_ops.errors import TrainError
 from yarn_ops.train.attention import choose_kernel
 from yarn_ops.train.decoder import Decoder, unsupported
-from yarn_ops.train.layer import LayerPolicy
 from yarn_ops.train.parallel.ranks import Ranks
 from yarn_ops.train.parallel.sharding import ShardedLayers
-from yarn_ops.train.plan import ModelShape, Rates, StepPlan, model_flops, plan_step, step_cost, step_down
+from yarn_ops.train.plan import (
+    LayerPolicy,
+    ModelShape,
+    Rates,
+    StepPlan,
+    model_flops,
+    plan_step,
+    step_cost,
+    step_down,
+)
 from yarn_ops.train.probe import measure_rates
 
 CPU_RATES = Rates(1e11, 1e11, 1e11, 1e10, 1e10)
-"""of no consequence: on a CPU only memory chooses"""
+"""any: on a CPU the plan follows from memory alone"""
 CPU_SHARE = 0.5
-"""of the free memory: the rest of the machine is not ours"""
+"""of the free host memory that a step may take"""
 
 
 class TransformersBackbone:
-    """The model's own forward, in autocast: for architectures that our layers do not serve."""
+    """The model's own forward in autocast, for architectures that our layers do not serve."""
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         self._backbone, self._dtype = model.base_model, dtype
 
     def __call__(self, inputs_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
         """Hidden states (B × T × D, after the last norm, in the trainer's dtype)."""
-        # Given no mask, transformers reads restarting positions as packed documents and keeps them apart.
+        # Without a mask, transformers takes restarting positions for packed documents and masks between.
         if positions_BT is not None:
             positions_BT = positions_BT.to(inputs_BT.device)
         with torch.autocast(inputs_BT.device.type, self._dtype, enabled=self._dtype == torch.bfloat16):
@@ -41,7 +49,7 @@ class TransformersBackbone:
 
 
 class Backbone:
-    """A model's hidden states, at a known cost."""
+    """A model's hidden states, by a plan whose memory and time are known."""
 
     def __init__(
         self,
@@ -55,9 +63,9 @@ class Backbone:
         ranks: Ranks | None = None,
         sharded: ShardedLayers | None = None,
     ) -> None:
-        """`policies`: what each layer keeps; without them the planner chooses, and raises TrainError when not
-        even the most frugal step of `windows` × `window` tokens fits. `float8`: `quantise` will be called.
-        `ranks`: of the processes that share the step, all of which choose alike; `sharded`: of the layers."""
+        """`windows` × `window` tokens are a micro-batch. `policies`: of each layer; None: the planner
+        chooses, and raises TrainError where no policy fits the memory. `float8`: `quantise` will be called.
+        `ranks`: the processes that share a step, which all choose alike; `sharded`: their layers."""
         ranks = ranks or Ranks()
         context = ranks.layout.context
         self._positions, self._window = windows * window // context, window
@@ -67,7 +75,7 @@ class Backbone:
         self.fallback_reason = unsupported(model, window)
         """why transformers' own forward runs; None when ours does"""
         self.flops = model_flops(self.shape, self._positions, window)
-        """of this process's part of a micro-batch: what it must do, without recomputation"""
+        """FLOP of this process's part of a micro-batch, recomputation not counted"""
         if float8 and self.fallback_reason is not None:
             raise TrainError(
                 f"train.precision: fp8 is for our own layers, and {self.fallback_reason}; use bf16"
@@ -97,12 +105,12 @@ class Backbone:
         return self._forward(inputs_BT, positions_BT)
 
     def quantise(self) -> None:
-        """Multiply by frozen weights in 8 bits from now on; TrainError where their shapes do not allow it."""
+        """As `Decoder.quantise`."""
         assert isinstance(self._forward, Decoder)
         self._forward.quantise()
 
     def step_down(self) -> bool:
-        """Keep less from now on, after a step that ran out of memory; False when there is no less."""
+        """After a step that ran out of memory, keep one level less from now on; False at the lowest."""
         policies = step_down(self.plan.policies)
         if policies is None or not isinstance(self._forward, Decoder):
             return False
@@ -114,7 +122,7 @@ class Backbone:
 def capacity(
     shape: ModelShape, device: str, dtype: torch.dtype, positions: int, window: int, float8: bool
 ) -> tuple[float, ...]:
-    """Bytes that a step may take on its device (with weights) and on the host; then the device's rates."""
+    """Bytes that weights and step may take on the device, bytes on the host, then the fields of `Rates`."""
     host = CPU_SHARE * psutil.virtual_memory().available
     if device == "cpu":
         return host + shape.fixed_bytes, host, *CPU_RATES

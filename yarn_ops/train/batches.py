@@ -1,4 +1,4 @@
-"""The trainer's data: the windows of a step as micro-batches on the device, read while the step before runs.
+"""The trainer's data: a step's windows as micro-batches on the device, read while the step before runs.
 
 Axes in names: B windows, T tokens of a window.
 """
@@ -26,18 +26,18 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows on the device, positions in host memory. With a document mask, positions restart at each
-    document and the first token of a document is nobody's target."""
+    """A micro-batch on the device, its positions in host memory. With a document mask, positions restart at
+    each document, and no document's first token is a target."""
 
     inputs_BT: Tensor
     targets_BT: Tensor
     """int64; `IGNORED` where nothing is to be predicted"""
     positions_BT: Tensor | None
-    """of the whole windows, also in a part of them"""
+    """of all tokens of the windows, also where this process holds a part of them; None without a mask"""
     target_tokens: int
     document_ids: frozenset[str]
     weights_BT: Tensor | None = None
-    """of each target in the loss (float32), their sum over a window its number of targets; None: all are 1"""
+    """of each target in the loss (float32), which add up to a window's number of targets; None: all are 1"""
     answers_BT: Tensor | None = None
     """which targets answer an exercise (bool); None where no window has one"""
 
@@ -59,7 +59,8 @@ class Batch:
 def make_batch(
     windows: Sequence[Window], *, device: str, document_mask: bool, answer_share: float = 0.5
 ) -> Batch:
-    """`answer_share`: of a window's loss, what its answers make up where it has exercises."""
+    """The micro-batch of these windows. `document_mask`: attention stays within documents. `answer_share`: of
+    the loss of a window with exercises, what its answers make up."""
     ids = torch.stack([torch.as_tensor(window.ids) for window in windows])
     segments = torch.stack([torch.as_tensor(window.segments) for window in windows])
     targets, positions = ids[:, 1:].clone(), None
@@ -110,7 +111,7 @@ def positions_within(segments_BT: Tensor) -> Tensor:
 
 
 class BatchReader:
-    """This process's part of every step, a pure function of the step's number."""
+    """This process's part of every step: a pure function of the job, the layout and the step's number."""
 
     def __init__(self, job: Job, ranks: Ranks, device: str) -> None:
         self._job, self._ranks, self._device = job, ranks, device
@@ -122,8 +123,8 @@ class BatchReader:
         self._next: tuple[int, Future[list[Batch]]] | None = None
 
     def step(self, step: int) -> list[Batch]:
-        """Micro-batches of optimizer step `step`, from 0, as far as this process holds their tokens. Those of
-        the step after it are read meanwhile."""
+        """The micro-batches of optimizer step `step` (from 0), with this process's part of their tokens.
+        Those of the next step are then read in a thread."""
         if self._next is not None and self._next[0] == step:
             batches = self._next[1].result()
         else:
@@ -132,7 +133,7 @@ class BatchReader:
         return batches
 
     def whole_windows(self, step: int) -> Iterator[Batch]:
-        """The same with whole windows, for all processes that share them."""
+        """The same micro-batches with all tokens of their windows."""
         first = step * self._job.global_batch_windows + self._ranks.data_rank * self._windows
         for start in range(first, first + self._windows, self.batch_windows):
             end = min(start + self.batch_windows, first + self._windows)
@@ -148,7 +149,8 @@ class BatchReader:
 
 
 def window_sampler(job: Job) -> WindowSampler | ExerciseSampler:
-    """The job's training windows: of text alone, or a share of them with exercises."""
+    """The job's training windows: text alone, or a share of them with exercises. DataError: shards too
+    short."""
     windows = WindowSampler(
         ShardReader(job.shards_dir, "train"),
         window_tokens=job.leg.context_tokens,

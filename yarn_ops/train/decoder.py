@@ -1,8 +1,8 @@
-"""A transformers model run by our own layers: token ids to hidden states.
+"""A transformers model run by our own decoder layers: token ids to hidden states.
 
-Weights, adapters and rotary tables are the model's own modules, read at every forward; only the way through
-them is ours. It serves the architectures that are Llama's up to biases and query-key norms; the others train
-by transformers' own forward (`unsupported` says why).
+Weights, adapters and rotary tables stay in the model's modules and are read at every forward. Served are the
+architectures that are Llama's up to biases and query-key norms; the others train by transformers' own forward
+(`unsupported` says why).
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from yarn_ops.models.device import LLAMAS
 from yarn_ops.train.attention import Documents, choose_kernel
 from yarn_ops.train.elementwise import rms_norm, rms_norm_backward, rms_norm_weight_gradient
 from yarn_ops.train.float8 import Float8Weight
-from yarn_ops.train.layer import Context, LayerPolicy, Weights, decoder_layer
+from yarn_ops.train.layer import Context, Weights, decoder_layer
 from yarn_ops.train.offload import HostOffload
 from yarn_ops.train.parallel.ranks import ContextGroup
 from yarn_ops.train.parallel.sharding import ShardedLayers
 from yarn_ops.train.parameter_stacks import ParameterStack, stacked
+from yarn_ops.train.plan import TILE_ROWS, LayerPolicy
 from yarn_ops.train.projection import Linear
 
-TILE_ROWS = 1 << 15
 ADAPTER = "default"
 
 
 def unsupported(model: PreTrainedModel, tokens: int) -> str | None:
-    """Why windows of `tokens` do not run through our layers; None when they do."""
+    """Why our layers do not compute windows of `tokens` tokens of this model; None when they do."""
     config, name = model.config, type(model).__name__
     if name not in LLAMAS:
         return f"{name} is not of Llama's shape"
@@ -48,7 +48,7 @@ def unsupported(model: PreTrainedModel, tokens: int) -> str | None:
 
 
 class Decoder:
-    """The backbone of a causal language model."""
+    """Token ids to hidden states, through embedding, layers and last norm, differentiable in what learns."""
 
     def __init__(
         self,
@@ -59,9 +59,8 @@ class Decoder:
         context_group: ContextGroup | None = None,
         sharded: ShardedLayers | None = None,
     ) -> None:
-        """`policies`: what each layer keeps for its backward. `context_group`: the processes that share each
-        window; every call then gets this process's part of it. `sharded`: the layers, where processes share
-        those."""
+        """`policies`: of each layer. `context_group`: the processes that share each window; every call then
+        gets this process's part of it. `sharded`: the layers, where processes shard them."""
         backbone = model.base_model
         self._embed: nn.Module = model.get_input_embeddings()
         self._layers: list[Any] = list(backbone.layers)
@@ -76,8 +75,8 @@ class Decoder:
 
     @torch.no_grad()
     def quantise(self) -> None:
-        """Multiply by the layers' frozen weights in 8 bits from now on. The others are freed: the model's own
-        forward runs no more."""
+        """Multiply by the layers' frozen weights in 8 bits from now on, and free those in 16 or 32: after
+        this the model's own forward cannot run. TrainError where a weight's shape does not allow it."""
         for layer in self._layers:
             for module in _linears(layer):
                 base = _base(module)
@@ -87,8 +86,8 @@ class Decoder:
     def __call__(self, inputs_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
         """Hidden states (B × T × D, after the last norm, in the decoder's dtype).
 
-        positions: of the whole windows; restart at 0 with every packed document, which is then kept apart;
-        None is one document a window.
+        positions: int64, of all tokens of the windows, restarting at 0 with every packed document; attention
+        stays within a document. None: each window is one document.
         """
         with torch.autocast(inputs_BT.device.type, enabled=False):
             documents = None
@@ -111,7 +110,7 @@ class Decoder:
                 context_group=self._context_group,
                 tile_rows=TILE_ROWS,
                 offload=self._offload,
-                full=any(not _is_adapter(name) for name, _ in _learning(self._layers[0])),
+                full=any(p.requires_grad for p in _own_parameters(self._layers[0])),
             )
             adapters = iter(stacked(self._adapters, self._dtype))
             for place, (layer, policy) in enumerate(zip(self._layers, self.policies, strict=True)):
@@ -121,11 +120,11 @@ class Decoder:
             return _RmsNorm.apply(x, self._norm.weight.to(self._dtype), self._eps)  # type: ignore[no-any-return]
 
     def _gathered(self, place: int, then: int) -> AbstractContextManager[None]:
-        """A layer's weights, whole; `then`: whose are needed next."""
+        """A block in which layer `place` has its weights; those of `then` are fetched meanwhile."""
         return nullcontext() if self._sharded is None else self._sharded.gathered(place, then)
 
     def _weights(self, layer: Any, adapters: Iterator[Tensor]) -> Weights:
-        """`adapters`: from this layer's first on, in the order of `_adapters`."""
+        """The layer's parameters; its adapters are taken from `adapters`, in the order of `_adapters`."""
         linears, attention = _linears(layer), layer.self_attn
         norms = (
             layer.input_layernorm,
@@ -151,7 +150,7 @@ class Decoder:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """The last norm: it keeps what it was given, not the float32 tensors on its way."""
+    """The last norm; it saves its input, not the float32 intermediates."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -167,7 +166,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def _linears(layer: Any) -> tuple[Any, ...]:
-    """In the order of `Weights`."""
+    """The layer's linear modules, in the order of `Weights`."""
     attention, mlp = layer.self_attn, layer.mlp
     return (
         *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
@@ -176,12 +175,12 @@ def _linears(layer: Any) -> tuple[Any, ...]:
 
 
 def _sharing(linears: tuple[Any, ...]) -> tuple[tuple[Any, ...], ...]:
-    """Those that have an input in common."""
+    """The groups of them that share an input."""
     return linears[:3], linears[3:4], linears[4:6], linears[6:]
 
 
 def _adapters(layer: Any) -> Iterator[ParameterStack]:
-    """The A matrices of linear layers that share an input, then every B."""
+    """The stacked A of each group that shares an input, then every B, scaled."""
     linears = _linears(layer)
     for group in _sharing(linears):
         if any(map(_adapted, group)):
@@ -198,9 +197,6 @@ def _adapted(module: Any) -> bool:
     return isinstance(module, LoraLayer) and ADAPTER in module.lora_A
 
 
-def _learning(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-
-
-def _is_adapter(name: str) -> bool:
-    return ".lora_" in name
+def _own_parameters(layer: nn.Module) -> list[nn.Parameter]:
+    """The layer's parameters without its adapters'."""
+    return [parameter for name, parameter in layer.named_parameters() if ".lora_" not in name]

@@ -1,8 +1,21 @@
-"""The parts of a decoder layer that multiply no matrices, each with its derivative written out.
+"""The elementwise parts of a model, each with its derivative. w is a norm's weight, grad = ∂loss/∂y.
 
-They only move memory, so on a GPU each is compiled into one kernel, where torch can build one (that takes
-Triton and a C compiler); elsewhere they run as they stand. All compute in float32 (or wider) and return the
-dtype they were given.
+RMSNorm (Zhang and Sennrich 2019, equation 4), over the last axis:
+
+    r      = (mean(x²) + eps)^(−1/2)             normal = r x                  y = w normal
+    grad_x = r (grad w − normal mean(grad w normal))                           grad_w = Σ_n grad normal
+
+RoPE, with the halves x₁ and x₂ of a head (Hugging Face's pairing, dimension i with i + K/2):
+
+    y      = x cos + (−x₂, x₁) sin               grad_x = grad cos − (−grad₂, grad₁) sin
+
+SwiGLU: see `mlp`. Cross-entropy of scores s = cap tanh(logits / divisor / cap), without cap logits / divisor:
+
+    loss   = log Σ_v exp s_v − s_target
+    grad   = (softmax(s) − onehot(target)) (1 − (s / cap)²) / divisor
+
+All of these are bound by memory bandwidth: on a GPU torch compiles each into one kernel, where Triton and a C
+compiler are there. They compute in float32 (or wider) and return the dtype they were given.
 
 Axes in names: N positions (windows times tokens), D width, B windows, T tokens, H heads, K head width.
 """
@@ -21,7 +34,7 @@ from torch import Tensor
 
 
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """One kernel on a GPU, the plain function elsewhere."""
+    """The function, compiled into one kernel where the device of its first argument has a compiler."""
 
     @functools.cache
     def compiled() -> Callable[..., Any]:
@@ -36,7 +49,7 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def runs_kernels(tensor: Tensor) -> bool:
-    """Whether kernels can be built for the tensor's device."""
+    """Whether kernels can be compiled for the tensor's device."""
     return tensor.is_cuda and _can_compile()
 
 
@@ -47,7 +60,7 @@ def _can_compile() -> bool:
 
 
 def _rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """x / rms(x) · weight (Zhang and Sennrich 2019, equation 4), as Llama rounds it."""
+    """y (N × D), rounded before the weight as in Hugging Face's Llama."""
     wide = _wide(x_ND)
     normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return weight_D * normal.to(x_ND.dtype)
@@ -59,7 +72,7 @@ rms_norm = fused(_rms_norm)
 def _rms_norm_backward(
     grad_ND: Tensor, x_ND: Tensor, weight_D: Tensor, eps: float, residual_ND: Tensor | None
 ) -> Tensor:
-    """Gradient of x, added to `onto`: what reaches x past the norm."""
+    """grad_x (N × D), plus the gradient that reaches x past the norm (`residual`; None: 0)."""
     wide = _wide(x_ND)
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     normal, grad = wide * scale, _wide(grad_ND) * _wide(weight_D)
@@ -74,13 +87,13 @@ rms_norm_backward = fused(_rms_norm_backward)
 def rms_norm_again(
     grad_ND: Tensor, x_ND: Tensor, weight_D: Tensor, eps: float, residual_ND: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """rms_norm(x) once more, and rms_norm_backward: they read the same."""
+    """(rms_norm, rms_norm_backward) in one pass, since both read x."""
     return _rms_norm(x_ND, weight_D, eps), _rms_norm_backward(grad_ND, x_ND, weight_D, eps, residual_ND)
 
 
 @fused
 def rms_norm_weight_gradient(grad_ND: Tensor, x_ND: Tensor, eps: float) -> Tensor:
-    """Gradient of the norm's weight (D)."""
+    """grad_w (D)."""
     wide = _wide(x_ND)
     normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (_wide(grad_ND) * normal).flatten(0, -2).sum(0).to(x_ND.dtype)
@@ -88,8 +101,7 @@ def rms_norm_weight_gradient(grad_ND: Tensor, x_ND: Tensor, eps: float) -> Tenso
 
 @fused
 def rotate(x_BTHK: Tensor, cos_BTK: Tensor, sin_BTK: Tensor) -> Tensor:
-    """RoPE with the pairing of Hugging Face's Llama (dimension i with i + K/2); −sin rotates back, which is
-    also the gradient: both halves of the tables are equal."""
+    """y (B × T × H × K); cos and sin have equal halves. With −sin in place of sin: the derivative."""
     x, cos, sin = _wide(x_BTHK), _wide(cos_BTK).unsqueeze(-2), _wide(sin_BTK).unsqueeze(-2)
     first, second = x.chunk(2, dim=-1)
     return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x_BTHK.dtype)
@@ -97,14 +109,14 @@ def rotate(x_BTHK: Tensor, cos_BTK: Tensor, sin_BTK: Tensor) -> Tensor:
 
 @fused
 def swiglu(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
-    """silu(gate) · up (Shazeer 2020), to the bit what its backward makes again."""
+    """silu(gate) · up (N × F), bit for bit what `swiglu_backward` recomputes."""
     gate = _wide(gate_NF)
     return (gate * torch.sigmoid(gate) * _wide(up_NF)).to(gate_NF.dtype)
 
 
 @fused
 def swiglu_backward(grad_NF: Tensor, gate_NF: Tensor, up_NF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """swiglu(gate, up) again and the gradients of gate and up; the three arguments' memory holds them."""
+    """(hidden, grad_gate, grad_up), each N × F, written into the memory of grad, gate and up."""
     grad, gate, up = _wide(grad_NF), _wide(gate_NF), _wide(up_NF)
     sigmoid = torch.sigmoid(gate)
     silu = gate * sigmoid
@@ -118,11 +130,10 @@ def swiglu_backward(grad_NF: Tensor, gate_NF: Tensor, up_NF: Tensor) -> tuple[Te
 def cross_entropy(
     logits_NV: Tensor, targets_N: Tensor, divisor: float, cap: float | None, weights_N: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of cap · tanh(logits / divisor / cap) over the targets that are not negative, and the
-    gradient to `logits` of its sum, in their memory.
+    """(loss in nats, its gradient to `logits`, N × V, written into their memory); targets < 0 do not count.
 
-    The first is that sum (scalar). With weights it is each target's own cross-entropy (N), and the gradient
-    is that of the weighted sum.
+    The loss is the sum over targets (scalar). With weights it is each target's own (N), not weighted, and the
+    gradient is that of the weighted sum.
     """
     scores = _wide(logits_NV) / divisor
     if cap is not None:

@@ -27,7 +27,7 @@ CAPABILITY = (9, 0)
 
 
 class Rows(NamedTuple):
-    """A matrix as values · scale, row by row."""
+    """A quantised matrix: values · scale, with a scale for each row."""
 
     values_RC: Tensor
     scales_R1: Tensor
@@ -35,6 +35,8 @@ class Rows(NamedTuple):
 
 
 class Float8Weight(NamedTuple):
+    """A frozen weight, quantised along both axes."""
+
     outputs: Rows
     """O × I, for x Wᵀ"""
     inputs: Rows
@@ -42,7 +44,7 @@ class Float8Weight(NamedTuple):
 
     @classmethod
     def of(cls, weight_OI: Tensor) -> Float8Weight:
-        """TrainError where the tensor cores cannot take its shape."""
+        """From a weight (O × I) of any dtype; TrainError where the tensor cores cannot take its shape."""
         if any(width % MULTIPLE for width in weight_OI.shape):
             raise TrainError(
                 f"train.precision: fp8 needs layers whose widths are multiples of {MULTIPLE}, one is "
@@ -53,7 +55,7 @@ class Float8Weight(NamedTuple):
 
 
 def to_rows(matrix_RC: Tensor) -> Rows:
-    """Of activations and their gradients, in one pass."""
+    """Quantise activations or their gradients (R × C), in one pass."""
     return Rows(*_scaled_at_once(matrix_RC))
 
 
@@ -67,7 +69,7 @@ _scaled_at_once = fused(_scaled)
 
 
 def multiply(left: Rows, right: Rows, dtype: torch.dtype) -> Tensor:
-    """left rightᵀ (rows of left × rows of right); on a CPU the same numbers, multiplied in `dtype`."""
+    """left rightᵀ (rows of left × rows of right) in `dtype`; on a CPU dequantised first."""
     if left.values_RC.is_cuda:
         return torch._scaled_mm(
             left.values_RC,
@@ -82,7 +84,7 @@ def multiply(left: Rows, right: Rows, dtype: torch.dtype) -> Tensor:
 
 
 def require_float8() -> None:
-    """TrainError unless the current GPU multiplies so."""
+    """TrainError unless the current GPU multiplies rows with scales of their own."""
     if torch.cuda.get_device_capability() < CAPABILITY:
         raise TrainError(
             f"train.precision: fp8 needs a GPU of Hopper's generation or newer, this is "

@@ -1,7 +1,7 @@
-"""Passes over activations that add adapters on their way, each one kernel in Triton.
+"""Triton kernels that add a LoRA adapter's low Bᵀ where a product is read next, instead of in a pass of its
+own.
 
-A wide product costs least as cuBLAS writes it. What its adapter adds, low Bᵀ, costs no pass of its own where
-the product is read next: a tile of it is one step of the tensor cores, made in registers.
+The wide products are cuBLAS's. A tile of low Bᵀ is one step of the tensor cores, computed in registers.
 
 Axes in names: N positions, F the MLP's width, O any width, R ranks.
 """
@@ -18,32 +18,34 @@ from torch import Tensor
 
 
 class Tiling(NamedTuple):
+    """How a kernel cuts its tensors."""
+
     rows: int
     columns: int
     warps: int
     steps: int = 1
-    """tiles that a program does, one below the other"""
+    """tiles of a program, one below the other"""
     stages: int = 1
-    """of them on their way from memory at a time"""
+    """tiles that are loaded ahead (software pipelining)"""
 
 
 GATE = Tiling(32, 128, 4, steps=16, stages=3)
-"""of swiglu and its backward: the backward makes the same bits again"""
+"""of swiglu and its backward alike, so that the backward recomputes the same bits"""
 SUM = Tiling(32, 128, 2)
 """both among the fastest of over ten at Llama 3 8B's widths and 32,768 positions on an H200"""
 SMALLEST_DOT = 16
-"""ranks that a step of the tensor cores takes"""
+"""least inner size of a product on the tensor cores; smaller ranks are padded"""
 
 
 @triton.jit
 def _columns(COLUMNS: tl.constexpr):
-    """Of this program. Programs that follow each other share their rows' low-rank products."""
+    """The columns of this program; consecutive programs share their rows' low-rank products."""
     return tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
 
 
 @triton.jit
 def _tile(first_row, columns, positions, width, ROWS: tl.constexpr):
-    """Rows from `first_row` on, places in a tensor of `width`, and which of them there are."""
+    """Rows from `first_row` on, their offsets in a tensor of `width`, and the mask of those within it."""
     rows = (first_row + tl.arange(0, ROWS)).to(tl.int64)
     there = (rows[:, None] < positions) & (columns[None, :] < width)
     return rows, rows[:, None] * width + columns[None, :], there
@@ -89,7 +91,8 @@ def _swiglu(
 def adapted_swiglu(
     gate_NF: Tensor, up_NF: Tensor, low_NR: Tensor, gate_b_FR: Tensor, up_b_FR: Tensor
 ) -> Tensor:
-    """silu(gate + low_gate B_gateᵀ) · (up + low_up B_upᵀ); `low` holds both, gate's first."""
+    """hidden = silu(gate + low_gate B_gateᵀ) · (up + low_up B_upᵀ), N × F; `low` (N × 2R): gate's columns
+    first."""
     (positions, width), rank = gate_NF.shape, gate_b_FR.shape[1]
     hidden_NF = torch.empty_like(gate_NF)
     _swiglu[_programs(GATE, positions, width)](
@@ -138,8 +141,8 @@ def adapted_swiglu_backward(
     gate_b_FR: Tensor,
     up_b_FR: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """adapted_swiglu again and the gradients of gate and up, from that of its output, grad + grad_low A_down;
-    the memory of grad, gate and up holds them."""
+    """(hidden, grad_gate, grad_up), written into the memory of grad, gate and up, from grad_hidden = grad +
+    grad_low A_down. Equations: `mlp`."""
     (positions, width), rank = gate_NF.shape, gate_b_FR.shape[1]
     _swiglu_backward[_programs(GATE, positions, width)](
         grad_NF, gate_NF, up_NF, grad_low_NR, low_NR, down_a_RF, gate_b_FR, up_b_FR, positions, width,
@@ -168,7 +171,7 @@ def _sum(
 
 
 def sum_with_low_rank(addends_NO: Sequence[Tensor], low_NR: Tensor, b_OR: Tensor) -> Tensor:
-    """Of one to three addends and low bᵀ."""
+    """The sum (N × O, a new tensor) of one to three addends and low bᵀ."""
     (positions, width), rank = addends_NO[0].shape, b_OR.shape[1]
     first, second, third = (*addends_NO, addends_NO[0], addends_NO[0])[:3]
     total_NO = torch.empty_like(first)

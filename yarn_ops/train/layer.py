@@ -1,20 +1,38 @@
-"""One decoder layer of Llama's shape, forward and backward, keeping what its policy says.
+"""One decoder layer of Llama's architecture, forward and backward, with activation checkpointing.
 
-    x ─ norm ─ q,k,v ─ rotate ─ attention ─ o ─(+x)─ mid ─ norm ─ gate,up ─ swiglu ─ down ─(+mid)─ y
+Forward; W is a linear layer with its adapter (`projection`), R the rotary embedding, the norms of q and k are
+Qwen 3's alone:
 
-Whatever is not kept is computed again by the same calls, so the policy changes time and memory and not one
-bit of a gradient. Norms, rotation and the activation are always computed again: they cost a pass over memory,
-keeping them costs memory for the length of the step.
+    normal   = rms_norm(x)
+    q, k, v  = W_q normal, W_k normal, W_v normal
+    q, k     = R rms_norm(q), R rms_norm(k)
+    output   = attention(q, k, v)
+    mid      = x + W_o output
+    y        = mid + mlp(mid)
 
-Axes in names: B windows, T tokens, N = B·T, D hidden width, F the MLP's, H heads, K head width.
+Backward, from grad = ∂loss/∂y; f′ᵀ is the transposed Jacobian of f:
+
+    grad_mid               = grad + mlp′ᵀ grad                                      (`mlp`)
+    grad_output            = W_oᵀ grad_mid                                          (`projection`)
+    grad_q, grad_k, grad_v = attention′ᵀ grad_output                                (`attention`)
+    grad_q, grad_k         = rms_norm′ᵀ Rᵀ grad_q, rms_norm′ᵀ Rᵀ grad_k             (`elementwise`)
+    grad_normal            = W_qᵀ grad_q + W_kᵀ grad_k + W_vᵀ grad_v
+    grad_x                 = grad_mid + rms_norm′ᵀ grad_normal
+
+The layer's policy (`plan.LayerPolicy`) says which of these tensors are kept from the forward. The others are
+computed again by the same calls, so the policy changes time and memory and not one bit of a gradient. Norms,
+rotation and the activation are always computed again: each is one pass over memory.
+
+Axes in names: B windows, T tokens, N = B·T positions, D hidden width, F MLP width, H heads, K head width, R
+ranks of adapters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +49,7 @@ from yarn_ops.train.elementwise import (
 from yarn_ops.train.mlp import GateUp, Mlp
 from yarn_ops.train.offload import HostOffload, OffloadedTensor
 from yarn_ops.train.parallel.ranks import ContextGroup
+from yarn_ops.train.plan import LayerPolicy
 from yarn_ops.train.projection import (
     Linear,
     LinearGradients,
@@ -42,21 +61,10 @@ from yarn_ops.train.projection import (
 )
 from yarn_ops.train.ulysses import context_parallel_attention, context_parallel_attention_backward
 
-Keep = Literal["everything", "attention", "outputs", "input"]
-
-
-class LayerPolicy(NamedTuple):
-    """What a layer keeps from its forward to its backward."""
-
-    keep: Keep
-    """everything; attention: not the MLP's products; outputs: x and the attention's output; input: x"""
-    on_host: bool = False
-    """x waits in host memory"""
-
 
 class Weights(NamedTuple):
-    """A layer's parameters in the dtype it computes in. Every `_a` holds the A matrices of the linear layers
-    that share its input, in their order."""
+    """A layer's parameters in the dtype it computes in. Each `_a` (R × width of the input) holds the LoRA A
+    matrices of the linear layers that share an input, one below the other; None where none has an adapter."""
 
     norm: Tensor
     q_norm: Tensor | None
@@ -75,7 +83,7 @@ class Weights(NamedTuple):
     down: Linear
 
     def flat(self) -> tuple[Any, ...]:
-        """What autograd sees; `of` undoes it."""
+        """All tensors, as arguments of an autograd function; `of` is the inverse."""
         return flatten(self)
 
     @classmethod
@@ -89,13 +97,13 @@ NO_GRADIENTS = LinearGradients()
 
 
 def flatten(values: Sequence[Any]) -> tuple[Any, ...]:
-    """Weights, or their gradients, each by itself."""
+    """The tensors of Weights, or of their gradients by the same names, in the order of the fields."""
     return (*values[:LINEARS], *(tensor for linear in values[LINEARS:] for tensor in linear or NO_GRADIENTS))
 
 
 @dataclass(frozen=True)
 class Context:
-    """What all layers of a forward share."""
+    """What all layers of one forward share."""
 
     head_width: int
     eps: float
@@ -103,35 +111,37 @@ class Context:
     cos_BTK: Tensor
     sin_BTK: Tensor
     documents: Documents | None
-    """of the whole window"""
+    """bounds of the documents packed into the windows; None: each window is one document"""
     context_group: ContextGroup | None
-    """who has the other parts of the windows' tokens"""
+    """the processes that hold the other parts of the windows' tokens; None: this one holds all"""
     tile_rows: int
-    """positions that the MLP takes at a time, where it keeps nothing"""
+    """positions of the MLP at a time, where its products are not kept"""
     offload: HostOffload
     full: bool
-    """weights, norms and biases learn too"""
+    """method full: weights, norms and biases have gradients, not adapters alone"""
 
 
 class Qkv(NamedTuple):
-    """Queries, keys and values; rotated, unless they are normed first: that derivative needs them raw."""
+    """Queries, keys and values (N × width). Rotated, but where q and k are normed first: the derivative of
+    those norms needs them as they come from the products."""
 
     outputs: list[Tensor]
     low_NR: Tensor | None
-    """norm(x) Aᵀ, of their adapters"""
+    """normal Aᵀ of their adapters"""
 
 
 class Mid(NamedTuple):
-    """What lies between attention and MLP."""
+    """The residual stream between attention and MLP."""
 
     mid_ND: Tensor
     low_NR: Tensor | None
-    """attention's output times Aᵀ, of its projection's adapter"""
+    """output Aᵀ of W_o's adapter"""
 
 
 @dataclass
 class Kept:
-    """Low-rank products are kept with what they belong to: they are smaller by a hundred."""
+    """What a forward keeps for its backward; None: computed again. Low-rank products are kept with what they
+    belong to, since they take a hundredth of its memory."""
 
     x: Tensor | OffloadedTensor
     attended: Attended | None = None
@@ -141,13 +151,17 @@ class Kept:
 
 
 Gathered = Callable[[], AbstractContextManager[None]]
-"""within it, the layer's weights hold their values"""
+"""opens a block within which a sharded layer's weights are all-gathered"""
 
 
 def decoder_layer(
     x_BTD: Tensor, weights: Weights, context: Context, policy: LayerPolicy, gathered: Gathered = nullcontext
 ) -> Tensor:
-    """B × T × D to the same. The backward works within `gathered`."""
+    """x (B × T × D) to y (the same), differentiable in x and in the parameters that learn.
+
+    The caller has opened `gathered` for the forward; the backward opens it itself. A backward frees what was
+    kept, so a second one raises RuntimeError.
+    """
     return _DecoderLayer.apply(x_BTD, context, policy, gathered, *weights.flat())  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -187,25 +201,24 @@ class _DecoderLayer(torch.autograd.Function):
         kept: Kept | None = ctx.kept
         if kept is None:
             raise RuntimeError("a layer's forward serves one backward: what it kept is gone")
-        ctx.kept = None  # so that what is done with is freed on the way
+        ctx.kept = None  # each tensor is freed after its last use
         layer = _Pass(Weights.of(ctx.flat), ctx.context, grad_BTD.shape)
-        grads: dict[str, Any] = dict.fromkeys(Weights._fields)
         with ctx.gathered():
-            grad_x = layer.backward(grad_BTD.flatten(0, 1), kept, grads, needs_grad_x=ctx.needs_input_grad[0])
+            grad_x = layer.backward(grad_BTD.flatten(0, 1), kept, needs_grad_x=ctx.needs_input_grad[0])
         grad_x_BTD = None if grad_x is None else grad_x.view(grad_BTD.shape)
-        return grad_x_BTD, None, None, None, *flatten([*grads.values()])
+        return grad_x_BTD, None, None, None, *flatten([*layer.grads.values()])
 
 
 class _Pass:
-    """One layer's calculations on N × D tensors; the backward repeats the forward's own methods."""
+    """The calculations of one layer on N × D tensors, which forward and recomputation share."""
 
     def __init__(self, weights: Weights, context: Context, shape: torch.Size) -> None:
         self._w, self._c, self._windows = weights, context, shape[0]
+        self.grads: dict[str, Any] = dict.fromkeys(Weights._fields)
+        """of the parameters, by their names in Weights, once the backward has been here"""
 
-    def backward(
-        self, grad: Tensor, kept: Kept, grads: dict[str, Any], *, needs_grad_x: bool
-    ) -> Tensor | None:
-        """The gradient of x, where it is wanted; those of the parameters go to `grads`."""
+    def backward(self, grad: Tensor, kept: Kept, *, needs_grad_x: bool) -> Tensor | None:
+        """grad_x, or None where it is not needed; gradients of parameters go to `grads`."""
         x = kept.x.get() if isinstance(kept.x, OffloadedTensor) else kept.x
         qkv = kept.qkv
         if kept.attended is None:
@@ -213,13 +226,12 @@ class _Pass:
             kept.attended = self.attend(qkv)
         if kept.mid is None:
             kept.mid = self.project_output(x, kept.attended)
-        grad_mid, low_o = self.mlp_backward(grad, kept, grads)
+        grad_mid, low_o = self.mlp_backward(grad, kept)
         qkv = qkv or self.project_qkv(x)
-        return self.attention_backward(
-            grad_mid, low_o, x, qkv, kept.attended, grads, needs_grad_x=needs_grad_x
-        )
+        return self.attention_backward(grad_mid, low_o, x, qkv, kept.attended, needs_grad_x=needs_grad_x)
 
     def project_qkv(self, x: Tensor) -> Qkv:
+        """The normed input's products, rotated where they are not normed first."""
         w = self._w
         normal = rms_norm(x, w.norm, self._c.eps)
         low = low_rank(normal, w.qkv_a)
@@ -238,29 +250,22 @@ class _Pass:
         return Mid(project(output, low, (self._w.o,), residual_NO=x)[0], low)
 
     def mlp(self, mid: Tensor, keep: bool) -> tuple[Tensor, GateUp | None]:
+        """y, and the MLP's products where they are to be kept."""
         mlp = self._mlp()
         if keep:
             return mlp.forward(mid, mlp.gate_up(mid))
-        y = torch.empty_like(mid)
-        for rows in self._tiles(len(mid)):
-            y[rows], _ = mlp.forward(mid[rows], mlp.gate_up(mid[rows]))
-        return y, None
+        return mlp.forward_in_tiles(mid, self._c.tile_rows), None
 
-    def mlp_backward(self, grad: Tensor, kept: Kept, grads: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """The gradient of `mid`, and the low-rank product kept with it; the gradients of the MLP's parameters
-        go to `grads`."""
+    def mlp_backward(self, grad: Tensor, kept: Kept) -> tuple[Tensor, Tensor | None]:
+        """grad_mid, and the low-rank product kept with mid."""
         assert kept.mid is not None
         mlp, (mid, low_o), gate_up = self._mlp(), kept.mid, kept.gate_up
         kept.mid = kept.gate_up = None
         if gate_up is not None:
             grad_mid, found = mlp.backward(grad, mid, gate_up)
-            grads |= found
-            return grad_mid, low_o
-        grad_mid = torch.empty_like(mid)
-        for rows in self._tiles(len(mid)):
-            grad_mid[rows], found = mlp.backward(grad[rows], mid[rows], mlp.gate_up(mid[rows]))
-            for name, gradient in found.items():
-                grads[name] = _sum(grads[name], gradient)
+        else:
+            grad_mid, found = mlp.backward_in_tiles(grad, mid, self._c.tile_rows)
+        self.grads |= found
         return grad_mid, low_o
 
     def attention_backward(
@@ -270,12 +275,11 @@ class _Pass:
         x: Tensor,
         qkv: Qkv,
         attended: Attended,
-        grads: dict[str, Any],
         *,
         needs_grad_x: bool,
     ) -> Tensor | None:
-        """The gradient of x, where it is wanted, from that of `mid`."""
-        w, c = self._w, self._c
+        """grad_x from grad_mid, or None where it is not needed."""
+        w, c, grads = self._w, self._c, self.grads
         output = self._flat(attended.output_BTHK)
         low = low_rank_gradient([grad_mid], [w.o])
         grads["o_a"], (grads["o"],) = parameter_gradients(output, low_o, [grad_mid], low, [w.o], c.full)
@@ -286,7 +290,7 @@ class _Pass:
         del grad_output, output
 
         linears = (w.q, w.k, w.v)
-        grads_qkv = self._rotated_backward(grads_rotated, qkv, grads)
+        grads_qkv = self._rotated_backward(grads_rotated, qkv)
         low = low_rank_gradient(grads_qkv, linears)
         grad_x = None
         if needs_grad_x or c.full:
@@ -306,7 +310,7 @@ class _Pass:
         return Mlp(w.mlp_norm, c.eps, w.gate_up_a, w.down_a, w.gate, w.up, w.down, c.full)
 
     def _rotated(self, qkv: Qkv) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys normed, where the architecture does, and rotated; values as they are."""
+        """q and k (B × T × H × K) normed, where the architecture has such norms, and rotated; v unchanged."""
         w, c = self._w, self._c
         q, k, v = (self._heads(tensor) for tensor in qkv.outputs)
         if w.q_norm is None or w.k_norm is None:
@@ -314,16 +318,15 @@ class _Pass:
         q, k = rms_norm(q, w.q_norm, c.eps), rms_norm(k, w.k_norm, c.eps)
         return self._rotate(q), self._rotate(k), v
 
-    def _rotated_backward(
-        self, grads_rotated: tuple[Tensor, Tensor, Tensor], qkv: Qkv, grads: dict[str, Any]
-    ) -> list[Tensor]:
+    def _rotated_backward(self, grads_rotated: tuple[Tensor, Tensor, Tensor], qkv: Qkv) -> list[Tensor]:
+        """Gradients (N × width) of q, k and v as they come from the products."""
         w, c = self._w, self._c
         q, k = (rotate(grad, c.cos_BTK, -c.sin_BTK) for grad in grads_rotated[:2])
         if w.q_norm is not None and w.k_norm is not None:
             raw_q, raw_k = (self._heads(tensor) for tensor in qkv.outputs[:2])
             if c.full:
-                grads["q_norm"] = rms_norm_weight_gradient(q, raw_q, c.eps)
-                grads["k_norm"] = rms_norm_weight_gradient(k, raw_k, c.eps)
+                self.grads["q_norm"] = rms_norm_weight_gradient(q, raw_q, c.eps)
+                self.grads["k_norm"] = rms_norm_weight_gradient(k, raw_k, c.eps)
             q = rms_norm_backward(q, raw_q, w.q_norm, c.eps, None)
             k = rms_norm_backward(k, raw_k, w.k_norm, c.eps, None)
         return [self._flat(tensor) for tensor in (q, k, grads_rotated[2])]
@@ -336,15 +339,3 @@ class _Pass:
 
     def _flat(self, tensor_BTHK: Tensor) -> Tensor:
         return tensor_BTHK.reshape(-1, tensor_BTHK.shape[-2] * tensor_BTHK.shape[-1])
-
-    def _tiles(self, positions: int) -> Iterator[slice]:
-        return (slice(start, start + self._c.tile_rows) for start in range(0, positions, self._c.tile_rows))
-
-
-def _sum(total: Any, more: Any) -> Any:
-    """Of gradients tile by tile: tensors, or layers of them."""
-    if total is None or more is None:
-        return more if total is None else total
-    if isinstance(more, LinearGradients):
-        return LinearGradients(*(_sum(*pair) for pair in zip(total, more, strict=True)))
-    return total.add_(more)

@@ -1,9 +1,9 @@
-"""Which layout a run takes: the fastest that fits, among those that its recipe allows."""
+"""The layout of a run on several processes: the fastest that fits, of those that its recipe allows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from yarn_ops.errors import TrainError
 from yarn_ops.models.device import resolve_device, resolve_dtype, torch_dtype
@@ -18,23 +18,24 @@ from yarn_ops.train.parallel.ranks import Ranks
 from yarn_ops.train.plan import ModelShape, Rates, StepPlan, plan_step
 
 LINK_BYTES = 200e9
-"""that a process sends in a second; an all-reduce of 1 GiB on two H100 has 329 GB/s of bus bandwidth"""
+"""bytes that a process sends in a second; an all-reduce of 1 GiB on two H100 has 329 GB/s of bus bandwidth"""
 
 
 def choose_layout(job: Job, ranks: Ranks) -> None:
-    """Choose the layout of a job, the same in every rank, before anything is loaded."""
+    """Set the layout of a job in `ranks`, the same in every process, before a model is loaded.
+
+    TrainError where none fits. Of one process nothing is asked.
+    """
     if ranks.size == 1:
         return
     device = resolve_device(job.device)
-    dtype = resolve_dtype(job.train.precision, device)
+    dtype = torch_dtype(resolve_dtype(job.train.precision, device))
     model = lay_out(job.patched_dir)
     make_trainable(model, job.train)
-    element_bytes = torch_dtype(dtype).itemsize
-    frozen_bytes = element_bytes if job.train.method == "lora" else 4
-    shape = ModelShape.of(model, element_bytes=element_bytes, weight_bytes=frozen_bytes)
+    shape = training_shape(model, job.train, device)
     window, float8 = job.leg.context_tokens, job.train.precision == "fp8"
     memory, host, *rates = ranks.minimum(
-        capacity(shape, device, torch_dtype(dtype), job.train.batch_windows * window, window, float8)
+        capacity(shape, device, dtype, job.train.batch_windows * window, window, float8)
     )
     found = predict(
         ranks.size,
@@ -48,8 +49,16 @@ def choose_layout(job: Job, ranks: Ranks) -> None:
     ranks.use_layout(found.layout)
 
 
+def training_shape(model: Any, train: Train, device: Literal["cpu", "cuda"]) -> ModelShape:
+    """The sizes of a transformers model that `make_trainable` has prepared (it may lie on the meta device),
+    in the dtypes that it computes and keeps frozen weights in on that device."""
+    element_bytes = torch_dtype(resolve_dtype(train.precision, device)).itemsize
+    weight_bytes = element_bytes if train.method == "lora" else torch_dtype("fp32").itemsize
+    return ModelShape.of(model, element_bytes=element_bytes, weight_bytes=weight_bytes)
+
+
 class Prediction(NamedTuple):
-    """The layout that a run takes, and an optimizer step in it."""
+    """The layout of a run, and what an optimizer step in it takes."""
 
     step_s: float
     layout: Layout
@@ -67,7 +76,11 @@ def predict(
     memory_bytes: float,
     host_bytes: float,
 ) -> Prediction:
-    """The fastest that fits, of those that the recipe allows; TrainError, with what to turn, if none does."""
+    """The fastest layout for so many processes that fits, of those that the recipe allows.
+
+    `rates`: of each device; `memory_bytes` and `host_bytes`: of each process. TrainError that names the key
+    to change where none fits.
+    """
     refusal: TrainError | None = None
     found: list[Prediction] = []
     for layout in _allowed(processes, step, train, shape):
@@ -82,7 +95,7 @@ def predict(
             refusal = error
             continue
         micro_batches = -(-step.windows // (layout.data * windows))
-        step_s = micro_batches * (plan.step_s + _talk_s(shape, layout, positions))
+        step_s = micro_batches * (plan.step_s + _communication_s(shape, layout, positions))
         found.append(Prediction(step_s, layout, plan))
     if found:
         return min(found, key=lambda each: each.step_s)
@@ -90,7 +103,7 @@ def predict(
 
 
 def _allowed(processes: int, step: StepShape, train: Train, shape: ModelShape) -> Iterable[Layout]:
-    if processes == 1:  # whatever the recipe would have several do
+    if processes == 1:  # what the recipe says of several does not apply
         yield Layout()
         return
     sharding = {"auto": (False, True), "yes": (True,), "no": (False,)}[train.shard_base]
@@ -118,11 +131,11 @@ def _impossible(processes: int, step: StepShape, train: Train) -> TrainError:
     )
 
 
-def _talk_s(shape: ModelShape, layout: Layout, positions: int) -> float:
-    """What the processes say to each other in a micro-batch, as if nothing of it were hidden."""
+def _communication_s(shape: ModelShape, layout: Layout, positions: int) -> float:
+    """Seconds of communication in a micro-batch, as if none of it overlapped with computation."""
     context, processes = layout.context, layout.processes
-    turned = 6 * (shape.attention_width + shape.kv_width) * positions * shape.element_bytes
-    bytes_sent = shape.layers * turned * (context - 1) / context
+    exchanged = 6 * (shape.attention_width + shape.kv_width) * positions * shape.element_bytes
+    bytes_sent = shape.layers * exchanged * (context - 1) / context
     if layout.sharded:
         bytes_sent += 2 * shape.layer_bytes * (processes - 1) / processes
     bytes_sent += 2 * 4 * shape.trained * (processes - 1) / processes

@@ -82,13 +82,6 @@ def save_adapter(
     (directory / CURVE).write_text("".join(json.dumps(point) + "\n" for point in curve), encoding="utf-8")
 
 
-def attach_adapter(model: PreTrainedModel, directory: Path) -> list[str]:
-    """Put a kept adapter on a bare model, as `load_trained` does."""
-    if read_facts(directory)["method"] == "lora":
-        inject_adapter_in_model(_kept_config(directory), model)
-    return load_trained(model, directory)
-
-
 def attach_to_modules(model: nn.Module, directory: Path, modules: Sequence[str]) -> list[str]:
     """Put on what a kept adapter has for some modules of a bare model, reading no other tensor.
 

@@ -1,4 +1,4 @@
-"""A micro-batch's summed loss, in memory that does not grow with the vocabulary.
+"""Next-token cross-entropy of a micro-batch, from a bounded number of logits at a time.
 
 Axes in names: B windows, T tokens of a window, N = B·T positions, D hidden width, V vocabulary.
 """
@@ -32,12 +32,12 @@ PROOF_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 5e-
 
 
 class Loss(NamedTuple):
-    """Of one micro-batch, in nats."""
+    """Sums over one micro-batch, in nats."""
 
     total: Tensor
-    """weighted, summed over the batch's targets (scalar, float32)"""
+    """weighted, over the batch's targets (scalar, float32)"""
     answers: Tensor | None
-    """not weighted, summed over its answers; None where no window has exercises"""
+    """not weighted, over the targets that answer an exercise; None where no window has one"""
 
 
 class CausalLoss:
@@ -50,7 +50,7 @@ class CausalLoss:
         dtype: torch.dtype,
         context_group: ContextGroup | None = None,
     ) -> None:
-        """`context_group`: who has the other parts of every batch's windows."""
+        """`backbone` computes in `dtype`; `context_group`: the processes that share each window."""
         self._model, self._backbone, self._dtype, self._context_group = model, backbone, dtype, context_group
 
     def __call__(self, batch: Batch) -> Loss:
@@ -64,9 +64,9 @@ class CausalLoss:
 
     @torch.no_grad()
     def prove(self, inputs_BT: Tensor) -> None:
-        """TrainError unless our way through the model gives the model's own logits, and they are numbers.
+        """TrainError unless our forward gives the model's own logits, and they are finite.
 
-        inputs: of whole windows, whoever holds which part of them; the same in every process.
+        inputs: token ids of whole windows, the same in every process that shares them.
         """
         parts = self._context_group.size if self._context_group else 1
         inputs_BT = inputs_BT[:, : PROOF_TOKENS * parts]
@@ -95,16 +95,16 @@ def summed_loss(
     weights_N: Tensor | None = None,
     logits_at_once: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(weighted cross-entropy summed over targets, each target's own where there are weights, else nothing),
-    from `logits_at_once` elements of logits at a time."""
+    """(cross-entropy in nats, weighted and summed over targets ≥ 0; each position's own, not weighted (N),
+    empty without weights). At most `logits_at_once` elements of logits are in memory."""
     at_once = logits_at_once or (LOGITS_AT_ONCE_GPU if hidden_ND.is_cuda else LOGITS_AT_ONCE)
     rows = max(1, at_once // len(head.weight_VD))
     return _SummedLoss.apply(hidden_ND, targets_N, weights_N, rows, *head)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _SummedLoss(torch.autograd.Function):
-    """The gradients are made in the forward, chunk by chunk, so that no logits outlive their chunk and none
-    are computed twice. The head usually does not learn; tied embeddings may."""
+    """Gradients are computed in the forward, chunk by chunk, so that no logits outlive their chunk and none
+    are computed twice. Those of the head are made where it learns (tied embeddings may)."""
 
     @staticmethod
     def forward(

@@ -1,5 +1,8 @@
-"""Tensors that wait in host memory while the GPU works on others: copied on a stream of their own, out after
-they were made, back one ahead of the need (backward runs through the layers in reverse)."""
+"""Activation offload: tensors that lie in pinned host memory between forward and backward.
+
+Copies run on a CUDA stream of their own: out as soon as a tensor is there, and back one layer before the
+backward, which goes through the layers in reverse, needs it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from torch import Tensor
 
 
 class HostOffload:
-    """A stack of tensors; its pinned buffers are used again from step to step."""
+    """A stack of offloaded tensors. Its pinned buffers are reused from step to step."""
 
     def __init__(self) -> None:
         self._buffers: list[Tensor] = []
@@ -16,7 +19,7 @@ class HostOffload:
         self._stream: torch.cuda.Stream | None = None
 
     def put(self, tensor: Tensor) -> OffloadedTensor:
-        """Begin the copy. A CPU's tensor is in host memory already: it is kept."""
+        """Begin the copy of a tensor to the host. A tensor on the CPU is kept as it is."""
         if not tensor.is_cuda:
             return OffloadedTensor(self, tensor)
         place = len(self._out)
@@ -32,7 +35,7 @@ class HostOffload:
         return offloaded
 
     def taken(self, offloaded: OffloadedTensor) -> None:
-        """The last one is back in use: bring the one before."""
+        """The tensor on top of the stack is back on the device: begin the copy of the one below it."""
         if self._out and self._out[-1] is offloaded:
             self._out.pop()
             if self._out:
@@ -44,7 +47,7 @@ class HostOffload:
 
 
 class OffloadedTensor:
-    """One tensor of the offload."""
+    """One tensor of the stack."""
 
     def __init__(self, offload: HostOffload, host: Tensor, device: torch.device | None = None) -> None:
         self.host = host
@@ -53,7 +56,7 @@ class OffloadedTensor:
         self._stream: torch.cuda.Stream | None = None
 
     def fetch(self, stream: torch.cuda.Stream) -> None:
-        """Begin the copy back."""
+        """Begin the copy back to the device, on `stream`."""
         if self._back is None:
             stream.wait_stream(torch.cuda.current_stream())  # the allocator hands out memory in stream order
             self._back = torch.empty_like(self.host, device=self._device, pin_memory=False)
@@ -63,7 +66,7 @@ class OffloadedTensor:
             self._stream = stream
 
     def get(self) -> Tensor:
-        """The tensor on its device; once."""
+        """The tensor on its device. Call it once, in the reverse order of `put`."""
         if self._device is None:
             return self.host
         self.fetch(self._offload._side())

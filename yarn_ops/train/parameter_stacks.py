@@ -1,6 +1,7 @@
-"""All adapters of a model in the dtype its layers compute in, made at once.
+"""All adapters of a model, cast to the dtype that its layers compute in by one call.
 
-A model has hundreds of them: a kernel for each, and for its gradient, takes longer than their bytes do.
+A model has hundreds of small adapters: one kernel for each, and one for its gradient, take longer than their
+bytes do. The call is differentiable.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 
 class ParameterStack(NamedTuple):
-    """Parameters of equal width, to lie one below the other."""
+    """Parameters of equal width that are concatenated along their first axis, and multiplied by `factor`."""
 
     parameters: Sequence[Tensor]
     factor: float = 1.0

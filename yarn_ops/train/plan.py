@@ -1,20 +1,30 @@
-"""What a training step will take, before it is taken: memory and seconds by what its layers keep, and the
-fastest choice that fits.
+"""A cost model of a training step: memory and seconds by the checkpointing policy of each layer, and the
+fastest policies that fit.
 
-Counts of products and bytes follow the layer's calculations (`layer`); rates come from a short probe of the
-device (`probe`), or from a table of those that were measured.
+Products and bytes are counted from the layer's calculations (`layer`). Rates come from a short measurement of
+the device (`probe`) or from a table of measured GPUs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from yarn_ops.errors import TrainError
-from yarn_ops.train.layer import LayerPolicy
 
 GIB = 1 << 30
+
+
+class LayerPolicy(NamedTuple):
+    """Activation checkpointing of one layer: what it keeps from its forward for its backward."""
+
+    keep: Literal["everything", "attention", "outputs", "input"]
+    """everything; attention: all but gate and up; outputs: x and the attention's output; input: x"""
+    on_host: bool = False
+    """x is offloaded to host memory in between"""
+
+
 LADDER = (
     LayerPolicy("input", on_host=True),
     LayerPolicy("input"),
@@ -22,20 +32,20 @@ LADDER = (
     LayerPolicy("attention"),
     LayerPolicy("everything"),
 )
-"""from least memory to least time; each rung saves more time a byte than the next"""
+"""policies from least memory to least time; each saves more time for a byte than the next"""
 MARGIN = 0.05
-"""of the memory, for what fragments it"""
+"""of the memory, left for fragmentation"""
 TRAINED_BYTES = 4 + 4 + 8
 """of a parameter that learns, in float32: itself, its gradient, AdamW's two moments"""
 TILE_ROWS = 1 << 15
-"""positions of the MLP at a time"""
+"""positions of the MLP at a time, where its products are not kept"""
 HEAD_BYTES = GIB
-"""of logits at a time"""
+"""of the logits that are in memory at a time"""
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A model, as far as the cost of its step depends on it."""
+    """The sizes of a model that the cost of its step depends on."""
 
     layers: int
     hidden: int
@@ -51,15 +61,15 @@ class ModelShape:
     weight_bytes: int = 2
     """of a frozen parameter"""
     full: bool = False
-    """all parameters learn"""
+    """method full: all parameters learn"""
     context: int = 1
-    """processes that share a window: each has its part of the positions"""
+    """processes that share a window, each with its part of the positions"""
     shards: int = 1
-    """processes that share the frozen layers"""
+    """processes that shard the frozen layers"""
 
     @classmethod
     def of(cls, model: Any, *, element_bytes: int, weight_bytes: int) -> ModelShape:
-        """Of a transformers model with its adapters in place; it may be laid out without data."""
+        """Of a transformers model with its adapters; its parameters need no data (meta device)."""
         config = model.config
         trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
         parameters = sum(value.numel() for value in model.parameters())
@@ -89,47 +99,50 @@ class ModelShape:
 
     @property
     def layer_bytes(self) -> int:
-        """Of all layers' frozen matrices."""
+        """Bytes of all layers' frozen matrices."""
         return self.layers * _layer_parameters(self) * self.weight_bytes
 
     @property
     def fixed_bytes(self) -> int:
-        """Of weights, gradients and optimizer. Of sharded layers a part, one in use and one on its way."""
-        whole = (self.parameters - self.trained) * self.weight_bytes + self.trained * TRAINED_BYTES
+        """Bytes of weights, gradients and optimizer. Of sharded layers: this process's shards, and gathered
+        copies of the layer in use and the next."""
+        unsharded = (self.parameters - self.trained) * self.weight_bytes + self.trained * TRAINED_BYTES
         if self.shards == 1:
-            return whole
+            return unsharded
         gathered = 3 * self.layer_bytes // self.layers  # what arrives is copied to its places
-        return whole - self.layer_bytes + self.layer_bytes // self.shards + gathered
+        return unsharded - self.layer_bytes + self.layer_bytes // self.shards + gathered
 
     def shared(self, context: int, shards: int) -> ModelShape:
-        """One process's share, where `context` of them share windows and `shards` the frozen layers."""
+        """The shape for one process, where `context` of them share a window and `shards` the frozen
+        layers."""
         return replace(self, context=context, shards=shards)
 
 
 class Rates(NamedTuple):
-    """Of a device, per second."""
+    """What a device does in a second."""
 
     products: float
     """FLOP of matrix products"""
     attention_forward: float
     attention_backward: float
     bytes: float
-    """of memory, in passes over activations"""
+    """of its memory, read and written by passes over activations"""
     host_bytes: float
     """between host and device"""
 
 
 class Gpu(NamedTuple):
-    """A GPU that was measured, by a part of the name that its driver gives it."""
+    """A measured GPU."""
 
     name: str
+    """part of the name that its driver gives"""
     memory_bytes: float
     peak_flops: float
-    """that a large bf16 product reaches for a moment: the denominator of MFU"""
+    """FLOP/s of a large bf16 product in a short burst: the denominator of MFU"""
     rates: Rates
-    """over a whole step, with cuDNN's attention"""
+    """sustained over a step, with cuDNN's attention"""
     float8_products: float
-    """instead of the rates' own, where frozen weights are multiplied in 8 bits"""
+    """in place of `rates.products`, where frozen weights are multiplied in 8 bits"""
 
 
 GPUS = (
@@ -139,13 +152,13 @@ GPUS = (
 
 
 def known_gpu(name: str) -> Gpu | None:
-    """The measured GPU that a device's name, such as `NVIDIA H100 80GB HBM3`, means."""
+    """The measured GPU of a device's name, such as `NVIDIA H100 80GB HBM3`; None when it was not measured."""
     return next((gpu for gpu in GPUS if gpu.name.lower() in name.lower()), None)
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One step's policies and cost."""
+    """The policies of all layers, and what a micro-batch takes with them."""
 
     policies: tuple[LayerPolicy, ...]
     step_s: float
@@ -159,12 +172,13 @@ class StepPlan:
 
 
 def model_flops(shape: ModelShape, positions: int, window: int) -> float:
-    """A step's work without recomputation and without gradients of frozen weights: the numerator of MFU."""
+    """FLOP of a micro-batch of `positions` tokens in windows of `window`, without recomputation and without
+    gradients of frozen weights: the numerator of MFU."""
     products = 2 * shape.layers * _layer_parameters(shape) * positions
     attention = shape.layers * _attention_flops(shape, positions, window)
     head = 2 * shape.vocabulary * shape.hidden * positions
-    whole = products + head if shape.full else 0
-    return 2 * products + 3.5 * attention + 2 * head + whole
+    weight_gradients = products + head if shape.full else 0
+    return 2 * products + 3.5 * attention + 2 * head + weight_gradients
 
 
 def step_cost(
@@ -204,7 +218,7 @@ def plan_step(
 
 
 def step_down(policies: Sequence[LayerPolicy]) -> list[LayerPolicy] | None:
-    """Every layer one rung lower, for a step that ran out of memory all the same; None at the foot."""
+    """Every layer's policy one level lower in LADDER; None where all are at the lowest."""
     if all(policy == LADDER[0] for policy in policies):
         return None
     return [LADDER[max(0, LADDER.index(policy) - 1)] for policy in policies]
@@ -215,7 +229,7 @@ def _layer_parameters(shape: ModelShape) -> int:
 
 
 def _attention_flops(shape: ModelShape, positions: int, window: int) -> float:
-    """Forward, of one layer: two products over the causal half."""
+    """Of one layer's forward: two products over the causal half."""
     return 4 * shape.attention_width * positions * window / 2
 
 
@@ -243,8 +257,8 @@ def _layer_seconds(
 
 PASSES_HIDDEN = 60
 PASSES_MLP = 28
-"""activations of hidden and MLP width that a layer's norms, rotations, activation and adapters read or write,
-forward and backward; fitted to a profile of the step"""
+"""activations of hidden and MLP width that a layer's norms, rotations, activation and adapters read or write
+in forward and backward together; fitted to a profile of the step"""
 
 
 def _kept_bytes(shape: ModelShape, policy: LayerPolicy, positions: int) -> int:
@@ -260,7 +274,7 @@ def _kept_bytes(shape: ModelShape, policy: LayerPolicy, positions: int) -> int:
 
 
 def _working_bytes(shape: ModelShape, policies: Sequence[LayerPolicy], positions: int) -> int:
-    """The most that one layer's backward, or the loss, holds beside what is kept."""
+    """The most that a layer's backward, or the loss, holds beside what is kept from the forward."""
     d, f, a, kv = shape.hidden, shape.mlp, shape.attention_width, shape.kv_width
     rows = min(positions, TILE_ROWS)
     keeps = {policy.keep for policy in policies}
@@ -268,8 +282,8 @@ def _working_bytes(shape: ModelShape, policies: Sequence[LayerPolicy], positions
     untiled = positions * (f + 3 * d) if "everything" in keeps else 0
     made_again = a + d + a + 2 * kv if "input" in keeps else a + d + 2 * kv if "outputs" in keeps else 0
     in_mlp = max(tile, untiled) + positions * (2 * d + made_again)
-    turned = (7 * a + 6 * kv) // max(1, shape.kv_heads // shape.context) * (shape.context > 1)
-    in_attention = positions * (d + made_again + 3 * a + 2 * kv + turned)
+    exchanged = (7 * a + 6 * kv) // max(1, shape.kv_heads // shape.context) * (shape.context > 1)
+    in_attention = positions * (d + made_again + 3 * a + 2 * kv + exchanged)
     in_loss = positions * 3 * d
     return max(in_mlp, in_attention, in_loss + HEAD_BYTES // shape.element_bytes) * shape.element_bytes
 

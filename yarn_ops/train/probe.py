@@ -1,4 +1,4 @@
-"""What a GPU does in a second, measured on a model's own shapes before it trains; it takes about a second."""
+"""A GPU's rates, measured on a model's own shapes before it trains, in about a second."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PROBE_POSITIONS = 1 << 15
 PROBE_BYTES = 1 << 28
 REPEATS = 3
 SUSTAINED = 0.92
-"""of the rate of a short burst: over a whole step the chip's power limits it"""
+"""of a short burst's rate: over a step the chip's power limits it"""
 
 
 def measure_rates(
     shape: ModelShape, positions: int, window: int, kernel: Kernel, *, float8: bool = False
 ) -> Rates:
-    """Of products (bf16, or in 8 bits with what it takes to bring their left operand there), attention and
-    copies on the current CUDA device."""
+    """Rates of products (bf16; `float8`: in 8 bits, with quantising their left operand), attention by
+    `kernel` and copies on the current CUDA device. TrainError where it cannot multiply in 8 bits."""
     rows, tokens = min(positions, PROBE_POSITIONS), min(window, PROBE_POSITIONS)
     x = _random(rows, shape.hidden)
     weight = _random(shape.mlp, shape.hidden)

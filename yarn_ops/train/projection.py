@@ -1,9 +1,16 @@
-"""Linear layers that share an input, each with or without a LoRA adapter: y_i = x W_iᵀ + (x Aᵀ) B_iᵀ + b_i.
+"""Linear layers that share an input, each with or without a LoRA adapter (Hu and others 2021).
 
-The adapters' A matrices lie in one, so the input is read once for all of them; B carries PEFT's scaling. The
-low-rank product is the smaller by a thousand and is written first: the wide product then adds itself to it in
-its own last pass, so an adapter costs no pass over the output. A residual rides the same way. Products in
-8 bits cannot add; there the adapter's does.
+    low = x Aᵀ                                  A of all adapters stacked; low_i: the columns of layer i
+    y_i = x W_iᵀ + low_i B_iᵀ + b_i (+ residual)                      B carries PEFT's scaling, alpha / rank
+
+Given grad_i = ∂loss/∂y_i:
+
+    grad_low_i = grad_i B_i                      grad_B_i = grad_iᵀ low_i             grad_A = grad_lowᵀ x
+    grad_x     = Σ_i grad_i W_i + grad_low A     grad_W_i = grad_iᵀ x                 grad_b_i = Σ_n grad_i,n
+
+The low-rank product is written first and the wide product accumulates onto it (addmm), so an adapter costs no
+pass over the output; nor does a residual. Products in 8 bits cannot accumulate: there the low-rank product
+adds itself to them.
 
 Axes in names: N positions, I input width, O output width, R ranks of all adapters of the group together.
 """
@@ -21,33 +28,39 @@ from yarn_ops.train.float8 import Float8Weight, Rows, multiply, to_rows
 
 
 class Linear(NamedTuple):
+    """A linear layer's weight, bias and LoRA B, in the dtype it computes in."""
+
     weight_OI: Tensor | Float8Weight
     bias_O: Tensor | None = None
     b_OR: Tensor | None = None
-    """of this layer's own rank"""
+    """R: the rank of this layer's adapter alone"""
 
 
 class LinearGradients(NamedTuple):
+    """Of the fields of a Linear; None: it has none, or does not learn."""
+
     weight_OI: Tensor | None = None
     bias_O: Tensor | None = None
     b_OR: Tensor | None = None
 
 
 class Gradients(NamedTuple):
+    """Of layers that share an input: of their stacked A, and of each layer."""
+
     a_RI: Tensor | None
     linears: list[LinearGradients]
 
 
 def low_rank(x_NI: Tensor, a_RI: Tensor | None) -> Tensor | None:
-    """x Aᵀ (N × R)."""
+    """x Aᵀ (N × R); None without adapters."""
     return None if a_RI is None else x_NI @ a_RI.t()
 
 
 def project(
     x_NI: Tensor, low_NR: Tensor | None, linears: Sequence[Linear], residual_NO: Tensor | None = None
 ) -> list[Tensor]:
-    """The outputs (each N × O), without what adapters add where `low` is None; `onto` is added to the first
-    and left as it is."""
+    """Each layer's y_i (N × O). `low` None leaves the adapters out; `residual` is added to the first output
+    and is not changed itself."""
     rows = to_rows(x_NI) if isinstance(linears[0].weight_OI, Float8Weight) else None
     outputs, rank = [], 0
     for linear in linears:
@@ -87,12 +100,12 @@ def _float8_output(
 
 
 def adds_low_rank(tensor: Tensor) -> bool:
-    """Whether kernels of our own add low-rank products where such a tensor is."""
+    """Whether our Triton kernels add low-rank products on the tensor's device, in its dtype."""
     return runs_kernels(tensor) and tensor.dtype in (torch.bfloat16, torch.float16)
 
 
 def _sum(addends_NO: Sequence[Tensor], low_NR: Tensor, right_OR: Tensor) -> Tensor:
-    """Of up to three addends and low rightᵀ; they are left as they are."""
+    """The sum (a new tensor) of one to three addends and low rightᵀ."""
     first, *others = addends_NO
     if adds_low_rank(first):
         from yarn_ops.train.kernels import sum_with_low_rank  # Triton is where GPUs are
@@ -105,7 +118,7 @@ def _sum(addends_NO: Sequence[Tensor], low_NR: Tensor, right_OR: Tensor) -> Tens
 
 
 def low_rank_gradient(grads_NO: Sequence[Tensor], linears: Sequence[Linear]) -> Tensor | None:
-    """Gradient of x Aᵀ (N × R)."""
+    """grad_low (N × R); None without adapters."""
     parts = [
         grad @ linear.b_OR for grad, linear in zip(grads_NO, linears, strict=True) if linear.b_OR is not None
     ]
@@ -115,7 +128,7 @@ def low_rank_gradient(grads_NO: Sequence[Tensor], linears: Sequence[Linear]) -> 
 def input_gradient(
     grads_NO: Sequence[Tensor], a_RI: Tensor | None, low_grad_NR: Tensor | None, linears: Sequence[Linear]
 ) -> Tensor:
-    """Gradient of x (N × I)."""
+    """grad_x (N × I)."""
     if isinstance(linears[0].weight_OI, Float8Weight):
         return _float8_input_gradient(grads_NO, a_RI, low_grad_NR, linears)
     total = None if a_RI is None or low_grad_NR is None else low_grad_NR @ a_RI
@@ -148,7 +161,7 @@ def parameter_gradients(
     linears: Sequence[Linear],
     full: bool,
 ) -> Gradients:
-    """Gradients of the adapters, and with `full` of weights and biases too."""
+    """grad_A and each layer's grad_B; with `full` grad_W and grad_b too."""
     gradients, rank = [], 0
     for grad, linear in zip(grads_NO, linears, strict=True):
         grad_b = None

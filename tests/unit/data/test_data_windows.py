@@ -18,8 +18,7 @@ def shards(path: Path, *lengths: int) -> ShardReader:
     dtype = np.dtype("<u4")
     with ShardWriter(path, dtype) as writer, TokenWriter(path / "tokens-00000.bin", dtype) as file:
         for document, tokens in enumerate(lengths):
-            file.append((1000 * document + np.arange(tokens) % 1000).astype(np.uint32))
-            extent = file.end_document()
+            extent = file.append((1000 * document + np.arange(tokens) % 1000).astype(np.uint32))
             writer.index("train", f"d{document}", extent)
             writer.index("held_out", f"d{document}", extent)
     writer.finish([file.tokens], {})

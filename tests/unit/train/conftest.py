@@ -38,9 +38,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         for number in range(24):
             length = int(random.integers(40, 400))
-            file.append(random.integers(0, VOCABULARY, length).astype(np.uint16))
+            extent = file.append(random.integers(0, VOCABULARY, length).astype(np.uint16))
             split = "held_out" if number % 4 == 0 else "train"
-            writer.index(split, f"document-{number}", file.end_document())
+            writer.index(split, f"document-{number}", extent)
     writer.finish([file.tokens], {})
     return root
 

@@ -59,8 +59,8 @@ def prepare(root: Path, layers: int) -> None:
         ShardWriter(root / "shards", dtype) as writer,
         TokenWriter(root / "shards/tokens-00000.bin", dtype) as file,
     ):
-        file.append(np.random.default_rng(0).integers(0, 512, 200).astype(np.uint16))
-        writer.index("held_out", "only", file.end_document())
+        extent = file.append(np.random.default_rng(0).integers(0, 512, 200).astype(np.uint16))
+        writer.index("held_out", "only", extent)
     writer.finish([file.tokens], {})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from yarn_ops.train.decoder import Decoder
-from yarn_ops.train.layer import LayerPolicy
+from yarn_ops.train.lora import load_trained, require_adapter
+from yarn_ops.train.plan import LayerPolicy
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
@@ -49,3 +51,9 @@ def decode(model: PreTrainedModel, ids_BT: Tensor, packed: bool, policy: LayerPo
     positions_BT = torch.cat([torch.arange(n) for n in LENGTHS]).expand(ids_BT.shape) if packed else None
     dtype = next(model.parameters()).dtype
     return Decoder(model, dtype, [policy] * len(model.model.layers))(ids_BT, positions_BT)
+
+
+def attach_adapter(model: Any, directory: Path) -> list[str]:
+    """Put a kept adapter on a bare model; returns as `load_trained` does."""
+    require_adapter(model, directory)
+    return load_trained(model, directory)

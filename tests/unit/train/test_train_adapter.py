@@ -10,13 +10,14 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from small_models import attach_adapter
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from yarn_ops.digests import digest_tree
 from yarn_ops.errors import TrainError
 from yarn_ops.recipe import Train
 from yarn_ops.train.job import Job
-from yarn_ops.train.lora import attach_adapter, load_trained, make_trainable, read_losses, trained_parameters
+from yarn_ops.train.lora import load_trained, make_trainable, read_losses, trained_parameters
 from yarn_ops.train.precision import trainer_environment
 
 MakeJob = Callable[..., Job]

@@ -18,8 +18,7 @@ from transformers import (
 )
 
 from yarn_ops.train.decoder import unsupported
-from yarn_ops.train.layer import LayerPolicy
-from yarn_ops.train.plan import LADDER
+from yarn_ops.train.plan import LADDER, LayerPolicy
 
 CONFIGS = (LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config)
 

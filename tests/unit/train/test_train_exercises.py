@@ -54,8 +54,8 @@ def speaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         for number in range(8):
             text = "".join(f"{number}.{sentence} {ENGLISH_TEXT}" for sentence in range(40))
-            file.append(tokenizer.encode([text])[0])
-            writer.index("held_out" if number == 0 else "train", f"document-{number}", file.end_document())
+            extent = file.append(tokenizer.encode([text])[0])
+            writer.index("held_out" if number == 0 else "train", f"document-{number}", extent)
     writer.finish([file.tokens], {})
     return root
 

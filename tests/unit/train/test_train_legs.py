@@ -10,6 +10,7 @@ import pytest
 import torch
 from jobs import StopAfter
 from safetensors.torch import load_file
+from small_models import attach_adapter
 from transformers import AutoModelForCausalLM
 
 from yarn_ops.digests import digest_tree
@@ -18,7 +19,7 @@ from yarn_ops.recipe import Train
 from yarn_ops.train.events import EventLog
 from yarn_ops.train.job import Job
 from yarn_ops.train.loop import BETAS, run_job
-from yarn_ops.train.lora import attach_adapter, merge_lora
+from yarn_ops.train.lora import merge_lora
 from yarn_ops.train.moments import FILE
 
 MakeJob = Callable[..., Job]

@@ -13,13 +13,14 @@ import torch
 from merged import merge
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
+from small_models import attach_adapter
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from yarn_ops.errors import MergeError
 from yarn_ops.train import merge as merging
 from yarn_ops.train.job import Job
-from yarn_ops.train.lora import attach_adapter, merge_lora
+from yarn_ops.train.lora import merge_lora
 from yarn_ops.train.weight_files import write_weights
 
 MakeJob = Callable[..., Job]

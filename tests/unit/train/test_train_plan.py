@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from yarn_ops.errors import TrainError
-from yarn_ops.train.layer import LayerPolicy
 from yarn_ops.train.plan import (
     GIB,
     GPUS,
     LADDER,
+    LayerPolicy,
     ModelShape,
     known_gpu,
     model_flops,
