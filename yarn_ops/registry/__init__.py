@@ -8,7 +8,8 @@ from yarn_ops.registry.database import upgrade
 from yarn_ops.registry.devices import QueuedStage, keys_at_work, occupied
 from yarn_ops.registry.hold import Held, hold
 from yarn_ops.registry.holder import this_process
-from yarn_ops.registry.registry import Lease, Registry, Run, RunEnd, open_registry
+from yarn_ops.registry.leases import Lease
+from yarn_ops.registry.registry import Registry, Run, RunEnd, open_registry
 from yarn_ops.registry.views import ReleaseView, RunSummary, RunView, ScoreView, StageView
 
 __all__ = [

@@ -20,7 +20,8 @@ from yarn_ops.errors import LeaseLost, RegistryError
 from yarn_ops.registry.columns import database_now
 from yarn_ops.registry.hold import LONGEST_POLL_S, Held
 from yarn_ops.registry.holder import has_ended
-from yarn_ops.registry.registry import NO_DEVICE, Lease, Registry, held_row
+from yarn_ops.registry.leases import Lease, held_row, is_free
+from yarn_ops.registry.registry import NO_DEVICE, Registry
 from yarn_ops.registry.tables import StageRunRow
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def occupied(
             on_wait(ahead)
             on_wait = None
         if held.lost.wait(LONGEST_POLL_S):
-            raise LeaseLost(f"stage {lease.stage} ({lease.key[:12]}): lost while it waited for {device}")
+            raise LeaseLost(f"{lease.work}: lost while it waited for {device}")
     try:
         yield
     finally:
@@ -93,7 +94,7 @@ def give_back(registry: Registry, lease: Lease) -> None:
         with registry.begin() as session:
             session.execute(held_row(lease).values(**NO_DEVICE))
     except RegistryError as error:  # what the stage did matters more; the device is free when the stage ends
-        log.warning("stage %s: its device was not given back: %s", lease.stage, error)
+        log.warning("%s: its device was not given back: %s", lease.work, error)
 
 
 def keys_at_work(registry: Registry) -> set[str]:
@@ -113,17 +114,14 @@ def _ask(session: Session, lease: Lease, device: str, rank: int) -> tuple[dateti
         held_row(lease).values(device=device, device_rank=rank).returning(*columns)
     ).first()
     if asked is None:
-        raise LeaseLost(
-            f"stage {lease.stage} ({lease.key[:12]}): another process has taken it over; run again"
-        )
+        raise LeaseLost(f"{lease.work}: another process has taken it over; run again")
     return asked.device_since, (rank, asked.started_at, lease.key)
 
 
 def _first(session: Session, lease: Lease, device: str, place: Place) -> QueuedStage | None:
     """Who has the device, or else comes before us."""
-    expired = StageRunRow.lease_expires < database_now()
     others = session.execute(
-        select(StageRunRow, expired.label("expired")).where(
+        select(StageRunRow, is_free(StageRunRow).label("expired")).where(
             StageRunRow.device == device, StageRunRow.key != lease.key
         )
     ).all()

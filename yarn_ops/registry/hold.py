@@ -7,14 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from yarn_ops.errors import LeaseLost, RegistryError, Stopped
 from yarn_ops.records import Record
-from yarn_ops.registry.holder import has_ended
-from yarn_ops.registry.registry import Lease, Registry
-from yarn_ops.registry.renewal import Renewal
+from yarn_ops.registry.leases import Lease, Renewal, renewed
+from yarn_ops.registry.registry import Registry
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +28,13 @@ class Held:
     record: dict[str, Any] | None
     """what another holder's computation returned, as JSON: we joined it"""
     lease: Lease | None
-    lost: threading.Event = field(default_factory=threading.Event)
-    """set when the lease could not be renewed: somebody else may compute the stage now, so stop"""
     renewal: Renewal | None = None
+
+    @property
+    def lost(self) -> threading.Event:
+        """Set when the lease could not be renewed: somebody else may compute the stage now, so stop."""
+        assert self.renewal is not None
+        return self.renewal.lost
 
     def complete(self, record: Record) -> None:
         """Record the result. LeaseLost when somebody else has taken the stage over: nothing is written."""
@@ -57,8 +60,8 @@ def hold(
     Yields a `Held` with a `record` when the stage is, or in the meantime was, finished. Otherwise the body
     computes and calls `complete`. An exception of the body is recorded as the stage's failure and goes on
     up; a request to stop (Stopped, KeyboardInterrupt, …) or an end without `complete` gives the stage back.
-    A holder that is a process of this machine and has ended is not waited for. `on_wait` hears, once, for
-    whom we wait. `on_lost` is called from the renewing thread, once, after `lost` is set.
+    A holder that has ended (`leases.claim`) is not waited for. `on_wait` hears, once, for whom we wait.
+    `on_lost` is called from the renewing thread, once, after `lost` is set.
     """
     held, claimed_at = _claim_or_join(
         registry, key, stage=stage, run_id=run_id, holder=holder, lease_s=lease_s, on_wait=on_wait
@@ -67,18 +70,16 @@ def hold(
     if lease is None:
         yield held
         return
-    held.renewal = Renewal(lease, registry.renew, on_lost, held.lost)
-    held.renewal.start(claimed_at)
     failure: Exception | None = None
     try:
-        yield held
+        with renewed(registry.database, lease, claimed_at, on_lost) as held.renewal:
+            yield held
     except (Stopped, LeaseLost):
         raise
     except Exception as error:
         failure = error
         raise
     finally:
-        held.renewal.end()
         _give_back(registry, lease, failure)
 
 
@@ -104,10 +105,6 @@ def _claim_or_join(
         other = registry.holder(key)
         if other is None:
             continue
-        if has_ended(other):
-            log.warning("stage %s: its holder %s has ended without giving it back", stage, other)
-            registry.take_from(key, other)
-            continue
         if on_wait is not None:
             on_wait(other)
             on_wait = None
@@ -115,10 +112,10 @@ def _claim_or_join(
 
 
 def _give_back(registry: Registry, lease: Lease, failure: Exception | None) -> None:
+    if failure is None:
+        registry.release(lease)
+        return
     try:
-        if failure is None:
-            registry.release(lease)
-        else:
-            registry.fail(lease, f"{type(failure).__name__}: {failure}")
+        registry.fail(lease, f"{type(failure).__name__}: {failure}")
     except RegistryError as refusal:  # the body's own end matters more, and the lease expires by itself
-        log.warning("stage %s: its end was not recorded: %s", lease.stage, refusal)
+        log.warning("%s: its end was not recorded: %s", lease.work, refusal)

@@ -13,14 +13,15 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal
 
-from sqlalchemy import and_, delete, func, or_, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from yarn_ops.errors import LeaseLost, RegistryError
+from yarn_ops.errors import RegistryError
 from yarn_ops.records import Record, Release, Scorecard
-from yarn_ops.registry import views
+from yarn_ops.registry import leases, views
 from yarn_ops.registry.columns import database_now
 from yarn_ops.registry.database import Database, open_database
+from yarn_ops.registry.leases import Lease
 from yarn_ops.registry.tables import (
     ALL_DEPTHS,
     UNFINISHED,
@@ -50,16 +51,6 @@ class Run:
     mlflow_run_id: str | None
 
 
-@dataclass(frozen=True)
-class Lease:
-    """The right to compute one stage until another process claims it; `fence` grows with every claim."""
-
-    key: str
-    stage: str
-    fence: int
-    life_s: float
-
-
 def open_registry(url: str) -> Registry:
     """The registry at sqlite:///file or postgresql://…; RegistryError when it cannot be used as it is."""
     return Registry(open_database(url))
@@ -69,7 +60,7 @@ class Registry:
     """Safe to share between threads. RegistryError from every method when the database fails."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
 
     def __repr__(self) -> str:
         return f"Registry({self.name!r})"
@@ -77,23 +68,23 @@ class Registry:
     @property
     def name(self) -> str:
         """Its database's URL without password and options."""
-        return self._database.name
+        return self.database.name
 
     @cached_property
     def id(self) -> str:
         """32 hex digits, made with its tables: who it is among all registries that use a store."""
-        with self._database.begin() as session:
+        with self.database.begin() as session:
             found = session.scalars(select(IdentityRow.id)).all()
         if len(found) != 1:
             raise RegistryError(f"{self.name}: no identity, or several; restore a backup of the database")
         return found[0]
 
     def close(self) -> None:
-        self._database.close()
+        self.database.close()
 
     def begin(self) -> AbstractContextManager[Session]:
         """One transaction, for the package's own queries."""
-        return self._database.begin()
+        return self.database.begin()
 
     # Runs
 
@@ -108,7 +99,7 @@ class Registry:
         """One more attempt at this recipe's run that is neither completed nor rejected, else a new run."""
         attempt = {"status": "running", "reason": None, "git_commit": git_commit, "flow_run_id": flow_run_id}
         statement = (
-            self._database.insert(RunRow)
+            self.database.insert(RunRow)
             .values(
                 id=_new_run_id(),
                 recipe=dict(recipe),
@@ -124,12 +115,12 @@ class Registry:
             )
             .returning(RunRow.id, RunRow.attempts, RunRow.mlflow_run_id)
         )
-        with self._database.begin() as session:
+        with self.database.begin() as session:
             return Run(*session.execute(statement).one())
 
     def finish_run(self, run_id: str, status: RunEnd, reason: str | None = None) -> None:
         """Record how the run ended. A run that is completed or rejected already stays so."""
-        with self._database.begin() as session:
+        with self.database.begin() as session:
             _must_exist(session, run_id)
             session.execute(
                 update(RunRow)
@@ -139,7 +130,7 @@ class Registry:
 
     def set_mlflow_run(self, run_id: str, mlflow_run_id: str) -> str:
         """Tie the run to an MLflow run, once; returns the one that the first caller tied it to."""
-        with self._database.begin() as session:
+        with self.database.begin() as session:
             _must_exist(session, run_id)
             tied = session.scalar(
                 update(RunRow)
@@ -152,12 +143,12 @@ class Registry:
 
     def runs(self, limit: int = 20) -> list[views.RunSummary]:
         """The newest runs, newest first."""
-        with self._database.begin() as session:
+        with self.database.begin() as session:
             return views.read_runs(session, limit)
 
     def run_view(self, run_id: str = "last") -> views.RunView:
         """Everything about one run; `last` is the newest. RegistryError when there is none."""
-        with self._database.begin() as session:
+        with self.database.begin() as session:
             return views.read_run(session, run_id)
 
     # Stages
@@ -167,46 +158,28 @@ class Registry:
 
         Something that is no record where the database holds other bytes than were written.
         """
-        with self._database.begin() as session:
+        with self.database.begin() as session:
             return session.scalar(
                 select(StageRunRow.output).where(StageRunRow.key == key, StageRunRow.status == "completed")
             )
 
     def claim(self, key: str, *, stage: str, run_id: str, holder: str, lease_s: float) -> Lease | None:
         """The lease of a stage, for one of all who ask; None while another's lives or when completed."""
-        claimed = {
-            "stage": stage,
-            "run_id": run_id,
-            "holder": holder,
-            "status": "running",
-            "lease_expires": database_now(lease_s),
-            "started_at": database_now(),
-            **NO_DEVICE,
-        }
-        free = or_(StageRunRow.lease_expires.is_(None), StageRunRow.lease_expires < database_now())
-        statement = (
-            self._database.insert(StageRunRow)
-            .values(key=key, attempts=1, fence=1, **claimed)
-            .on_conflict_do_update(
-                index_elements=["key"],
-                set_={
-                    **claimed,
-                    "attempts": StageRunRow.attempts + 1,
-                    "fence": StageRunRow.fence + 1,
-                    "finished_at": None,
-                    "error": None,
-                },
-                where=and_(StageRunRow.status != "completed", free),
-            )
-            .returning(StageRunRow.fence)
+        return leases.claim(
+            self.database,
+            StageRunRow,
+            key,
+            f"stage {stage} ({key[:12]})",
+            holder=holder,
+            life_s=lease_s,
+            first={"attempts": 1},
+            again={"attempts": StageRunRow.attempts + 1, "finished_at": None, "error": None},
+            always={"stage": stage, "run_id": run_id, "status": "running", **NO_DEVICE},
         )
-        with self._database.begin() as session:
-            fence = session.execute(statement).scalar()
-        return None if fence is None else Lease(key, stage, fence, lease_s)
 
     def holder(self, key: str) -> str | None:
         """Who holds the stage's lease; None when anybody may claim it, or nobody needs to."""
-        with self._database.begin() as session:
+        with self.database.begin() as session:
             return session.scalar(
                 select(StageRunRow.holder).where(
                     StageRunRow.key == key,
@@ -224,15 +197,13 @@ class Registry:
             StageRunRow.key == key, StageRunRow.holder == holder, StageRunRow.status == "running"
         )
         if if_expired:
-            expires = StageRunRow.lease_expires
-            taken = taken.where(or_(expires.is_(None), expires < database_now()))
-        with self._database.begin() as session:
+            taken = taken.where(leases.is_free(StageRunRow))
+        with self.database.begin() as session:
             session.execute(taken.values(status="stopped", **_ended()))
 
     def renew(self, lease: Lease) -> None:
         """Let the lease live for `life_s` from now. LeaseLost when another process has claimed the stage."""
-        with self._database.begin() as session:
-            _write(session, lease, lease_expires=database_now(lease.life_s))
+        leases.renew(self.database, lease)
 
     def complete(self, lease: Lease, record: Record) -> None:
         """Keep the stage's record, with its artifact, scores and release in their tables: all or nothing.
@@ -240,26 +211,25 @@ class Registry:
         LeaseLost when another process has claimed the stage: then nothing is written.
         """
         output = record.model_dump(mode="json")
-        with self._database.begin() as session:
-            _write(session, lease, status="completed", output=output, **_ended())
+        with self.database.begin() as session:
+            leases.write(session, lease, status="completed", output=output, **_ended())
             session.add_all(facts(lease.key, record))
 
     def fail(self, lease: Lease, error: str) -> None:
         """Keep why the stage failed; anybody may claim it at once. LeaseLost as `complete`."""
-        with self._database.begin() as session:
-            _write(session, lease, status="failed", error=error, **_ended())
+        with self.database.begin() as session:
+            leases.write(session, lease, status="failed", error=error, **_ended())
 
     def release(self, lease: Lease) -> None:
         """Give the stage back undone; anybody may claim it at once. Does nothing when the lease is lost."""
-        with self._database.begin() as session:
-            session.execute(held_row(lease).values(status="stopped", **_ended()))
+        leases.give_back(self.database, lease, status="stopped", **_ended())
 
     def discard(self, key: str, record: Mapping[str, Any], reason: str) -> None:
         """Forget a finished stage's record, artifact, scores and release: its output no longer verifies.
 
         Nothing happens when it has been computed again since, i.e. is not finished with `record` any more.
         """
-        with self._database.begin() as session:
+        with self.database.begin() as session:
             row = session.get(StageRunRow, key, with_for_update=True)
             if row is not None and row.status == "completed" and row.output == dict(record):
                 row.status, row.error, row.output = "failed", reason, None
@@ -268,7 +238,7 @@ class Registry:
 
     def replace(self, key: str, record: Record, mended: Record) -> None:
         """Keep another record of a finished stage; nothing happens when it has another than `record` now."""
-        with self._database.begin() as session:
+        with self.database.begin() as session:
             row = session.get(StageRunRow, key, with_for_update=True)
             if row is not None and row.output == record.model_dump(mode="json"):
                 row.output = mended.model_dump(mode="json")
@@ -278,7 +248,7 @@ class Registry:
 
     def note_use(self, run_id: str, key: str, *, reused: bool, seconds: float) -> None:
         """The run used a stage's output. What one attempt computed counts as computed in later ones too."""
-        note = self._database.insert(RunStageRow).values(
+        note = self.database.insert(RunStageRow).values(
             run_id=run_id, key=key, reused=reused, seconds=seconds
         )
         statement = note.on_conflict_do_update(
@@ -286,7 +256,7 @@ class Registry:
             set_={"reused": note.excluded.reused, "seconds": note.excluded.seconds},
             where=note.excluded.reused.is_(False),
         )
-        with self._database.begin() as session:
+        with self.database.begin() as session:
             session.execute(statement)
 
 
@@ -315,20 +285,5 @@ def _must_exist(session: Session, run_id: str) -> None:
         raise RegistryError(f"run {run_id!r}: not in the registry; `yarn-ops runs` lists them")
 
 
-def held_row(lease: Lease) -> Any:
-    """UPDATE of the lease's stage, while the lease is ours."""
-    return update(StageRunRow).where(
-        StageRunRow.key == lease.key, StageRunRow.fence == lease.fence, StageRunRow.status == "running"
-    )
-
-
 def _ended() -> dict[str, Any]:
     return {"lease_expires": None, "finished_at": database_now(), **NO_DEVICE}
-
-
-def _write(session: Session, lease: Lease, **values: Any) -> None:
-    if session.execute(held_row(lease).values(**values).returning(StageRunRow.key)).first() is None:
-        raise LeaseLost(
-            f"stage {lease.stage} ({lease.key[:12]}): another process has taken it over; "
-            "nothing was recorded, run again to use its result"
-        )

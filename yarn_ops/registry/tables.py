@@ -10,6 +10,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
+    ColumnElement,
     Float,
     ForeignKey,
     Index,
@@ -121,6 +122,14 @@ class StageRunRow(Table):
     finished_at: Mapped[datetime | None]
     output: Mapped[dict[str, Any] | None] = mapped_column(Sealed())
     error: Mapped[str | None]
+
+    @classmethod
+    def is_done(cls) -> ColumnElement[bool]:
+        return cls.status == "completed"
+
+    @classmethod
+    def is_at_work(cls) -> ColumnElement[bool]:
+        return cls.status == "running"
 
 
 class RunStageRow(Table):
@@ -237,3 +246,11 @@ class CellRow(Table):
     """of the last claim"""
     finished_at: Mapped[datetime | None]
     """NULL: not measured"""
+
+    @classmethod
+    def is_done(cls) -> ColumnElement[bool]:
+        return cls.finished_at.is_not(None)
+
+    @classmethod
+    def is_at_work(cls) -> ColumnElement[bool]:
+        return cls.finished_at.is_(None)

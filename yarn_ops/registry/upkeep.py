@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import or_, select
+from sqlalchemy import select
 
-from yarn_ops.registry.columns import database_now
 from yarn_ops.registry.holder import has_ended, runs_here
+from yarn_ops.registry.leases import is_free
 from yarn_ops.registry.registry import Registry
 from yarn_ops.registry.tables import ArtifactRow, ReleaseRow, RunRow, StageRunRow
 
@@ -54,10 +54,9 @@ def stages_at_work(registry: Registry) -> list[OpenStage]:
 
 def _running(registry: Registry) -> list[tuple[OpenStage, bool]]:
     """Every stage with the status running, and whether its holder may still be at it."""
-    expired = or_(StageRunRow.lease_expires.is_(None), StageRunRow.lease_expires < database_now())
     with registry.begin() as session:
         rows = session.execute(
-            select(StageRunRow, expired.label("expired")).where(StageRunRow.status == "running")
+            select(StageRunRow, is_free(StageRunRow).label("expired")).where(StageRunRow.status == "running")
         ).all()
     found = []
     for row, late in rows:
