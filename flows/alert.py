@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
-from http.client import HTTPException
+import ssl
 
+import httpx
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.logging import get_run_logger
@@ -37,12 +36,13 @@ def alert(name: str, version: str, reasons: str = "") -> None:
 
 def _post(address: str, message: dict[str, str]) -> None:
     """As JSON, with the `text` that chat systems show. SettingsError, without the address, when refused."""
+    trusted = ssl.create_default_context()  # the machine's certificate authorities
     try:
-        request = urllib.request.Request(
-            address, json.dumps(message).encode(), {"Content-Type": "application/json"}
-        )
-        urllib.request.urlopen(request, timeout=ANSWER_S).close()
-    except OSError as error:
-        raise SettingsError(f"YARN_OPS_ALERT_URL: not told there ({error}); check the address") from None
-    except (ValueError, HTTPException):  # they repeat the address
+        answer = httpx.post(address, json=message, timeout=ANSWER_S, verify=trusted, follow_redirects=True)
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError):  # they repeat the address
         raise SettingsError("YARN_OPS_ALERT_URL: no address that can be asked; check it") from None
+    except httpx.HTTPError as error:
+        raise SettingsError(f"YARN_OPS_ALERT_URL: not told there ({error}); check the address") from None
+    if not answer.is_success:
+        told = f"{answer.status_code} {answer.reason_phrase}"
+        raise SettingsError(f"YARN_OPS_ALERT_URL: not told there ({told}); check the address")

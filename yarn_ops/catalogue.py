@@ -6,20 +6,14 @@ the client, which makes what is missing and knows what to say.
 
 from __future__ import annotations
 
-import base64
-import json
 import sqlite3
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from http.client import HTTPException
 from math import nan
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 GATE_TAG = "gate"
 DIGEST_TAG = "tree_digest"
@@ -30,7 +24,7 @@ ACTIVE = "active"
 """MLflow's stage of a run or experiment that was not deleted"""
 DELETED = "Deleted_Internal"
 """MLflow's stage of a version that was deleted"""
-FAULTS = (OSError, ValueError, KeyError, TypeError, HTTPException, sqlite3.Error)
+FAULTS = (OSError, ValueError, KeyError, TypeError, sqlite3.Error)
 ANSWER_S = 10.0
 PAGE = 1000
 
@@ -197,12 +191,14 @@ def _pages(uri: str, path: str, field: str, auth: tuple[str, str] | None) -> Ite
 
 
 def _answer(uri: str, path: str, asked: Mapping[str, Any], auth: tuple[str, str] | None) -> dict[str, Any]:
-    request = urllib.request.Request(f"{uri}/api/2.0/mlflow/{path}?{urlencode(asked)}")
-    if auth is not None:
-        token = base64.b64encode(":".join(auth).encode()).decode()
-        request.add_header("Authorization", f"Basic {token}")
-    with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:
-        found: dict[str, Any] = json.loads(answer.read())
+    import httpx  # not where MLflow is a database
+
+    address = f"{uri}/api/2.0/mlflow/{path}"
+    try:
+        answer = httpx.get(address, params=asked, auth=auth, timeout=ANSWER_S, follow_redirects=True)
+        found: dict[str, Any] = answer.raise_for_status().json()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise OSError(str(error)) from None
     return found
 
 

@@ -9,11 +9,10 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from yarn_ops.release import Tracking
@@ -67,9 +66,9 @@ class MlflowServer:
         deadline = time.monotonic() + READY_TIMEOUT_S
         while True:
             try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                    return
-            except (urllib.error.URLError, OSError):
+                httpx.get(f"{self.uri}/health", timeout=2).raise_for_status()
+                return
+            except httpx.HTTPError:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"MLflow did not start: {self._log.read_text()}") from None
                 time.sleep(0.1)

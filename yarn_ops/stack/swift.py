@@ -10,10 +10,10 @@ import os
 import pwd
 import secrets
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from yarn_ops.errors import SettingsError
 from yarn_ops.passwords import write_private
@@ -133,9 +133,6 @@ class Swift:
     def _answers(self) -> bool:
         """It refuses whoever has no password."""
         try:
-            urllib.request.urlopen(f"{self.endpoint_url}/info", timeout=5).close()
-        except urllib.error.HTTPError as refusal:
-            return refusal.code == 403
-        except OSError:
+            return httpx.get(f"{self.endpoint_url}/info", timeout=5, trust_env=False).status_code == 403
+        except httpx.HTTPError:
             return False
-        return False
