@@ -65,15 +65,11 @@ class Dropped(_Frozen):
 
     empty: int = 0
     not_text: int = 0
-    language: int = 0
-    """in none of the languages asked for"""
-    length: int = 0
-    """shorter or longer than asked for"""
-    duplicates: int = 0
-    """equal to an earlier document"""
+    language: int = 0  # none of those asked for
+    length: int = 0  # shorter or longer than asked for
+    duplicates: int = 0  # equal to an earlier document
     near_duplicates: int = 0
-    contaminated: int = 0
-    """have a passage in common with documents that are measured with"""
+    contaminated: int = 0  # a passage in common with documents that are measured with
 
 
 class ShardSet(Record):
@@ -163,8 +159,7 @@ class Score(_Frozen):
     """where the answer lies, 0 = farthest from the question, 1 = nearest; None: over all depths"""
     value: float
     low: float | None = None
-    high: float | None = None
-    """95 % interval"""
+    high: float | None = None  # 95 % interval
     samples: int
     seed: int
     items: tuple[float, ...] = ()
@@ -212,10 +207,8 @@ class Scorecard(Record):
 
     def score(self, task: str, context_tokens: int, depth: float | None = None) -> Score | None:
         """Of a task at a length, over all depths or at one; None when it was not measured."""
-        for score in self.scores:
-            if (score.task, score.context_tokens, score.depth) == (task, context_tokens, depth):
-                return score
-        return None
+        wanted = (task, context_tokens, depth)
+        return next((s for s in self.scores if (s.task, s.context_tokens, s.depth) == wanted), None)
 
     def value(self, task: str, context_tokens: int) -> float | None:
         """What `score` says over all depths."""
@@ -308,8 +301,7 @@ class Fit(Record):
     gain_nats: float
     """of `found` against the defaults, on documents the search has not seen"""
     low_nats: float
-    high_nats: float
-    """95 % interval of `gain_nats`, over windows"""
+    high_nats: float  # 95 % interval of `gain_nats`, over windows
     short_gain_nats: float
     """the part of it within the original context"""
     default_loss_nats: float

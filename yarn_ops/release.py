@@ -6,11 +6,9 @@ original_context_length, rope_method, factor, base, recipe, run, gate, git_commi
 
 from __future__ import annotations
 
-import logging
-import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
@@ -28,33 +26,27 @@ from yarn_ops.catalogue import (
     read_versions,
 )
 from yarn_ops.errors import ReleaseError
+from yarn_ops.mlflow_client import (
+    cause,
+    complete,
+    create_experiment,
+    ensure_model,
+    gone,
+    mlflow_exception,
+    open_client,
+    pages,
+    registered,
+)
 from yarn_ops.settings import Settings, adopt_environment, mlflow_environment
 from yarn_ops.shown import without_password
 
 END_STATUS = {"completed": "FINISHED", "rejected": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 """MLflow's word for each end of a run. A rejected model was measured to the end; its gate tag tells."""
 
-FAILURES = {
-    "Max retries exceeded": "cannot be reached; is the server running there?",
-    "file is not a database": "the file is something else; correct YARN_OPS_MLFLOW_URI",
-    "disk is full": "the disk is full; free some and run again",
-    "disk I/O error": "the disk is full or fails; free some and run again",
-    "error code 401": "refuses us; check YARN_OPS_MLFLOW_USERNAME and YARN_OPS_MLFLOW_PASSWORD",
-}
-"""What MLflow's words mean to a person."""
-
 PICTURES = "pictures"
 """folder of a run's artifacts"""
 BATCH_ENTITIES = 100
 """MLflow's limit on parameters in one call."""
-
-# MLflow takes these from the environment alone; what the user has set stays.
-QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # its 7 mean four minutes for a server that is down
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
 
 
 def open_tracking(settings: Settings) -> Tracking:
@@ -105,7 +97,7 @@ class Tracking:
 
     def _make_experiment(self, name: str) -> Experiment:
         with self._mlflow() as client:
-            found = client.get_experiment_by_name(name) or _create_experiment(
+            found = client.get_experiment_by_name(name) or create_experiment(
                 client, name, f"{self._artifact_root}/{name}"
             )
         return Experiment(found.experiment_id, found.lifecycle_stage, found.artifact_location)
@@ -125,7 +117,7 @@ class Tracking:
         with self._mlflow() as client:
             for run in client.search_runs([experiment_id], f"run_name = '{name}'"):
                 if run.info.run_id != run_id:
-                    _gone(client.delete_run, run.info.run_id)
+                    gone(client.delete_run, run.info.run_id)
 
     def log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
         """What was asked for. The same again is fine; ReleaseError when a value differs from before."""
@@ -155,11 +147,6 @@ class Tracking:
         with self._mlflow() as client:
             client.log_artifact(run_id, str(path), PICTURES)
 
-    def log_text(self, run_id: str, text: str, name: str) -> None:
-        """Show a text with the run, as a file of this name."""
-        with self._mlflow() as client:
-            client.log_text(run_id, text, name)
-
     def finish(self, run_id: str, status: Literal["completed", "rejected", "failed", "stopped"]) -> None:
         with self._mlflow() as client:
             client.set_terminated(run_id, END_STATUS[status])
@@ -171,7 +158,7 @@ class Tracking:
         with self._mlflow() as client:
             try:
                 run = client.get_run(run_id)
-            except _mlflow_exception() as error:
+            except mlflow_exception() as error:
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                     return None
                 raise
@@ -196,15 +183,15 @@ class Tracking:
         the oldest one stays.
         """
         with self._mlflow() as client:
-            _ensure_model(client, name)
-            if not _registered(client, name, source_uri, run_id):
+            ensure_model(client, name)
+            if not registered(client, name, source_uri, run_id):
                 client.create_model_version(
                     name, source=source_uri, run_id=run_id, tags=dict(tags), description=description or None
                 )
-            version, *twins = _registered(client, name, source_uri, run_id)
+            version, *twins = registered(client, name, source_uri, run_id)
             for twin in twins:
-                _gone(client.delete_model_version, name, str(twin.version))
-            _complete(client, version, tags, description)
+                gone(client.delete_model_version, name, str(twin.version))
+            complete(client, version, tags, description)
         return int(version.version)
 
     def move_alias(self, name: str, alias: str, version: int) -> None:
@@ -260,7 +247,7 @@ class Tracking:
         found = read_versions(self.uri, self._auth)
         if found is None:
             with self._mlflow() as client:
-                names = [model.name for model in _pages(client.search_registered_models)]
+                names = [model.name for model in pages(client.search_registered_models)]
             found = [version for name in sorted(names) for version in self._versions(name)]
         return [version for version in found if GATE_TAG in version.tags and _matches(version, tags or {})]
 
@@ -270,7 +257,7 @@ class Tracking:
         if found is not None:
             return [version.source for version in found]
         with self._mlflow() as client:
-            return [version.source for version in _pages(client.search_model_versions)]
+            return [version.source for version in pages(client.search_model_versions)]
 
     def params(self, run_id: str) -> dict[str, str]:
         """What the run was asked for, as it was logged."""
@@ -280,7 +267,7 @@ class Tracking:
     def asking(self, tag: str) -> list[ModelVersion]:
         """Every usable version, of any program, that carries this tag; oldest first."""
         with self._mlflow() as client:
-            found = _pages(client.search_model_versions, filter_string=f"tags.`{tag}` LIKE '%'")
+            found = pages(client.search_model_versions, filter_string=f"tags.`{tag}` LIKE '%'")
         versions = [_model_version(version, {}) for version in found if version.status == "READY"]
         return sorted(versions, key=lambda version: (version.created_at, version.name))
 
@@ -298,11 +285,11 @@ class Tracking:
         with self._mlflow() as client:
             try:
                 aliases = client.get_registered_model(name).aliases
-            except _mlflow_exception() as error:
+            except mlflow_exception() as error:
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                     return []
                 raise
-            found = _pages(client.search_model_versions, filter_string=f"name = '{name}'")
+            found = pages(client.search_model_versions, filter_string=f"name = '{name}'")
         versions = [_model_version(version, aliases) for version in found if version.status == "READY"]
         return sorted(versions, key=lambda version: version.version, reverse=True)
 
@@ -315,86 +302,16 @@ class Tracking:
 
         try:
             yield self._client
-        except (_mlflow_exception(), SQLAlchemyError, OSError) as error:
-            raise ReleaseError(f"MLflow at {self._shown}: {self._cause(error)}") from None
+        except (mlflow_exception(), SQLAlchemyError, OSError) as error:
+            raise ReleaseError(f"MLflow at {self._shown}: {cause(error, self.uri)}") from None
 
     @cached_property
     def _client(self) -> Any:
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
-        from mlflow import MlflowClient
-
-        for name in ("mlflow", "alembic"):  # what goes wrong arrives as an exception
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        return open_client(self.uri)
 
     @property
     def _shown(self) -> str:
         return without_password(self.uri)
-
-    def _cause(self, error: Exception) -> str:
-        text = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
-        for symptom, told in FAILURES.items():
-            if symptom in text:
-                return told
-        return text.splitlines()[0].replace(self.uri, self._shown)
-
-
-def _mlflow_exception() -> Any:
-    from mlflow.exceptions import MlflowException
-
-    return MlflowException
-
-
-def _ensure_model(client: Any, name: str) -> None:
-    try:
-        client.create_registered_model(name)
-    except _mlflow_exception() as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
-def _registered(client: Any, name: str, source_uri: str, run_id: str) -> list[Any]:
-    """MLflow's versions of a model with this source and run, the oldest first."""
-    found = _pages(client.search_model_versions, filter_string=f"name = '{name}' AND run_id = '{run_id}'")
-    same = [version for version in found if version.source == source_uri]
-    return sorted(same, key=lambda version: int(version.version))
-
-
-def _gone(delete: Callable[..., Any], *what: str) -> None:
-    """Delete something, unless somebody else has."""
-    try:
-        delete(*what)
-    except _mlflow_exception() as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-
-
-def _complete(client: Any, version: Any, tags: Mapping[str, str], description: str) -> None:
-    for tag, value in tags.items():
-        if version.tags.get(tag) != value:
-            client.set_model_version_tag(version.name, str(version.version), tag, value)
-    if (version.description or "") != description:
-        client.update_model_version(version.name, str(version.version), description)
-
-
-def _create_experiment(client: Any, name: str, location: str) -> Any:
-    try:
-        client.create_experiment(name, artifact_location=location)
-    except _mlflow_exception() as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    return client.get_experiment_by_name(name)
-
-
-def _pages(search: Callable[..., Any], **arguments: Any) -> list[Any]:
-    """All results of one of MLflow's paged searches."""
-    page = search(**arguments)
-    found = list(page)
-    while page.token:
-        page = search(**arguments, page_token=page.token)
-        found += page
-    return found
 
 
 def _model_version(version: Any, aliases: Mapping[str, Any]) -> ModelVersion:
