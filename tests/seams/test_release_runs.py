@@ -64,7 +64,6 @@ def test_a_run_keeps_what_was_logged(tracking: Tracking, tmp_path: Path) -> None
     for step in range(3):
         tracking.log_metrics(run_id, step, {"loss": 2.0 / (step + 1), "learning_rate": 5e-4})
     tracking.log_picture(run_id, picture)
-    tracking.log_text(run_id, "# A card", "README.md")
     tracking.finish(run_id, "completed")
 
     run = client(tracking).get_run(run_id)
@@ -75,7 +74,6 @@ def test_a_run_keeps_what_was_logged(tracking: Tracking, tmp_path: Path) -> None
     assert (tracking.last_step(run_id, "loss"), tracking.last_step(run_id, "accuracy")) == (2, 0)
     artifacts = Path(urlsplit(tracking.artifact_uri(run_id)).path)
     assert (artifacts / "pictures" / "loss.png").read_bytes() == PNG
-    assert (artifacts / "README.md").read_text() == "# A card"
 
 
 def test_a_run_is_told_until_it_is_deleted(tracking: Tracking) -> None:
