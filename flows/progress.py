@@ -12,8 +12,8 @@ from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-from yarn_ops.bars import Bars, Report
 from yarn_ops.processes import raise_missed
+from yarn_ops.progress import OnProgress, ProgressBars
 
 ARTIFACT_EVERY_S = 2.0
 
@@ -21,11 +21,11 @@ ARTIFACT_EVERY_S = 2.0
 class Progress:
     """Where the stages of a run report to."""
 
-    def __init__(self, bars: Bars) -> None:
+    def __init__(self, bars: ProgressBars) -> None:
         self._bars = bars
 
     @contextmanager
-    def of(self, stage: str) -> Iterator[Report]:
+    def of(self, stage: str) -> Iterator[OnProgress]:
         """Reports of one stage, to all sinks."""
         artifact, bar = _Artifact(stage), self._bars.of(stage)
 

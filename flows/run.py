@@ -19,10 +19,10 @@ from flows.liveness import sign
 from flows.mlflow_run import MlflowRun, git_commit
 from flows.progress import Progress
 from flows.services import Services
-from yarn_ops.bars import Bars
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import GateFailed, Stopped, YarnOpsError
 from yarn_ops.processes import keeping_missed
+from yarn_ops.progress import ProgressBars
 from yarn_ops.recipe import Recipe, recorded_recipe
 from yarn_ops.records import AnyRecord, Local, Record, Tree
 from yarn_ops.registry import Registry, Run, RunEnd, copies, open_registry
@@ -41,7 +41,9 @@ _CURRENT: ContextVar[RunContext] = ContextVar("run")
 class RunContext:
     """What the stages of one run work with: services, MLflow run, device, progress, directories."""
 
-    def __init__(self, settings: Settings, recipe: Recipe, registry: Registry, row: Run, bars: Bars) -> None:
+    def __init__(
+        self, settings: Settings, recipe: Recipe, registry: Registry, row: Run, bars: ProgressBars
+    ) -> None:
         self.settings = settings
         self.recipe = recipe
         self.registry = registry
@@ -105,7 +107,7 @@ def open_run(
         asked |= {"compare": dict(compared)}
         identity = digest_of(asked)
     row = registry.begin_run(asked, identity, git_commit=git_commit(), flow_run_id=_flow_run_id())
-    bars = Bars()
+    bars = ProgressBars()
     run = RunContext(settings, recipe, registry, row, bars)
     token = _CURRENT.set(run)
     try:
@@ -144,7 +146,7 @@ def join_run(settings: Settings, run_id: str) -> Iterator[RunContext]:
     try:
         view = registry.run_view(run_id)
         row = Run(view.id, view.attempts, view.mlflow_run_id)
-        bars = Bars()
+        bars = ProgressBars()
         run = RunContext(settings, recorded_recipe(view.recipe, run_id), registry, row, bars)
         token = _CURRENT.set(run)
         try:

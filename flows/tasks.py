@@ -25,10 +25,10 @@ from pydantic import ValidationError
 
 from flows.logs import about
 from flows.run import RunContext, current_run
-from yarn_ops.bars import Report
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import Damaged, LeaseLost, StoreError
 from yarn_ops.processes import using
+from yarn_ops.progress import OnProgress
 from yarn_ops.recipe import Section
 from yarn_ops.records import AnyRecord, Local, Record
 from yarn_ops.registry import Held, QueuedStage, copies, hold, this_process
@@ -52,7 +52,7 @@ class StageContext:
     """outlives a crash: the next attempt of the same key finds what was left here"""
     out: Path
     """empty at the start; becomes the record's tree"""
-    report: Report
+    report: OnProgress
     held: Held | None
     """the stage's lease; an observation looks around before it has one"""
 

@@ -30,10 +30,10 @@ from yarn_ops.data.windows import ShardReader, Window, spread
 from yarn_ops.errors import EvaluationError, RecipeError, RopeError
 from yarn_ops.evals.forward import require_known_head, token_losses
 from yarn_ops.evals.intervals import LEAST_MEAN_SAMPLES, mean_interval
-from yarn_ops.evals.run import Progress
 from yarn_ops.models.device import Dtype, torch_dtype
 from yarn_ops.models.files import read_config
 from yarn_ops.models.loading import load_proven
+from yarn_ops.progress import OnProgress
 from yarn_ops.recipe import Evaluate, FittedMethod, Rope
 from yarn_ops.records import BaseModel, Fit, Local, ShardSet
 from yarn_ops.rope.config import patch_config
@@ -79,7 +79,7 @@ def fit(
     *,
     device: str,
     precision: Dtype,
-    progress: Progress,
+    progress: OnProgress,
     evaluations: int = EVALUATIONS,
 ) -> Fit:
     """The best found parameters of `method` at the factor that `rope` asks for, or its defaults.

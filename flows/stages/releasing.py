@@ -8,8 +8,8 @@ from typing import Literal
 from flows.mlflow_run import git_commit
 from flows.run import RunContext
 from flows.tasks import StageContext, stage
-from yarn_ops.bars import Report as Told
 from yarn_ops.catalogue import DIGEST_TAG
+from yarn_ops.progress import OnProgress
 from yarn_ops.recipe import (
     Publish,
     Recipe,
@@ -105,8 +105,8 @@ def mend_release(
     if run.services.tracking.run(release.mlflow_run_id) is None:
         tags = {**release.tags, "run": run.id}
         release = release.model_copy(update={"mlflow_run_id": run.mlflow.id, "tags": tags})
-    with run.progress.of("publish") as told:
-        made = _brought_about(run, release, checkpoint, scores, verdict, run.fetch(report), told)
+    with run.progress.of("publish") as progress:
+        made = _brought_about(run, release, checkpoint, scores, verdict, run.fetch(report), progress)
     versions = [one for one in run.services.tracking.models() if one.name == made.name]
     holder = next((one.version for one in versions if made.alias in one.aliases), None)
     overtaken = any(one.version > made.version and one.passed for one in versions)
@@ -166,7 +166,7 @@ def _brought_about(
     scores: BeforeAfter[Scorecard],
     verdict: Verdict,
     report: Local[Report],
-    told: Told,
+    progress: OnProgress,
 ) -> Release:
     """The release with its directory verified, its figures and pictures in MLflow, and its version there.
 
@@ -177,7 +177,7 @@ def _brought_about(
     card = (report.path / CARD).read_bytes()
     target = f"{artifacts}/model"
     assert checkpoint.tree is not None
-    tree = compose_tree(run.services.store, checkpoint.tree, {CARD: card}, target, report=told)
+    tree = compose_tree(run.services.store, checkpoint.tree, {CARD: card}, target, report=progress)
     log_scores(run, run_id, scores)
     for name in (*report.record.pictures, *report.record.pages):
         kept = run.services.store.find(run.services.store.key_of(f"{artifacts}/{PICTURES}/{name}"))

@@ -19,7 +19,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.deploy import RUNS_AT_ONCE, deployments, ensure_pool
 from flows.grid import Shared, helped
 from flows.run import RunContext
-from yarn_ops.bars import Bars
+from yarn_ops.progress import ProgressBars
 from yarn_ops.recipe import Evaluate, parse_recipe
 from yarn_ops.records import BaseModel, Dropped, ShardSet
 from yarn_ops.registry import open_registry
@@ -56,7 +56,7 @@ def run_context(tmp_path: Path) -> Iterator[RunContext]:
     registry = open_run_registry(settings)
     recipe = parse_recipe({"rope": {"factor": 2}})
     row = registry.begin_run(recipe.model_dump(mode="json"), recipe.digest())
-    yield RunContext(settings, recipe, registry, row, Bars())
+    yield RunContext(settings, recipe, registry, row, ProgressBars())
     registry.close()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from flows.run import RunContext
-from yarn_ops.bars import Bars
+from yarn_ops.progress import ProgressBars
 from yarn_ops.recipe import load_recipe
 from yarn_ops.registry import open_registry, upgrade
 from yarn_ops.settings import Settings
@@ -25,7 +25,7 @@ def test_a_gpu_steps_figures_are_logged_once(small_recipe: Path, tmp_path: Path)
     row = registry.begin_run(
         recipe.model_dump(mode="json"), recipe.digest(), git_commit=None, flow_run_id=None
     )
-    run = RunContext(settings, recipe, registry, row, Bars())
+    run = RunContext(settings, recipe, registry, row, ProgressBars())
     for _ in range(2):  # a trainer that resumed, in this attempt or the next, tells the step again
         steps = run.mlflow.step_sink("", 10)
         for _ in range(2):

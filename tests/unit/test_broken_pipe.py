@@ -9,9 +9,9 @@ from pathlib import Path
 PROGRAM = """\
 import sys
 from flows.logs import outlive_readers
-from yarn_ops.bars import Bars
+from yarn_ops.progress import ProgressBars
 outlive_readers()
-bars = Bars()
+bars = ProgressBars()
 sys.stdin.read()
 for number in range(3):
     bars.say(f"line {number}")

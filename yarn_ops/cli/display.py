@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from yarn_ops.bars import PlainConsole
 from yarn_ops.evals.names import LAST_QUARTER, RECALL
+from yarn_ops.progress import PlainConsole
 
 if TYPE_CHECKING:
     from yarn_ops.catalogue import ModelVersion

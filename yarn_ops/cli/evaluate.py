@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from yarn_ops.bars import Bars
 from yarn_ops.cli.display import CONSOLE
 from yarn_ops.cli.rope import directory_of
 from yarn_ops.data.haystack import STANDARD_LIBRARY, Haystack, read_haystack
@@ -21,6 +20,7 @@ from yarn_ops.evals.report.page import write_page
 from yarn_ops.evals.run import Worker
 from yarn_ops.evals.subject import Subject, open_subject
 from yarn_ops.models.device import resolve_device, resolve_dtype
+from yarn_ops.progress import ProgressBars
 from yarn_ops.recipe import SuiteName
 from yarn_ops.registry.measurements import open_measurements
 from yarn_ops.services import open_run_registry
@@ -70,7 +70,7 @@ def evaluate(
     measurements = open_measurements(settings.database, settings.lease_s)
     device = resolve_device(settings.device)
     try:
-        with Bars() as bars:
+        with ProgressBars() as bars:
             precision, measured = resolve_dtype("auto", device), []
             for subject in subjects:
                 worker = Worker(device, precision, measurements, bars.of(subject.name))

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from yarn_ops.bars import Bars
 from yarn_ops.catalogue import ModelVersion
 from yarn_ops.errors import ReleaseError
 from yarn_ops.models.checkpoints import INDEX, checkpoint_files, tensor_shapes
 from yarn_ops.models.files import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, read_config
+from yarn_ops.progress import ProgressBars
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.services import try_mlflow
 from yarn_ops.settings import read_settings
@@ -57,7 +57,7 @@ def pull_release(
         name, tags=tags, alias=alias, version=version, include_rejected=include_rejected
     )
     store = open_store(settings.store, store_options(settings))
-    with Bars() as bars:
+    with ProgressBars() as bars:
         # A store on this machine is as near as the cache would be.
         cache = None if isinstance(store, LocalStore) else settings.home / "cache"
         pull_tree(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from yarn_ops.bars import Bars
 from yarn_ops.cli.display import CONSOLE
 from yarn_ops.cli.rope import directory_of
 from yarn_ops.data.files import LocalFiles
 from yarn_ops.data.haystack import STANDARD_LIBRARY
 from yarn_ops.errors import ExportError
 from yarn_ops.models.device import resolve_device, resolve_dtype
+from yarn_ops.progress import ProgressBars
 from yarn_ops.remedies.compare import Asked, compare
 from yarn_ops.remedies.side_by_side import SideBySide
 from yarn_ops.remedies.table import lines
@@ -42,7 +42,7 @@ def run(
         seed=seed,
     )
     device = resolve_device(read_settings().device)
-    with Bars() as bars:
+    with ProgressBars() as bars:
         return compare(
             asked,
             LocalFiles(),

@@ -102,13 +102,13 @@ def export_(
     ] = None,
 ) -> None:
     """Print the command that serves a model by its own RoPE and write the files it needs, or say why not."""
-    from yarn_ops.bars import Bars
     from yarn_ops.errors import ExportError
     from yarn_ops.export.adapter import export_adapter
     from yarn_ops.export.model import export_model
+    from yarn_ops.progress import ProgressBars
 
     if adapter is None and base is None:
-        with Bars() as bars:
+        with ProgressBars() as bars:
             exported = export_model(model, engine, to=to, weights=weights, report=bars.of("export"))
     elif adapter is None or base is None or to is None:
         raise ExportError("--adapter: needs --base and --to as well; give all three")

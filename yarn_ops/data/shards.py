@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Protocol
@@ -21,13 +21,13 @@ from yarn_ops.data.tokenizer import Tokenizer
 from yarn_ops.data.units import Unit, UnitOptions, partition, unit_key, unit_options
 from yarn_ops.digests import canonical_json, digest_tree
 from yarn_ops.errors import DataError
+from yarn_ops.progress import OnProgress
 from yarn_ops.recipe import Data
 from yarn_ops.records import BaseModel, Corpus, Dropped, Local, ShardSet, Tree
 
 DIGESTS = "digests.json"
 """of the files of a unit that is kept on this machine: {name: sha256}"""
 
-Report = Callable[[int, int, str], None]
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,13 @@ class Units(Protocol):
 
 
 def prepare(
-    data: Data, corpus: Local[Corpus], base: Local[BaseModel], out: Path, *, units: Units, report: Report
+    data: Data,
+    corpus: Local[Corpus],
+    base: Local[BaseModel],
+    out: Path,
+    *,
+    units: Units,
+    report: OnProgress,
 ) -> ShardSet:
     """Tokenise the corpus into `out` (see layout.py), and clean it as `data` asks.
 
@@ -109,7 +115,11 @@ def prepare(
 
 
 def _make(
-    asked: Mapping[str, Unit], options: UnitOptions, tokenizer: Tokenizer, units: Units, report: Report
+    asked: Mapping[str, Unit],
+    options: UnitOptions,
+    tokenizer: Tokenizer,
+    units: Units,
+    report: OnProgress,
 ) -> None:
     total = sum(unit.size_bytes for unit in asked.values())
     done_bytes = 0

@@ -8,7 +8,7 @@ the last bit whoever measures it (on the same kind of device).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from yarn_ops.errors import DataError, EvaluationError, LeaseLost
@@ -16,10 +16,9 @@ from yarn_ops.evals.cells import Block, ModelUnderTest
 from yarn_ops.evals.journal import Journal
 from yarn_ops.evals.plan import CellPlan
 from yarn_ops.models.device import Dtype
+from yarn_ops.progress import OnProgress
 from yarn_ops.records import CellKey, Score
 
-Progress = Callable[[int, int, str], None]
-"""(tokens read, tokens to read, what comes next)"""
 POLL_S = 0.5
 """between looks at blocks that others measure"""
 
@@ -44,7 +43,7 @@ class Worker:
     device: str
     precision: Dtype
     journal: Journal
-    progress: Progress
+    progress: OnProgress
 
 
 class PlanRun:

@@ -7,7 +7,7 @@ and biases in float32. Axes: H heads, D dimensions of a head, E embedding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +35,10 @@ from yarn_ops.errors import ExportError
 from yarn_ops.export.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
 from yarn_ops.models.checkpoints import OUTPUT_HEADS, built_config, weight_files
 from yarn_ops.models.files import CONFIG, read_config
+from yarn_ops.progress import OnProgress
 from yarn_ops.rope.serving import GgufRope
 
 WeightType = Literal["f16", "bf16", "q8_0"]
-Report = Callable[[int, int, str], None]
-"""(bytes done, bytes in all, tensor)"""
 
 TYPES: dict[WeightType, tuple[GGMLQuantizationType, LlamaFileType]] = {
     "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
@@ -69,7 +68,7 @@ class _Tensor:
         return math.prod(quant_shape_to_byte_shape(self.shape, self.type))
 
 
-def write_gguf(model: Path, rope: GgufRope, out: Path, *, weights: WeightType, report: Report) -> None:
+def write_gguf(model: Path, rope: GgufRope, out: Path, *, weights: WeightType, report: OnProgress) -> None:
     """Write a model directory (safetensors, tokenizer.json) as `out`, whole or not at all.
 
     `rope` is what `rope.serving` found for its config. Memory: one tensor in float32, twice. A matrix whose
@@ -164,7 +163,7 @@ def _add_tokenizer(writer: GGUFWriter, tokenizer: GgufTokenizer) -> None:
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def _write(writer: GGUFWriter, rope: GgufRope, tensors: list[_Tensor], report: Report) -> None:
+def _write(writer: GGUFWriter, rope: GgufRope, tensors: list[_Tensor], report: OnProgress) -> None:
     factors = rope.frequency_factors
     if factors is not None:
         writer.add_tensor_info(FREQUENCY_FACTORS, factors.shape, np.dtype(np.float32), 4 * factors.size)

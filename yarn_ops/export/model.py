@@ -18,7 +18,8 @@ from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.serving import Engine, GgufRope, serving_settings
 
 if TYPE_CHECKING:
-    from yarn_ops.export.gguf_file import Report, WeightType
+    from yarn_ops.export.gguf_file import WeightType
+    from yarn_ops.progress import OnProgress
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Export:
 
 
 def export_model(
-    model: Path, engine: Engine, *, to: Path | None, weights: WeightType, report: Report
+    model: Path, engine: Engine, *, to: Path | None, weights: WeightType, report: OnProgress
 ) -> Export:
     """The command that serves a model directory by its own RoPE, and what it needs written into `to`.
 
@@ -62,7 +63,7 @@ def export_model(
     return Export(settings.command(str(served)), settings.requires)
 
 
-def _write_gguf(model: Path, rope: GgufRope, out: Path, weights: WeightType, report: Report) -> None:
+def _write_gguf(model: Path, rope: GgufRope, out: Path, weights: WeightType, report: OnProgress) -> None:
     try:
         from yarn_ops.export.gguf_file import write_gguf
     except ModuleNotFoundError as error:

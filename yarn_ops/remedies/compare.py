@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from yarn_ops.data.files import Files
 from yarn_ops.data.haystack import STANDARD_LIBRARY, Decode, Encode, read_haystack
 from yarn_ops.errors import EvaluationError
-from yarn_ops.evals.run import Progress
 from yarn_ops.evals.subject import Subject, open_subject
 from yarn_ops.evals.tasks.needles import TEMPLATES
 from yarn_ops.models.device import Dtype
 from yarn_ops.models.files import read_config
+from yarn_ops.progress import OnProgress
 from yarn_ops.recipe import Rope
 from yarn_ops.remedies.attention_sinks import AttentionSinkMemory, require_pre_rope
 from yarn_ops.remedies.blocks import BlockMemory
@@ -51,7 +51,7 @@ class Asked:
     seed: int = 0
 
 
-def compare(asked: Asked, files: Files, *, device: str, precision: Dtype, progress: Progress) -> SideBySide:
+def compare(asked: Asked, files: Files, *, device: str, precision: Dtype, progress: OnProgress) -> SideBySide:
     """Every remedy on the same questions in `asked.windows` documents of `asked.context_tokens`.
 
     EvaluationError, DataError, RopeError or BaseModelError where the request cannot be met; documents and

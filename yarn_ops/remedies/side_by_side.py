@@ -18,9 +18,9 @@ from yarn_ops.evals import scoring
 from yarn_ops.evals.examples import Example
 from yarn_ops.evals.intervals import exponential, mean_interval
 from yarn_ops.evals.names import CHAIN, CONTINUATION, RECALL
-from yarn_ops.evals.run import Progress
 from yarn_ops.evals.scoring import Answered, depth_of
 from yarn_ops.evals.tasks.needles import chain_examples, recall_examples
+from yarn_ops.progress import OnProgress
 from yarn_ops.records import Score
 from yarn_ops.remedies.costs import Cost, metered
 from yarn_ops.remedies.remedy import Remedy
@@ -106,7 +106,7 @@ def cases(texts: Ids, encode: Encode, templates: Sequence[str], context_tokens: 
 
 
 def measure(
-    remedies: Sequence[Remedy], asked: Sequence[Case], device: torch.device, seed: int, progress: Progress
+    remedies: Sequence[Remedy], asked: Sequence[Case], device: torch.device, seed: int, progress: OnProgress
 ) -> tuple[Row, ...]:
     """Every remedy over every case; one document is held at a time."""
     total, rows = len(remedies) * len(asked), []

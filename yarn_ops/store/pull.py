@@ -14,13 +14,14 @@ from pathlib import Path
 from yarn_ops.atomic import atomic_write, sync_directory
 from yarn_ops.digests import tree_files
 from yarn_ops.errors import Damaged, StoreError, YarnOpsError
+from yarn_ops.progress import OnProgress
 from yarn_ops.store import Store
 from yarn_ops.store.damage import by_size, faults_here, refusal, stored_sizes
 from yarn_ops.store.disk import disk_errors, is_still, write_durably
 from yarn_ops.store.files import FileCache
 from yarn_ops.store.keys import join
 from yarn_ops.store.manifest import MANIFEST, FileEntry, Manifest, parse_manifest, read_manifest
-from yarn_ops.store.transfer import Report, Transfer
+from yarn_ops.store.transfer import Transfer
 
 PARTS_AT_ONCE = 8
 
@@ -33,7 +34,7 @@ def pull_tree(
     to: Path,
     *,
     cache: Path | None = None,
-    report: Report | None = None,
+    report: OnProgress | None = None,
     admit: Callable[[Manifest], None] | None = None,
     check: Callable[[Path, Manifest], None] | None = None,
 ) -> Manifest:
@@ -62,7 +63,7 @@ def pull_files(
     to: Path,
     *,
     cache: Path | None = None,
-    report: Report | None = None,
+    report: OnProgress | None = None,
     check: Callable[[Path, Manifest], None] | None = None,
     mend: bool = False,
 ) -> None:

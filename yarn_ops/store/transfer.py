@@ -8,19 +8,18 @@ from threading import Event, Lock
 from typing import TypeVar
 
 from yarn_ops.errors import StoreError
+from yarn_ops.progress import OnProgress
 
 THREADS = 4
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Report = Callable[[int, int, str], None]
-"""hears bytes done, bytes in all and both in words, from one thread at a time"""
 UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "bytes"))
 
 
 class Transfer:
     """Runs transfers in threads; each calls `advance` for its bytes."""
 
-    def __init__(self, total_bytes: int, report: Report | None) -> None:
+    def __init__(self, total_bytes: int, report: OnProgress | None) -> None:
         self._total_bytes = total_bytes
         self._unit = next((unit for unit in UNITS if total_bytes >= unit[0]), UNITS[-1])
         self._report = report

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from yarn_ops.digests import digest_tree, tree_files
 from yarn_ops.errors import Damaged, StoreError
+from yarn_ops.progress import OnProgress
 from yarn_ops.records import Tree
 from yarn_ops.store import Store
 from yarn_ops.store.damage import Fault, faults_here, faults_stored, refusal, stored_sizes
@@ -27,7 +28,7 @@ from yarn_ops.store.manifest import (
     parse_manifest,
 )
 from yarn_ops.store.pull import check_sizes, pull_files
-from yarn_ops.store.transfer import Report, Transfer
+from yarn_ops.store.transfer import Transfer
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def put_tree(
     copies: Mapping[str, tuple[str, FileEntry]] = MappingProxyType({}),
     own: Manifest | None = None,
     owner: Ledger | None = None,
-    report: Report | None = None,
+    report: OnProgress | None = None,
 ) -> Tree:
     """Store every file below `path`, in parallel, once: what is there already is not sent again.
 
@@ -71,7 +72,7 @@ def _put(
     manifest: Manifest,
     prefix: str,
     copies: Mapping[str, tuple[str, FileEntry]],
-    report: Report | None,
+    report: OnProgress | None,
     *,
     look: bool = True,
 ) -> Tree:
@@ -128,7 +129,7 @@ def tree_present(store: Store, tree: Tree) -> bool:
     return complete and manifest.digest == tree.digest
 
 
-def fetch_tree(store: Store, tree: Tree, cache: Path, *, report: Report | None = None) -> Path:
+def fetch_tree(store: Store, tree: Tree, cache: Path, *, report: OnProgress | None = None) -> Path:
     """A local, verified, read-only directory with the tree's files and their manifest.
 
     A local store's own directory, else `cache`/<digest>, whose files other directories share; what is damaged
@@ -149,7 +150,12 @@ def fetch_tree(store: Store, tree: Tree, cache: Path, *, report: Report | None =
 
 
 def compose_tree(
-    store: Store, source: Tree, extra: Mapping[str, bytes], target_uri: str, *, report: Report | None = None
+    store: Store,
+    source: Tree,
+    extra: Mapping[str, bytes],
+    target_uri: str,
+    *,
+    report: OnProgress | None = None,
 ) -> Tree:
     """A directory at `target_uri`: the files of `source`, copied by the store itself, and small `extra` ones.
 

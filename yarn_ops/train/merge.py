@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from yarn_ops.models.device import Device, resolve_device
 from yarn_ops.models.files import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, copy_model_files, read_config
 from yarn_ops.models.loading import lay_out
 from yarn_ops.models.parts import ModelPart, PartedModel, PartWeights
+from yarn_ops.progress import OnProgress
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, Local, PatchedModel, ShardSet
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.train.layerwise import Layerwise
@@ -49,9 +50,6 @@ ROUNDING_TOLERANCE = 3e-3
 M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 RETURNED_BYTES = 4 << 20
 
-Progress = Callable[[int, int, str], None]
-"""(done, to do, what comes next)"""
-
 
 def merge(
     base: Local[BaseModel | Checkpoint],
@@ -61,7 +59,7 @@ def merge(
     out: Path,
     *,
     device: Device,
-    report: Progress,
+    report: OnProgress,
 ) -> Checkpoint:
     """Write the merged checkpoint into `out`, whole or not at all: bfloat16 and the patched config.
 
@@ -112,7 +110,7 @@ def held_out_windows(shards: Path, patched: PatchedModel) -> list[Tensor]:
 
 
 def _merged_tensors(
-    parted: PartedModel, base: PartWeights, adapter: Path, report: Progress, total: int
+    parted: PartedModel, base: PartWeights, adapter: Path, report: OnProgress, total: int
 ) -> Iterator[tuple[str, Tensor]]:
     """The first pass: every tensor of the merged model by its name in a file. What did not learn stays in
     bfloat16 all the way."""
@@ -132,7 +130,7 @@ def _prove(
     adapter: Path,
     windows: list[Tensor],
     device: str,
-    report: Progress,
+    report: OnProgress,
     total: int,
 ) -> float:
     """The second pass: MergeError unless the three links hold; the largest difference that rounding made."""

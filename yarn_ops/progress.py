@@ -1,4 +1,4 @@
-"""Progress in a terminal: one bar a stage, and nothing where nobody watches."""
+"""Progress: the callback that reports it, and bars in a terminal, one a stage."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rich.segment import Segment
 
 from yarn_ops.shown import printable
 
-Report = Callable[[int, int, str], None]
-"""(done, total, note): how far a stage is, in its own units"""
+OnProgress = Callable[[int, int, str], None]
+"""(done, total, note): called with how far a stage is, in its own units"""
 
 
 class PlainConsole(Console):
@@ -23,8 +23,8 @@ class PlainConsole(Console):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
-class Bars:
-    """Bars on standard error while the block runs."""
+class ProgressBars:
+    """ProgressBars on standard error while the block runs."""
 
     def __init__(self) -> None:
         self.shown = sys.stderr.isatty()
@@ -38,7 +38,7 @@ class Bars:
             disable=not self.shown,
         )
 
-    def __enter__(self) -> Bars:
+    def __enter__(self) -> ProgressBars:
         self._progress.start()
         return self
 
@@ -49,7 +49,7 @@ class Bars:
         """One line above the bars, or in the log that stands for them."""
         self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def of(self, name: str) -> Report:
+    def of(self, name: str) -> OnProgress:
         """A new bar; what is reported moves it."""
         bar = self._progress.add_task("", name=name, note="", total=None)
 
