@@ -29,13 +29,13 @@ def about(**facts: str) -> Iterator[None]:
 
 def _install() -> None:
     """Once a process: what makes log records says the facts first, and outlives the reader."""
-    usual = logging.getLogRecordFactory()
-    if getattr(usual, "says_what_it_is_about", False):
+    standard = logging.getLogRecordFactory()
+    if getattr(standard, "says_what_it_is_about", False):
         return
     outlive_readers()
 
     def make(*args: Any, **values: Any) -> logging.LogRecord:
-        record = usual(*args, **values)
+        record = standard(*args, **values)
         facts = _ABOUT.get()
         if facts and record.name.startswith(OURS):
             told = " ".join(f"{name}={value}" for name, value in facts.items()).replace("%", "%%")

@@ -139,14 +139,14 @@ def _may_try_again(run: FlowRun) -> bool:
 
 
 def _drop_missed(client: SyncPrefectClient) -> Iterator[str]:
-    """Of a schedule's runs that are late, the newest is enough."""
-    late: dict[UUID, list[FlowRun]] = defaultdict(list)
+    """Of a schedule's runs that are overdue, the newest is enough."""
+    overdue: dict[UUID, list[FlowRun]] = defaultdict(list)
     for run in _runs(client, (StateType.SCHEDULED,)):
         when = run.expected_start_time
         if run.auto_scheduled and run.run_count == 0 and when is not None and when < datetime.now(UTC):
             assert run.deployment_id is not None
-            late[run.deployment_id].append(run)
-    for runs in late.values():
+            overdue[run.deployment_id].append(run)
+    for runs in overdue.values():
         for run in sorted(runs, key=lambda run: run.expected_start_time)[:-1]:  # type: ignore[arg-type,return-value]
             client.set_flow_run_state(
                 run.id, Cancelled(message="missed; a later one of this schedule runs"), force=True

@@ -79,12 +79,12 @@ class StageContext:
             yield
             return
 
-        def waits(ahead: QueuedStage) -> None:
-            doing = "is on it" if ahead.has_it else "comes first"
+        def waits(first: QueuedStage) -> None:
+            doing = "is on it" if first.has_it else "comes first"
             get_run_logger().info(
-                "waits for %s: %s of run %s %s", device.name, ahead.stage, ahead.run_id, doing
+                "waits for %s: %s of run %s %s", device.name, first.stage, first.run_id, doing
             )
-            self.run.progress.waiting(self.name, ahead.holder)
+            self.run.progress.waiting(self.name, first.holder)
 
         with device.occupied(self.held, waits):
             yield

@@ -111,6 +111,21 @@ def command(*arguments: str, **variables: str) -> Callable[[], Any]:
     return lambda: subprocess.run(line, check=True, capture_output=True, env={**os.environ, **variables})
 
 
+BY_CLIENT = """
+import sys
+from yarn_ops import release
+from yarn_ops.settings import read_settings
+release.read_versions = lambda *_: None
+print(len(release.open_tracking(read_settings()).models()))
+"""
+"""what `yarn-ops models` lists, by MLflow's client alone"""
+
+
+def by_client(**variables: str) -> Callable[[], Any]:
+    line = [sys.executable, "-c", BY_CLIENT]
+    return lambda: subprocess.run(line, check=True, capture_output=True, env={**os.environ, **variables})
+
+
 @contextmanager
 def mlflow_server(settings: Settings) -> Iterator[str]:
     """The address of a server over the same database."""
@@ -150,6 +165,8 @@ def measure(registry: Registry, tracking: Tracking, address: str) -> None:
         "yarn-ops runs --limit 1000": command("runs", "--limit", str(RUNS)),
         "yarn-ops models": command("models"),
         "yarn-ops models (server)": command("models", YARN_OPS_MLFLOW_URI=address),
+        "the same versions by MLflow's client": by_client(),
+        "the same versions by MLflow's client (server)": by_client(YARN_OPS_MLFLOW_URI=address),
     }.items():
         wall, processor = seconds(work)
         print(f"| `{name}` | {wall:.2f} | {processor:.2f} |", flush=True)

@@ -55,14 +55,14 @@ def occupied(
     """
     lease = held.lease
     assert lease is not None, "joined a finished stage: there is nothing to compute"
-    while (ahead := take(registry, lease, device, rank)) is not None:
-        ended = has_ended(ahead.holder)
-        if ended or ahead.expired:
-            log.warning("device %s: %s has not given it back", device, ahead.holder)
-            registry.take_from(ahead.key, ahead.holder, if_expired=not ended)
+    while (first := take(registry, lease, device, rank)) is not None:
+        ended = has_ended(first.holder)
+        if ended or first.expired:
+            log.warning("device %s: %s has not given it back", device, first.holder)
+            registry.take_from(first.key, first.holder, if_expired=not ended)
             continue
         if on_wait is not None:
-            on_wait(ahead)
+            on_wait(first)
             on_wait = None
         if held.lost.wait(LONGEST_POLL_S):
             raise LeaseLost(f"{lease.work}: lost while it waited for {device}")
@@ -79,9 +79,9 @@ def take(registry: Registry, lease: Lease, device: str, rank: int) -> QueuedStag
             since, place = _ask(session, lease, device, rank)
             if since is not None:
                 return None
-            ahead = _first(session, lease, device, place)
-            if ahead is not None:
-                return ahead
+            first = _first(session, lease, device, place)
+            if first is not None:
+                return first
             # Of two who see it free, the index lets one have it; the other looks again.
             with suppress(IntegrityError), session.begin_nested():
                 session.execute(held_row(lease).values(device_since=database_now()))
@@ -127,9 +127,9 @@ def _first(session: Session, lease: Lease, device: str, place: Place) -> QueuedS
     ).all()
     found = [
         QueuedStage(
-            row.key, row.stage, row.run_id, row.holder or "", row.device_since is not None, bool(late)
+            row.key, row.stage, row.run_id, row.holder or "", row.device_since is not None, bool(expired)
         )
-        for row, late in others
+        for row, expired in others
         if row.device_since is not None or (row.device_rank or 0, row.started_at, row.key) < place
     ]
-    return max(found, key=lambda ahead: ahead.has_it, default=None)
+    return max(found, key=lambda queued: queued.has_it, default=None)

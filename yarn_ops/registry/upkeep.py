@@ -59,9 +59,9 @@ def _running(registry: Registry) -> list[tuple[OpenStage, bool]]:
             select(StageRunRow, is_free(StageRunRow).label("expired")).where(StageRunRow.status == "running")
         ).all()
     found = []
-    for row, late in rows:
+    for row, expired in rows:
         holder = row.holder or ""
-        at_work = not has_ended(holder) and (not late or runs_here(holder))
+        at_work = not has_ended(holder) and (not expired or runs_here(holder))
         found.append((OpenStage(row.key, row.stage, row.run_id, holder, row.started_at), at_work))
     return found
 

@@ -63,9 +63,9 @@ class RunningPart:
         """Until it is ready; SettingsError, with the end of its log, when it ends or takes too long."""
         deadline = time.monotonic() + READY_S
         while not self.part.ready():
-            late = time.monotonic() > deadline
-            if self.ended or late:
-                how = "is not ready in time" if late else f"ended with status {self.process.returncode}"
+            timed_out = time.monotonic() > deadline
+            if self.ended or timed_out:
+                how = "is not ready in time" if timed_out else f"ended with status {self.process.returncode}"
                 last = processes.last_lines(self.log)
                 raise SettingsError(f"{self.part.name} {how}; the end of {self.log}: {last}")
             time.sleep(POLL_S)
