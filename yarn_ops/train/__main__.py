@@ -1,4 +1,6 @@
-"""The trainer process: `python -m yarn_ops.train [JOB.json] [--parent PID]`, or several of them by torchrun.
+"""The trainer process: `python -m yarn_ops.train [JOB.json] [--parent PID]`, or several with `--processes N`.
+
+On several machines torchrun starts them.
 
 Without a job it imports what training needs and is then told of one by its standard input (`warm_trainer`).
 Exit status 0: done, or stopped with a snapshot, or no job came; 2: a user's error, in the log and the last
@@ -21,6 +23,7 @@ from yarn_ops.processes import using
 from yarn_ops.settings import started_by_torchrun
 from yarn_ops.train import warm_trainer
 from yarn_ops.train.job import LOG, Job, read_job
+from yarn_ops.train.parallel.lead import lead
 
 if TYPE_CHECKING:
     from yarn_ops.train.parallel.ranks import Ranks
@@ -35,6 +38,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m yarn_ops.train", description="Train one leg.")
     parser.add_argument("job", type=Path, nargs="?", help="a job file (JSON, see yarn_ops/train/job.py)")
     parser.add_argument("--parent", type=int, help="stop when this process, our parent, is gone")
+    parser.add_argument("--processes", type=int, default=1, help="start so many, on this machine")
+    parser.add_argument("--rank", type=int, default=0, help="which one of them this is")
+    parser.add_argument("--of", type=int, default=1, help="how many they are")
     arguments = parser.parse_args()
     parent = os.getppid() if started_by_torchrun() else arguments.parent
     stop = stop_request(parent)  # before torch's import takes its seconds
@@ -42,8 +48,10 @@ def main() -> int:
         job = read_job(arguments.job) if arguments.job else awaited_job()
         if job is None:
             return 0
+        if arguments.processes > 1:
+            return lead(arguments.job, job.work_dir, arguments.processes, stop)
         with using(job.work_dir):  # also when our parent, whose folder it is, is gone
-            return train(job, stop)
+            return train(job, stop, arguments.rank, arguments.of)
     except YarnOpsError as error:
         print(error, file=sys.stderr)
         return 2
@@ -68,12 +76,12 @@ def awaited_job() -> Job | None:
     return job
 
 
-def train(job: Job, stop: threading.Event) -> int:
-    """Run the job between its first and its last event; the exit status."""
+def train(job: Job, stop: threading.Event, rank: int, size: int) -> int:
+    """Run the job between its first and its last event, as one of `size` processes; the exit status."""
     from yarn_ops.models.device import resolve_device
     from yarn_ops.train.parallel.ranks import join
 
-    with join(resolve_device(job.device), job.work_dir) as ranks:
+    with join(resolve_device(job.device), job.work_dir, rank, size) as ranks:
         return _train(job, stop, ranks)
 
 

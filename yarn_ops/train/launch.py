@@ -26,7 +26,7 @@ from yarn_ops.train.precision import trainer_environment
 from yarn_ops.train.warm_trainer import ALLOCATOR, WarmTrainer
 
 PID = "trainer.pid"
-TORCHRUN = "torch.distributed.run"
+SEVERAL = "--processes"
 POLL_S = 0.2
 STOP_S = 30.0
 ADAPTER_FACTS = (
@@ -85,7 +85,7 @@ def _start(
     job_file.write_text(job.model_dump_json(indent=2), encoding="utf-8")
     shutil.rmtree(job.work_dir / FOLDER, ignore_errors=True)
     command, process = _command(job, job_file), None
-    if warm_trainer is not None and not environment and TORCHRUN not in command:
+    if warm_trainer is not None and not environment and SEVERAL not in command:
         process = warm_trainer.take(job_file)
     elif warm_trainer is not None:
         warm_trainer.close()  # it may hold a GPU's context
@@ -101,11 +101,8 @@ def _command(job: Job, job_file: Path) -> list[str]:
     if job.processes > 1:
         step = StepShape.of(job.train, job.leg.context_tokens, read_config(job.patched_dir))
         processes = usable_processes(job.processes, step)
-    trainer = ["-m", "yarn_ops.train", str(job_file)]
-    if processes == 1:
-        return [sys.executable, *trainer, "--parent", str(os.getpid())]
-    torchrun = ["-m", TORCHRUN, "--standalone", "--local-addr", "127.0.0.1"]
-    return [sys.executable, *torchrun, "--nproc-per-node", str(processes), *trainer]
+    several = [SEVERAL, str(processes)] if processes > 1 else []
+    return [sys.executable, "-m", "yarn_ops.train", str(job_file), "--parent", str(os.getpid()), *several]
 
 
 def _follow(

@@ -1,4 +1,4 @@
-"""Several trainer processes by torchrun: resumed by any number of them, killed, hung, asked to stop."""
+"""Several trainer processes: resumed by any number of them, killed, hung, asked to stop; their ports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 
 import psutil
 import pytest
+from listeners import ports_of
 
+from yarn_ops.cli.security import listening
 from yarn_ops.errors import Stopped, TrainerKilled, TrainError
 from yarn_ops.train.events import read_events
 from yarn_ops.train.job import Job
@@ -115,6 +117,22 @@ def test_a_rank_that_hangs_ends_the_run_by_name(make: MakeJob) -> None:
     assert f"gave no sign of life for {SILENT_S:.0f} s and was ended" in said
     assert took_s < ENDS_S
     assert list(job.snapshots.glob("step-*"))
+
+
+def test_they_listen_on_the_loopback_interface_alone(make: MakeJob) -> None:
+    """No port that another machine reaches: who reaches torchrun's has code run by it."""
+    job = make("heard", processes=2, steps=2, checkpoint_every=100)
+    heard: set[str] = set()
+
+    def listen() -> None:
+        agent = psutil.Process(json.loads((job.work_dir / PID).read_bytes())["pid"])
+        processes = [agent, *agent.children(recursive=True)]
+        assert len(processes) == 3
+        assert ports_of([agent.pid]) == set()
+        heard.update(address for _, address, _ in listening(processes))
+
+    run_trainer(job, on_event=at_step(1, listen), should_stop=never)
+    assert heard == {"127.0.0.1"}
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """This process among those that train together: sums, agreements, and an end that all of them share.
 
-torchrun starts them; alone, without it, everything here is free. Figures that steer the run (tokens, a wish
-to stop) travel between the hosts' processors, gradients between their devices.
+Alone everything here is free. Figures that steer the run (tokens, a wish to stop) travel between the hosts'
+processors, gradients between their devices.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from yarn_ops.errors import TrainError, YarnOpsError
 from yarn_ops.train.parallel.layout import Layout
+from yarn_ops.train.parallel.lead import MEETING
 from yarn_ops.train.parallel.peers import Peers
 
 PATIENCE = timedelta(minutes=10)
@@ -134,14 +135,20 @@ class Ranks:
         os._exit(2 if isinstance(error, YarnOpsError) else 1)
 
 
-def join(device: str, work_dir: Path) -> Ranks:
-    """Meet the others that torchrun started; alone where it did not."""
-    if not dist.is_torchelastic_launched():
+def join(device: str, work_dir: Path, rank: int = 0, size: int = 1) -> Ranks:
+    """Meet the others: of `size` processes on this machine, or those that torchrun started; or be alone."""
+    by_torchrun = dist.is_torchelastic_launched()
+    if size == 1 and not by_torchrun:
         return Ranks()
     if device == "cuda":
-        torch.cuda.set_device(dist.get_node_local_rank())
+        torch.cuda.set_device(dist.get_node_local_rank() if by_torchrun else rank)
+    where: dict[str, Any] = {"init_method": "env://"}
+    if not by_torchrun:
+        meeting = dist.FileStore(str(work_dir / MEETING), size)  # type: ignore[attr-defined]
+        where = {"store": meeting, "rank": rank, "world_size": size}
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+        dist.init_process_group(backend, timeout=PATIENCE, **where)
     except (RuntimeError, ValueError) as error:
         raise TrainError(f"training: its processes do not find each other ({error}); run again") from error
     rank, size = dist.get_rank(), dist.get_world_size()
