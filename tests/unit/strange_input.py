@@ -87,7 +87,7 @@ def strange_model(draw: random.Random, sound: Path, folder: Path) -> str:
         change = draw.choice(MODEL_CHANGES)
         try:
             done.append(f"{change.__name__}: {change(draw, folder)}")
-        except (OSError, ValueError, KeyError, AttributeError):  # nothing left to change like this
+        except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError):  # none is left
             done.append(f"{change.__name__}: not possible")
     return "; ".join(done)[:300]
 
