@@ -29,6 +29,7 @@ from yarn_ops.store.trees import tree_present
 
 CHECK_S = 120.0
 SHOWN = 20
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 NOWHERE = (
     "answers of suites asked outside of runs are kept nowhere else: they are measured again when asked for"
 )
@@ -104,7 +105,10 @@ def move_aside(settings: Settings) -> Path | None:
 def _taken(
     store: Store, made: Registry, entries: Mapping[str, LedgerEntry], source: str | None
 ) -> list[LedgerEntry]:
-    """Whose records are taken in: this registry's own, and those of the one that was lost."""
+    """Whose records are taken in: this registry's own, and those of the ones that were lost.
+
+    Of several that finished the same stage one after the other the latest comes first, and is believed.
+    """
     if source is not None and source not in entries:
         raise StoreError(f"--from {source}: not a registry of {store.url}; {_choice(store, entries)}")
     here = {"database": made.name}
@@ -118,7 +122,7 @@ def _taken(
     chosen = [entry for name, entry in entries.items() if name in lost | {made.id}]
     if not chosen and entries:
         raise StoreError(f"{made.name}: no registry of {store.url} was there; {_choice(store, entries)}")
-    return chosen
+    return sorted(chosen, key=lambda entry: max(entry.stages.values(), default=LONG_AGO), reverse=True)
 
 
 def _choice(store: Store, entries: Mapping[str, LedgerEntry]) -> str:

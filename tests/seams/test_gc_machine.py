@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
+    initialize,
     invariant,
     precondition,
     rule,
@@ -79,8 +80,6 @@ class Member:
             session.execute(text("UPDATE identity SET id = lower(hex(randomblob(16)))"))
         self.run_id = self.registry.begin_run({"rope": {"method": "yarn"}}, "d" * 64).id
         self.at_work, self.finished, self.found = {}, {}, []
-        self.ledger.sign(self.registry.name)
-        self.ledger.keep_run(copies.copy_run(self.registry, self.run_id))
 
     def remove(self) -> None:
         self.registry.close()
@@ -88,6 +87,7 @@ class Member:
             path.unlink()
 
     def reopen(self) -> None:
+        self.registry.close()  # a connection left open would keep its writes out of a copy of the file
         self.registry = open_registry(self.settings.database)
         self.run_id = self.registry.begin_run({"rope": {"method": "yarn"}}, "d" * 64).id
         self.finished = {}
@@ -122,6 +122,11 @@ class Sharing(RuleBasedStateMachine):
             member.registry.close()
         shutil.rmtree(self.root)
 
+    @initialize(stages=st.lists(st.tuples(MEMBERS, KEYS, CONTENTS), min_size=3, max_size=6))
+    def fill(self, stages: list[tuple[int, int, int]]) -> None:
+        for number, key, content in stages:
+            self.compute(number, key, content, "finished")
+
     # What runs do
 
     @rule(number=MEMBERS, key=KEYS, content=CONTENTS, through=STEPS)
@@ -155,6 +160,8 @@ class Sharing(RuleBasedStateMachine):
 
     def _claim(self, member: Member, key: str) -> bool:
         records.free_leases(member.registry)
+        member.ledger.sign(member.registry.name)  # as a run begins
+        member.ledger.keep_run(copies.copy_run(member.registry, member.run_id))
         lease = member.registry.claim(
             key, stage="report", run_id=member.run_id, holder=this_process(), lease_s=3600
         )
@@ -217,6 +224,8 @@ class Sharing(RuleBasedStateMachine):
             member.remove()
             shutil.copyfile(member.home / "backup", member.database)
             member.reopen()
+            had = member.finished.items()
+            member.lost = {key: tree for key, tree in member.lost.items() if (key, tree) not in had}
             member.found = []
 
     @rule(number=MEMBERS)
