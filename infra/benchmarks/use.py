@@ -81,7 +81,7 @@ class Bench:
                 "base": {"model": str(asked.base)},
                 "rope": {"factor": asked.factor},
                 "data": {"sources": [asked.documents], "held_out_fraction": 0.2},
-                "train": {"targets": ["all-linear"], "batch_windows": asked.batch, "learning_rate": 5e-4},
+                "train": {"targets": ["all-linear"], "batch_windows": asked.batch, "learning_rate": 1e-3},
             }
         )
         shutil.rmtree(asked.folder, ignore_errors=True)
@@ -138,7 +138,7 @@ class Bench:
             "families": keys["families"].split("+") if "families" in keys else [],
         }
         values = self.bare.recipe.train.model_dump() | {
-            "exercises": exercises, "learning_rate": float(keys.get("lr", 5e-4)), "checkpoint_every": 10_000,
+            "exercises": exercises, "learning_rate": float(keys.get("lr", 1e-3)), "checkpoint_every": 10_000,
             "seed": seed, "precision": keys.get("precision", "auto"),
         }  # fmt: skip
         length = self.asked.factor * self.original
@@ -182,7 +182,7 @@ class Bench:
         if self.asked.skip_held_out:
             return
         reader = SharedReader(model)
-        for length in sorted({min(self.original, lengths[-1]), lengths[-1]}):
+        for length in lengths:
             began = time.perf_counter()
             found = {}
             for task in HELD_OUT_TASKS:

@@ -31,6 +31,8 @@ class Window:
     """[window_tokens + 1]; the document of each token, as an index into `document_ids`, never falling"""
     answers: NDArray[np.bool_] | None = None
     """[window_tokens + 1]; tokens that answer an exercise; None in a window without exercises"""
+    planted: NDArray[np.bool_] | None = None
+    """[window_tokens + 1]; tokens of an exercise that are read and not learnt: its facts and its questions"""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from numpy.random import Generator
@@ -21,15 +22,33 @@ NUMBER_DIGITS = (3, 4, 6)
 """evaluations ask for numbers of five and seven digits"""
 PHRASE_WORDS = 5
 LETTERS = "bcdfghjkmnpqrstvwxz"
-CODES = ("ABCDEFGHJKLMNPQRSTUVWXYZ23456789", "ghjkmnpqrstvwxyz23456789")
-"""evaluations ask for lines of hexadecimal digits in small letters"""
+DIGITS = "23456789"
+FEWEST_SYMBOLS = 6
+"""of a code: with few, only the whole of it tells one code from another"""
+
+
+@dataclass(frozen=True)
+class Alphabet:
+    """Symbols and lengths of codes. Evaluations ask for eight hexadecimal digits in small letters, for words
+    of three to six letters and for numbers of five and seven digits: none of these is a code."""
+
+    symbols: str
+    lengths: tuple[int, ...]
+
+
+ALPHABETS = (
+    Alphabet(LETTERS.upper() + DIGITS, (6, 9, 10)),
+    Alphabet(LETTERS + DIGITS, (9, 10, 11)),
+    Alphabet("0123456789", (6, 9, 10)),
+)
 
 
 class Draw:
     """Draws for one window. Keys are distinct within it."""
 
-    def __init__(self, rng: Generator, language: Language) -> None:
-        self.rng, self.language = rng, language
+    def __init__(self, rng: Generator, language: Language, tokens: int) -> None:
+        """`tokens`: of the window."""
+        self.rng, self.language, self.tokens = rng, language, tokens
         self._used: set[str] = set()
         self._taken: set[Hashable] = set()
 
@@ -39,6 +58,10 @@ class Draw:
     def count(self, least: int, most: int) -> int:
         """Uniform over least .. most."""
         return int(self.rng.integers(least, most + 1))
+
+    def log_count(self, least: int, most: int) -> int:
+        """Of least .. most, as often between 10 and 20 as between 100 and 200."""
+        return int(least * (most / least) ** float(self.rng.random()))
 
     def place(self) -> float:
         """Of a fact, as a fraction of the window."""
@@ -69,19 +92,44 @@ class Draw:
         return text
 
     def keys_alike(self, kind: Kind, count: int) -> list[str]:
-        """Distinct keys that differ in their last part alone."""
+        """Distinct keys that differ in one part alone, their first or their last."""
         first = self.key(kind)
-        join = {"person": self.language.joint, "constant": "_", "tag": "-"}[kind]
-        stem = first.rpartition(join)[0] if join else first[:2]
+        cut, from_cut = self._middle(kind, first), self.rng.random() < 0.5
         keys = [first]
         while len(keys) < count:
-            text = self.text(kind)
-            last = text.rpartition(join)[2] if join else text[2:]
-            alike = f"{stem}{join}{last}"
+            other = self.text(kind)
+            at = self._middle(kind, other)
+            alike = first[:cut] + other[at:] if from_cut else other[:at] + first[cut:]
             if alike not in self._used:
                 self._used.add(alike)
                 keys.append(alike)
         return keys
+
+    def _middle(self, kind: Kind, text: str) -> int:
+        """Where the first part of a key of this kind ends."""
+        join = {"person": self.language.joint, "constant": "_", "tag": "-"}[kind]
+        return text.index(join) if join else len(text) // 2
+
+    def alphabet(self) -> Alphabet:
+        """Some symbols of one of the alphabets, `FEWEST_SYMBOLS` of them at least."""
+        whole = self.one_of(ALPHABETS)
+        number = self.count(FEWEST_SYMBOLS, min(16, len(whole.symbols)))
+        chosen = self.rng.choice(len(whole.symbols), number, replace=False).tolist()
+        return Alphabet("".join(whole.symbols[index] for index in chosen), (self.one_of(whole.lengths),))
+
+    def code(self, alphabet: Alphabet) -> str:
+        indices = self.rng.integers(len(alphabet.symbols), size=self.one_of(alphabet.lengths)).tolist()
+        return "".join(alphabet.symbols[index] for index in indices)
+
+    def codes(self, alphabet: Alphabet, count: int) -> list[str]:
+        """Codes of which no two are equal; as keys, none of the window's others either."""
+        found: dict[str, None] = {}
+        while len(found) < count:
+            code = self.code(alphabet)
+            if code not in self._used:
+                found[code] = None
+        self._used.update(found)
+        return list(found)
 
     def distinct(self, kind: Kind, count: int) -> list[str]:
         """Values of which no two are equal."""
@@ -115,9 +163,7 @@ class Draw:
             case "hex":
                 return f"{rng.integers(16**4):04X}"
             case "code":
-                letters = self.one_of(CODES)
-                rest = "".join(self.one_of(letters) for _ in range(self.count(4, 10)))
-                return f"{self.one_of(LETTERS).upper()}{self.one_of('23456789')}{rest}"
+                return self.code(self.alphabet())
             case "tag":
                 return f"{self.one_of(LETTERS)}{self.one_of(LETTERS)}-{rng.integers(100, 1000)}"
             case "number":

@@ -54,6 +54,9 @@ ENGLISH = Language(
         Form("code", "person", "\nVoucher {k} belongs to {v}.\n", "\nHolder of voucher {k}:"),
         Form("constant", "word", '\nexport {k}="{v}"\n', '\necho ${k}  # prints "', **QUOTED),
         Form("person", "pair", "\n{k} brought a {v} to the fair.\n", "\nBrought to the fair by {k}: a"),
+        Form("person", "number", '\n{k} chalked "{v}" on the door.\n', '\nDoor chalked by {k}: "', **QUOTED),
+        Form("tag", "code", "\n{k} = '{v}';\n", "\nprint({k}) shows '", "{v}", "'\n"),
+        Form("name", "number", "\nPlatform of the train to {k}: [{v}]\n", "\nTrain to {k}: [", "{v}", "]\n"),
     ),
     values=(
         Form("name", "person", "\n{v} signed the guest book of {k}.\n", "\nGuest book of {k}, every name:"),
@@ -71,6 +74,13 @@ ENGLISH = Language(
         (Form("code", "code", "{k}\t{v}\n", "\nIn the register, {k} is paired with"), "\nREGISTER\n"),
         (Form("code", "code", "  {k}: {v}\n", "\nsettings.{k} ==>"), "\nsettings:\n"),
         (Form("code", "code", "<{k}> = <{v}>;\n", "\nright of <{k}>: <", "{v}", ">\n"), "\nbegin table\n"),
+        (Form("code", "code", '{k}="{v}"\n', '\nenv of {k} printed: "', **QUOTED), "\n# environment\n"),
+        (Form("code", "code", "({k} '{v}')\n", "\n(assoc {k}) yields '", "{v}", "'\n"), "\n(define pairs\n"),
+        (Form("code", "code", "| {k} | `{v}` |\n", "\nCell beside {k}: `", "{v}", "`\n"), "\n| a | b |\n"),
+        (Form("code", "code", 'set {k} to "{v}"\n', '\nThe script set {k} to "', **QUOTED), "\n# script\n"),
+        (Form("code", "code", "{k},{v}\n", "\nRow {k}, second column:"), "\none,two\n"),
+        (Form("code", "code", "[{k}] {v}\n", "\nNote [{k}] reads\n", "{v}"), "\nNotes\n"),
+        (Form("code", "code", "{k} -> ({v})\n", "\n{k} leads to (", "{v}", ")\n"), "\nmap\n"),
     ),
     count=(
         Form("name", "number", "\nThe bell of {k} rang.\n", "\nRings of the bell of {k} so far:"),

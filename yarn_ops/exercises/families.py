@@ -18,6 +18,9 @@ QUOTED_TOKENS = 16
 """of the user's text that are quoted"""
 CONTINUED_TOKENS = 24
 """of the text behind the quotation that are asked for"""
+FEWEST_ROWS = 10
+TOKENS_A_ROW = 60
+"""of a window that its longest table has a row for"""
 
 
 @dataclass(frozen=True)
@@ -63,32 +66,30 @@ def lookup(draw: Draw) -> list[Event]:
 
 
 def lookalikes(draw: Draw) -> list[Event]:
-    """Six to ten keys that differ in their last part; four of them are asked for."""
+    """Six to twenty keys that differ in their first or last part alone; a half of them is asked for."""
     forms = [form for form in draw.language.lookup if form.key in ("person", "constant", "tag")]
     form = draw.one_of(forms)
-    keys = draw.keys_alike(form.key, draw.count(6, 10))
+    keys = draw.keys_alike(form.key, draw.count(6, 20))
     facts = list(zip(keys, draw.distinct(form.value, len(keys)), draw.places(len(keys)), strict=True))
     events = [_plant(form, place, k=key, v=value) for key, value, place in facts]
-    for index in draw.rng.choice(len(facts), 4, replace=False).tolist():
+    for index in draw.rng.choice(len(facts), len(facts) // 2, replace=False).tolist():
         key, value, place = facts[index]
         events.append(_ask(form, draw.later(place), value, k=key))
     return events
 
 
 def table(draw: Draw) -> list[Event]:
-    """Ten to a hundred rows in one place, of codes alone; four of them are asked for."""
+    """Rows of codes alone in one place, from ten to as many as take a third of the window or so; four of them
+    and an eighth of the others are asked for."""
     form, heading = draw.one_of(draw.language.table)
-    rows = draw.count(10, 100)
-    keys, found, place = (
-        [draw.key(form.key) for _ in range(rows)],
-        draw.distinct(form.value, rows),
-        draw.place(),
-    )
+    rows = draw.log_count(FEWEST_ROWS, max(2 * FEWEST_ROWS, draw.tokens // TOKENS_A_ROW))
+    alphabet, place = draw.alphabet(), draw.place()
+    keys, found = draw.codes(alphabet, rows), draw.codes(alphabet, rows)
     text = heading + "".join(
         form.plant.format(k=key, v=value) for key, value in zip(keys, found, strict=True)
     )
     events = [Event(place, (Piece(text),))]
-    for row in draw.rng.choice(rows, 4, replace=False).tolist():
+    for row in draw.rng.choice(rows, 4 + rows // 8, replace=False).tolist():
         events.append(_ask(form, draw.later(place), found[row], k=keys[row]))
     return events
 

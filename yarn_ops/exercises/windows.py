@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from yarn_ops.exercises.families import FAMILIES, Event, Quote
 from yarn_ops.exercises.language import Language
 from yarn_ops.exercises.zh import CHINESE
 
-EXERCISE_TOKENS = 0.35
+EXERCISE_TOKENS = 0.5
 """of a window with exercises, at most, in planted facts and questions"""
 LEAST_TOKENS = 256
 """of a text that exercises are put into"""
@@ -83,16 +84,18 @@ class ExerciseSampler:
             return plain
         digest = hashlib.sha256(b"exercises:%d:%d" % (self._seed, index)).digest()
         rng = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
-        ids, answers = plain.ids.copy(), np.zeros(len(plain.ids), dtype=np.bool_)
+        ids = plain.ids.copy()
+        answers, planted = np.zeros((2, len(ids)), dtype=np.bool_)
         segments = plain.segments.copy()
         for start, stop in self._texts(plain):
             text = plain.ids[start:stop]
-            draw = Draw(rng, self._language(text))
+            draw = Draw(rng, self._language(text), len(text))
             events = self._draw_events(draw, int(len(text) * EXERCISE_TOKENS))
-            planted, marks, sources = insert(text, events)
-            ids[start:stop], answers[start:stop] = planted, marks
-            segments[start:stop] = plain.segments[start:stop][sources]
-        return replace(plain, ids=ids, segments=segments, answers=answers)
+            inserted = insert(text, events)
+            ids[start:stop], answers[start:stop] = inserted.ids, inserted.answers
+            planted[start:stop] = inserted.planted
+            segments[start:stop] = plain.segments[start:stop][inserted.sources]
+        return replace(plain, ids=ids, segments=segments, answers=answers, planted=planted)
 
     def _texts(self, window: Window) -> list[tuple[int, int]]:
         """(start, stop) of the texts that exercises are put into."""
@@ -135,28 +138,33 @@ class ExerciseSampler:
         return [[_encoded(event, marked) for event in events] for events in exercises]
 
 
-def insert(text: Ids, events: Sequence[_Encoded]) -> tuple[Ids, Mask, NDArray[np.int64]]:
-    """(ids, answers, sources), each as long as `text`: the events inserted, the text's end cut off.
+class Inserted(NamedTuple):
+    """A text with exercises in it, as long as the text without them."""
 
-    sources: for each token the index in `text` that it stands at or behind. An event that would fall into a
-    quoted run is put behind it, so that the run stands in the window as it is quoted. Where that could have
-    moved an event past a quotation that must stand alone, its answer is not marked.
+    ids: Ids
+    answers: Mask
+    planted: Mask
+    """facts and questions, up to each question's answer; what leads back to the text is text"""
+    sources: NDArray[np.int64]
+    """for each token the index in the text that it stands at or behind"""
+
+
+def insert(text: Ids, events: Sequence[_Encoded]) -> Inserted:
+    """The text with the events inserted, its end cut off.
+
+    An event that would fall into a quoted run is put behind it, so that the run stands in the window as it is
+    quoted. Where that could have moved an event past a quotation that must stand alone, its answer is not
+    marked.
     """
     room = len(text) - sum(event.tokens for event in events)
     quotes = {run.content for event in events for run in event.runs if isinstance(run.content, Quote)}
     quoted = sorted({(*_span(quote, room), quote.place) for quote in quotes})
-    ids: list[Ids] = []
-    answers: list[Mask] = []
-    sources: list[NDArray[np.int64]] = []
+    found: list[Inserted] = []
     at = 0
 
-    def append(run: Ids, marks: Mask, source: NDArray[np.int64]) -> None:
-        ids.append(run)
-        answers.append(marks)
-        sources.append(source)
-
     def copy_text(to: int) -> None:
-        append(text[at:to], np.zeros(to - at, dtype=np.bool_), np.arange(at, to))
+        nothing = np.zeros(to - at, dtype=np.bool_)
+        found.append(Inserted(text[at:to], nothing, nothing, np.arange(at, to)))
 
     for event in sorted(events, key=lambda event: event.place):
         own = [_span(run.content, room)[1] for run in event.runs if isinstance(run.content, Quote)]
@@ -167,17 +175,22 @@ def insert(text: Ids, events: Sequence[_Encoded]) -> tuple[Ids, Mask, NDArray[np
         copy_text(to)
         at = to
         misplaced = False
+        contents: list[Ids] = []
         for run in event.runs:
             if isinstance(run.content, Quote):
                 start, _ = _span(run.content, room)
                 begin = start + run.content.skip
-                content = text[begin : begin + run.content.tokens]
+                contents.append(text[begin : begin + run.content.tokens])
                 misplaced |= run.content.alone and _overlapped(run.content, room, quoted)
             else:
-                content = run.content
-            append(content, run.answers & (not misplaced), np.full(len(content), max(0, to - 1)))
+                contents.append(run.content)
+        answers = np.concatenate([run.answers for run in event.runs]) & (not misplaced)
+        (places,) = np.nonzero(answers)
+        planted = ~answers & (np.arange(len(answers)) < (places[-1] if len(places) else len(answers)))
+        source = np.full(len(answers), max(0, to - 1))
+        found.append(Inserted(np.concatenate(contents), answers, planted, source))
     copy_text(room)
-    return np.concatenate(ids), np.concatenate(answers), np.concatenate(sources)
+    return Inserted(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
 def _span(quote: Quote, room: int) -> tuple[int, int]:

@@ -52,6 +52,11 @@ CHINESE = Language(
         (Form("code", "code", "{k}\t{v}\n", "\n登记表里与 {k} 相配的是"), "\n登记表\n"),
         (Form("code", "code", "  {k}: {v}\n", "\n设置.{k} ==>"), "\n设置:\n"),
         (Form("code", "code", "<{k}> = <{v}>;\n", "\n<{k}> 的右边：<", "{v}", ">\n"), "\n表格开始\n"),
+        (Form("code", "code", '{k}="{v}"\n', '\n变量 {k} 打印出 "', "{v}", '"\n'), "\n# 环境\n"),
+        (Form("code", "code", "{k}“{v}”\n", "\n{k} 后面引号里是“", "{v}", "”。\n"), "\n清单\n"),
+        (Form("code", "code", "| {k} | `{v}` |\n", "\n{k} 旁边一格：`", "{v}", "`\n"), "\n| 一 | 二 |\n"),
+        (Form("code", "code", "{k}（{v}）\n", "\n{k} 的括号里写着（", "{v}", "）\n"), "\n对照\n"),
+        (Form("code", "code", "[{k}] {v}\n", "\n注 [{k}] 全文\n", "{v}"), "\n注释\n"),
     ),
     count=(
         Form("name", "number", "\n{k}的钟敲了一下。\n", "\n到此为止，{k}的钟敲的次数：", **LINE),

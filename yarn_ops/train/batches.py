@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,8 +68,11 @@ def make_batch(
         positions = positions_within(segments[:, :-1])
     answers = weights = None
     if any(window.answers is not None for window in windows):
-        answers = torch.stack([_answers(window) for window in windows]) & (targets != IGNORED)
-        weights = target_weights(answers, targets, answer_share).to(device)
+        answers, planted = (
+            torch.stack([_marked(window, name) for window in windows]) & (targets != IGNORED)
+            for name in ("answers", "planted")
+        )
+        weights = target_weights(answers, planted, targets, answer_share).to(device)
         answers = answers.to(device)
     return Batch(
         inputs_BT=ids[:, :-1].to(device),
@@ -83,17 +85,17 @@ def make_batch(
     )
 
 
-def _answers(window: Window) -> Tensor:
-    """Which targets of the window answer an exercise (bool, T)."""
-    answers = np.zeros(len(window.ids), dtype=np.bool_) if window.answers is None else window.answers
-    return torch.as_tensor(answers[1:])
+def _marked(window: Window, name: str) -> Tensor:
+    """Which targets of the window are among its `answers` or `planted` tokens (bool, T)."""
+    marks = getattr(window, name)
+    return torch.zeros(len(window.ids) - 1, dtype=torch.bool) if marks is None else torch.as_tensor(marks[1:])
 
 
-def target_weights(answers_BT: Tensor, targets_BT: Tensor, answer_share: float) -> Tensor:
+def target_weights(answers_BT: Tensor, planted_BT: Tensor, targets_BT: Tensor, answer_share: float) -> Tensor:
     """Weights (float32, B × T) by which a window's loss is `answer_share` times the mean over its answers
-    plus the rest times the mean over its text; they add up to its number of targets. Without answers all
-    are 1."""
-    text_BT = (targets_BT != IGNORED) & ~answers_BT
+    plus the rest times the mean over its text, what is planted aside; they add up to its number of targets.
+    Without answers all are 1."""
+    text_BT = (targets_BT != IGNORED) & ~answers_BT & ~planted_BT
     targets_B = (targets_BT != IGNORED).sum(1, keepdim=True).float()
     answers_B, texts_B = answers_BT.sum(1, keepdim=True), text_BT.sum(1, keepdim=True)
     share = torch.where((answers_B > 0) & (texts_B > 0), answer_share, (answers_B > 0).float())

@@ -20,6 +20,7 @@ from yarn_ops.exercises.language import Kind, Language
 from yarn_ops.exercises.zh import CHINESE
 
 LANGUAGES = (ENGLISH, CHINESE)
+TOKENS = 8192
 WORDS = 3
 """in a row that two forms may not have in common"""
 CHARACTERS = 4
@@ -86,6 +87,19 @@ def runs_of_characters(text: str) -> set[str]:
     return {run[at : at + CHARACTERS] for run in found for at in range(len(run) - CHARACTERS + 1)}
 
 
+def skeleton(text: str) -> str:
+    """What stands around and between the names of a form: `"{key}": "{value}",` is `"#": "#",`."""
+    return re.sub(r"\{.*?\}", "#", text).strip()
+
+
+@pytest.mark.parametrize("language", LANGUAGES, ids=lambda language: language.name)
+def test_no_form_has_the_signs_of_an_evaluation_s(language: Language) -> None:
+    asked = {signs for form in forms_of_evaluations() if "#" in (signs := skeleton(form)).replace("#", "", 1)}
+    assert '"#": "#",' in asked
+    trained = {skeleton(form) for form in forms_of(language) if "{k}" in form}
+    assert not asked & trained
+
+
 def test_evaluations_are_found() -> None:
     forms = forms_of_evaluations()
     assert any("special magic number" in form for form in forms)
@@ -106,7 +120,7 @@ def test_no_form_shares_a_run_of_words_with_an_evaluation(language: Language, ru
 @pytest.mark.parametrize("language", LANGUAGES, ids=lambda language: language.name)
 @pytest.mark.parametrize("kind", get_args(Kind))
 def test_no_key_or_value_is_of_an_evaluation_s_grammar(kind: Kind, language: Language) -> None:
-    draw = Draw(np.random.default_rng(0), language)
+    draw = Draw(np.random.default_rng(0), language, TOKENS)
     for text in itertools.islice(iter(lambda: draw.text(kind), None), 500):
         for name, grammar in GRAMMARS.items():
             assert not re.fullmatch(grammar, str(text)), f"{text} is {name}"

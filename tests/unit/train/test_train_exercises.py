@@ -97,11 +97,12 @@ def events(job: Job) -> list[dict[str, Any]]:
 def test_several_processes_weigh_answers_as_one_does(
     processes: int, job_of: Callable[..., Job], tmp_path: Path
 ) -> None:
+    """After one step: Adam's first update takes a gradient's sign, even of one that is rounding alone."""
     jobs = {}
     for context in (1, 2):
         for packed in (True, False):
             job = job_of(
-                f"{context}-{packed}", steps=2, gradient_accumulation_steps=2, context_parallel=context,
+                f"{context}-{packed}", steps=1, gradient_accumulation_steps=2, context_parallel=context,
                 data={"document_mask": packed, "prefer_long": 0.0}, targets=["all-linear"],
             )  # fmt: skip
             jobs[f"{context}{packed}"] = job.model_dump(mode="json")
@@ -110,6 +111,6 @@ def test_several_processes_weigh_answers_as_one_does(
     for name in jobs:
         for rank in range(processes):
             found = json.loads((tmp_path / f"{name}-{rank}.json").read_bytes())
-            assert found["compared"] > 20
+            assert found["compared"] > 10
             assert found["loss"] < TOLERANCE, name
             assert found["gradient"] < TOLERANCE, name
