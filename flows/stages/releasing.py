@@ -48,7 +48,7 @@ def chart(context: StageContext, name: str, scores: BeforeAfter[Scorecard]) -> R
     return write_capacity_report(models, context.out)
 
 
-@stage("report", version=5)
+@stage("report", version=6)
 def draw(
     context: StageContext,
     recipe: Recipe,

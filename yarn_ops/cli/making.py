@@ -111,8 +111,8 @@ def evaluate(
         typer.Argument(metavar="MODEL", help="Any causal model directory; or a base as a recipe names it."),
     ],
     suite: Annotated[
-        Literal["tiny", "quick", "full"],
-        typer.Option(help="tiny: seconds for a small model; quick: minutes; full: every task."),
+        Literal["tiny", "quick", "use", "full"],
+        typer.Option(help="tiny: seconds for a small model; quick: minutes; use: beyond needles; full: all."),
     ] = "quick",
     base: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Measured on the same texts, beside it.")

@@ -21,6 +21,9 @@ from yarn_ops.errors import DataError
 STANDARD_LIBRARY = ("stdlib:**/*.py",)
 """the documents of who names none: the running Python's own source"""
 BETWEEN = "\n\n"
+CHINESE_SHARE = 0.2
+"""of the characters, from which a text is Chinese"""
+LANGUAGE_CHARACTERS = 1000
 
 Ids = NDArray[np.int64]
 Encode = Callable[[str], Sequence[int]]
@@ -46,6 +49,11 @@ class Haystack:
         """All documents, one after the other."""
         return np.concatenate(self.documents)
 
+    @cached_property
+    def chinese(self) -> bool:
+        """Whether the first document is, by its beginning."""
+        return is_chinese(self.texts[0][:LANGUAGE_CHARACTERS])
+
     def run(self, rng: Generator, tokens: int) -> Ids:
         """`prefix` and a run of the documents from a random place: int64 [tokens]. DataError: too short."""
         return self._from(int(rng.integers(0, self._spare(tokens) + 1)), tokens)
@@ -69,6 +77,10 @@ class Haystack:
     def _from(self, start: int, tokens: int) -> Ids:
         run = self.ids[start : start + tokens - len(self.prefix)]
         return np.concatenate([np.asarray(self.prefix, dtype=np.int64), run])
+
+
+def is_chinese(text: str) -> bool:
+    return sum("\u4e00" <= one <= "\u9fff" for one in text) > CHINESE_SHARE * max(1, len(text))
 
 
 def read_haystack(

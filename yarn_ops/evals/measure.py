@@ -56,7 +56,9 @@ class EvaluationRequest:
         config = None if self.patched is None else read_config(self.patched.path)
         subject = open_subject(self.model.path, config=config)
         reader = ShardReader(self.shards.path, "held_out")
-        cells = scorecard_cells(section, reader, self.shards.record.digest, subject.encode, original)
+        cells = scorecard_cells(
+            section, reader, self.shards.record.digest, subject.encode, original, subject.tokenizer.decode
+        )
         lengths, haystack = {*scorecard_lengths(section, original)}, None
         if section.suite != "none" and target is not None:
             size = beside([cell.name for cell in cells], SIZES[section.suite])

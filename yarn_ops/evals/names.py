@@ -17,6 +17,9 @@ RECALL = ("recall/code", "recall/prose")
 NEEDLES = ("needle/code", "needle/prose")
 CHAIN = "recall/chain"
 RULER_AVERAGE = "ruler/average"
+FAR_PASSAGE = "far-passage/nats"
+TRAINED = "needle/trained"
+"""needles in forms that exercises have: of all tasks the only one"""
 CONTINUATION = "perplexity/continuation"
 
 NO_NEEDLE = "/no-needle"
@@ -27,6 +30,8 @@ NATS = "/nats"
 """end of a name: not a share"""
 
 SEES, USES = "capacity/sees", "capacity/uses"
+USES_TRAINED = "capacity/uses-trained"
+"""of needles in forms that exercises have"""
 
 
 def template_of(task: str) -> str:

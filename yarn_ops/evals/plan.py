@@ -2,7 +2,8 @@
 
 Cells are fixed with their texts before any model is loaded, so a base and its result are asked exactly the
 same. `tiny`: seconds on two cores for a model of some million parameters, for trying out; wide intervals.
-`quick`: minutes; needle grids and context. `full`: 200 examples a depth, every task, RULER.
+`quick`: minutes; needle grids and context. `use`: what else a long window is used for, in families that no
+exercise trains. `full`: 200 examples a depth, every task, RULER.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import numpy as np
 from yarn_ops.data.haystack import Haystack, Ids
 from yarn_ops.errors import DataError
 from yarn_ops.evals.cells import Cell, Load, Measure, ModelUnderTest, Size, Task
+from yarn_ops.evals.names import TRAINED
 from yarn_ops.evals.scorecard import scorecard_loads
-from yarn_ops.evals.tasks import context, copying, needles, pairs, perplexity, ruler
+from yarn_ops.evals.tasks import context, copying, facts, natural, needles, pairs, perplexity, ruler
 from yarn_ops.evals.tasks.grid import Make, grid_task
 from yarn_ops.recipe import Evaluate, SuiteName
 from yarn_ops.records import Score
@@ -30,13 +32,19 @@ LEAST_TOKENS = 128
 STRIDE_TOKENS = 256
 """of a suite's sliding perplexity"""
 
+BEYOND_NEEDLES = (
+    TRAINED, "passkey", "multi-key", "key-value", "two-hop", "count", "most-frequent", "no-overlap",
+    "many-shot", "hard-negative", "far-passage",
+)  # fmt: skip
+"""what a long window is used for beside finding one of few needles"""
 SIZES: dict[SuiteName, Size] = {
     "tiny": Size(4, 2, 4, 0, ("context", "needle/code")),
     "quick": Size(8, 8, 16, 0, ("context", "perplexity", "needle/code", "needle/prose", "multi-key")),
+    "use": Size(8, 16, 16, 0, ("context", "perplexity", "needle/code", "needle/prose", *BEYOND_NEEDLES)),
     "full": Size(
         8, 50, 32, 30,
-        ("context", "perplexity", "sliding", "long-perplexity", "needle/code", "needle/prose", "passkey",
-         "key-value", "multi-key", "copy", "mqar", "ruler"),
+        ("context", "perplexity", "sliding", "long-perplexity", "needle/code", "needle/prose", "copy", "mqar",
+         *BEYOND_NEEDLES, "ruler"),
     ),
 }  # fmt: skip
 
@@ -164,7 +172,17 @@ GRIDS: Mapping[str, Make] = {
     "mqar": copying.mqar,
     "copy": copying.copy,
 }
-DEEP = ("needle/code", "needle/prose", "passkey", "copy")
+FAMILIES: Mapping[str, Make] = {
+    TRAINED: needles.trained,
+    "two-hop": facts.two_hops,
+    "count": facts.counts,
+    "most-frequent": facts.most,
+    "no-overlap": facts.no_overlap,
+    "many-shot": natural.many_shot,
+    "hard-negative": natural.hard_negatives,
+}
+"""texts of the length at most, not to the token"""
+DEEP = ("needle/code", "needle/prose", "passkey", "copy", TRAINED)
 OF_KINDS = ("perplexity", "sliding")
 """tasks that tell kinds of documents apart"""
 TASKS: Mapping[str, Task] = {
@@ -173,10 +191,11 @@ TASKS: Mapping[str, Task] = {
         _perplexity, lambda size, length, lengths: perplexity.tokens_read(size.windows, length, lengths[-1])
     ),
     "sliding": Task(_sliding, lambda size, length, lengths: _sliding_texts(size) * 3 * length),
+    "far-passage": Task(natural.far_cell, lambda size, length, lengths: 2 * size.windows * length),
     "long-perplexity": Task(context.key_cell, lambda size, length, lengths: size.windows * length),
     **{
         name: grid_task(name, make, deep=name in DEEP, by_token=name == "copy")
-        for name, make in GRIDS.items()
+        for name, make in {**GRIDS, **FAMILIES}.items()
     },
     "ruler": Task(
         ruler.cell,

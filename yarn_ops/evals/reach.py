@@ -22,7 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yarn_ops.evals.conditions import compared
-from yarn_ops.evals.names import LAST_QUARTER, NEEDLES, RECALL, RISE, SAME_TARGETS, SEES, USES
+from yarn_ops.evals.names import (
+    LAST_QUARTER,
+    NEEDLES,
+    RECALL,
+    RISE,
+    SAME_TARGETS,
+    SEES,
+    TRAINED,
+    USES,
+    USES_TRAINED,
+)
 from yarn_ops.records import Score, Scorecard
 
 BLOW_UP = math.log(1.1)
@@ -64,23 +74,28 @@ class Reach:
 
 def capacity_scores(card: Scorecard) -> tuple[Score, ...]:
     """`capacity/sees` and `capacity/uses` in tokens, at the longest length of the needles that they are
-    about; none unmeasured."""
+    about, and `capacity/uses-trained`; none unmeasured."""
     reach = reach_of(card.scores)
     longest = max(
         (score.context_tokens for score in card.scores if reach.task in (None, score.task)), default=0
     )
     return tuple(
         Score.of(task, longest, length.tokens, (length.low, length.high), len(card.scores), 0)
-        for task, length in ((SEES, reach.sees), (USES, reach.uses))
+        for task, length in (
+            (SEES, reach.sees),
+            (USES, reach.uses),
+            (USES_TRAINED, reach_of(card.scores, task=TRAINED).uses),
+        )
         if length is not None
     )
 
 
-def reach_of(scores: Sequence[Score], seed: int = 0) -> Reach:
-    """What the scores say; parts that were not measured end a walk."""
+def reach_of(scores: Sequence[Score], seed: int = 0, task: str | None = None) -> Reach:
+    """What the scores say of `task`, or of the form that the model knows best; parts that were not measured
+    end a walk."""
     sees = _sees(scores)
-    task = _best_task(scores)
-    if task is None:
+    task = task or _best_task(scores)
+    if task is None or not any(score.task == task for score in scores):
         return Reach(sees, None, None, None, None, None)
     lengths = sorted({score.context_tokens for score in scores if score.task == task})
     overall = {score.context_tokens: score for score in scores if score.task == task and score.depth is None}

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 
-from yarn_ops.data.haystack import Encode, Ids
+from yarn_ops.data.haystack import Decode, Encode, Ids, is_chinese
 from yarn_ops.data.windows import ShardReader, spread
 from yarn_ops.errors import EvaluationError
 from yarn_ops.evals.cells import Cell, Load
 from yarn_ops.evals.tasks import needles, perplexity
 from yarn_ops.recipe import Evaluate
 
+LANGUAGE_TOKENS = 256
+"""of the first document: they tell the language"""
 SLIDING_TEXT = 1.5
 """length of a sliding document in longest contexts: the window has to move, and each stride is a forward"""
 
 
 def scorecard_cells(
-    section: Evaluate, reader: ShardReader, text: str, encode: Encode, original_context_tokens: int
-) -> list[Cell]:
+    section: Evaluate, reader: ShardReader, text: str, encode: Encode, original_context_tokens: int,
+    decode: Decode | None = None,
+) -> list[Cell]:  # fmt: skip
     """Perplexity and recall at the lengths of the recipe, on held-out windows; cheapest first.
 
-    text: digest of the shards. EvaluationError for a length that the held-out text or the pairs do not fit.
+    text: digest of the shards; decode: tells their language, else the needles are English. EvaluationError
+    for a length that the held-out text or the pairs do not fit.
     """
     lengths = scorecard_lengths(section, original_context_tokens)
     longest = lengths[-1]
@@ -29,6 +33,7 @@ def scorecard_cells(
             f"evaluate.lengths: a window of {longest} tokens does not fit {reader.tokens} held-out tokens; "
             "add documents, raise data.held_out_fraction or measure shorter windows"
         )
+    chinese = decode is not None and is_chinese(decode(reader.document(0, stop=LANGUAGE_TOKENS).tolist()))
     windows = _spread_windows(reader, longest, section.windows, section.seed)
     documents = _sliding_documents(reader, longest, section)
     cells: list[Cell] = []
@@ -39,7 +44,9 @@ def scorecard_cells(
             cells.append(perplexity.sliding_cell(documents, length, stride, section.seed, text))
         texts = _spread_windows(reader, length, section.recall_windows, section.seed)
         cells += [
-            needles.recall_cell(texts, encode, template, length, section.recall_pairs, section.seed, text)
+            needles.recall_cell(
+                texts, encode, template, length, section.recall_pairs, section.seed, text, chinese=chinese
+            )
             for template in section.templates
         ]
     return sorted(cells, key=lambda cell: cell.tokens)

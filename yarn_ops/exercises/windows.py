@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from yarn_ops.data.haystack import is_chinese
 from yarn_ops.data.tokenizer import Tokenizer
 from yarn_ops.data.windows import Window, WindowSampler
 from yarn_ops.exercises.draw import Draw
@@ -32,8 +33,6 @@ MISSES = 8
 """exercises that did not fit, or of which a text has all it may, after which it is full"""
 LANGUAGE_TOKENS = 256
 """from the beginning of a text: they tell its language"""
-CHINESE_SHARE = 0.2
-"""of the characters, from which a text is Chinese"""
 
 Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -107,8 +106,7 @@ class ExerciseSampler:
 
     def _language(self, text: Ids) -> Language:
         sample = self._tokenizer.decode(text[:LANGUAGE_TOKENS])
-        chinese = sum("\u4e00" <= character <= "\u9fff" for character in sample)
-        return CHINESE if chinese > CHINESE_SHARE * max(1, len(sample)) else ENGLISH
+        return CHINESE if is_chinese(sample) else ENGLISH
 
     def _draw_events(self, draw: Draw, most_tokens: int) -> list[_Encoded]:
         """Exercises that take `most_tokens` at most; those that no longer fit are left out."""

@@ -17,8 +17,8 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 RopeMethod = Literal[
     "none", "linear", "ntk", "dynamic-ntk", "by-parts", "yarn", "dynamic-yarn", "llama3", "longrope", "abf"
 ]
-SuiteName = Literal["tiny", "quick", "full"]
-SuiteChoice = Literal["none", "tiny", "quick", "full"]
+SuiteName = Literal["tiny", "quick", "use", "full"]
+SuiteChoice = Literal["none", "tiny", "quick", "use", "full"]
 """one flat list: a run form shows a union as alternatives"""
 FittedMethod = Literal["yarn", "longrope"]
 """methods with parameters that can be searched for"""

@@ -216,7 +216,8 @@ class Evaluate(Section):
         "none",
         title="Suite",
         description="How far the model sees and uses, with needle grids up to the target: tiny in seconds, "
-        "quick in minutes, full with every task (a GPU); none: judged by the scores above alone.",
+        "quick in minutes, use for tasks beyond needles, full with every one (a GPU); none: judged by the "
+        "scores above alone.",
     )
     seed: int = Field(0, ge=0, title="Seed")
 

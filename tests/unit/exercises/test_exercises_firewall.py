@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import yarn_ops.evals
+from yarn_ops.evals.tasks import facts, natural
 from yarn_ops.exercises.draw import Draw
 from yarn_ops.exercises.en import ENGLISH
 from yarn_ops.exercises.language import Kind, Language
@@ -106,6 +107,20 @@ def test_evaluations_are_found() -> None:
     assert any("pass key" in form for form in forms)
     assert any("Extract the value" in form for form in forms)
     assert any("chain(s) of variable assignment" in form for form in forms)
+    for words in (facts.ENGLISH, facts.CHINESE):
+        assert {words.link, words.ballot, words.about, *itertools.chain(*words.bonds)} <= forms
+    assert {*natural.REFERENCE_ASKED, natural.LABEL} <= forms
+    assert any("对应的魔法数字是多少" in form for form in forms)
+
+
+@pytest.mark.parametrize("pair", [(ENGLISH, facts.ENGLISH), (CHINESE, facts.CHINESE)], ids=["en", "zh"])
+def test_no_bond_of_meaning_is_trained(pair: tuple[Language, facts.Wording]) -> None:
+    """Neither what was done nor what is asked of it is a clue, or an answer to one, of an exercise."""
+    language, words = pair
+    trained = {text for one in language.associations for text in (one.clue, one.asked)}
+    asked = set(itertools.chain(*words.bonds))
+    assert not asked & trained
+    assert not [(one, other) for one in asked for other in trained if one in other or other in one]
 
 
 @pytest.mark.parametrize("runs", [runs_of_words, runs_of_characters])

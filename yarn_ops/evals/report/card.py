@@ -11,6 +11,8 @@ from yarn_ops.evals.advice import advise
 from yarn_ops.evals.capacity import Capacity
 from yarn_ops.evals.intervals import figure
 from yarn_ops.evals.names import LAST_QUARTER, NO_NEEDLE, RECALL, SINGLE_PASS, SLIDING, template_of
+from yarn_ops.evals.report.families import family_rows, told
+from yarn_ops.exercises import FAMILIES
 from yarn_ops.recipe import Data, Train
 from yarn_ops.records import (
     Adapter,
@@ -56,10 +58,16 @@ class Extension:
     verdict: Verdict
     capacities: BeforeAfter[Capacity]
 
+    @property
+    def trained_kinds(self) -> tuple[str, ...]:
+        """Families of the exercises that it was trained on."""
+        asked = self.training.exercises
+        return (asked.families or tuple(FAMILIES)) if asked.share else ()
+
 
 def model_card(extension: Extension) -> str:
     """The card as markdown with YAML front matter; pictures are named as `report` writes them."""
-    sections = (_front_matter, _summary, _measured, _gate, _advice, _made, _loading, _caveats)
+    sections = (_front_matter, _summary, _measured, _families, _gate, _advice, _made, _loading, _caveats)
     texts = ("\n".join(section(extension)) for section in sections)
     return "\n\n".join(text for text in texts if text) + "\n"
 
@@ -113,6 +121,23 @@ def _measured(extension: Extension) -> Iterator[str]:
     )
     yield ""
     yield "![Recall by length and depth](recall.png)"
+
+
+def _families(extension: Extension) -> Iterator[str]:
+    before, after = extension.capacities
+    cards = BeforeAfter(before.card, after.card)
+    heads, rows = family_rows(cards, extension.trained_kinds)
+    if not rows:
+        return
+    yield "## Use beyond needles"
+    yield ""
+    for cells in (heads, ["---", "---", *["---:"] * (len(heads) - 2)], *rows):
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+    yield (
+        f"Kinds of exercises trained: {', '.join(extension.trained_kinds) or 'none'}. No task here but the "
+        "first has a form, a key or a range of values that was trained. " + " ".join(told(cards))
+    )
 
 
 def _gate(extension: Extension) -> Iterator[str]:

@@ -27,7 +27,8 @@ from yarn_ops.evals.names import (
 )
 from yarn_ops.evals.reach import KEPT
 from yarn_ops.evals.report.capacity_picture import draw_capacity
-from yarn_ops.records import Score
+from yarn_ops.evals.report.families import FAMILIES, family_rows, told
+from yarn_ops.records import BeforeAfter, Score
 
 PAGE, PICTURE = "capacity.html", "capacity.png"
 TITLES = {
@@ -41,11 +42,7 @@ TITLES = {
     LONG_PERPLEXITY: "perplexity of far-repeated tokens",
     "recall/code": "pairs recalled, code form",
     "recall/prose": "pairs recalled, prose",
-    "needle/code": "needles found, code form",
-    "needle/prose": "needles found, prose",
-    "multi-key": "one of sixteen keys",
-    "key-value": "one of the lines of JSON",
-    "passkey": "passkey in its published words",
+    **{task: name for task, (name, _) in FAMILIES.items()},
     "copy": "random runs continued, by token",
     "mqar": "pairs of single tokens (MQAR)",
     RULER_AVERAGE: "RULER, mean of its tasks",
@@ -77,18 +74,21 @@ small{color:#6a737d}
 """
 
 
-def write_page(models: Sequence[Capacity], out: Path) -> tuple[Path, Path]:
+def write_page(
+    models: Sequence[Capacity], out: Path, trained: Sequence[str] | None = None
+) -> tuple[Path, Path]:
     """Write capacity.html and capacity.png into `out`; the paths of both.
 
-    models: the one under test, then, if there is one, the base it is compared with.
+    models: the one under test, then, if there is one, the base it is compared with. trained: the kinds of
+    exercises that it was trained on; None: not known.
     """
     out.mkdir(parents=True, exist_ok=True)
     draw_capacity(models, out / PICTURE)
-    (out / PAGE).write_text(html(models, (out / PICTURE).read_bytes()), "utf-8")
+    (out / PAGE).write_text(html(models, (out / PICTURE).read_bytes(), trained), "utf-8")
     return out / PAGE, out / PICTURE
 
 
-def html(models: Sequence[Capacity], picture: bytes) -> str:
+def html(models: Sequence[Capacity], picture: bytes, trained: Sequence[str] | None = None) -> str:
     """The page; nothing in it points outside."""
     model = models[0]
     sections = (
@@ -96,6 +96,7 @@ def html(models: Sequence[Capacity], picture: bytes) -> str:
         _image(model, picture),
         _definitions(model),
         *(_measured(one) for one in models),
+        _families(models, trained),
         _short(models),
         _ruler(model),
         _attention(model.diagnosis),
@@ -174,6 +175,17 @@ def _figure(score: Score | None) -> str:
     if score is None:
         return ""
     return f"{score.value:.0f}" if abs(score.value) >= 100 else figure(score)
+
+
+def _families(models: Sequence[Capacity], trained: Sequence[str] | None) -> Iterator[str]:
+    if len(models) < 2:
+        return
+    cards = BeforeAfter(models[1].card, models[0].card)
+    heads, rows = family_rows(cards, trained)
+    if rows:
+        yield "<h2>Use beyond needles</h2>"
+        yield from _table(heads, rows)
+        yield f"<p>{escape(' '.join(told(cards)))}</p>"
 
 
 def _short(models: Sequence[Capacity]) -> Iterator[str]:

@@ -20,7 +20,8 @@ def write_report(extension: Extension, losses: Sequence[tuple[int, float]], out:
     losses: (optimizer step, loss in nats a token) of the training, in order.
     """
     scores, target = extension.scores, extension.patched.target_context_tokens
-    capacity = write_capacity_report([extension.capacities.after, extension.capacities.before], out)
+    models = [extension.capacities.after, extension.capacities.before]
+    capacity = write_capacity_report(models, out, extension.trained_kinds)
     pictures.draw_overview(scores, target, out / "overview.png")
     pictures.draw_perplexity(scores, target, out / "perplexity.png")
     pictures.draw_recall(scores, out / "recall.png")
@@ -32,9 +33,11 @@ def write_report(extension: Extension, losses: Sequence[tuple[int, float]], out:
     )
 
 
-def write_capacity_report(models: Sequence[Capacity], out: Path) -> Report:
-    """Write page, picture and a summary in a few lines into `out`. models: the one under test first."""
-    write_page(models, out)
+def write_capacity_report(
+    models: Sequence[Capacity], out: Path, trained: Sequence[str] | None = None
+) -> Report:
+    """Write page, picture and a summary in a few lines into `out`, as `write_page` does."""
+    write_page(models, out, trained)
     lines = [f"- **{model.name}** {model.verdict}" for model in models]
     (out / SUMMARY).write_text(
         "\n".join([*lines, "", f"![How far it sees and uses]({PICTURE})", ""]), "utf-8"

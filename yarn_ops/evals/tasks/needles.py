@@ -18,6 +18,7 @@ import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.random import Generator
@@ -27,6 +28,10 @@ from yarn_ops.errors import EvaluationError
 from yarn_ops.evals import scoring
 from yarn_ops.evals.cells import Cell, ModelUnderTest
 from yarn_ops.evals.examples import Example, Needle, Question, draw_equal, plant, questions_of, require_room
+from yarn_ops.evals.names import TRAINED
+from yarn_ops.exercises import en, zh
+from yarn_ops.exercises.draw import Draw
+from yarn_ops.exercises.language import Form
 from yarn_ops.records import Score
 
 KEY_LETTERS = 4
@@ -66,6 +71,12 @@ TEMPLATES: Mapping[str, Template] = {
         ".\n",
     ),
 }
+IN_CHINESE: Mapping[str, Template] = {
+    **TEMPLATES,
+    "prose": Template(
+        "\n与{key}对应的魔法数字：{value}。\n", "\n与{key}对应的魔法数字是多少？答：", "{value}", "。\n"
+    ),
+}
 # Mohtashami and Jaggi, Landmark Attention (2023), appendix: the passkey prompt that later papers use.
 PASSKEY_TASK = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
@@ -77,15 +88,23 @@ PASSKEY = Template(
     "\nWhat is the pass key? The pass key is",
     " {value}",
 )
+TRAINED_KINDS = ("person", "constant", "name")
+"""of keys, of which there are enough"""
+
+
+def forms(chinese: bool) -> Mapping[str, Template]:
+    """The templates in the documents' language."""
+    return IN_CHINESE if chinese else TEMPLATES
 
 
 def recall_cell(
-    texts: Ids, encode: Encode, template: str, context_tokens: int, pairs: int, seed: int, text: str
-) -> Cell:
+    texts: Ids, encode: Encode, template: str, context_tokens: int, pairs: int, seed: int, text: str,
+    *, chinese: bool = False,
+) -> Cell:  # fmt: skip
     """`recall/<template>` at a length. texts: int64, of that length at least; text: digest of what they are
     from. EvaluationError when the length cannot hold the pairs."""
     task = f"recall/{template}"
-    examples = recall_examples(list(texts), encode, template, context_tokens, pairs, seed)
+    examples = recall_examples(list(texts), encode, template, context_tokens, pairs, seed, chinese)
 
     def measure(under_test: ModelUnderTest) -> tuple[Score, ...]:
         asked = scoring.ask_in_turn(under_test.model, examples)
@@ -98,8 +117,9 @@ def recall_cell(
 
 
 def recall_examples(
-    texts: Sequence[Ids], encode: Encode, template: str, context_tokens: int, pairs: int, seed: int
-) -> list[Example]:
+    texts: Sequence[Ids], encode: Encode, template: str, context_tokens: int, pairs: int, seed: int,
+    chinese: bool = False,
+) -> list[Example]:  # fmt: skip
     """One example from each text (int64, long enough), of exactly `context_tokens` tokens with all questions
     and answers.
 
@@ -107,18 +127,17 @@ def recall_examples(
     the length cannot hold the pairs.
     """
     rng = np.random.default_rng([seed, context_tokens, *template.encode()])
-    return [_recall_example(text, encode, template, context_tokens, pairs, rng) for text in texts]
+    draw = partial(forms(chinese)[template].needle, encode, closed=True)
+    return [_recall_example(text, draw, template, context_tokens, pairs, rng) for text in texts]
 
 
 def _recall_example(
-    text: Ids, encode: Encode, template: str, context_tokens: int, pairs: int, rng: Generator
-) -> Example:
-    keys = _distinct_keys(pairs + 1, rng)
+    text: Ids, needle: Callable[[str, str], Needle], template: str, context_tokens: int, pairs: int,
+    rng: Generator,
+) -> Example:  # fmt: skip
+    keys = distinct_keys(pairs + 1, rng)
     values = [str(VALUES[index]) for index in rng.choice(len(VALUES), pairs + 1, replace=False)]
-    *planted, control = (
-        TEMPLATES[template].needle(encode, key, value, closed=True)
-        for key, value in zip(keys, values, strict=True)
-    )
+    *planted, control = map(needle, keys, values)
     needed = sum(len(needle.plant) + needle.asking for needle in planted) + control.asking
     filler = context_tokens - needed
     if filler < pairs:
@@ -153,7 +172,7 @@ def _chain_example(
     text: Ids, encode: Encode, context_tokens: int, chains: int, steps: int, rng: Generator
 ) -> Example:
     line = TEMPLATES["code"]
-    keys = _distinct_keys(chains * steps, rng)
+    keys = distinct_keys(chains * steps, rng)
     values = [str(VALUES[index]) for index in rng.choice(len(VALUES), chains, replace=False)]
     lines: list[Sequence[int]] = []
     questions = []
@@ -195,7 +214,7 @@ def grid(
         while (key := _key(rng)) in used:
             pass
         used.add(key)
-        return TEMPLATES[template].needle(haystack.encode, key, _value(rng))
+        return forms(haystack.chinese)[template].needle(haystack.encode, key, value_of(rng))
 
     return [
         example
@@ -218,7 +237,7 @@ def passkey(haystack: Haystack, context_tokens: int, parts: int, texts: int, see
         return np.concatenate([head, np.resize(noise, max(0, tokens - len(head)))])
 
     def draw() -> Needle:
-        return PASSKEY.needle(encode, "", _value(rng))
+        return PASSKEY.needle(encode, "", value_of(rng))
 
     return [
         example
@@ -227,9 +246,30 @@ def passkey(haystack: Haystack, context_tokens: int, parts: int, texts: int, see
     ]
 
 
-def draw_many(template: str, encode: Encode, count: int, rng: Generator) -> list[Needle]:
+def trained(haystack: Haystack, context_tokens: int, parts: int, texts: int, seed: int) -> list[Example]:
+    """As `grid`, in forms that exercises have: what training taught, apart from what it carries over to."""
+    rng = np.random.default_rng([seed, context_tokens, parts, *TRAINED.encode()])
+    language = zh.CHINESE if haystack.chinese else en.ENGLISH
+    lookups = [form for form in language.lookup if form.key in TRAINED_KINDS and form.value == "number"]
+    examples = []
+    for _ in range(texts):
+        form, draw = lookups[int(rng.integers(len(lookups)))], Draw(rng, language)
+
+        def needle(form: Form = form, draw: Draw = draw) -> Needle:
+            key, value = draw.key(form.key), draw.text(form.value)
+            plant, answer = form.plant.format(k=key, v=value), form.answer.format(v=value)
+            pieces = (haystack.encode(piece) for piece in (plant, form.ask.format(k=key), answer))
+            return Needle(*map(tuple, pieces))
+
+        run = partial(haystack.run, rng)
+        examples += _one_text(TRAINED, needle, run, context_tokens, parts, len(haystack.prefix), rng)
+    return examples
+
+
+def draw_many(template: str, haystack: Haystack, count: int, rng: Generator) -> list[Needle]:
     """`count` needles that are asked for in as many tokens, with different values."""
-    return draw_equal(count, lambda: TEMPLATES[template].needle(encode, _key(rng), _value(rng)))
+    form = forms(haystack.chinese)[template]
+    return draw_equal(count, lambda: form.needle(haystack.encode, _key(rng), value_of(rng)))
 
 
 def _one_text(
@@ -263,7 +303,7 @@ def _one_text(
     return examples
 
 
-def _distinct_keys(count: int, rng: Generator) -> list[str]:
+def distinct_keys(count: int, rng: Generator) -> list[str]:
     keys: dict[str, None] = {}
     while len(keys) < count:
         keys[_key(rng)] = None
@@ -274,5 +314,5 @@ def _key(rng: Generator) -> str:
     return "".join(rng.choice(list(string.ascii_lowercase), KEY_LETTERS))
 
 
-def _value(rng: Generator) -> str:
+def value_of(rng: Generator) -> str:
     return str(rng.integers(10_000, 100_000))

@@ -75,7 +75,7 @@ def _key_value(haystack: Haystack, context_tokens: int, parts: int, rng: Generat
 
 
 def _multi_key(haystack: Haystack, context_tokens: int, parts: int, rng: Generator) -> Example:
-    control, *needles = draw_many(MULTI_KEY_TEMPLATE, haystack.encode, KEYS + 1, rng)
+    control, *needles = draw_many(MULTI_KEY_TEMPLATE, haystack, KEYS + 1, rng)
     tokens = context_tokens - needles[0].asking - sum(len(needle.plant) for needle in needles)
     require_room("multi-key", tokens, 2 * KEYS, context_tokens)
     text = haystack.run(rng, tokens)
