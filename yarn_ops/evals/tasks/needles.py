@@ -253,7 +253,7 @@ def trained(haystack: Haystack, context_tokens: int, parts: int, texts: int, see
     lookups = [form for form in language.lookup if form.key in TRAINED_KINDS and form.value == "number"]
     examples = []
     for _ in range(texts):
-        form, draw = lookups[int(rng.integers(len(lookups)))], Draw(rng, language)
+        form, draw = lookups[int(rng.integers(len(lookups)))], Draw(rng, language, context_tokens)
 
         def needle(form: Form = form, draw: Draw = draw) -> Needle:
             key, value = draw.key(form.key), draw.text(form.value)
