@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from prefect import flow
-from prefect.logging.handlers import APILogHandler
 
 from flows.curriculum import train_legs
 from flows.reporting import show_comparison
 from flows.run import open_run
 from flows.stages.making import fetch_base, merge, patch, prepare, survey
 from flows.stages.measuring import evaluate, rank
-from yarn_ops import registry
 from yarn_ops.errors import RecipeError
 from yarn_ops.recipe import (
     ZERO_SHOT,
@@ -23,7 +21,6 @@ from yarn_ops.recipe import (
     parse_recipe,
 )
 from yarn_ops.records import BaseModel, Scorecard, ShardSet
-from yarn_ops.registry import RunView
 from yarn_ops.settings import read_settings
 
 METHODS: list[RopeMethod] = ["none", "linear", "ntk", "by-parts", "yarn"]
@@ -91,12 +88,3 @@ def of_arm(recipe: Recipe, method: RopeMethod, arm: Arm) -> Recipe:
     values["rope"]["method"] = method
     values["train"] = arm_training(recipe.train, arm).model_dump()
     return parse_recipe(values, f"method {method!r}")
-
-
-def compare_here(recipe: Recipe, methods: list[RopeMethod], arms: list[Arm]) -> RunView:
-    """Run the flow in this process; the run as the registry has it afterwards."""
-    try:
-        run_id = compare(recipe, methods, arms)
-    finally:
-        APILogHandler().flush()
-    return registry.open_registry(read_settings().database).run_view(run_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from prefect import flow
-from prefect.logging.handlers import APILogHandler
 
 from flows.curriculum import train_legs
 from flows.reporting import show_report
@@ -12,11 +11,9 @@ from flows.stages.making import fetch_base, merge, patch, prepare, rehearse, sur
 from flows.stages.measuring import judge, score
 from flows.stages.releasing import draw, publish
 from flows.warm_trainer import warm_trainer
-from yarn_ops import registry
 from yarn_ops.errors import GateFailed
 from yarn_ops.recipe import Recipe
 from yarn_ops.records import BeforeAfter
-from yarn_ops.registry import RunView
 from yarn_ops.settings import read_settings
 
 
@@ -63,12 +60,3 @@ def extend(recipe: Recipe) -> str:
         if not verdict.passed:
             raise GateFailed(f"{release.name} version {release.version} was rejected: {verdict.reasons}")
         return run.id
-
-
-def run_here(recipe: Recipe) -> RunView:
-    """Run the flow in this process; the run as the registry has it afterwards."""
-    try:
-        run_id = extend(recipe)
-    finally:
-        APILogHandler().flush()  # a Prefect server of our own ends before this process does
-    return registry.open_registry(read_settings().database).run_view(run_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from prefect import flow
-from prefect.logging.handlers import APILogHandler
 
 from flows.run import open_run
 from flows.stages.making import fetch_base, prepare, survey
@@ -29,11 +28,3 @@ def fit(recipe: Recipe, method: FittedMethod = "yarn") -> Fit:
         corpus = survey(recipe.data)
         shards = prepare(recipe.data.of_shards(), corpus, base)
         return search(recipe.evaluate, recipe.rope, method, base, shards)
-
-
-def fit_here(recipe: Recipe, method: FittedMethod) -> Fit:
-    """Run the flow in this process."""
-    try:
-        return fit(recipe, method)
-    finally:
-        APILogHandler().flush()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
-from prefect.logging.handlers import APILogHandler
 
 from flows.reporting import show_capacity
 from flows.run import RunContext, open_run
@@ -102,11 +101,3 @@ def tell(run: RunContext, version: ModelVersion, alias: str, verdict: Verdict) -
         key="reevaluation",
         description=f"{version.name} version {version.version}, gate {how}",
     )
-
-
-def reevaluate_here(name: str, alias: str, seed: int) -> str:
-    """Run the flow in this process; the run's id."""
-    try:
-        return reevaluate(name, alias, seed)
-    finally:
-        APILogHandler().flush()

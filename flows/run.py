@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from prefect.context import get_run_context
 from prefect.exceptions import MissingContextError, TerminationSignal
+from prefect.logging.handlers import APILogHandler
 
 from flows.device import RunDevice
 from flows.liveness import sign
@@ -32,6 +33,9 @@ from yarn_ops.store.trees import fetch_tree
 
 SIGNALLED = (KeyboardInterrupt, TerminationSignal)
 """what asks a run to stop: a key or a command, Prefect"""
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +140,14 @@ def _write_end_to_ledger(run: RunContext) -> None:
         run.write_to_ledger()
     except YarnOpsError as error:  # how it ended matters more; `gc` and a later run write it again
         log.warning("run %s: its end was not written to the store: %s", run.id, error)
+
+
+def run_here(flow: Callable[P, Result], *inputs: P.args, **named: P.kwargs) -> Result:
+    """Run a flow in this process; its logs are sent before a Prefect server of our own ends."""
+    try:
+        return flow(*inputs, **named)
+    finally:
+        APILogHandler().flush()
 
 
 @contextmanager

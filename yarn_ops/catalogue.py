@@ -153,8 +153,11 @@ def _in_database(database: sqlite3.Connection) -> Iterator[ModelVersion]:
         "WHERE status = ? AND current_stage <> ?",
         (READY, DELETED),
     ):
-        told, called = tags.get((name, version), {}), aliases.get((name, version), [])
-        yield _version(name, version, source, run_id, told, called, description, created_ms)
+        yield ModelVersion(
+            name, version, source, run_id or "", tags.get((name, version), {}),
+            tuple(sorted(aliases.get((name, version), ()))), description or "",
+            datetime.fromtimestamp(created_ms / 1000, UTC),
+        )  # fmt: skip
 
 
 def _on_server(uri: str, auth: tuple[str, str] | None) -> Iterator[ModelVersion]:
@@ -167,15 +170,17 @@ def _on_server(uri: str, auth: tuple[str, str] | None) -> Iterator[ModelVersion]
         if found.get("status") != READY:
             continue
         name, version = found["name"], int(found["version"])
-        yield _version(
-            name,
-            version,
-            found["source"],
-            found.get("run_id"),
-            {tag["key"]: tag.get("value", "") for tag in found.get("tags", ())},
-            [alias for model, number, alias in aliases if (model, number) == (name, version)],
-            found.get("description"),
-            int(found["creation_timestamp"]),
+        yield ModelVersion(
+            name=name,
+            version=version,
+            source=found["source"],
+            mlflow_run_id=found.get("run_id") or "",
+            tags={tag["key"]: tag.get("value", "") for tag in found.get("tags", ())},
+            aliases=tuple(
+                sorted(alias for model, number, alias in aliases if (model, number) == (name, version))
+            ),
+            description=found.get("description") or "",
+            created_at=datetime.fromtimestamp(int(found["creation_timestamp"]) / 1000, UTC),
         )
 
 
@@ -200,25 +205,3 @@ def _answer(uri: str, path: str, asked: Mapping[str, Any], auth: tuple[str, str]
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise OSError(str(error)) from None
     return found
-
-
-def _version(
-    name: str,
-    version: int,
-    source: str,
-    run_id: str | None,
-    tags: dict[str, str],
-    aliases: list[str],
-    description: str | None,
-    created_ms: int,
-) -> ModelVersion:
-    return ModelVersion(
-        name=name,
-        version=version,
-        source=source,
-        mlflow_run_id=run_id or "",
-        tags=tags,
-        aliases=tuple(sorted(aliases)),
-        description=description or "",
-        created_at=datetime.fromtimestamp(created_ms / 1000, UTC),
-    )

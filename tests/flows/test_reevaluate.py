@@ -18,7 +18,11 @@ from yarn_ops.settings import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-SCORE_AGAIN = "from flows.reevaluate import reevaluate_here; print(reevaluate_here('small', 'champion', 1))"
+SCORE_AGAIN = """
+from flows.reevaluate import reevaluate
+from flows.run import run_here
+print(run_here(reevaluate, 'small', 'champion', 1))
+"""
 
 
 @pytest.fixture

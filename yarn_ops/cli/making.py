@@ -16,6 +16,7 @@ from yarn_ops.cli.app import (
     load_asked,
     recipe_app,
     rope_app,
+    run_registry,
     services_of,
 )
 
@@ -27,9 +28,10 @@ def extend(recipe: RecipeArgument, set_: SetOption = None) -> None:
 
     asked = load_asked(recipe, set_)
     with services_of(asked):
-        from flows.extend import run_here
+        from flows import extend as extending
+        from flows.run import run_here
 
-        view = run_here(asked)
+        view = run_registry().run_view(run_here(extending.extend, asked))
     display.show_run(view)
 
 
@@ -50,9 +52,10 @@ def compare(
         parse_arms(arms.split(",")),
     )
     with services_of(asked):
-        from flows.compare import compare_here
+        from flows import compare as comparing
+        from flows.run import run_here
 
-        view = compare_here(asked, chosen, ways)
+        view = run_registry().run_view(run_here(comparing.compare, asked, chosen, ways))
     display.show_comparison(view)
 
 
@@ -98,9 +101,10 @@ def fit(
 
     asked = load_asked(recipe, set_)
     with services_of(asked):
-        from flows.fit import fit_here
+        from flows import fit as fitting
+        from flows.run import run_here
 
-        found = fit_here(asked, method)
+        found = run_here(fitting.fit, asked, method)
     rope.show_fit(found, as_json=json)
 
 

@@ -177,14 +177,22 @@ def gc(
     json: JsonOption = False,
 ) -> None:
     """Remove what nothing refers to: broken-off uploads, unreferenced directories, stale working files."""
-    import yarn_ops.cli.display as display
-    from yarn_ops.cli import gc as collecting
-    from yarn_ops.settings import read_settings
+    from datetime import timedelta
 
+    import yarn_ops.cli.display as display
+    from yarn_ops import references, upkeep
+    from yarn_ops.settings import read_settings
+    from yarn_ops.store import open_store, store_options, sweep
+
+    settings, registry = read_settings(), run_registry()
+    store = open_store(settings.store, store_options(settings))
     if adopt:
-        typer.echo(f"adopted: {collecting.adopt(read_settings())} directories; `yarn-ops gc` may remove them")
+        adopted = references.adopt(store, registry, sweep.trees(store).keys())
+        typer.echo(f"adopted: {adopted} directories; `yarn-ops gc` may remove them")
         return
-    found = collecting.collect(read_settings(), older_than_days=older_than, dry_run=dry_run)
+    found = upkeep.find_garbage(settings, store, registry, timedelta(days=older_than))
+    if not dry_run:
+        found = [garbage for garbage in found if upkeep.remove(store, registry, garbage)]
     display.show_garbage(found, removed=not dry_run, as_json=json)
 
 
