@@ -1,4 +1,4 @@
-"""What a corpus is made of: how long its documents are, and how many were left out, for which reasons."""
+"""Statistics of a prepared corpus: how long its documents are, how many were left out and why."""
 
 from __future__ import annotations
 
@@ -9,10 +9,23 @@ from yarn_ops.data.fragments import Fate
 from yarn_ops.records import Dropped, LengthShare
 
 CONTEXT_MULTIPLES = (0.5, 1, 2, 4)
+REASONS = {
+    "duplicates": (Fate.DUPLICATE, "duplicates"),
+    "near_duplicates": (Fate.NEAR_DUPLICATE, "near duplicates"),
+    "contaminated": (Fate.CONTAMINATED, "with passages of measured documents"),
+    "language": (Fate.LANGUAGE, "in other languages"),
+    "length": (Fate.LENGTH, "too short or long"),
+    "empty": (Fate.EMPTY, "empty"),
+    "not_text": (Fate.NOT_TEXT, "files not UTF-8 text"),
+}
+"""why documents are left out: field of Dropped, fate, words"""
 
 
 def length_shares(tokens: NDArray[np.int64], context_tokens: int) -> tuple[LengthShare, ...]:
-    """Documents longer than ½, 1, 2 and 4 contexts, and their share of all tokens; `tokens`: of each."""
+    """For ½, 1, 2 and 4 contexts: how many documents are longer, and their share of all tokens.
+
+    `tokens`: of each document.
+    """
     found = []
     for multiple in CONTEXT_MULTIPLES:
         threshold = int(multiple * context_tokens)
@@ -28,28 +41,12 @@ def length_shares(tokens: NDArray[np.int64], context_tokens: int) -> tuple[Lengt
 
 
 def dropped(fates: NDArray[np.uint8]) -> Dropped:
-    """How many documents were left out, for each reason."""
+    """How many documents were left out, by reason; `fates`: a Fate of each."""
     counts = np.bincount(fates, minlength=len(Fate)).tolist()
-    return Dropped(
-        empty=counts[Fate.EMPTY],
-        not_text=counts[Fate.NOT_TEXT],
-        language=counts[Fate.LANGUAGE],
-        length=counts[Fate.LENGTH],
-        duplicates=counts[Fate.DUPLICATE],
-        near_duplicates=counts[Fate.NEAR_DUPLICATE],
-        contaminated=counts[Fate.CONTAMINATED],
-    )
+    return Dropped(**{field: counts[fate] for field, (fate, _) in REASONS.items()})
 
 
 def in_words(counts: Dropped) -> str:
-    """What was left out, the reasons that did not occur aside; "nothing" for nothing."""
-    named = {
-        "duplicates": counts.duplicates,
-        "near duplicates": counts.near_duplicates,
-        "with passages of measured documents": counts.contaminated,
-        "in other languages": counts.language,
-        "too short or long": counts.length,
-        "empty": counts.empty,
-        "files not UTF-8 text": counts.not_text,
-    }
-    return ", ".join(f"{count:,} {name}" for name, count in named.items() if count) or "nothing"
+    """Such as `3 duplicates, 1 empty`: the reasons that occurred; "nothing" where none did."""
+    named = ((getattr(counts, field), words) for field, (_, words) in REASONS.items())
+    return ", ".join(f"{count:,} {words}" for count, words in named if count) or "nothing"

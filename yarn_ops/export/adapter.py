@@ -13,10 +13,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from yarn_ops.errors import ExportError
-from yarn_ops.export.model import Export, new_directory, place_files, write_config
+from yarn_ops.export.model import Export, new_directory, place_files
 from yarn_ops.models.checkpoints import checkpoint_files, inspect_checkpoint
 from yarn_ops.models.files import CONFIG as BASE_CONFIG
-from yarn_ops.models.files import GENERATION_CONFIG, TOKENIZER_FILES, read_config
+from yarn_ops.models.files import GENERATION_CONFIG, TOKENIZER_FILES, read_config, write_object
 from yarn_ops.models.patch import prove_directory
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.serving import Engine, serving_settings
@@ -53,10 +53,10 @@ def export_adapter(adapter: Path, engine: Engine, *, base: Path, patched: Path, 
         of_base = set(checkpoint_files(base)) - beside - {BASE_CONFIG}
         place_files(base, partial / "base", of_base)
         place_files(patched, partial / "base", beside)
-        write_config(partial / "base", config)
+        write_object(partial / "base", BASE_CONFIG, config)
         prove_directory(partial / "base", spec)
         if settings.config is not None:
-            write_config(partial / "base", settings.config)
+            write_object(partial / "base", BASE_CONFIG, settings.config)
         place_files(adapter, partial / "adapter", (CONFIG, TENSORS))
     command = settings.command(str(to / "base"), adapter=str(to / "adapter"), rank=rank)
     return Export(command, settings.requires)

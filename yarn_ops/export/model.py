@@ -1,18 +1,17 @@
-"""An extended model, ready for an engine: what to start it with, and the files that it needs beside."""
+"""Export of an extended model to an inference engine: the command that serves it, and files that it needs."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from yarn_ops.atomic import atomic_write
 from yarn_ops.errors import ExportError
 from yarn_ops.models.checkpoints import checkpoint_files, inspect_checkpoint
-from yarn_ops.models.files import CONFIG, link_model_file, read_config
+from yarn_ops.models.files import CONFIG, link_model_file, read_config, write_object
 from yarn_ops.models.patch import prove_directory
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.serving import Engine, GgufRope, serving_settings
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Export:
-    """How an exported model is started."""
+    """How an engine is started on an exported model."""
 
     command: str
     requires: str
@@ -59,7 +58,7 @@ def export_model(
         served = to
         with new_directory(to) as partial:
             place_files(model, partial, checkpoint_files(model))
-            write_config(partial, settings.config)
+            write_object(partial, CONFIG, settings.config)
     return Export(settings.command(str(served)), settings.requires)
 
 
@@ -74,13 +73,17 @@ def _write_gguf(model: Path, rope: GgufRope, out: Path, weights: WeightType, rep
 
 
 def require_new(path: Path) -> None:
+    """ExportError where something is there already."""
     if path.exists():
         raise ExportError(f"{path}: exists; remove it or choose another --to")
 
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A sibling to write into that becomes `path` when the block ends, and is gone when it fails."""
+    """A directory to write into that becomes `path` when the block ends, and is gone when it fails.
+
+    ExportError where `path` exists or cannot be written.
+    """
     require_new(path)
     try:
         with atomic_write(path) as draft:
@@ -91,13 +94,7 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 def place_files(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Files of one directory in another: hard links, copies where the file system has none."""
+    """Put files of one model directory into another: hard links, or copies where the file system has none."""
     target.mkdir(parents=True, exist_ok=True)
     for name in names:
         link_model_file(source, target, name)
-
-
-def write_config(directory: Path, config: Mapping[str, Any]) -> None:
-    """Put config.json anew: the file that lies there may be a link to the model's own."""
-    (directory / CONFIG).unlink(missing_ok=True)
-    (directory / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")

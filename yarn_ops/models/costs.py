@@ -1,4 +1,4 @@
-"""What a length costs: keys and values in memory, arithmetic of reading it, for each sharing of KV heads."""
+"""What a context length costs: bytes of the KV cache for MHA, GQA and MQA, and FLOP of the prefill."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 BYTES = 2
-"""of a cached number: bfloat16"""
+"""of an element of the KV cache: bfloat16"""
 
 
 @dataclass(frozen=True)
 class Dimensions:
-    """Of a decoder, as far as it costs."""
+    """The sizes of a decoder that these costs depend on."""
 
     layers: int
     width: int
@@ -23,7 +23,7 @@ class Dimensions:
 
     @property
     def sharing(self) -> str:
-        """MHA, GQA or MQA."""
+        """How query heads share key-value heads: MHA, GQA or MQA."""
         if self.kv_heads == self.heads:
             return "MHA"
         return "MQA" if self.kv_heads == 1 else "GQA"
@@ -31,18 +31,18 @@ class Dimensions:
 
 @dataclass(frozen=True)
 class LengthCost:
-    """Of one text of `context_tokens` tokens."""
+    """The costs of one text of `context_tokens` tokens."""
 
     context_tokens: int
     kv_bytes: int
-    """as the model is"""
+    """of the KV cache, with the model's key-value heads"""
     kv_bytes_mha: int
-    """had every head keys of its own"""
+    """if every query head had a key-value head of its own"""
     kv_bytes_mqa: int
-    """did all heads share one"""
+    """if all query heads shared one key-value head"""
     prefill_flops: float
     attention_share: float
-    """of `prefill_flops`, 0..1"""
+    """attention's part of `prefill_flops`, 0..1"""
 
 
 def dimensions_of(config: Mapping[str, Any], parameters: int) -> Dimensions | None:

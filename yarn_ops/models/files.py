@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -117,6 +117,13 @@ def harmless_bytes(folder: Path, name: str) -> bytes:
     stated = read_stated(folder, name)
     kept = HARMLESS[name](stated)
     return data if kept == stated else json.dumps(kept, indent=2, ensure_ascii=False).encode()
+
+
+def write_object(folder: Path, name: str, value: Mapping[str, Any]) -> None:
+    """Write a JSON object as a file of a model directory, in place of what lies there, which may be a
+    link."""
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def copy_model_files(folder: Path, target: Path, names: Iterable[str]) -> None:

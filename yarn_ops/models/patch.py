@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from yarn_ops.models.files import (
     copy_model_files,
     read_config,
     read_object,
+    write_object,
 )
 from yarn_ops.models.loading import lay_out
 from yarn_ops.records import BaseModel, Local, PatchedModel
@@ -29,7 +29,7 @@ from yarn_ops.rope.proof import prove, rotary_modules
 
 
 def patch(rope: recipe.Rope, base: Local[BaseModel], out: Path, *, factor: float) -> PatchedModel:
-    """Write the patched config, the tokenizer and the generation config into `out`, no weights; record of it.
+    """Write the patched config, the tokenizer and the generation config into `out`, without weights.
 
     The model's own rotary module, built by transformers from the written config, must hold the reference
     frequencies. `out` appears whole or not at all. Raises RopeError (ProofError where the proof fails).
@@ -57,14 +57,12 @@ def _write_files(
 ) -> None:
     copy_model_files(base, out, TOKENIZER_FILES)
     tokenizer_config = {**_read(base, TOKENIZER_CONFIG), "model_max_length": target_context_tokens}
-    _write(out / TOKENIZER_CONFIG, tokenizer_config)
+    write_object(out, TOKENIZER_CONFIG, tokenizer_config)
     if generation := _read(base, GENERATION_CONFIG):
-        if generation.get("max_length") == config.get(
-            "max_position_embeddings"
-        ):  # the old context as a limit
+        if generation.get("max_length") == config.get("max_position_embeddings"):
             generation["max_length"] = target_context_tokens
-        _write(out / GENERATION_CONFIG, generation)
-    _write(out / CONFIG, patched)
+        write_object(out, GENERATION_CONFIG, generation)
+    write_object(out, CONFIG, patched)
 
 
 def prove_directory(path: Path, spec: RopeSpec) -> float:
@@ -82,7 +80,3 @@ def prove_directory(path: Path, spec: RopeSpec) -> float:
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
     return read_object(folder, name) if (folder / name).is_file() else {}
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -1,24 +1,28 @@
-"""What a piece of work took: time, memory, tokens."""
+"""The cost of a piece of work: seconds, peak memory, tokens through the model."""
 
 from __future__ import annotations
 
 import ctypes
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+Result = TypeVar("Result")
 RESET_PEAK = "5"
 """proc(5), clear_refs: the peak of the resident size becomes the present size"""
 
 
 @dataclass(frozen=True)
 class Cost:
+    """Of reading a document, or of an answer."""
+
     seconds: float
     peak_bytes: int | None
     """above what was there before: allocated by torch on a GPU; of the process's resident size elsewhere,
@@ -27,20 +31,9 @@ class Cost:
     """tokens that went through the model"""
 
 
-class Meter:
-    """`with metered(device) as meter: …`, then `meter.cost(tokens_read)`."""
-
-    seconds = 0.0
-    peak_bytes: int | None = None
-
-    def cost(self, tokens_read: int) -> Cost:
-        return Cost(self.seconds, self.peak_bytes, tokens_read)
-
-
-@contextmanager
-def metered(device: torch.device) -> Iterator[Meter]:
-    """Time and memory of the block."""
-    meter, on_gpu = Meter(), device.type == "cuda"
+def metered(device: torch.device, work: Callable[[], Result]) -> tuple[Result, float, int | None]:
+    """What `work` returns, the seconds it took, and its peak of memory as in `Cost.peak_bytes`."""
+    on_gpu = device.type == "cuda"
     before: int | None
     if on_gpu:
         torch.cuda.synchronize(device)
@@ -50,12 +43,12 @@ def metered(device: torch.device) -> Iterator[Meter]:
         _settle()
         before = _resident("VmRSS")
     start = time.perf_counter()
-    yield meter
+    result = work()
     if on_gpu:
         torch.cuda.synchronize(device)
-    meter.seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else _resident("VmHWM")
-    meter.peak_bytes = None if before is None or peak is None else max(0, peak - before)
+    return result, seconds, None if before is None or peak is None else max(0, peak - before)
 
 
 def _settle() -> None:

@@ -157,9 +157,8 @@ class _Tally:
 
     def _metered(self, work: Callable[[], Any]) -> tuple[Cost, Any]:
         before = self._remedy.read_tokens
-        with metered(self._device) as meter:
-            done = work()
-        return meter.cost(self._remedy.read_tokens - before), done
+        done, seconds, peak_bytes = metered(self._device, work)
+        return Cost(seconds, peak_bytes, self._remedy.read_tokens - before), done
 
     def row(self) -> Row:
         peaks = [peak for peak in self._peaks if peak is not None]

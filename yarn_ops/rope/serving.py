@@ -132,7 +132,8 @@ def _config_of_old_vllm(
     config: Mapping[str, Any], fields: RopeFields, spec: RopeSpec
 ) -> dict[str, Any] | None:
     """With `attn_factor` in place of what vLLM up to 0.29 ignores; None where it would ignore nothing."""
-    if spec.method != "yarn" or _is_own(spec):
+    is_own = math.isclose(attention_factor(spec), yarn_scale(spec.factor), rel_tol=EXACT)
+    if spec.method != "yarn" or is_own:
         return None
     served = copy.deepcopy(dict(config))
     for name in ("rope_scaling", "rope_parameters"):
@@ -166,7 +167,7 @@ def _gguf_rope(config: Mapping[str, Any], fields: RopeFields, spec: RopeSpec) ->
     match spec.method:
         case "linear":
             scaling = "linear"
-        case "yarn" if _has_plain_ramp(spec):
+        case "yarn" if (spec.beta_fast, spec.beta_slow, spec.truncate) == (BETA_FAST, BETA_SLOW, True):
             scaling = "yarn"
             attn_factor = attention_factor(spec) / yarn_scale(spec.factor)
         case "yarn" | "llama3":
@@ -217,12 +218,3 @@ def _frequency_factors(architecture: str, spec: RopeSpec) -> Array:
         original_context_tokens=spec.original_context_tokens,
     )
     return inverse_frequencies(base) / inverse_frequencies(spec)
-
-
-def _is_own(spec: RopeSpec) -> bool:
-    """Whether the attention factor is YaRN's own."""
-    return math.isclose(attention_factor(spec), yarn_scale(spec.factor), rel_tol=EXACT)
-
-
-def _has_plain_ramp(spec: RopeSpec) -> bool:
-    return (spec.beta_fast, spec.beta_slow, spec.truncate) == (BETA_FAST, BETA_SLOW, True)

@@ -110,11 +110,6 @@ def _fa4() -> Any:
         return None
 
 
-def _fa4_tile(q_BTHK: Tensor) -> dict[str, Any]:
-    hopper = torch.cuda.get_device_capability()[0] == 9
-    return HOPPER_FORWARD if hopper and q_BTHK.shape[-1] == 128 else {}
-
-
 def attend(
     kernel: Kernel, q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, documents: Documents | None
 ) -> Attended:
@@ -122,7 +117,9 @@ def attend(
     G a divisor of H). `documents` None: each window is one."""
     if kernel == "fa4":
         tensors, bounds = _fa4_arguments(documents, q_BTHK, k_BTHK, v_BTHK)
-        out, lse, *_ = _fa4()[0](*tensors, causal=True, return_lse=True, **bounds, **_fa4_tile(q_BTHK))
+        hopper = torch.cuda.get_device_capability()[0] == 9 and q_BTHK.shape[-1] == 128
+        tile = HOPPER_FORWARD if hopper else {}
+        out, lse, *_ = _fa4()[0](*tensors, causal=True, return_lse=True, **bounds, **tile)
         return Attended(out.view(q_BTHK.shape), lse, (lse, lse))
     if kernel == "cudnn":
         out, lse, *_, seed, offset, _ = aten._scaled_dot_product_cudnn_attention(

@@ -13,7 +13,6 @@ tolerance has to hide a lost tensor in rounding noise:
 from __future__ import annotations
 
 import ctypes
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +26,14 @@ from yarn_ops.atomic import atomic_write
 from yarn_ops.data.windows import ShardReader, spread
 from yarn_ops.errors import MergeError, TrainError
 from yarn_ops.models.device import Device, resolve_device
-from yarn_ops.models.files import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, copy_model_files, read_config
+from yarn_ops.models.files import (
+    CONFIG,
+    GENERATION_CONFIG,
+    TOKENIZER_FILES,
+    copy_model_files,
+    read_config,
+    write_object,
+)
 from yarn_ops.models.loading import lay_out
 from yarn_ops.models.parts import ModelPart, PartedModel, PartWeights
 from yarn_ops.progress import OnProgress
@@ -203,9 +209,7 @@ def _write_directory(config: Mapping[str, Any], patched: Path, out: Path) -> Non
     copy_model_files(patched, out, (GENERATION_CONFIG, *TOKENIZER_FILES))
     # both names of one key: transformers before 4.56 knows only the second
     merged_config = {**config, "dtype": "bfloat16", "torch_dtype": "bfloat16"}
-    (out / CONFIG).write_text(
-        json.dumps(merged_config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    write_object(out, CONFIG, merged_config)
 
 
 def _check_merged(trained: list[Tensor], merged: list[Tensor]) -> None:

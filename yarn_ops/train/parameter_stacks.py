@@ -36,7 +36,12 @@ class _Stacked(torch.autograd.Function):
         ctx: Any, stacks: Sequence[ParameterStack], dtype: torch.dtype, *parameters: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.stacks = stacks
-        made = tuple(_empty(stack, dtype) for stack in stacks)
+        made = tuple(
+            stack.parameters[0].new_empty(
+                (sum(map(len, stack.parameters)), *stack.parameters[0].shape[1:]), dtype=dtype
+            )
+            for stack in stacks
+        )
         torch._foreach_copy_(_parts(stacks, made), torch._foreach_mul(parameters, _factors(stacks)))
         return made
 
@@ -48,11 +53,6 @@ class _Stacked(torch.autograd.Function):
         torch._foreach_copy_(found, parts)
         torch._foreach_mul_(found, _factors(ctx.stacks))
         return None, None, *found
-
-
-def _empty(stack: ParameterStack, dtype: torch.dtype) -> Tensor:
-    first, *others = stack.parameters
-    return first.new_empty((len(first) + sum(map(len, others)), *first.shape[1:]), dtype=dtype)
 
 
 def _factors(stacks: Sequence[ParameterStack]) -> list[float]:

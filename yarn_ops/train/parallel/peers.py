@@ -1,9 +1,10 @@
-"""The processes of one run watch each other: whoever is killed or stopped ends the run, by name and at once.
+"""Heartbeats between the processes of one run: when one is killed or hangs, the others end and name it.
 
-Each writes a beat, a second apart, into the run's working directory, which all of them share; a thread of
-each reads the others'. A collective that waits for a lost peer would wait for minutes, and not say why.
+Each process writes a heartbeat every second into the run's working directory, which all of them share, and a
+thread of it reads the others'. Without them a collective would wait for a lost process until its timeout, for
+minutes, and not say why.
 
-ranks/0.json      host, process and its birth, beats so far, whether it has left in peace
+ranks/0.json      host, process id, its start time, number of heartbeats, whether it has finished
 ranks/0.failed    why it ended the run
 """
 
@@ -29,15 +30,15 @@ FOLDER = "ranks"
 BEAT_S = 1.0
 SILENT_S = 20.0
 STALLED_S = 5.0
-"""a watcher that was away for so long has nothing to say about others"""
+"""a process that itself was suspended for so long forgets what it saw of the others, and looks anew"""
 LOST_STATUS = 3
 
 Kind = Literal["error", "lost", "fault"]
-"""error: a user can mend it; lost: a process was killed or stopped; fault: ours, the log has its traceback"""
+"""error: of the user; lost: a process was killed or hangs; fault: a bug, whose traceback is in the log"""
 
 
 class Peers:
-    """One rank's view of the others."""
+    """One rank's heartbeats, and its view of the others'."""
 
     def __init__(self, work_dir: Path, rank: int, size: int) -> None:
         self._folder, self._rank, self._size = work_dir / FOLDER, rank, size
@@ -45,12 +46,12 @@ class Peers:
         self._seen: dict[int, tuple[dict[str, Any], float]] = {}
 
     def clear(self) -> None:
-        """Forget an earlier life of the run; one rank, before any of them beats."""
+        """Remove the files of an earlier attempt. One rank calls it, before any heartbeat."""
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
 
     def beat(self) -> None:
-        """I live."""
+        """Write a heartbeat."""
         self._beats += 1
         mine = {"host": platform.node(), "pid": os.getpid(), "birth": birth(os.getpid())}
         place = self._folder / f"{self._rank}.json"
@@ -58,21 +59,21 @@ class Peers:
             draft.write_text(json.dumps({**mine, "beats": self._beats, "left": self._leaving.is_set()}))
 
     def watch(self) -> None:
-        """From now on: beat, and end this process when another one is lost."""
+        """Start the thread that writes heartbeats and ends this process when another is lost."""
         threading.Thread(target=self._watch, daemon=True).start()
 
     def leave(self) -> None:
-        """My work is done: that I am gone means nothing."""
+        """This rank has finished: the others will not take its end for a loss."""
         self._leaving.set()
         self.beat()
 
     def note(self, kind: Kind, text: str) -> None:
-        """Say why the run ends, for the launcher."""
+        """Write down why the run ends, for the launcher (`cause_of_end`)."""
         with suppress(OSError):
             (self._folder / f"{self._rank}.failed").write_text(json.dumps({"kind": kind, "text": text}))
 
     def lost(self) -> str | None:
-        """Who is lost, in words; None while everybody lives."""
+        """Which process is lost and how, in words; None while all are there. One that hangs is killed."""
         now = time.monotonic()
         for rank in range(self._size):
             if rank == self._rank or (found := self._read(rank)) is None or found["left"]:
@@ -82,7 +83,8 @@ class Peers:
                 self._seen[rank] = found, now
             name = f"process {found['pid']}, rank {rank} of {self._size}"
             if not _runs(found):
-                return None if self._explained(rank) else f"{name}, was killed"
+                explained = (self._folder / f"{rank}.failed").exists()
+                return None if explained else f"{name}, was killed"
             if found == before and now - since > SILENT_S:
                 _kill(found)
                 return f"{name}, gave no sign of life for {SILENT_S:.0f} s and was ended"
@@ -105,12 +107,10 @@ class Peers:
         except (OSError, ValueError):
             return None
 
-    def _explained(self, rank: int) -> bool:
-        return (self._folder / f"{rank}.failed").exists()
-
 
 def cause_of_end(work_dir: Path) -> tuple[Kind, str] | None:
-    """Why the ranks ended the run: what a user can mend before what was lost before our own faults."""
+    """Why the ranks ended the run: users' errors come before lost processes, these before bugs; None: no
+    note."""
     notes = []
     for path in sorted((work_dir / FOLDER).glob("*.failed")):
         with suppress(OSError, ValueError):
