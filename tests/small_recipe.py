@@ -14,7 +14,6 @@ context_tokens = 256
 [evaluate]
 lengths = [1, 2]
 windows = 2
-sliding_stride_tokens = 0
 recall_windows = 2
 templates = ["code"]
 [gate]

@@ -22,7 +22,6 @@ context_tokens = 512
 [evaluate]
 lengths = [1, 2]
 windows = 1
-sliding_stride_tokens = 0
 recall_windows = 1
 templates = ["code"]
 [gate]

@@ -101,7 +101,7 @@ def bill(workload: Workload, machines: Machines) -> tuple[BillItem, ...]:
         f"YARN_OPS_GRID_WORKERS={workers}",
     )
     if workload.alone_s > each_s:
-        limit, setting = "scores that one GPU makes alone", "evaluate.sliding_stride_tokens"
+        limit, setting = "scores that one GPU makes alone", "evaluate.windows"
 
     def on_gpus(name: str, seconds: float, gpu_s: float, limit: str, setting: str) -> BillItem:
         return BillItem(name, seconds, gpu_s, gpu_s * machines.gpu_hour / HOUR_S, limit, setting)

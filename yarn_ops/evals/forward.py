@@ -21,8 +21,8 @@ from yarn_ops.data.haystack import Ids
 from yarn_ops.errors import EvaluationError
 from yarn_ops.models.head import Head
 
-BATCH_TOKENS = 8192
-"""tokens of one forward; a longer window runs alone"""
+BATCH_TOKENS, GPU_BATCH_TOKENS = 8192, 32_768
+"""tokens of one forward, so many that a small model fills a GPU; a longer window runs alone"""
 LOGITS_AT_ONCE = 1 << 25
 """float32 logits alive at a time: 128 MiB"""
 PROBE_TOKENS = 8
@@ -80,7 +80,7 @@ def _judged(
     """judge: (logits [P, V], target tokens [P]) -> [P]; of the last tokens of every window, [B, scored]."""
     head, rows = Head.of(model), max(1, LOGITS_AT_ONCE // model.config.vocab_size)
     judged = []
-    for ids_BT in _batches(windows):
+    for ids_BT in _batches(windows, BATCH_TOKENS if model.device.type == "cpu" else GPU_BATCH_TOKENS):
         hidden_PD = _hidden(model, ids_BT[:, :-1].to(model.device))[:, -scored_tokens:].flatten(0, 1)
         target_P = ids_BT[:, -scored_tokens:].to(model.device).flatten()
         judged += [
@@ -94,7 +94,7 @@ def _hidden(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
     return model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
 
 
-def _batches(windows: Ids) -> Iterator[Tensor]:
-    step = max(1, BATCH_TOKENS // windows.shape[1])
+def _batches(windows: Ids, batch_tokens: int) -> Iterator[Tensor]:
+    step = max(1, batch_tokens // windows.shape[1])
     for start in range(0, len(windows), step):
         yield torch.from_numpy(windows[start : start + step])

@@ -5,8 +5,8 @@ kept, the rest is cut off and read in chunks. So a grid whose needles move from 
 start reads each text from its needle on. All questions of one text are asked in one forward: packed side by
 side at the same positions, under a mask in which none sees another.
 
-On a GPU, chunks end at multiples of the chunk and what is shared is cut at multiples of a grain, since a
-kernel is planned anew for every length it has not met.
+On a GPU, chunks end at multiples of the chunk, what is shared is cut at multiples of a grain, and what a text
+has beyond its last grain is read by itself, since a kernel is planned anew for every length it has not met.
 
 Axes: R rows of packed questions, N tokens read, B = 1, V vocabulary.
 """
@@ -25,11 +25,12 @@ from transformers import DynamicCache, PreTrainedModel
 
 from yarn_ops.data.haystack import Ids
 from yarn_ops.evals.examples import Question, Tokens
+from yarn_ops.models import suffix
 from yarn_ops.models.head import Head
 
 CHUNK_TOKENS = 4096
 """read at once"""
-GRAIN_TOKENS = {"cuda": 1024}
+GRAIN_TOKENS = {"cuda": suffix.PLANNED_TOKENS}
 """read again at most, to begin where a kernel has begun before"""
 PACKED_ROWS = 1024
 
@@ -91,8 +92,11 @@ class SharedReader:
         if shared < len(ids):
             shared -= shared % self._grain
         self._cut(len(self._ids) - shared)
+        last_grain = len(ids) - len(ids) % self._grain
         while shared < len(ids):
             end = shared + self.chunk_tokens - (shared % self.chunk_tokens if self._grain > 1 else 0)
+            if shared < last_grain:
+                end = min(end, last_grain)
             self._through(ids[shared:end])
             shared = end
         self._ids = ids

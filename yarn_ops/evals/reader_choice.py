@@ -26,8 +26,10 @@ from yarn_ops.rope.methods import LENGTH_DEPENDENT, RopeSpec
 
 log = logging.getLogger(__name__)
 
-TEXT_TOKENS, PREFIX_TOKENS, CHUNK_TOKENS, GRAIN_TOKENS = 48, 20, 16, 4
-"""of the probe: two texts that begin alike, read in chunks, the second from a cut at the grain"""
+PROBE = {"cuda": (2096, 1300, 1024, 1024)}
+SMALL_PROBE = (48, 20, 16, 4)
+"""tokens of the texts, of what they share, of a chunk and of the grain that the second is cut at; on a GPU so
+many that the kernel that plans is asked too"""
 FURTHER = 2.0
 """how many times as far from float32 as the usual way the shared way may be"""
 EXACT_NATS = 1e-3
@@ -66,8 +68,9 @@ class _Probe:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         draw, words = np.random.default_rng(0), model.config.vocab_size
-        self._text, self._other = draw.integers(0, words, (2, TEXT_TOKENS))
-        self._other[:PREFIX_TOKENS] = self._text[:PREFIX_TOKENS]
+        tokens, common, self._chunk, self._grain = PROBE.get(model.device.type, SMALL_PROBE)
+        self._text, self._other = draw.integers(0, words, (2, tokens))
+        self._other[:common] = self._text[:common]
 
         def some(tokens: int) -> Tokens:
             return tuple(draw.integers(0, words, tokens).tolist())
@@ -86,7 +89,7 @@ class _Probe:
 
     def reads_alike(self) -> bool:
         """Whether chunks, a cut and packed questions, by the attention that is set, are near enough."""
-        reader = SharedReader(self._model, CHUNK_TOKENS, GRAIN_TOKENS)
+        reader = SharedReader(self._model, self._chunk, self._grain)
         try:
             distance = self._distance(self._answers(reader, [self._other, self._text]))
         except torch.OutOfMemoryError:

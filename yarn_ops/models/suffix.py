@@ -23,6 +23,9 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 NAME = "yarn-ops-suffix"
 """No name here may say "flash", "sdpa", "flex_attention", "paged|" or have a slash: transformers would look
 for a package, a kernel on the hub or a mask of its own by that name."""
+PLANNED_TOKENS = 1024
+"""cuDNN plans anew for every shape it has not met, which takes longer than attending: it gets rows and keys
+in multiples of this alone, so that its shapes come again; what is left goes the way that plans nothing"""
 aten = torch.ops.aten
 
 Kernel = Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
@@ -91,6 +94,8 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: floa
 
 
 def _cudnn(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    if q.shape[2] % PLANNED_TOKENS or k.shape[2] % PLANNED_TOKENS:
+        return _tiled(q, k, v, causal, scale)
     output, sums, *_ = aten._scaled_dot_product_cudnn_attention(
         q, k, v, None, True, 0.0, causal, False, scale=scale
     )

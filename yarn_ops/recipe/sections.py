@@ -201,7 +201,10 @@ class Evaluate(Section):
     )
     windows: Positive = Field(16, title="Windows", description="Held-out windows for each perplexity.")
     sliding_stride_tokens: int = Field(
-        256, ge=0, title="Stride (tokens)", description="Of sliding-window perplexity; 0: it is left out."
+        0,
+        ge=0,
+        title="Stride (tokens)",
+        description="Of sliding-window perplexity, e.g. 256; 0: it is left out.",
     )
     recall_windows: Positive = Field(
         24, title="Recall windows", description="Windows with planted pairs at each length."

@@ -56,7 +56,7 @@ def test_an_evaluation_is_shared_with_the_other_nodes_but_for_what_is_not_divide
     assert parts(uneven, Machines(nodes=10, gpus=8))["evaluation"].seconds == pytest.approx(
         3 * HOUR + helper_s
     )
-    assert (many.limit, many.setting) == ("scores that one GPU makes alone", "evaluate.sliding_stride_tokens")
+    assert (many.limit, many.setting) == ("scores that one GPU makes alone", "evaluate.windows")
 
 
 def test_model_files_hold_the_gpus_while_they_move() -> None:
