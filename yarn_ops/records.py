@@ -165,17 +165,22 @@ class Score(_Frozen):
     items: tuple[float, ...] = ()
     """what `value` sums up, in an order that is the same for every model: the mean loss of each window in
     nats, or 1 and 0 for each pair found or not; empty where only the sum was kept"""
+    error: float = 0.05
+    """how often the interval may miss; less where what was asked was looked at several times"""
+    stopped: str = ""
+    """why fewer samples were asked than might have been; empty: all were"""
 
     @classmethod
     def of(
         cls, task: str, context_tokens: int, value: float, interval: tuple[float, float] | None,
         samples: int, seed: int, *, depth: float | None = None, items: Sequence[float] = (),
+        error: float = 0.05, stopped: str = "",
     ) -> Score:  # fmt: skip
         """With the bounds of its interval, or none."""
         low, high = interval or (None, None)
         return cls(
             task=task, context_tokens=context_tokens, depth=depth, value=value, low=low, high=high,
-            samples=samples, seed=seed, items=tuple(items),
+            samples=samples, seed=seed, items=tuple(items), error=error, stopped=stopped,
         )  # fmt: skip
 
     @property

@@ -82,6 +82,10 @@ def only(found: Sequence[tuple[Score, ...]]) -> tuple[Score, ...]:
     return scores
 
 
+def never(found: Sequence[tuple[Score, ...]]) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Cell:
     """A task at a length."""
@@ -92,6 +96,10 @@ class Cell:
     """what moves its figures beside name, length, seed, precision and model: documents, how much is asked"""
     blocks: tuple[Block, ...]
     join: Join = only
+    looks: tuple[int, ...] = ()
+    """after how many blocks, ascending, those that follow may turn out not to be needed"""
+    enough: Callable[[Sequence[tuple[Score, ...]]], bool] = never
+    """whether what blocks found, in order, decides; asked at a look"""
 
     @classmethod
     def whole(

@@ -12,26 +12,33 @@ from yarn_ops.records import Score
 
 Interval = tuple[float, float]
 
-Z95 = NormalDist().inv_cdf(0.975)
+ERROR = 0.05
+"""how often an interval may miss what it is of"""
 LEAST_MEAN_SAMPLES = 4
 """below that a t quantile is so wide that no interval is the honest answer"""
 
 
-def wilson(successes: int, trials: int) -> Interval:
+def normal_quantile(error: float = ERROR) -> float:
+    """What a normal deviate exceeds on either side with probability `error` together."""
+    return NormalDist().inv_cdf(1 - error / 2)
+
+
+def wilson(successes: int, trials: int, error: float = ERROR) -> Interval:
     """Wilson's score interval of a share; `trials` at least 1. Holds near 0 and 1."""
-    share, z2 = successes / trials, Z95**2
+    z = normal_quantile(error)
+    share, z2 = successes / trials, z**2
     centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    half = Z95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
+    half = z / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == trials else centre + half
     return low, high
 
 
-def mean_interval(values: Sequence[float]) -> Interval | None:
+def mean_interval(values: Sequence[float], error: float = ERROR) -> Interval | None:
     """Student's interval of the mean of independent values; None for fewer than four."""
     if len(values) < LEAST_MEAN_SAMPLES:
         return None
-    half = student_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    half = student_quantile(len(values) - 1, error) * stdev(values) / math.sqrt(len(values))
     return fmean(values) - half, fmean(values) + half
 
 
@@ -40,15 +47,15 @@ def exponential(interval: Interval | None) -> Interval | None:
     return None if interval is None else (math.exp(interval[0]), math.exp(interval[1]))
 
 
-def shares_interval(values: Sequence[float]) -> Interval | None:
+def shares_interval(values: Sequence[float], error: float = ERROR) -> Interval | None:
     """Of the mean of shares, 0..1 each: Student's; Wilson's where all are 0 or 1, and perhaps all alike."""
     if all(value in (0.0, 1.0) for value in values):
-        return wilson(round(sum(values)), len(values))
-    interval = mean_interval(values)
+        return wilson(round(sum(values)), len(values), error)
+    interval = mean_interval(values, error)
     return None if interval is None else (max(0.0, interval[0]), min(1.0, interval[1]))
 
 
-def paired_share_interval(before: Sequence[float], after: Sequence[float]) -> Interval:
+def paired_share_interval(before: Sequence[float], after: Sequence[float], error: float = ERROR) -> Interval:
     """Agresti and Min's interval of the change of a share, from the same trials (1 or 0) before and after.
 
     Simple improved confidence intervals for comparing matched proportions, 2005: Wald's, with half a trial
@@ -58,15 +65,15 @@ def paired_share_interval(before: Sequence[float], after: Sequence[float]) -> In
     gained = 0.5 + sum(new > old for old, new in zip(before, after, strict=True))
     lost = 0.5 + sum(new < old for old, new in zip(before, after, strict=True))
     change = (gained - lost) / trials
-    half = Z95 * math.sqrt(gained + lost - (gained - lost) ** 2 / trials) / trials
+    half = normal_quantile(error) * math.sqrt(gained + lost - (gained - lost) ** 2 / trials) / trials
     return change - half, change + half
 
 
-def student_quantile(freedom: int) -> float:
-    """97.5 % quantile of Student's t."""
+def student_quantile(freedom: int, error: float = ERROR) -> float:
+    """What Student's t exceeds on either side with probability `error` together."""
     from scipy.special import stdtrit  # a tenth of a second, which `runs show` may not need
 
-    return float(stdtrit(freedom, 0.975))
+    return float(stdtrit(freedom, 1 - error / 2))
 
 
 def loss_change_interval(before: Score, after: Score) -> Interval | None:
@@ -78,7 +85,9 @@ def loss_change_interval(before: Score, after: Score) -> Interval | None:
 
 def recall_change_interval(before: Score, after: Score) -> Interval | None:
     """Of after less before, by pairs; None where none were kept."""
-    return paired_share_interval(before.items, after.items) if _same_items(before, after) else None
+    if not _same_items(before, after):
+        return None
+    return paired_share_interval(before.items, after.items, min(before.error, after.error))
 
 
 def change_interval(before: Score, after: Score, measure: Literal["ratio", "difference"]) -> Interval | None:

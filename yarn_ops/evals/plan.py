@@ -8,7 +8,7 @@ exercise trains. `full`: 200 examples a depth, every task, RULER.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from types import MappingProxyType
@@ -183,6 +183,14 @@ FAMILIES: Mapping[str, Make] = {
 }
 """texts of the length at most, not to the token"""
 DEEP = ("needle/code", "needle/prose", "passkey", "copy", TRAINED)
+OUTCOMES: Mapping[str, Callable[[Size], int]] = {
+    "needle/code": lambda size: size.parts * needles.NEEDLES,
+    "needle/prose": lambda size: size.parts * needles.NEEDLES,
+    "passkey": lambda size: size.parts,
+    "key-value": lambda size: pairs.ASKED,
+    "multi-key": lambda size: pairs.KEYS,
+}
+"""of a text of the grids that are asked until it is decided"""
 OF_KINDS = ("perplexity", "sliding")
 """tasks that tell kinds of documents apart"""
 TASKS: Mapping[str, Task] = {
@@ -194,7 +202,7 @@ TASKS: Mapping[str, Task] = {
     "far-passage": Task(natural.far_cell, lambda size, length, lengths: 2 * size.windows * length),
     "long-perplexity": Task(context.key_cell, lambda size, length, lengths: size.windows * length),
     **{
-        name: grid_task(name, make, deep=name in DEEP, by_token=name == "copy")
+        name: grid_task(name, make, deep=name in DEEP, by_token=name == "copy", outcomes=OUTCOMES.get(name))
         for name, make in {**GRIDS, **FAMILIES}.items()
     },
     "ruler": Task(

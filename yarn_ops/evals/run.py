@@ -60,9 +60,11 @@ class PlanRun:
             for cell in plan.cells
             for block in cell.blocks
         }
+        self._cells = {block: cell for cell in plan.cells for block in cell.blocks}
         self._model = model
         self._found: dict[Block, tuple[Score, ...]] = {}
         self._refused: dict[Block, str] = {}
+        self._not_asked: set[Block] = set()
         self._done, self._total = 0, sum(block.tokens for block in self._keys)
 
     def measure(self) -> Measured:
@@ -84,8 +86,15 @@ class PlanRun:
         return self.computed
 
     def _by_size(self) -> list[Block]:
-        """The largest first: the last ones are short, so workers end at about the same time."""
-        return sorted(self._keys, key=lambda block: block.tokens, reverse=True)
+        """The largest cells first: the last ones are short, so workers end at about the same time. Those of
+        a cell that looks in between in their order."""
+        return sorted(
+            self._keys,
+            key=lambda block: (
+                sum(b.tokens for b in c.blocks) if (c := self._cells[block]).looks else block.tokens
+            ),
+            reverse=True,
+        )
 
     def _tell(self, note: str) -> None:
         self._worker.progress(self._done, self._total, note)
@@ -106,7 +115,8 @@ class PlanRun:
         scores: list[Score] = []
         skipped: dict[str, str] = {}
         for cell in self._plan.cells:
-            if found := [self._found[block] for block in cell.blocks if block in self._found]:
+            asked = [block for block in cell.blocks if block not in self._not_asked]
+            if found := [self._found[block] for block in asked if block in self._found]:
                 scores += cell.join(found)
             else:
                 skipped[f"{cell.name} at {cell.context_tokens}"] = self._refused[cell.blocks[0]]
@@ -115,8 +125,28 @@ class PlanRun:
             raise EvaluationError(f"no cell of the evaluation could be measured: {reasons}")
         return Measured(tuple(scores), skipped, self.computed, self._model.read_tokens)
 
+    def _needed(self, block: Block) -> bool | None:
+        """Whether earlier blocks of its cell leave anything to ask; None while these are being measured."""
+        cell = self._cells[block]
+        place = cell.blocks.index(block)
+        for look in [look for look in cell.looks if look <= place]:
+            earlier = cell.blocks[:look]
+            if any(one in self._not_asked for one in earlier):
+                return False
+            if not all(one in self._found or one in self._refused for one in earlier):
+                return None
+            if cell.enough([self._found[one] for one in earlier if one in self._found]):
+                return False
+        return True
+
     def _settle(self, block: Block) -> bool:
         """Know the block's scores, or why it has none; False while another process measures it."""
+        needed = self._needed(block)
+        if needed is None:
+            return False
+        if not needed:
+            self._not_asked.add(block)
+            return True
         key = self._keys[block]
         known = self._worker.journal.known(key)
         if known is not None:

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from yarn_ops.evals.examples import Example, Question
 from yarn_ops.evals.forward import correct_predictions
-from yarn_ops.evals.intervals import mean_interval, shares_interval
+from yarn_ops.evals.intervals import ERROR, mean_interval, shares_interval
 from yarn_ops.evals.names import CHOICE, NATS, NO_NEEDLE
 from yarn_ops.evals.reader import Reader, Reply
+from yarn_ops.evals.sequential import Looks, exact_interval
 from yarn_ops.records import Score
 
 Answered = tuple[Question, Reply]
@@ -83,15 +84,25 @@ def every_outcome(task: str, depth: float | None) -> bool:
     return True
 
 
-def joined(blocks: Sequence[tuple[Score, ...]]) -> tuple[Score, ...]:
-    """The scores of a cell from those of its blocks, in order, with every outcome."""
+def joined(
+    blocks: Sequence[tuple[Score, ...]], keeps: Keeps | None = None, looks: Looks | None = None
+) -> tuple[Score, ...]:
+    """The scores of a cell from those of its blocks, in order, with every outcome.
+
+    looks: of a cell that may have been stopped at one of them; its first score is over all depths.
+    """
     first = blocks[0][0]
     outcomes: dict[tuple[str, float | None], list[float]] = {}
     for block in blocks:
         for score in block:
             outcomes.setdefault((score.task, score.depth), []).extend(score.items)
     groups = [(task, depth, values) for (task, depth), values in outcomes.items()]
-    return _scores(groups, first.context_tokens, first.seed)
+    return _scores(groups, first.context_tokens, first.seed, keeps, looks)
+
+
+def decided(looks: Looks, blocks: Sequence[tuple[Score, ...]]) -> bool:
+    """Whether what blocks found, in order, with every outcome, leaves nothing to ask."""
+    return bool(looks.why_enough([item for block in blocks for item in block[0].items]))
 
 
 def depth_of(part: int, parts: int) -> float:
@@ -122,17 +133,29 @@ def _nats(planted: Sequence[Answered]) -> list[float]:
 
 
 def _scores(
-    groups: Iterable[Group], context_tokens: int, seed: int, keeps: Keeps | None = None
+    groups: Sequence[Group],
+    context_tokens: int,
+    seed: int,
+    keeps: Keeps | None = None,
+    looks: Looks | None = None,
 ) -> tuple[Score, ...]:
     """The mean of every group that has outcomes, with its interval."""
+    asked = groups[0][2]
+    error = ERROR if looks is None else looks.error(len(asked))
+    stopped = "" if looks is None else looks.why_enough(asked)
     scores = []
     for task, depth, values in groups:
         if not values:
             continue
-        interval = mean_interval(values) if task.endswith(NATS) else shares_interval(values)
+        if task.endswith(NATS):
+            interval = mean_interval(values, error)
+        elif looks is not None and stopped:
+            interval = exact_interval(round(sum(values)), len(values), error)
+        else:
+            interval = shares_interval(values, error)
         kept = depth is None if keeps is None else keeps(task, depth)
         scores.append(
             Score.of(task, context_tokens, float(np.mean(values)), interval, len(values), seed, depth=depth,
-                     items=values if kept else ())
+                     items=values if kept else (), error=error, stopped=stopped)
         )  # fmt: skip
     return tuple(scores)

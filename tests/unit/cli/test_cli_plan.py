@@ -82,7 +82,7 @@ def test_machines_that_are_not_are_told(asked: dict[str, Any]) -> None:
 def test_blocks_of_a_full_suite_grow_with_the_length() -> None:
     lengths = (8192, 16384, 32768, 65536, 131072)
     blocks = [blocks_of("needle/prose", SIZES["full"], length, lengths) for length in lengths]
-    assert blocks == [2, 4, 8, 16, 32]
+    assert blocks == [6, 7, 10, 17, 33]
     assert tokens_through("needle/prose", SIZES["full"], 131072, lengths) == 50 * 5 * 131072
     assert blocks_of("ruler", SIZES["full"], 8192, lengths) == 13
     assert blocks_of("context", SIZES["full"], 131072, lengths) == 1

@@ -12,6 +12,7 @@ from yarn_ops.evals.capacity import Capacity
 from yarn_ops.evals.intervals import figure
 from yarn_ops.evals.names import LAST_QUARTER, NO_NEEDLE, RECALL, SINGLE_PASS, SLIDING, template_of
 from yarn_ops.evals.report.families import family_rows, told
+from yarn_ops.evals.sequential import stopped_early
 from yarn_ops.exercises import FAMILIES
 from yarn_ops.recipe import Data, Train
 from yarn_ops.records import (
@@ -119,6 +120,9 @@ def _measured(extension: Extension) -> Iterator[str]:
         f"window of {extension.patched.original_context_tokens:,} tokens too. Perplexity of the last quarter "
         "scores the same tokens at every length. Recall is the exact match of random values planted in it."
     )
+    for model, card in (("the base", before), ("the result", after)):
+        if stopped := stopped_early(card.scores):
+            yield f"Of {model}, no more was asked than decides: {'; '.join(stopped)}."
     yield ""
     yield "![Recall by length and depth](recall.png)"
 

@@ -28,6 +28,7 @@ from yarn_ops.evals.names import (
 from yarn_ops.evals.reach import KEPT
 from yarn_ops.evals.report.capacity_picture import draw_capacity
 from yarn_ops.evals.report.families import FAMILIES, family_rows, told
+from yarn_ops.evals.sequential import stopped_early
 from yarn_ops.records import BeforeAfter, Score
 
 PAGE, PICTURE = "capacity.html", "capacity.png"
@@ -97,6 +98,7 @@ def html(models: Sequence[Capacity], picture: bytes, trained: Sequence[str] | No
         _definitions(model),
         *(_measured(one) for one in models),
         _families(models, trained),
+        *(_stopped(one) for one in models),
         _short(models),
         _ruler(model),
         _attention(model.diagnosis),
@@ -283,6 +285,13 @@ def _costs(model: Capacity) -> Iterator[str]:
     own = f"KV cache, as it is ({decoder.sharing}, {decoder.kv_heads} of {decoder.heads} heads)"
     heads = ["", own, "were it MHA", "were it MQA", "prefill (TFLOP)", "of that attention"]
     yield from _table(heads, rows)
+
+
+def _stopped(model: Capacity) -> Iterator[str]:
+    if stopped := stopped_early(model.card.scores):
+        yield f"<p>Of {escape(model.name)}, no more was asked than decides:</p><ul>"
+        yield from (f"<li>{escape(reason)}</li>" for reason in stopped)
+        yield "</ul>"
 
 
 def _skipped(model: Capacity) -> Iterator[str]:

@@ -11,8 +11,9 @@ import numpy as np
 
 from yarn_ops.data.haystack import Haystack
 from yarn_ops.evals import scoring
-from yarn_ops.evals.cells import Block, Cell, ModelUnderTest, Size, Task
+from yarn_ops.evals.cells import Block, Cell, ModelUnderTest, Size, Task, only
 from yarn_ops.evals.examples import Example
+from yarn_ops.evals.sequential import Looks
 from yarn_ops.records import Score
 
 BLOCK_TOKENS = 1 << 20
@@ -22,18 +23,40 @@ Make = Callable[[Haystack, int, int, int, int], list[Example]]
 """(documents, tokens, parts, texts, seed) -> examples, as many of each text"""
 
 
-def grid_task(name: str, make: Make, *, deep: bool = False, by_token: bool = False) -> Task:
+def grid_task(
+    name: str,
+    make: Make,
+    *,
+    deep: bool = False,
+    by_token: bool = False,
+    outcomes: Callable[[Size], int] | None = None,
+) -> Task:
     """A task of examples, in blocks of whole texts. deep: a text is read once for its control, and from every
-    depth on. by_token: as in `scoring.recall`."""
+    depth on. by_token: as in `scoring.recall`. outcomes: of a text, where it is asked until it is decided."""
 
     def tokens(size: Size, length: int, lengths: Sequence[int]) -> int:
         return round(size.texts * length * (1 + size.parts / 2 if deep else 1))
 
-    def blocks(size: Size, tokens: int) -> int:
-        return min(size.texts, math.ceil(tokens / BLOCK_TOKENS))
+    def looks_of(size: Size) -> Looks:
+        return Looks.at(size.texts, outcomes(size)) if outcomes else Looks((size.texts,), 1)
+
+    def groups(size: Size, tokens: int) -> tuple[list[range], tuple[int, ...]]:
+        """Texts of each block, and how many blocks lie before each look but the last."""
+        blocks: list[range] = []
+        before: list[int] = []
+        for start, end in pairwise((0, *looks_of(size).texts)):
+            count = min(end - start, math.ceil(tokens * (end - start) / size.texts / BLOCK_TOKENS))
+            edges = np.linspace(start, end, max(1, count) + 1).round().astype(int).tolist()
+            blocks += [range(*edge) for edge in pairwise(edges)]
+            before.append(len(blocks))
+        return blocks, tuple(before[:-1])
 
     def cell(haystack: Haystack, size: Size, length: int, lengths: Sequence[int], seed: int) -> Cell:
-        def measured(texts: range, count: int, under_test: ModelUnderTest) -> tuple[Score, ...]:
+        through, looks = tokens(size, length, lengths), looks_of(size)
+        some, before = groups(size, through)
+        whole = len(some) == 1
+
+        def measured(texts: range, under_test: ModelUnderTest) -> tuple[Score, ...]:
             examples = _examples(make, haystack, length, size.parts, size.texts, seed)
             of_text = len(examples) // size.texts
             asked = [
@@ -43,24 +66,21 @@ def grid_task(name: str, make: Make, *, deep: bool = False, by_token: bool = Fal
                     under_test.reader, examples[text * of_text : (text + 1) * of_text]
                 )
             ]
-            keeps = scoring.every_outcome if count > 1 else None
+            keeps = None if whole else scoring.every_outcome
             return scoring.recall(name, asked, length, size.parts, seed, keeps, by_token=by_token)
 
-        through = tokens(size, length, lengths)
-        count = blocks(size, through)
-        edges = np.linspace(0, size.texts, count + 1).round().astype(int).tolist()
-        some = [range(*edge) for edge in pairwise(edges)]
-        names = [name] if count == 1 else [f"{name} {number}/{count}" for number in range(1, count + 1)]
-        return Cell(
-            name, length, (haystack.digest, size.parts, size.texts),
-            tuple(
-                Block(block, length, through * len(texts) // size.texts, partial(measured, texts, count))
-                for block, texts in zip(names, some, strict=True)
-            ),
-            *([] if count == 1 else [scoring.joined]),
-        )  # fmt: skip
+        names = [name] if whole else [f"{name} {number}/{len(some)}" for number in range(1, len(some) + 1)]
+        blocks = tuple(
+            Block(block, length, through * len(texts) // size.texts, partial(measured, texts))
+            for block, texts in zip(names, some, strict=True)
+        )
+        asks = (haystack.digest, size.parts, size.texts)
+        if not before:
+            return Cell(name, length, asks, blocks, only if whole else scoring.joined)
+        join, enough = partial(scoring.joined, looks=looks), partial(scoring.decided, looks)
+        return Cell(name, length, (*asks, looks.texts), blocks, join, before, enough)
 
-    return Task(cell, tokens, blocks)
+    return Task(cell, tokens, lambda size, tokens: len(groups(size, tokens)[0]))
 
 
 @lru_cache(maxsize=1)  # the blocks of a cell come one after the other

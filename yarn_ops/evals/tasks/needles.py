@@ -19,6 +19,7 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 from numpy.random import Generator
@@ -26,9 +27,10 @@ from numpy.random import Generator
 from yarn_ops.data.haystack import Encode, Haystack, Ids
 from yarn_ops.errors import EvaluationError
 from yarn_ops.evals import scoring
-from yarn_ops.evals.cells import Cell, ModelUnderTest
+from yarn_ops.evals.cells import Block, Cell, ModelUnderTest
 from yarn_ops.evals.examples import Example, Needle, Question, draw_equal, plant, questions_of, require_room
 from yarn_ops.evals.names import TRAINED
+from yarn_ops.evals.sequential import Looks
 from yarn_ops.exercises import en, zh
 from yarn_ops.exercises.draw import Draw
 from yarn_ops.exercises.language import Form
@@ -105,15 +107,25 @@ def recall_cell(
     from. EvaluationError when the length cannot hold the pairs."""
     task = f"recall/{template}"
     examples = recall_examples(list(texts), encode, template, context_tokens, pairs, seed, chinese)
+    looks = Looks.at(len(texts), pairs)
 
-    def measure(under_test: ModelUnderTest) -> tuple[Score, ...]:
-        asked = scoring.ask_in_turn(under_test.model, examples)
-        return scoring.recall(
-            task, asked, context_tokens, pairs, seed, keeps=lambda name, depth: (name, depth) == (task, None)
-        )
+    def measure(some: range, under_test: ModelUnderTest) -> tuple[Score, ...]:
+        asked = scoring.ask_in_turn(under_test.model, examples[some.start : some.stop])
+        return scoring.recall(task, asked, context_tokens, pairs, seed, scoring.every_outcome)
 
-    asks, tokens = (text, len(texts), pairs), len(texts) * context_tokens
-    return Cell.whole(task, context_tokens, asks, tokens, measure)
+    def join(found: Sequence[tuple[Score, ...]]) -> tuple[Score, ...]:
+        return scoring.joined(found, lambda name, depth: (name, depth) == (task, None), looks)
+
+    groups = [range(*edge) for edge in pairwise((0, *looks.texts))]
+    blocks = tuple(
+        Block(task if number == 1 else f"{task} {number}/{len(groups)}", context_tokens,
+              len(some) * context_tokens, partial(measure, some))
+        for number, some in enumerate(groups, start=1)
+    )  # fmt: skip
+    return Cell(
+        task, context_tokens, (text, len(texts), pairs, looks.texts), blocks, join,
+        tuple(range(1, len(groups))), partial(scoring.decided, looks),
+    )  # fmt: skip
 
 
 def recall_examples(
