@@ -270,7 +270,7 @@ def facts(key: str, record: Record) -> Iterator[Table]:
         yield ArtifactRow(key=key, kind=type(record).__name__, **record.tree.model_dump())
     if isinstance(record, Scorecard):
         for score in record.scores:
-            cell = score.model_dump(exclude={"items"}) | {
+            cell = score.model_dump(exclude={"items", "error", "stopped"}) | {
                 "depth": ALL_DEPTHS if score.depth is None else score.depth
             }
             yield ScoreRow(key=key, checkpoint_digest=record.model_digest, **cell)
