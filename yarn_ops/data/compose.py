@@ -1,4 +1,4 @@
-"""From the results of units to shards: which documents are kept, and on which side.
+"""From the results of units to shards: which documents are kept, and in which split.
 
 Only what is known of the documents is read here, never their tokens: some 150 bytes a document, and what
 near duplicates and passages ask for besides. The order of documents is that of the sources and of the rows
@@ -28,7 +28,7 @@ from yarn_ops.data.words import Hashes
 from yarn_ops.recipe import Data
 
 Find = Callable[[int, str], Path]
-"""where the file of that name, of the result of unit number n, lies on this machine"""
+"""(number of a unit, name of a file of its result) to where that file lies on this machine"""
 Mask = NDArray[np.bool_]
 MAPPED_UNITS = 64
 
@@ -111,7 +111,7 @@ class DocumentTable:
 
 
 def choose(documents: DocumentTable, data: Data, measured: DocumentTable | None) -> Mask:
-    """Settle every document's fate; which documents are held out.
+    """Set every document's fate, and return which documents are held out (bool [documents]).
 
     Of equal documents, and of near duplicates, the first is kept. A document's side of the split is decided
     by its text and `data.seed` alone: held out where its draw from [0, 1) is below `data.held_out_fraction`;

@@ -1,4 +1,4 @@
-"""Contamination: passages that documents to train on have in common with those that are measured with.
+"""Contamination: passages that training documents share with documents of an evaluation.
 
 Every run of 13 words has a hash, and of all hashes in every stretch as long as the passages looked for the
 least one is kept (winnowing: Schleimer, Wilkerson and Aiken, 2003). So two documents that have such a
@@ -16,11 +16,12 @@ from yarn_ops.data.words import Hashes, runs
 
 RUN_WORDS = 13  # Brown et al. 2020 (GPT-3), appendix C
 COMMON_DOCUMENTS = 10
-"""what more documents than that have is a licence, a heading, a phrase: it betrays nothing (GPT-3, ibid.)"""
+"""a run in more documents than that is a licence, a heading or a phrase and does not count (GPT-3, ibid.)"""
 
 
 def passages(hashes: Hashes, shared_words: int) -> Hashes:
-    """The hashes kept of a document, from its words: different ones, in rising order."""
+    """The kept hashes (sorted, distinct) of a document, from its words' hashes in order. `shared_words`:
+    length of the passages looked for."""
     found = runs(hashes, RUN_WORDS)
     least = found
     width = min(shared_words - RUN_WORDS + 1, len(found))
@@ -33,7 +34,7 @@ def passages(hashes: Hashes, shared_words: int) -> Hashes:
 
 
 def measured_hashes(measured: Iterable[Hashes]) -> Hashes:
-    """The hashes of documents that are measured with, in rising order, less those that many of them have."""
+    """The kept hashes (sorted) of the documents of evaluations, without those that many of them share."""
     hashes, documents = np.unique(np.concatenate([np.empty(0, np.uint64), *measured]), return_counts=True)
     return hashes[documents <= COMMON_DOCUMENTS]
 

@@ -1,4 +1,4 @@
-"""From patterns to a corpus: the list of source files, each with its size and fingerprint."""
+"""The survey of a corpus: patterns to a list of source files with sizes and fingerprints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a unit: a directory with its tokens and what is known of every document in it.
+"""The result of a unit: a directory with its tokens, and a row for every document or part of one.
 
     tokens.bin       token ids of its documents, without those that are left out here already
     fragments.bin    a row (`FRAGMENT`) a document, or a part of one where it is long
@@ -33,11 +33,11 @@ FRAGMENTS = "fragments.bin"
 SIGNATURES = "signatures.bin"
 PASSAGES = "passages.bin"
 LANGUAGE_CHARS = 4096
-"""of a text, from its middle: what its language is told by"""
+"""from the middle of a text: what its language is detected from"""
 
 
 class Fate(IntEnum):
-    """What becomes of a document: the first that holds, in this order."""
+    """Whether a document is kept, or why it is left out: the first reason that holds, in this order."""
 
     KEPT = 0
     NO_DOCUMENT = 1

@@ -1,4 +1,4 @@
-"""The documents that needles are hidden in: the user's own, as one long run of tokens."""
+"""The haystack: the user's documents, concatenated, in which evaluations hide needles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from yarn_ops.data.tokenizer import Tokenizer
 from yarn_ops.errors import DataError
 
 STANDARD_LIBRARY = ("stdlib:**/*.py",)
-"""the documents of who names none: the running Python's own source"""
+"""the default documents: the running Python's own source"""
 BETWEEN = "\n\n"
 CHINESE_SHARE = 0.2
 """of the characters, from which a text is Chinese"""
@@ -46,7 +46,7 @@ class Haystack:
 
     @cached_property
     def ids(self) -> Ids:
-        """All documents, one after the other."""
+        """All documents concatenated: int64 [tokens]."""
         return np.concatenate(self.documents)
 
     @cached_property
@@ -55,18 +55,20 @@ class Haystack:
         return is_chinese(self.texts[0][:LANGUAGE_CHARACTERS])
 
     def run(self, rng: Generator, tokens: int) -> Ids:
-        """`prefix` and a run of the documents from a random place: int64 [tokens]. DataError: too short."""
+        """`prefix` and a run of the documents from a random place: int64 [tokens]. DataError: too few
+        tokens."""
         return self._from(int(rng.integers(0, self._spare(tokens) + 1)), tokens)
 
     def windows(self, count: int, tokens: int, seed: int) -> Ids:
-        """int64 [count, tokens]: runs spread over the documents, that overlap only where these are short."""
+        """int64 [count, tokens]: runs spread evenly over the documents; they overlap only if these are
+        short."""
         spare = self._spare(tokens)
         offset = np.random.default_rng([seed, tokens]).random()
         starts = ((np.arange(count) + offset) / count * (spare + 1)).astype(int)
         return np.stack([self._from(start, tokens) for start in starts])
 
     def _spare(self, tokens: int) -> int:
-        """How many of the documents' tokens are more than a text takes."""
+        """How many more tokens the documents have than a text of `tokens` takes. DataError: fewer."""
         spare = len(self.ids) - (tokens - len(self.prefix))
         if spare < 0:
             raise DataError(
@@ -94,7 +96,7 @@ def read_haystack(
     tokens: int,
     seed: int = 0,
 ) -> Haystack:
-    """Documents of the patterns, in an order by seed, until there are `tokens` of them (or no more).
+    """The documents of these patterns, in an order by seed, until they have `tokens` tokens.
 
     DataError when a pattern matches nothing. Files that are no text are left out.
     """
@@ -132,7 +134,7 @@ def read_haystack(
 def held_out_haystack(
     reader: ShardReader, tokenizer: Tokenizer, *, encode: Encode, decode: Decode, tokens: int, seed: int = 0
 ) -> Haystack:
-    """Documents that were kept from training, in an order by seed, until there are `tokens` of them."""
+    """Held-out documents, in an order by seed, until they have `tokens` tokens."""
     order = sorted(
         range(reader.documents), key=lambda number: _shuffled(f"{seed}:{reader.document_id(number)}")
     )

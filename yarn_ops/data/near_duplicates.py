@@ -33,7 +33,8 @@ def signature(hashes: Hashes) -> Signatures:
 
 
 def first_near_duplicates(signatures: Signatures, similarity: float) -> NDArray[np.int64]:
-    """For every document the first one that it is like, or that one like it is like, and so on; else itself.
+    """For each document the first of its group of near duplicates, itself where it has none: int64
+    [documents]. Groups are connected components of pairs whose estimated similarity is at least `similarity`.
 
     signatures: [documents, PLACES], may be memory-mapped. Time is documents × log(documents), memory 24
     bytes a document besides the signatures.
@@ -51,7 +52,8 @@ def first_near_duplicates(signatures: Signatures, similarity: float) -> NDArray[
 
 
 def _candidate_pairs(rows: Signatures) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs of documents whose rows are equal: each of them with the first and with the one before it."""
+    """Candidate pairs: of the documents that agree on a band, each with the first and with the one before
+    it."""
     keys = np.ascontiguousarray(rows).view(np.dtype((np.void, rows.dtype.itemsize * ROWS))).ravel()
     order = np.argsort(keys, kind="stable")
     same = keys[order[1:]] == keys[order[:-1]]

@@ -1,4 +1,4 @@
-"""Long texts in fragments: where one is cut depends on the text alone, so several readers can share it.
+"""Long texts in fragments that several processes can read apart: the cuts depend on the text alone.
 
 A text of more than FRAGMENT_BYTES is cut near every multiple of them, in front of the first blank or line
 break between letters or digits: there no tokenizer in use joins what is on both sides.
@@ -38,12 +38,12 @@ def fragments(file: BinaryIO, size_bytes: int, start: int = 0, stop: int | None 
 
 
 def fragments_of(text: bytes) -> list[bytes]:
-    """The same, of a text that is here."""
+    """The fragments of a text in memory."""
     return list(fragments(BytesIO(text), len(text))) if len(text) > FRAGMENT_BYTES else [text]
 
 
 def text_digest(fragment_digests: Sequence[bytes]) -> bytes:
-    """sha256 of a text from those of its fragments; of a text of one fragment its own."""
+    """Digest of a text from its fragments' sha256: that of the only one, else sha256 over all of them."""
     return (
         fragment_digests[0]
         if len(fragment_digests) == 1

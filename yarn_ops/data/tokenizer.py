@@ -1,4 +1,4 @@
-"""A base's tokenizer, as training needs it: documents to token ids, in bounded memory, on many threads."""
+"""A base's tokenizer for preparing documents: text to token ids, in bounded memory, from many threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A corpus in units: stretches of its sources that are made each by itself, anywhere and in any order.
+"""Units: parts of a corpus that workers prepare independently, on any machine and in any order.
 
 A unit is a run of small files, or a stretch of a large one: bytes of text or of JSON lines, row groups of
 Parquet. Where units begin depends on the corpus alone, so what is composed of them does as well.
@@ -50,7 +50,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class UnitOptions:
-    """All that a unit's result depends on besides its bytes."""
+    """Everything that a unit's result depends on besides its bytes."""
 
     tokenizer_digest: str
     eos_token_id: int | None
@@ -83,7 +83,7 @@ def unit_key(unit: Unit, options: UnitOptions) -> str:
 
 
 def kind_of(source: SourceFile) -> Kind:
-    """By its name's end; whatever has none of the known ones is text."""
+    """The format by the file's suffix; text where the suffix is not known."""
     name = (source.link or source.uri).lower()
     return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), "text")
 
@@ -110,7 +110,8 @@ def partition(sources: Sequence[SourceFile], files: Files) -> list[Unit]:
 
 
 def unit_bytes(corpus_bytes: int) -> int:
-    """A power of two, so that a corpus may grow a good while before all its units are others."""
+    """Target size of a unit: a power of two, so that a growing corpus keeps its units until it has
+    doubled."""
     power: int = 1 << (max(1, corpus_bytes // UNITS).bit_length() - 1)
     return min(MOST_BYTES, max(LEAST_BYTES, power))
 

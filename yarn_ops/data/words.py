@@ -30,7 +30,7 @@ _ALONE = np.array([0xE3 <= byte <= 0xED for byte in range(256)])
 
 
 def words(text: str) -> Hashes:
-    """A hash for each word of a text, in order."""
+    """A hash of each word of a text, in order: uint64 [words]."""
     # In pieces, which end between words: the arrays below take fifty bytes a letter.
     return np.concatenate([_words(text[start:stop]) for start, stop in pieces(text)])
 
@@ -50,7 +50,7 @@ def _words(text: str) -> Hashes:
 
 
 def runs(hashes: Hashes, length: int) -> Hashes:
-    """A hash for each run of `length` words: as many as there are words less length, plus one; or none."""
+    """A hash of each run of `length` words: uint64 [words − length + 1], empty for fewer words."""
     count = len(hashes) - length + 1
     if count < 1:
         return NO_WORDS
@@ -61,6 +61,6 @@ def runs(hashes: Hashes, length: int) -> Hashes:
 
 
 def _mixed(hashes: Hashes) -> Hashes:
-    """Every bit of the sums spread over all bits, so that any order of them is as good as chance."""
+    """The hashes with their bits mixed, so that their order is as good as random."""
     hashes = (hashes ^ (hashes >> np.uint64(32))) * MULTIPLIER
     return hashes ^ (hashes >> np.uint64(29))

@@ -64,15 +64,15 @@ class Draw:
         return int(least * (most / least) ** float(self.rng.random()))
 
     def place(self) -> float:
-        """Of a fact, as a fraction of the window."""
+        """A fact's place, as a fraction of the window."""
         return float(self.rng.random()) ** TOWARDS_BEGIN * LATEST_FACT
 
     def places(self, count: int) -> list[float]:
-        """Of several facts, ascending."""
+        """Places of several facts, ascending."""
         return sorted(self.place() for _ in range(count))
 
     def later(self, place: float) -> float:
-        """Of a question about what stands at `place`."""
+        """A place after `place`, for a question about what stands there."""
         return place + (1 - place) * (1 - float(self.rng.random()) ** TOWARDS_END)
 
     def unused(self, items: Sequence[Item], count: int) -> list[Item]:
@@ -132,7 +132,7 @@ class Draw:
         return list(found)
 
     def distinct(self, kind: Kind, count: int) -> list[str]:
-        """Values of which no two are equal."""
+        """So many distinct texts of this kind."""
         found: dict[str, None] = {}
         while len(found) < count:
             found[self.text(kind)] = None

@@ -1,4 +1,4 @@
-"""What the heads of a model attend to, and the model with some of its heads silenced."""
+"""Attention statistics of heads, and ablation of heads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ OUTPUTS = ("o_proj", "out_proj", "dense", "c_proj")
 
 
 def summarise(attention: Sequence[Tensor], asked_from: int) -> tuple[NDArray[np.float64], float, float]:
-    """Mean over layers, heads and answering rows: mass by distance, the sink's, entropy over log keys."""
+    """Means over layers, heads and the rows from `asked_from` on: attention mass in each bin of distance
+    (EDGES), mass on the first token, entropy as a share of its maximum, log keys.
+
+    `attention`: of each layer, the probabilities [heads, rows, keys].
+    """
     bins = np.zeros(len(EDGES) - 1)
     sink = entropy = 0.0
     for layer in attention:
@@ -43,7 +47,8 @@ def summarise(attention: Sequence[Tensor], asked_from: int) -> tuple[NDArray[np.
 
 
 def retrieved(attention: Sequence[Tensor], places: Sequence[int], tokens: int) -> NDArray[np.float64]:
-    """[layers, heads]: answer tokens whose place in the needle is what the head attends to most."""
+    """[layers, heads]: for how many of the last `tokens` rows the key with the most attention, the first
+    token aside, is the one at the row's place in `places`."""
     wanted = torch.tensor(places, device=attention[0].device)
     hits = []
     for layer in attention:
@@ -57,7 +62,7 @@ def retrieved(attention: Sequence[Tensor], places: Sequence[int], tokens: int) -
 def silenced(
     model: PreTrainedModel, outputs: Sequence[torch.nn.Module], heads: Sequence[tuple[int, int]]
 ) -> Iterator[None]:
-    """Within the block, these (layer, head)s contribute nothing."""
+    """A block in which the outputs of these (layer, head)s are 0; `outputs`: see `outputs_of`."""
     count = model.config.num_attention_heads
 
     def hook(silent: list[int]) -> Any:
@@ -81,7 +86,7 @@ def silenced(
 
 
 def outputs_of(model: PreTrainedModel) -> list[torch.nn.Module] | None:
-    """The linear layer after each layer's heads; None where they are not found by their usual names."""
+    """Each layer's output projection of attention; None where they are not found by their usual names."""
     found = [
         module
         for name, module in model.named_modules()

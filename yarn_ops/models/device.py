@@ -1,5 +1,4 @@
-"""What models run on and compute in, and which of them our own layers serve. Nothing here loads torch before
-it is called."""
+"""Devices, dtypes, and the architectures that our own layers serve. torch is imported on the first call."""
 
 from __future__ import annotations
 
@@ -18,7 +17,8 @@ LLAMAS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3Fo
 
 
 def resolve_device(device: Device) -> Literal["cpu", "cuda"]:
-    """cpu or cuda; auto is the GPU where there is one. TrainError when a GPU is asked for and not there."""
+    """cpu or cuda; `auto` is cuda where torch finds a GPU. TrainError when cuda is asked for and not
+    there."""
     if device == "cpu":
         return "cpu"
     from torch import cuda  # seconds; whoever asks is about to load a model
@@ -29,21 +29,22 @@ def resolve_device(device: Device) -> Literal["cpu", "cuda"]:
 
 
 def gpu_uuid() -> str:
-    """The first GPU's UUID, which names it on every machine and in every process."""
+    """The first GPU's UUID, the same in every process and container of a machine."""
     from torch import cuda
 
     return str(cuda.get_device_properties(0).uuid)
 
 
 def resolve_dtype(asked: Asked, device: Literal["cpu", "cuda"]) -> Dtype:
-    """The dtype of activations and gradients: auto is bf16 on a GPU and fp32 on a CPU; fp8's is bf16."""
+    """The dtype of activations and gradients: auto is bf16 on a GPU and fp32 on a CPU; fp8 computes in
+    bf16."""
     if asked != "auto":
         return "bf16" if asked == "fp8" else asked
     return "bf16" if device == "cuda" else "fp32"
 
 
 def torch_dtype(dtype: Dtype) -> torch.dtype:
-    """torch's own name of it."""
+    """The torch dtype of that name."""
     import torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]

@@ -61,7 +61,7 @@ def open_model_file(folder: Path, name: str) -> BinaryIO:
 
 
 def read_model_file(folder: Path, name: str) -> str:
-    """The text of one that is not weights."""
+    """The text of a file of a model directory that is not weights; BaseModelError as `open_model_file`."""
     try:
         return _read(folder, name).decode()
     except UnicodeDecodeError as error:
@@ -127,7 +127,7 @@ def write_object(folder: Path, name: str, value: Mapping[str, Any]) -> None:
 
 
 def copy_model_files(folder: Path, target: Path, names: Iterable[str]) -> None:
-    """Those of these files that there are, none of them weights, as they may reach transformers."""
+    """Copy those of these files that exist, none of them weights, as they may reach transformers."""
     for name in names:
         if (folder / name).is_file():
             (target / name).write_bytes(harmless_bytes(folder, name))

@@ -1,4 +1,4 @@
-"""The output layer of a causal model: hidden states to logits, with what its architecture does to them.
+"""The output head of a causal model: hidden states to logits, with the architecture's scaling and soft cap.
 
 Axes in names: N positions, D hidden width, V vocabulary.
 """
@@ -14,18 +14,18 @@ from transformers import PreTrainedModel
 
 
 class Head(NamedTuple):
-    """The output layer, and what the architecture does to its logits."""
+    """The output layer's parameters, and the scaling and soft cap of its logits."""
 
     weight_VD: Tensor
     bias_V: Tensor | None
     divisor: float
-    """Granite's"""
+    """of the logits; Granite's logits_scaling, else 1"""
     cap: float | None
-    """Gemma 2's: cap · tanh(logits / cap)"""
+    """Gemma 2's soft cap: logits become cap · tanh(logits / cap); None: none"""
 
     @classmethod
     def of(cls, model: PreTrainedModel, dtype: torch.dtype | None = None) -> Head:
-        """With its weights in `dtype`; None: as the model holds them."""
+        """The head of a model, its weights cast to `dtype`; None: in the model's dtype."""
         projection, config = model.get_output_embeddings(), model.config
         weight, bias = projection.weight, projection.bias
         return cls(
@@ -36,7 +36,7 @@ class Head(NamedTuple):
         )
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """N × V, in float32 or wider."""
+        """Logits (N × V, float32 or wider) of hidden states after the last norm."""
         weight, bias = self.weight_VD.to(hidden_ND), self.bias_V
         logits = F.linear(hidden_ND, weight, bias if bias is None else bias.to(hidden_ND))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.divisor

@@ -1,4 +1,4 @@
-"""A model of which one part at a time has data: its embedding, each of its layers, what comes after them.
+"""A model with one part at a time in memory: its embedding, each of its layers, and the norm with the head.
 
 transformers loads a model whole. Its own rules for a checkpoint's names and layouts (experts that lie in
 separate tensors and are one parameter, names of older checkpoints, prefixes) are applied here to a part's
@@ -34,15 +34,17 @@ from yarn_ops.rope.methods import RopeSpec
 
 @dataclass(frozen=True)
 class ModelPart:
-    """Modules of a model that have data together."""
+    """Modules of a model that are in memory together."""
 
     modules: tuple[str, ...]
     names: tuple[str, ...]
-    """of what a file keeps of them, in the model's order; a tied tensor is its source's"""
+    """their parameters and buffers that a file keeps, in the model's order; a tied one belongs to its
+    source"""
 
 
 class PartedModel:
-    """A causal model laid out without data, its RoPE proven. It runs in float32 on one device."""
+    """A causal model whose parameters are on the meta device until a part is filled, its RoPE proven.
+    Float32."""
 
     def __init__(self, config: Mapping[str, Any], spec: RopeSpec, *, device: str) -> None:
         self.model = lay_out_proven(config, spec, device=device)
@@ -54,11 +56,12 @@ class PartedModel:
 
     @property
     def parts(self) -> list[ModelPart]:
-        """In the order of the data's way through the model."""
+        """All parts, in the order of the forward."""
         return [self.front, *self.middle, self.back]
 
     def release(self, part: ModelPart, dtype_of: Callable[[str], torch.dtype] | None = None) -> None:
-        """Take a part's data away; `dtype_of` a parameter: what it will be filled with, if not float32."""
+        """Free a part's parameters; `dtype_of`: the dtype of each when it is filled again, float32 if
+        None."""
         for name in part.names:
             module, leaf = _owner(self.model, name)
             if leaf in module._parameters:
@@ -69,13 +72,13 @@ class PartedModel:
     def fill(
         self, part: ModelPart, weights: PartWeights, dtype_of: Callable[[str], torch.dtype] | None = None
     ) -> None:
-        """Read a part's data, as `PartWeights.load` does."""
+        """Read a part's parameters into memory. BaseModelError as `PartWeights.load`."""
         self.release(part, dtype_of)
         weights.load(part)
         self.model.tie_weights()
 
     def tensors(self, part: ModelPart) -> dict[str, Tensor]:
-        """A part's parameters as files keep them: names and layouts are those of published checkpoints."""
+        """A part's parameters by the names and in the layouts of published checkpoints."""
         return dict(revert_weight_conversion(self.model, self.values(part)))
 
     def values(self, part: ModelPart) -> dict[str, Tensor]:
@@ -84,8 +87,8 @@ class PartedModel:
 
 
 class PartWeights:
-    """A directory's safetensors as the parts of one model. Nothing is mapped into memory: a tensor is held
-    from when it is read to when it has found its place."""
+    """The safetensors of a directory, by the parts of a model. Nothing is memory-mapped: a tensor is held
+    only while it is loaded."""
 
     def __init__(self, parted: PartedModel, path: Path) -> None:
         """BaseModelError where a file is damaged."""
@@ -105,7 +108,7 @@ class PartWeights:
         model._weight_conversions = [rule for rule in parted.rules if rule.was_used()]
 
     def load(self, part: ModelPart) -> None:
-        """Into the model; BaseModelError naming a tensor that is missing or of another shape."""
+        """Load a part into the model. BaseModelError names a tensor that is missing or of another shape."""
         rules = LoadStateDictConfig(
             device_map={"": self._parted.device},
             dtype=torch.float32,

@@ -1,10 +1,10 @@
-"""Keys that are turned when they are read, so that a memory may lay them out at new positions.
+"""Pre-RoPE keys: a cache keeps keys unrotated and rotates them when they are read, at any position.
 
-A rotary embedding enters attention through the difference of two positions alone, and a cache that holds
-turned keys has fixed those positions for good. Here the model hands out queries and keys unturned (its
-rotary module is exchanged for one that turns by nothing, its attention for `attend`), and a memory keeps
-them so, chooses what a query sees, and lays that out as if it were all there is. No class of the model is
-changed, and outside a forward of ours the model is what it was.
+A rotary embedding enters attention through differences of positions, and a cache of rotated keys has fixed
+these. Here the model hands out queries and keys unrotated (its rotary module is replaced by one that rotates
+by 0, its attention by the memory's `attend`). A memory keeps them, selects what a query sees, and rotates
+that as if it were the whole text. No class of the model is changed, and outside of `run` the model is
+unchanged.
 
 Axes: H query heads, G key heads, R = H/G, Q queries, K keys, D head width.
 """
@@ -28,12 +28,15 @@ LENGTH_DEPENDENT_TYPES = ("dynamic", "dynamic-yarn", "longrope")
 
 
 class Attending(Protocol):
+    """A memory that computes attention."""
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Unturned query [H, Q, D], key and value [G, Q, D] of the tokens that come next -> [H, Q, D]."""
+        """Attention of the next Q tokens [H, Q, D], from their unrotated queries [H, Q, D], keys and values
+        [G, Q, D]; `scaling`: of the logits."""
 
 
 class Rotation:
-    """The model's own rotation at any position."""
+    """A model's own rotary embedding, at any position."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         """EvaluationError where the frequencies depend on the length or a layer has a window of its own."""
@@ -55,14 +58,14 @@ class Rotation:
             )
 
     def turn(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x [..., n, D] at integer positions [n]."""
+        """x [..., n, D] rotated to integer positions [n]."""
         cos, sin = (part[0] for part in self._rotary(x, positions[None]))
         first, second = x.chunk(2, dim=-1)
         return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 def run(model: PreTrainedModel, memory: Attending, ids: Tensor, last: int) -> Tensor:
-    """Logits float32 [last, V] of a forward over `ids` [Q] whose attention is the memory's."""
+    """Logits (float32 [last, V]) after the last tokens of `ids` [Q], with attention computed by `memory`."""
     with torch.inference_mode(), _unturned(model):
         logits = model(input_ids=ids[None], use_cache=False, logits_to_keep=last, memory=memory).logits
     return logits[0].float()
@@ -70,7 +73,7 @@ def run(model: PreTrainedModel, memory: Attending, ids: Tensor, last: int) -> Te
 
 class _NoRotation(nn.Module):
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin that leave queries and keys as they are, [1, 1, 1]."""
+        """cos 1 and sin 0, [1, 1, 1]."""
         one = x.new_ones(1, 1, 1)
         return one, torch.zeros_like(one)
 
@@ -86,7 +89,7 @@ def _attend(
     memory: Attending,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function: [1, H, Q, D] to [1, Q, H, D]."""
+    """transformers' attention function: queries [1, H, Q, D] to outputs [1, Q, H, D]."""
     layer: Any = module.layer_idx
     return memory.attend(layer, query[0], key[0], value[0], scaling).transpose(0, 1)[None], None
 

@@ -1,10 +1,10 @@
-"""Attention of a text's last rows over all of it, without a mask over the text in memory.
+"""Attention of a text's last rows over all of the text, without a mask of rows × keys.
 
-What lies before the rows is seen by every one of them: a call without a mask, in which the query heads that
-share a key head are laid one below the other as rows, so that no key is copied for its query heads. Among
-themselves the rows see what is earlier, or what the mask of packed questions allows. The two are weighed by
-their sums of exponentials, as FlashAttention weighs its blocks. PyTorch's own answer to this shape is
-FlashAttention-2 or a mask of rows × keys; this one runs on whichever kernel is the quickest there.
+All rows see the keys before them: one call without a mask, in which query heads that share a key head are
+stacked as rows, so that no key is copied. Among themselves the rows see earlier rows, or what the mask of
+packed questions allows: a second call. The two outputs are combined by their log-sum-exps, as FlashAttention
+combines its blocks. PyTorch's own answer to this shape is FlashAttention-2 or a mask of rows × keys; this one
+runs on whichever kernel is the quickest there.
 
 Axes: B texts, H query heads, G key heads, R rows, N keys, D head width.
 """
@@ -38,7 +38,7 @@ def stands_for(implementation: str) -> bool:
 
 
 def register_attention(device: str) -> tuple[str, ...]:
-    """Make `attend` known to transformers, once for each kernel of the device, the quickest first."""
+    """Register `attend` with transformers, once for each kernel of the device; their names, fastest first."""
     names = []
     for kernel, run in KERNELS.get(device, {}).items():
         name = f"{NAME}-{kernel}"

@@ -1,9 +1,9 @@
 """A rolling buffer with attention sinks: the first tokens and the last ones, and nothing between.
 
-Xiao et al. 2023, "Efficient Streaming Language Models with Attention Sinks": evicting the first tokens
-breaks a model whose heads rest there, keeping four of them does not. Positions are those within the buffer:
-a token's position is its rank among the tokens that are seen with it. Perplexity stays flat for ever, and
-whatever has left the buffer is gone.
+Xiao et al. 2023, "Efficient Streaming Language Models with Attention Sinks": evicting the first tokens breaks
+a model whose heads attend to them by default, keeping four of them does not. Positions are those within the
+buffer: a token's position is its rank among the tokens that are seen with it. Perplexity does not rise with
+the length, and what has left the buffer cannot be found.
 
 A text no longer than the buffer is read with full attention, exactly. Any split of a text into chunks
 computes the same function.

@@ -1,4 +1,4 @@
-"""From a model directory and documents to the remedies side by side."""
+"""Compare remedies on one model: from its directory and documents to the table of SideBySide."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PASSAGES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What to compare, on what."""
+    """A comparison to make: model, documents and questions."""
 
     model: Path
     name: str

@@ -1,4 +1,4 @@
-"""One picture of the remedies: who finds what at which distance, and at what price."""
+"""The picture of a comparison: recall by distance, tokens seen and seconds, for each remedy."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ CHUNK_TOKENS = 2048
 
 
 class Memory(Protocol):
-    """What is kept of a text, and what a query sees of it."""
+    """What a remedy keeps of a text, and the attention of later tokens over it."""
 
     def read(self, ids: Tensor) -> None:
         """Read a document, int64 [N], from an empty memory."""
@@ -81,20 +81,20 @@ class FullMemory:
 
 
 class Remedy(Protocol):
-    """A way to a long document."""
+    """A way to answer questions about a long document."""
 
     name: str
     seen: int
-    """what the last answer's last token was chosen from, in keys attended to in a head, itself included"""
+    """keys that the last answer's last token attended to in one head, itself included"""
 
     @property
     def read_tokens(self) -> int:
-        """That went through the model, in all."""
+        """Tokens that went through the model so far."""
         ...
 
     @property
     def held_bytes(self) -> int:
-        """Kept between questions: keys and values, or an index."""
+        """Bytes kept between questions: keys and values, or an index."""
         ...
 
     def read(self, ids: Ids) -> None: ...
@@ -107,7 +107,7 @@ class Remedy(Protocol):
 
 
 class Reading:
-    """Full attention, a rolling buffer, block selection: whatever `memory` makes."""
+    """A remedy that reads the document once into the Memory that `memory` makes, and answers from it."""
 
     def __init__(
         self, name: str, memory: Callable[[], Memory], device: torch.device, cut: int | None = None
@@ -140,7 +140,7 @@ class Reading:
 
 
 def answer(memory: Memory, device: torch.device, question: Question) -> Reply:
-    """To one question, teacher-forced, in one forward."""
+    """The reply to one question, teacher-forced, in one forward."""
     ids = torch.tensor([*question.prompt, *question.answer[:-1]], device=device)
     return reply_to(question, memory.ask(ids, len(question.answer)).argmax(-1).tolist())
 

@@ -1,4 +1,4 @@
-"""The same questions over every remedy, with what each costs."""
+"""Every remedy on the same questions: its scores and its costs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CONTINUATION_TOKENS = 64
 
 @dataclass(frozen=True)
 class Case:
-    """A document, with questions each asked of it alone, or with how it goes on."""
+    """A document, with questions that are asked one at a time, or with its continuation."""
 
     task: str
     example: Example
@@ -124,7 +124,7 @@ def measure(
 
 
 class _Tally:
-    """What one remedy answers and costs."""
+    """Collects one remedy's answers and costs."""
 
     def __init__(self, remedy: Remedy, device: torch.device, seed: int) -> None:
         self._remedy, self._device, self._seed = remedy, device, seed

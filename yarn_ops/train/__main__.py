@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 WATCH_S = 0.5
 """between looks at the parent process"""
 GRACE_S = 30.0
-"""from the parent's end to our own, whatever we are in the midst of"""
+"""from the parent's end to this process's, if it has not stopped by itself"""
 
 
 def main() -> int:
@@ -58,8 +58,8 @@ def main() -> int:
 
 
 def awaited_job() -> Job | None:
-    """The job whose file somebody names at the other end of our standard input, our output turned to its log;
-    None: nobody. What is asked before is done.
+    """The job that the parent names on standard input (`warm_trainer`), after the calls that it asks for;
+    output then goes to the job's log. None: the parent closed the line.
 
     Torch takes seconds to import and the device nothing: but for its name it is first used when there is a
     job.
@@ -115,7 +115,7 @@ def _train(job: Job, stop: threading.Event, ranks: Ranks) -> int:
 
 
 def stop_request(parent: int | None) -> threading.Event:
-    """An event that SIGTERM, SIGINT and the death of `parent` (a process id; None: nobody's) set.
+    """An event that is set by SIGTERM, SIGINT and the end of `parent` (a process id; None: not watched).
 
     Call it first, from the main thread. A process still there `GRACE_S` after its parent's end is ended. The
     launcher asks the kernel for a death signal too, but that is Linux's alone and follows one thread.

@@ -1,4 +1,4 @@
-"""The trainer's events: one JSON object a line, flushed as they happen, readable while they are written.
+"""The trainer's events: a file of JSON lines, each flushed as it happens, that is read while it grows.
 
 {"event": start | step | checkpoint | done | stopped | failed, "step": n, "steps": n, "time": s, ...}
 """
@@ -17,8 +17,8 @@ Event = dict[str, Any]
 
 
 class EventLog:
-    """The writing end. Opening it replaces the file: what a trainer did after `through_step` is forgotten,
-    because it is done again. A reader knows the new life by the new file."""
+    """The writing end. Opening it replaces the file by one that keeps the events up to `through_step`, the
+    step from which training resumes; a reader recognises the new attempt by the new file's inode."""
 
     def __init__(self, path: Path, *, steps: int, through_step: int) -> None:
         kept = [
@@ -42,14 +42,14 @@ class EventLog:
 
 
 class NoEvents:
-    """The writing end of a rank that does not lead."""
+    """The writing end of a rank other than the main one: it writes nothing."""
 
     def emit(self, event: str, *, step: int | None = None, **facts: Any) -> None:
-        """Nobody hears."""
+        """Do nothing."""
 
 
 class EventTail:
-    """The reading end: every event of the log that replaces the one found now, the kept ones first."""
+    """The reading end: the events of the file that replaces the one that is there now."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -57,7 +57,7 @@ class EventTail:
         self._offset = 0
 
     def read(self) -> Iterator[Event]:
-        """The events since the last call; a line still being written waits for the next."""
+        """The events since the last call. An incomplete last line is left for the next call."""
         if self._inode() in (None, self._before):
             return
         with self._path.open("rb") as file:
@@ -76,7 +76,7 @@ class EventTail:
 
 
 def read_events(path: Path) -> list[Event]:
-    """All events of a log; none when there is no file. A last line cut off by a crash is left out."""
+    """All events of a log, none where there is no file. An incomplete last line is left out."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""What one trainer process is asked to do: a JSON file, everything in it, nothing from the environment."""
+"""The job of a trainer process: a JSON file that says all it needs, so that it reads no environment."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from yarn_ops.errors import TrainError
 from yarn_ops.recipe import Data, Leg, Section, Train, loss_inputs
 
 LOG = "trainer.log"
-"""in the working directory"""
+"""the trainer's output, in the working directory"""
 
 
 class Job(Section):
-    """One leg of training: where it reads and writes, and the recipe's words for how."""
+    """One leg of training: the recipe's sections, and where to read and write."""
 
     train: Train
     leg: Leg
     data: Data
-    """only how windows are sampled: seed, prefer_long, document_mask"""
+    """of which only seed, prefer_long and document_mask are read"""
     base_dir: Path
     patched_dir: Path
     """holds this leg's patched config"""
     shards_dir: Path
     previous_dir: Path | None = None
-    """the adapter that this leg goes on with; with its optimizer if the leg carries that over"""
+    """the adapter that this leg continues, and its optimizer if the leg carries that over"""
     keep_optimizer: bool = False
     """whether the optimizer is kept beside the adapter, for the next leg"""
     out_dir: Path
-    """becomes the adapter directory, whole or not at all"""
+    """becomes the adapter directory, atomically"""
     work_dir: Path
-    """snapshots, events.jsonl, trainer.log; survives the process, a later one goes on from it"""
+    """holds snapshots, events.jsonl and trainer.log; a later process resumes from it"""
     device: Literal["auto", "cpu", "cuda"]
     threads: int = Field(gt=0)
     """of all processes together"""
     processes: int = Field(1, gt=0)
-    """that train together, at most: fewer where the step cannot be shared so"""
+    """at most so many train together; fewer where they cannot share a step"""
 
     @property
     def events(self) -> Path:
@@ -57,13 +57,13 @@ class Job(Section):
         return self.train.batch_windows * self.train.gradient_accumulation_steps
 
     def identity(self) -> str:
-        """Digest of what was asked for, as far as losses depend on it: a snapshot of another is not ours."""
+        """Digest of the sections that losses depend on; snapshots of another identity are not used."""
         sections = loss_inputs(self.train, self.leg, self.data)
         return digest_of([section.model_dump(mode="json") for section in sections])
 
 
 def read_job(path: Path) -> Job:
-    """The job in a JSON file; TrainError in one line that names the field."""
+    """Read a job file; TrainError in one line that names path and field."""
     try:
         return Job.model_validate_json(path.read_bytes())
     except OSError as error:

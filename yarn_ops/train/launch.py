@@ -1,4 +1,4 @@
-"""Start a trainer, hear its events, and never leave one behind. Nothing here loads torch."""
+"""Run a trainer process: start it, forward its events, end it with its parent. Nothing here loads torch."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def run_trainer(
     should_stop: Callable[[], bool],
     warm_trainer: WarmTrainer | None = None,
 ) -> Adapter:
-    """Train one leg in a process of its own; the adapter's record, its files in `job.out_dir`.
+    """Train one leg in a process of its own; the adapter's record. Its files lie in `job.out_dir`.
 
-    `ahead`: its process, if its arithmetic needs no other variables. `on_event` hears every step of the leg,
-    those before a resume again. TrainError: the trainer failed, with its own words or the last lines of its
-    log. Stopped: it was asked to stop; the job can go on from there. Whatever is raised, here or in
-    `on_event`, the process and its group are gone before it gets out.
+    `warm_trainer`: the process to use, where this job needs no variables of its own. `on_event` hears every
+    step of the leg, also those before a resume. TrainError: the trainer failed, with its own words or the
+    last lines of its log. Stopped: it was asked to stop; the job can go on from there. Whatever is raised,
+    here or in `on_event`, the process and its group are gone before it gets out.
     """
     environment = trainer_environment(job.train.precision, job.device)
     job.work_dir.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,8 @@ def run_trainer(
 
 
 def end_orphan(record: Path) -> None:
-    """End the trainer that an earlier, crashed parent left at step here, if it is still the same process."""
+    """End the trainer that a crashed parent left running; `record`: the file with its process id and start
+    time."""
     try:
         written = json.loads(record.read_bytes())
         orphan = psutil.Process(written["pid"])
@@ -111,7 +112,8 @@ def _follow(
     on_event: Callable[[Event], None],
     should_stop: Callable[[], bool],
 ) -> Event | None:
-    """Forward events until the process has ended; the last one. Asked to stop, it stops the process first."""
+    """Forward events until the process has ended; the last event. `should_stop`: the process is stopped
+    first."""
     last: Event | None = None
     while True:
         ended = trainer.poll() is not None  # before reading, so that nothing written before the end is missed

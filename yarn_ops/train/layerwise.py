@@ -1,8 +1,7 @@
-"""Several versions of a model read the same windows at once, while one part of one version has data.
+"""Several versions of a model read the same windows layer by layer, with one part of one version in memory.
 
-What a layer is called with besides hidden states (masks, rotary tables, positions) is taken from the model's
-own forward, run once with layers that only take note: so it is right for every architecture, and no forward
-is written twice.
+The arguments of a layer besides hidden states (masks, rotary tables, positions) are recorded from the model's
+own forward, with stand-ins for the layers. So they are right for every architecture.
 
 Axes: T tokens of a window, D hidden width, N positions, V vocabulary.
 """

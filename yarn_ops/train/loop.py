@@ -1,4 +1,5 @@
-"""The training loop of one leg: schedule, optimizer steps, snapshots, resume, the adapter at the end."""
+"""The training loop of one leg: learning rate, optimizer steps, snapshots and resume, the adapter
+directory."""
 
 from __future__ import annotations
 
@@ -42,8 +43,8 @@ FINAL_LOSS_STEPS = 5
 
 
 def learning_rate(step: int, *, steps: int, peak: float, train: Train) -> float:
-    """Of optimizer step 0 .. steps-1: a linear rise to `peak` at the last warm-up step, then a cosine that
-    reaches `final_learning_rate`·peak at the last step."""
+    """The learning rate of optimizer step 0 ≤ step < steps: linear warm-up to `peak` at the last warm-up
+    step, then a cosine down to `final_learning_rate` · peak at the last step."""
     if step < train.warmup_steps:
         return peak * (step + 1) / train.warmup_steps
     progress = (step + 1 - train.warmup_steps) / (steps - train.warmup_steps)
@@ -58,9 +59,10 @@ def run_job(
     resume_from: Snapshot | None,
     ranks: Ranks | None = None,
 ) -> None:
-    """Train the leg and write the adapter directory; Stopped, after a snapshot, once `stop` is set.
+    """Train a leg and write its adapter directory, in this process and the others of `ranks`.
 
-    `ranks`: this process among those that train the leg together.
+    Once `stop` is set: Stopped, after a snapshot. TrainError: the step does not fit, a loss or gradient is
+    not finite, the adapter cannot be written.
     """
     ranks = ranks or Ranks()
     torch.set_num_threads(max(1, job.threads // ranks.size))
@@ -76,7 +78,7 @@ def run_job(
 
 
 class Loop:
-    """One leg's model, optimizer and place in the curve."""
+    """One leg's model, optimizer and loss curve so far."""
 
     def __init__(self, job: Job, events: EventLog | NoEvents, stop: threading.Event, ranks: Ranks) -> None:
         self._job, self._events, self._stop, self._ranks = job, events, stop, ranks
@@ -101,7 +103,7 @@ class Loop:
         self._curve: list[dict[str, Any]] = []
         self._seconds = 0.0
         self._answers = np.zeros(2)
-        """nats and number of the step's answers in this process"""
+        """nats over this process's answers to exercises in the current step, and their number"""
         self._random = random_state(self._device)
 
     @property
@@ -109,7 +111,8 @@ class Loop:
         return len(self._curve)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot as if it had never been left."""
+        """Set parameters, optimizer, random state and curve to a snapshot's: the next losses are
+        bit-equal."""
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(snapshot.tensors[f"parameter/{name}"])
@@ -122,7 +125,8 @@ class Loop:
         self._curve, self._seconds = list(snapshot.curve), snapshot.seconds
 
     def run(self) -> None:
-        """Steps up to the leg's last; a snapshot every `checkpoint_every`, at the end and on a stop."""
+        """Train up to the leg's last step, with a snapshot every `checkpoint_every` steps, at the end, and
+        before Stopped is raised."""
         steps, every = self._job.leg.steps, self._job.train.checkpoint_every
         precision = "fp8" if self._float8 else self._dtype
         self._events.emit("start", step=self._step, device=self._device, precision=precision)
@@ -139,7 +143,7 @@ class Loop:
                 self._save_snapshot()
 
     def write_adapter(self) -> None:
-        """Write the output directory, whole."""
+        """Write the adapter directory atomically, and the event `done`."""
         job, losses = self._job, [point["loss"] for point in self._curve]
         facts = {
             "method": job.train.method,
@@ -163,7 +167,8 @@ class Loop:
         self._events.emit("done", step=self._step, seconds=self._seconds, **facts)
 
     def _carry_optimizer_over(self) -> int:
-        """Take up the optimizer of the leg before where the leg asks for it; the updates behind it."""
+        """Load the previous leg's optimizer where the leg carries it over; the updates it has taken, else
+        0."""
         job = self._job
         if job.previous_dir is None or job.leg.carry != "adapter+optimizer":
             return 0
@@ -172,7 +177,8 @@ class Loop:
         return updates
 
     def _train_step(self) -> bool:
-        """One optimizer step; False, and nothing changed, when asked to stop before its last micro-batch."""
+        """One optimizer step; False, with parameters unchanged, when `stop` is set before its last
+        micro-batch."""
         began, job = time.perf_counter(), self._job
         batches = self._batches.step(self._step)
         data_wait_s = time.perf_counter() - began
@@ -205,7 +211,8 @@ class Loop:
         return True
 
     def _loss_of_step(self, batches: list[Batch]) -> float | None:
-        """The step's mean loss, its gradients added up; None when asked to stop before the last micro-batch.
+        """The step's mean loss in nats a target, with gradients accumulated; None when `stop` is set
+        meanwhile.
 
         A step that runs out of the GPU's memory is begun again with less kept.
         """
@@ -238,7 +245,7 @@ class Loop:
         self._events.emit("plan", kept=plan.describe(), predicted_bytes=plan.peak_bytes, **facts)
 
     def _accumulate(self, batch: Batch, target_tokens: float) -> float:
-        """Add a micro-batch's gradients; its share of the step's mean loss (nats a token)."""
+        """Accumulate a micro-batch's gradients; its part of the step's mean loss, in nats a target."""
         found = self._loss(batch)
         loss = found.total / target_tokens
         if not torch.isfinite(loss):
@@ -249,7 +256,7 @@ class Loop:
         return loss.item()
 
     def _update(self, rate: float, batches: list[Batch]) -> float:
-        """Clip, step, clear; the gradient norm before clipping."""
+        """Sum gradients over ranks, clip, step and clear; the gradient norm before clipping."""
         self._ranks.sum_gradients(self._parameters.values())
         norm = nn.utils.clip_grad_norm_(self._parameters.values(), self._job.train.clip_norm).item()
         if not math.isfinite(norm):
@@ -282,8 +289,9 @@ class Loop:
 def load_model(
     job: Job, device: str, dtype: Dtype, ranks: Ranks
 ) -> tuple[PreTrainedModel, ShardedLayers | None]:
-    """The proven base with what the job trains set free, and what the leg before learnt; and its layers where
-    the processes share them: such a base goes through host memory, no device holds it whole."""
+    """The base, its RoPE proven, with what trains unfrozen and the previous leg's adapter loaded; and its
+    layers where `ranks` shard them. A sharded base is loaded to host memory: no device has to hold all of
+    it."""
     config = read_config(job.patched_dir)
     # Frozen weights can lie in bf16; what learns is kept in float32 (`make_trainable`).
     frozen_bf16 = dtype == "bf16" and job.train.method == "lora"
@@ -304,7 +312,7 @@ def load_model(
 
 
 def make_optimizer(parameters: Collection[nn.Parameter], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW; matrices decay, norms and biases do not."""
+    """AdamW with weight decay on matrices, and none on norms and biases."""
     matrices = [parameter for parameter in parameters if parameter.ndim > 1]
     vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
     return torch.optim.AdamW(
@@ -317,14 +325,14 @@ def make_optimizer(parameters: Collection[nn.Parameter], weight_decay: float) ->
 
 
 def random_state(device: str) -> dict[str, Tensor]:
-    """Of every generator that a step may draw from."""
+    """The states of torch's random generators, by device."""
     state = {"cpu": torch.get_rng_state()}
     return state | {"cuda": torch.cuda.get_rng_state()} if device == "cuda" else state
 
 
 def usage(device: str, flops_per_s: float) -> dict[str, Any]:
-    """How well a step used its device: most memory held so far (the GPU allocator's, or the process's
-    resident set), model FLOP/s, and on GPUs that are known the share of what large products reach (MFU)."""
+    """A step's use of its device: peak bytes so far (GPU allocator, or resident set), model FLOP/s, GPU
+    utilisation where NVML is installed, and MFU on measured GPUs (`plan.GPUS`)."""
     if device == "cpu":
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {"peak_bytes": peak, "flops_per_s": flops_per_s}

@@ -1,4 +1,4 @@
-"""Adapters: which parameters learn, how they are kept in a directory, how they become part of the base.
+"""Adapters: which parameters learn, the adapter directory, and merging into the base.
 
 The model stays the plain transformers model; PEFT's layers are injected into it. Norms and embeddings are
 trained in place and kept whole. The directory of method `lora` is PEFT's own format, norms and embeddings
@@ -40,7 +40,7 @@ PEFT_NAME = ".default"  # PEFT's name of an unnamed adapter: in the model's name
 
 
 def make_trainable(model: PreTrainedModel, train: Train) -> None:
-    """Freeze the model, then free what the recipe trains; all that learns is float32.
+    """Freeze the model but for what the recipe trains, which becomes float32; `lora`: insert PEFT's layers.
 
     TrainError when the recipe names a layer that is not there.
     """
@@ -57,14 +57,14 @@ def make_trainable(model: PreTrainedModel, train: Train) -> None:
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What learns, by the model's own names; a tied parameter once."""
+    """The parameters that learn, by the model's own names; a tied one once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def save_adapter(
     model: PreTrainedModel, directory: Path, facts: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write the adapter directory; its bytes depend on nothing but what was trained."""
+    """Write an adapter directory; equal parameters, facts and curve give equal bytes."""
     trained = trained_parameters(model)
     directory.mkdir(parents=True)
     if facts["method"] == "lora":
@@ -83,9 +83,9 @@ def save_adapter(
 
 
 def attach_to_modules(model: nn.Module, directory: Path, modules: Sequence[str]) -> list[str]:
-    """Put on what a kept adapter has for some modules of a bare model, reading no other tensor.
+    """Put the part of a kept adapter that belongs to these modules on a bare model, reading no other tensor.
 
-    Returns as `load_trained` does. That every tensor has a place somewhere, says `require_adapter`.
+    Returns as `load_trained` does. `require_adapter` checks that every tensor has a place somewhere.
     """
     method = read_facts(directory)["method"]
     prefixes = tuple(f"{module}." for module in modules)
@@ -103,8 +103,8 @@ def attach_to_modules(model: nn.Module, directory: Path, modules: Sequence[str])
 
 
 def require_adapter(model: PreTrainedModel, directory: Path) -> None:
-    """TrainError unless every tensor of a kept adapter has its place in a bare model, which may be without
-    data (meta device); PEFT's layers are in it then."""
+    """TrainError unless every tensor of a kept adapter has its place in a bare model, which may lie on the
+    meta device. Inserts PEFT's layers into it."""
     facts = read_facts(directory)
     if facts["method"] == "lora":
         inject_adapter_in_model(_kept_config(directory), model)
@@ -115,7 +115,7 @@ def require_adapter(model: PreTrainedModel, directory: Path) -> None:
 def load_trained(model: PreTrainedModel, directory: Path) -> list[str]:
     """Set a model's parameters from an adapter directory; TrainError unless every tensor finds its place.
 
-    Returns the names of those that held the same values before: nothing was learnt there, or it was lost.
+    Returns the names of those whose values were the same before: nothing was learnt there, or it was lost.
     """
     facts, parameters = read_facts(directory), dict(model.named_parameters())
     with _open(directory) as kept:
@@ -135,7 +135,8 @@ def learnt_names(directory: Path) -> set[str]:
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Fold every LoRA layer into the linear layer it stands for, in that layer's dtype; PEFT is gone then."""
+    """Add every LoRA product to the weight of its linear layer, in that weight's dtype, and remove PEFT's
+    layers."""
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
     for name, layer in layers:
         layer.merge(safe_merge=True)
@@ -146,7 +147,7 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def read_facts(directory: Path) -> dict[str, Any]:
-    """adapter.json; TrainError when the directory is no adapter of ours."""
+    """The contents of adapter.json; TrainError where it cannot be read."""
     try:
         return json.loads((directory / FACTS).read_bytes())
     except (OSError, ValueError) as error:
@@ -169,7 +170,7 @@ def _kept_config(directory: Path) -> LoraConfig:
 
 @contextmanager
 def _open(directory: Path) -> Iterator[Any]:
-    """The kept tensors, each read when it is asked for; TrainError when they cannot be."""
+    """The adapter's tensors, each read when it is asked for; TrainError where they cannot be read."""
     try:
         with safe_open(directory / TENSORS, framework="pt", backend="pread") as kept:
             yield kept
@@ -196,7 +197,7 @@ def _require_places(
 
 @torch.no_grad()
 def _place(parameters: Mapping[str, nn.Parameter], kept: Any, method: str) -> list[str]:
-    """Set those of the parameters that are kept; the names of the unchanged ones."""
+    """Set the parameters that the file has; the names of those whose values stayed the same."""
     unchanged, found = [], set(kept.keys())
     for place, name in _places(parameters, method).items():
         if place in found:
@@ -208,7 +209,8 @@ def _place(parameters: Mapping[str, nn.Parameter], kept: Any, method: str) -> li
 
 
 def _targets(model: PreTrainedModel, targets: Sequence[str]) -> str | list[str]:
-    """PEFT's `target_modules`; PEFT itself only minds when none is found."""
+    """PEFT's `target_modules`. TrainError for a name that no linear layer has; PEFT ignores it beside
+    others."""
     if tuple(targets) == (ALL_LINEAR,):
         return ALL_LINEAR
     head = model.get_output_embeddings()  # the loss multiplies by its weight alone
@@ -225,7 +227,7 @@ def _targets(model: PreTrainedModel, targets: Sequence[str]) -> str | list[str]:
 
 
 def _whole_modules(model: PreTrainedModel, train: Train) -> list[nn.Module]:
-    """Norms and embeddings that the recipe trains whole."""
+    """The norms and embeddings that the recipe trains in full."""
     whole: list[nn.Module] = []
     if train.train_norms:
         whole += [module for module in model.modules() if "norm" in type(module).__name__.lower()]

@@ -1,6 +1,6 @@
-"""AdamW's moments under the parameters' names: in a snapshot, or beside an adapter for the leg after it.
+"""AdamW's moments by parameter name, as they lie in a snapshot, or beside an adapter for the next leg.
 
-optimizer.safetensors        exp_avg/NAME, exp_avg_sq/NAME (float32) and updates (int64), the steps behind
+optimizer.safetensors        exp_avg/NAME, exp_avg_sq/NAME (float32); updates (int64): steps taken
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Parameters = Mapping[str, nn.Parameter]
 
 
 def moments_of(optimizer: torch.optim.AdamW, parameters: Parameters) -> dict[str, Tensor]:
-    """{moment/name: tensor}; zeros before the first step."""
+    """{moment/name: tensor, in the parameter's shape}; zeros before the first step."""
     found: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         state = optimizer.state[parameter]
@@ -35,7 +35,7 @@ def moments_of(optimizer: torch.optim.AdamW, parameters: Parameters) -> dict[str
 def place_moments(
     optimizer: torch.optim.AdamW, parameters: Parameters, tensors: Mapping[str, Tensor], updates: int
 ) -> None:
-    """Make the optimizer one that has taken `updates` steps and arrived at these moments."""
+    """Set an optimizer's state to these moments, after `updates` steps."""
     for name, parameter in parameters.items():
         optimizer.state[parameter] = {
             "step": torch.tensor(float(updates)),
@@ -44,13 +44,13 @@ def place_moments(
 
 
 def save_moments(directory: Path, tensors: Mapping[str, Tensor], updates: int) -> None:
-    """Write them into an adapter directory."""
+    """Write moments into an adapter directory."""
     kept = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     save_file({**kept, UPDATES: torch.tensor(updates)}, directory / FILE)
 
 
 def load_moments(directory: Path, parameters: Parameters) -> tuple[dict[str, Tensor], int]:
-    """The moments kept in an adapter directory and the steps behind them; TrainError unless they are those
+    """(moments, steps taken) from an adapter directory; TrainError where they cannot be read or are not those
     of `parameters`."""
     try:
         tensors = load_file(directory / FILE)

@@ -1,8 +1,8 @@
-"""Which arithmetic the trainer uses, proven to run before a model is loaded.
+"""Whether a training precision works on this machine, tried before a model is loaded.
 
 Some processors advertise matrix instructions (AMX) that their machine does not allow: the first bf16
-product ends the process with SIGILL. So on a CPU a child process tries one, once with the instructions
-that oneDNN picks and once with those it picks below AMX.
+product ends the process with SIGILL. So on a CPU a child process computes one, with the instructions that
+oneDNN chooses, and if that fails with those below AMX.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if sys.argv[1] == "cpu" or not torch.cuda.is_available():
 
 
 def trainer_environment(asked: Asked, device: Device) -> Mapping[str, str]:
-    """The variables that a trainer needs for its arithmetic to run; TrainError when none help."""
+    """Environment variables that a trainer needs to compute in this precision; TrainError where it cannot."""
     if asked == "fp8":
         _require_float8(device)
     if asked != "bf16" or device == "cuda":

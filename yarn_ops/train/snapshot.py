@@ -1,4 +1,4 @@
-"""Snapshots: what a killed trainer goes on from. One directory a step, written whole, the last two kept.
+"""Snapshots, from which a stopped or killed trainer resumes: one directory a step, of which two are kept.
 
 snapshots/step-00000010/state.safetensors   trained tensors, optimizer moments, random state
 snapshots/step-00000010/snapshot.json       step, identity of the job, digest of the tensors, loss curve
@@ -33,13 +33,14 @@ class Snapshot:
     step: int
     identity: str
     curve: list[dict[str, Any]]
-    """of every step so far: step, loss, learning_rate, gradient_norm, tokens"""
+    """a point for each step so far: step, loss, learning_rate, gradient_norm, answer_loss"""
     seconds: float
     tensors: dict[str, Tensor]
 
 
 def save_snapshot(directory: Path, snapshot: Snapshot) -> Path:
-    """Write it whole, drop all but the newest `KEPT`. TrainError: no room on the disk."""
+    """Write a snapshot atomically, then remove all but the newest `KEPT`; its directory. TrainError: disk
+    full."""
     final = directory / f"step-{snapshot.step:08d}"
     try:
         with atomic_write(final, replacing=True) as draft:
@@ -61,7 +62,7 @@ def save_snapshot(directory: Path, snapshot: Snapshot) -> Path:
 
 
 def newest_snapshot(directory: Path, identity: str) -> Snapshot | None:
-    """The newest whole snapshot of this job; damaged ones are passed over with a line in the log."""
+    """The newest intact snapshot of the job with this identity, or None. Others are reported on stderr."""
     for candidate in sorted(directory.glob("step-*"), reverse=True):
         try:
             return _read(candidate, identity)

@@ -1,7 +1,7 @@
-"""A process that has torch, transformers and PEFT before anybody needs them. Nothing here loads torch.
+"""A trainer process that imports torch, transformers and PEFT before its job is known.
 
-What a run computes before it trains is called there, and then it becomes the trainer: the imports take
-longer than all of that, and only once.
+The stages before training call their functions in it, and then it becomes the trainer. So a run pays for
+these imports, which take longer than a small model's stages, once. Nothing here loads torch.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from yarn_ops.processes import start, stop
 from yarn_ops.settings import child_environment
 
 ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-"""of GPU memory: layers that keep different things fragment it, by a quarter on one H100"""
+"""of GPU memory: layers of different policies fragment it otherwise, by a quarter on one H100"""
 
 
 class WarmTrainer:
-    """A trainer that imports what training needs while its job is being prepared. Take it once, or close it.
+    """The parent's end of one such process. `take` it once, or `close` it.
 
     Start it in the thread that takes it, see `processes.start`.
     """
@@ -40,7 +40,7 @@ class WarmTrainer:
         self._line = Connection(ours.detach())
 
     def call(self, name: str, *arguments: Any, **named: Any) -> Any:
-        """`call_by_name` there; here, if it has ended."""
+        """`call_by_name` in the process, or here where it has ended. Its exceptions are raised here."""
         if self._process is not None:
             try:
                 self._line.send((name, arguments, named))
@@ -54,7 +54,7 @@ class WarmTrainer:
         return call_by_name(name, *arguments, **named)
 
     def take(self, job_file: Path) -> subprocess.Popen[bytes] | None:
-        """It, told of its job; None when it is taken, closed or has ended."""
+        """The process, which now runs this job; None when it was taken or closed, or has ended."""
         process, self._process = self._process, None
         if process is None:
             return None
@@ -74,8 +74,8 @@ class WarmTrainer:
 
 
 def awaited_job(line: int) -> Path | None:
-    """The other end, at the file descriptor `line`: do what is asked until a job's file is named; None:
-    nobody will name one."""
+    """The child's end, on file descriptor `line`: make the calls that are asked for until a job's file is
+    named; its path, or None when the parent has closed the line."""
     with Connection(os.dup(line)) as parent, suppress(EOFError, OSError):
         while not isinstance(asked := parent.recv(), Path):
             parent.send(_outcome(*asked))
@@ -84,12 +84,12 @@ def awaited_job(line: int) -> Path | None:
 
 
 def call_by_name(name: str, *arguments: Any, **named: Any) -> Any:
-    """Such as `yarn_ops.models.patch:patch`, which only then is imported."""
+    """Import and call a function named as in `yarn_ops.models.patch:patch`."""
     return pkgutil.resolve_name(name)(*arguments, **named)
 
 
 def _outcome(name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[bool, Any]:
-    """Whether it failed, and its error or its result."""
+    """(whether the call raised, its exception or its result)."""
     try:
         return False, call_by_name(name, *arguments, **named)
     except Exception as error:

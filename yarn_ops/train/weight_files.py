@@ -18,9 +18,9 @@ from torch import Tensor
 from yarn_ops.models.checkpoints import INDEX, WEIGHTS
 
 FILE_BYTES = 5 * 10**9
-"""as transformers cut models for years"""
+"""the size at which transformers splits models"""
 ALIGNMENT = 8
-"""of the first tensor, as the library's writer has it"""
+"""of the first tensor's place, as in the library's writer"""
 AT_ONCE = 1 << 25
 """elements rounded and written at a time: 64 MiB"""
 BF16_BYTES = 2
@@ -58,7 +58,7 @@ def write_weights(
 
 
 def _files(shapes: Mapping[str, TensorShape], file_bytes: int) -> Iterator[tuple[str, list[str]]]:
-    """Each file's name and tensors: the next ones, as many as it takes."""
+    """(name, tensors) of each file: tensors in order, as many as fit `file_bytes`."""
     groups: list[list[str]] = []
     size = 0
     for name, shape in shapes.items():

@@ -1,4 +1,4 @@
-"""How the processes of a run share a step: windows among groups, a window's tokens within one, the layers.
+"""Layouts: how the processes of a run share a step by data, context and sharding.
 
     data     groups, each with its own share of the step's windows
     context  processes of a group, each with an equal part of every window's tokens
@@ -18,7 +18,7 @@ from yarn_ops.recipe import Train
 
 
 class Layout(NamedTuple):
-    """One way to share a step."""
+    """One layout."""
 
     data: int = 1
     context: int = 1
@@ -36,10 +36,10 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True)
 class StepShape:
-    """A step, as far as sharing it depends on it."""
+    """The sizes of a step that decide how it can be shared."""
 
     windows: int
-    """of an optimizer step"""
+    """of an optimizer step: the global batch size"""
     batch_windows: int
     """of a micro-batch, at most"""
     tokens: int
@@ -47,7 +47,7 @@ class StepShape:
     heads: int
     kv_heads: int
     ours: bool
-    """it runs through our own layers"""
+    """our own layers (`decoder`) serve the model"""
 
     @classmethod
     def of(cls, train: Train, tokens: int, config: Mapping[str, Any]) -> StepShape:
@@ -63,18 +63,19 @@ class StepShape:
         )
 
     def shares(self, processes: int) -> Iterator[tuple[int, int]]:
-        """Every (data, context) whose product is `processes`, most groups first."""
+        """Every possible (data, context) whose product is `processes`, largest `data` first."""
         for context in range(1, processes + 1):
             data = processes // context
             if data * context == processes and self.windows % data == 0 and self._cuts(context):
                 yield data, context
 
     def micro_batch(self, data: int) -> int:
-        """Windows of a micro-batch where `data` groups share the step."""
+        """Windows of a group's micro-batch where `data` groups share the step."""
         return min(self.batch_windows, self.windows // data)
 
     def _cuts(self, context: int) -> bool:
-        """Whether a window can be cut: equal parts of tokens, whole heads for each."""
+        """Whether so many processes can share a window: equal parts of tokens, a whole number of heads
+        each."""
         if context == 1:
             return True
         fewer, more = sorted((self.kv_heads, context))
@@ -82,5 +83,5 @@ class StepShape:
 
 
 def usable_processes(available: int, step: StepShape) -> int:
-    """The most that can share a step, of those that are there."""
+    """The largest number of processes, of those available, that can share a step."""
     return next(count for count in range(available, 0, -1) if any(step.shares(count)))

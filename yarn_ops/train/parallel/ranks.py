@@ -1,4 +1,4 @@
-"""This process among those that train together: sums, agreements, and an end that all of them share.
+"""This process among those that train together: collectives, and a common end.
 
 Alone everything here is free. Figures that steer the run (tokens, a wish to stop) travel between the hosts'
 processors, gradients between their devices.
@@ -25,7 +25,7 @@ from yarn_ops.train.parallel.lead import MEETING
 from yarn_ops.train.parallel.peers import Peers
 
 PATIENCE = timedelta(minutes=10)
-"""of a collective: the slowest step, its compilation, a snapshot on a slow disk"""
+"""the timeout of a collective: it covers the slowest step, its compilation, a snapshot on a slow disk"""
 BUCKET_BYTES = 1 << 28
 
 
@@ -37,12 +37,12 @@ class ContextGroup(NamedTuple):
     size: int
 
     def part(self, tensor: Tensor, dim: int) -> Tensor:
-        """This process's part of what belongs to the whole window."""
+        """This process's part of a tensor that has all tokens of a window along `dim`."""
         return tensor.chunk(self.size, dim)[self.rank]
 
 
 class Ranks:
-    """Of one run; the main one writes its files and events."""
+    """The ranks of one run, as one of them sees them. The main rank writes files and events."""
 
     def __init__(self, rank: int = 0, size: int = 1, peers: Peers | None = None, device: str = "cpu") -> None:
         self.rank, self.size, self._peers, self._device = rank, size, peers, device
@@ -58,16 +58,16 @@ class Ranks:
 
     @property
     def data_rank(self) -> int:
-        """Which group of the layout this process is in; neighbours share a window."""
+        """The number of this process's data group; consecutive ranks share a window."""
         return self.rank // self.layout.context
 
     @property
     def context_rank(self) -> int:
-        """Which part of every window it holds."""
+        """Which part of every window this process holds."""
         return self.rank % self.layout.context
 
     def use_layout(self, layout: Layout) -> None:
-        """Share steps so from now on; all ranks call it with the same."""
+        """Share steps by this layout from now on. All ranks call it, with the same layout."""
         assert layout.processes == self.size
         self.layout, self.context_group = layout, None
         if layout.context > 1:
@@ -86,15 +86,15 @@ class Ranks:
         return self._reduced([value], dist.ReduceOp.SUM)[0]
 
     def any(self, wish: bool) -> bool:
-        """Whether one of them wishes so: then all do."""
+        """Whether `wish` is true in any rank."""
         return self._reduced([float(wish)], dist.ReduceOp.MAX)[0] > 0
 
     def minimum(self, values: Sequence[float]) -> list[float]:
-        """The smallest of each over all ranks."""
+        """The least of each value over all ranks."""
         return self._reduced(values, dist.ReduceOp.MIN)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Every rank's gradients become the sum of all."""
+        """Replace each gradient by its sum over all ranks (all-reduce)."""
         if self.size == 1:
             return
         for bucket in _buckets(parameter.grad for parameter in parameters):
@@ -162,7 +162,7 @@ def join(device: str, work_dir: Path, rank: int = 0, size: int = 1) -> Ranks:
 
 
 def _buckets(gradients: Iterable[Tensor | None]) -> Iterator[list[Tensor]]:
-    """Gradients in order, as many together as fit `BUCKET_BYTES`, of one dtype."""
+    """The gradients in order, in lists of one dtype and at most `BUCKET_BYTES`."""
     bucket: list[Tensor] = []
     for gradient in gradients:
         assert gradient is not None

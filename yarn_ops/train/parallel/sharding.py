@@ -1,4 +1,4 @@
-"""A base that is too large for one device: each process keeps one part of every frozen layer (FSDP2).
+"""Sharded layers (FSDP2): each process keeps a part of every frozen layer of a base.
 
 A layer is gathered before it is used, forward and backward, and the one after it while it is. What learns is
 small and stays whole in every process, so its gradients are summed as everywhere.
@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 
 class ShardedLayers:
-    """The decoder layers of a model, cut among all processes."""
+    """The decoder layers of a model, sharded among all processes."""
 
     def __init__(self, layers: Sequence[nn.Module], device: str, processes: int) -> None:
         mesh = init_device_mesh(device, (processes,))
@@ -31,7 +31,8 @@ class ShardedLayers:
 
     @contextmanager
     def gathered(self, place: int, then: int) -> Iterator[None]:
-        """Within it the layer at `place` is whole; the one at `then`, if there is one, is on its way."""
+        """A block in which layer `place` is all-gathered; layer `then`, if there is one, is gathered
+        meanwhile."""
         layer: Any = self._layers[place]
         layer.unshard()
         if 0 <= then < len(self._layers):
