@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -61,7 +61,7 @@ def evaluate(
             decode=subject.tokenizer.decode, tokens=needed_tokens(size, lengths[-1]),
         )  # fmt: skip
 
-    haystack = read(documents or STANDARD_LIBRARY)
+    haystack = replace(read(documents or STANDARD_LIBRARY), chat=subjects[0].chat)
     if base and subjects[1].encode(haystack.texts[0]) != subjects[0].encode(haystack.texts[0]):
         raise EvaluationError(f"{base}: its tokenizer is not {model}'s, so their losses cannot be compared")
     kinds = {kind_name(pattern): read([pattern]) for pattern in (documents if len(documents) > 1 else ())}

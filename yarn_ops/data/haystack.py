@@ -30,6 +30,8 @@ Encode = Callable[[str], Sequence[int]]
 """text -> token ids, no special tokens"""
 Decode = Callable[[Sequence[int]], str]
 """token ids -> text"""
+Chat = Callable[[str, str], tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+"""(user's text, assistant's) -> token ids before the assistant's, of it, and the first that ends its turn"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,8 @@ class Haystack:
     digest: str
     decode: Decode | None = None
     """token ids -> text; needed where answers are written"""
+    chat: Chat | None = None
+    """None: the tokenizer has no chat template"""
 
     @cached_property
     def ids(self) -> Ids:

@@ -10,7 +10,7 @@ import math
 
 from yarn_ops.evals.conditions import compared, decide
 from yarn_ops.evals.intervals import bounds, figure
-from yarn_ops.evals.names import LAST_QUARTER, RECALL, USES, template_of
+from yarn_ops.evals.names import CHAT_ENDS, LAST_QUARTER, RECALL, SKILLS, USES, template_of
 from yarn_ops.evals.reach import capacity_scores
 from yarn_ops.recipe import Gate
 from yarn_ops.records import BeforeAfter, Check, Score, Scorecard, Verdict
@@ -40,6 +40,8 @@ def judge(gate: Gate, scores: BeforeAfter[Scorecard], target_context_tokens: int
         checks.append(_short_loss(before, after, original, gate.max_short_growth))
     if gate.max_short_recall_loss is not None:
         checks.append(_short_recall_loss(before, after, original, gate.max_short_recall_loss))
+    if gate.max_skill_loss is not None:
+        checks.append(_skill_loss(before, after, gate.max_skill_loss))
     checks += [decide(condition, before, after, original, target) for condition in gate.conditions]
     digests = (scores.before.digest, scores.after.digest)
     return Verdict(parents=digests, passed=all(check.passed for check in checks), checks=tuple(checks))
@@ -136,6 +138,23 @@ def _short_recall_loss(before: Scorecard, after: Scorecard, original: int, thres
             change = f"({base:.2f} before, {result:.2f} after)"
             lost = f"{template_of(task)} recall lost at {length} tokens {change}"
             worst = max(worst, (base - result, lost))
+    return _at_most(name, worst[1], worst[0], threshold)
+
+
+def _skill_loss(before: Scorecard, after: Scorecard, threshold: float) -> Check:
+    """The worst of what is surely lost; only chats may be missing, of both."""
+    name, worst = "skill loss", (-math.inf, "")
+    for task in SKILLS:
+        (base, *_), (result, *_) = ((*card.by_length(task), None) for card in (before, after))
+        if base is None and result is None and task == CHAT_ENDS:
+            continue
+        if base is None or result is None:
+            missing = _missing(base.value if base else None)
+            return _unmeasured(name, threshold, f"{task} of {missing}")
+        lost, interval = compared(base, result, "difference")
+        low = interval[0] if interval else lost
+        change = f"({base.value:.2f} before, {result.value:.2f} after, {lost:.2f}{bounds(interval)} less)"
+        worst = max(worst, (low, f"least of {task} that is lost {change}"))
     return _at_most(name, worst[1], worst[0], threshold)
 
 

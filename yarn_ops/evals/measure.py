@@ -67,6 +67,7 @@ class EvaluationRequest:
                 reader, Tokenizer(self.model.path, subject.vocab_size), encode=subject.encode,
                 decode=subject.tokenizer.decode, tokens=needed_tokens(size, reach[-1]), seed=section.seed,
             )  # fmt: skip
+            haystack = replace(haystack, chat=subject.chat)
             cells += suite_cells(size, reach, haystack, section.seed)
             lengths |= {*reach}
         return subject, CellPlan(tuple(cells), tuple(sorted(lengths)), section.seed, haystack)

@@ -20,6 +20,10 @@ RULER_AVERAGE = "ruler/average"
 FAR_PASSAGE = "far-passage/nats"
 TRAINED = "needle/trained"
 """needles in forms that exercises have: of all tasks the only one"""
+CLOZE, ORDER, CHAT_ENDS = SKILLS = ("short/cloze", "short/order", "short/chat-ends")
+"""shares of short items; the last where the tokenizer has a chat template"""
+CHAT = "short/chat"
+"""nats a token"""
 CONTINUATION = "perplexity/continuation"
 
 NO_NEEDLE = "/no-needle"

@@ -20,7 +20,7 @@ from yarn_ops.errors import DataError
 from yarn_ops.evals.cells import Cell, Load, Measure, ModelUnderTest, Size, Task
 from yarn_ops.evals.names import TRAINED
 from yarn_ops.evals.scorecard import scorecard_loads
-from yarn_ops.evals.tasks import context, copying, facts, natural, needles, pairs, perplexity, ruler
+from yarn_ops.evals.tasks import context, copying, facts, natural, needles, pairs, perplexity, ruler, skills
 from yarn_ops.evals.tasks.grid import Make, grid_task
 from yarn_ops.recipe import Evaluate, SuiteName
 from yarn_ops.records import Score
@@ -32,6 +32,7 @@ LEAST_TOKENS = 128
 STRIDE_TOKENS = 256
 """of a suite's sliding perplexity"""
 
+USUAL = ("skills", "context", "perplexity", "needle/code", "needle/prose")
 BEYOND_NEEDLES = (
     TRAINED, "passkey", "multi-key", "key-value", "two-hop", "count", "most-frequent", "no-overlap",
     "many-shot", "hard-negative", "far-passage",
@@ -39,12 +40,10 @@ BEYOND_NEEDLES = (
 """what a long window is used for beside finding one of few needles"""
 SIZES: dict[SuiteName, Size] = {
     "tiny": Size(4, 2, 4, 0, ("context", "needle/code")),
-    "quick": Size(8, 8, 16, 0, ("context", "perplexity", "needle/code", "needle/prose", "multi-key")),
-    "use": Size(8, 16, 16, 0, ("context", "perplexity", "needle/code", "needle/prose", *BEYOND_NEEDLES)),
+    "quick": Size(8, 8, 16, 0, (*USUAL, "multi-key")),
+    "use": Size(8, 16, 16, 0, (*USUAL, *BEYOND_NEEDLES)),
     "full": Size(
-        8, 50, 32, 30,
-        ("context", "perplexity", "sliding", "long-perplexity", "needle/code", "needle/prose", "copy", "mqar",
-         *BEYOND_NEEDLES, "ruler"),
+        8, 50, 32, 30, (*USUAL, "sliding", "long-perplexity", "copy", "mqar", *BEYOND_NEEDLES, "ruler")
     ),
 }  # fmt: skip
 
@@ -114,6 +113,8 @@ def beside(names: Collection[str], size: Size) -> Size:
 
 
 def _lengths_of(task: str, lengths: Sequence[int]) -> Sequence[int]:
+    if task == "skills":
+        return lengths[:1]
     return lengths[-1:] if task == "context" else lengths  # growing context holds all lengths
 
 
@@ -194,6 +195,7 @@ OUTCOMES: Mapping[str, Callable[[Size], int]] = {
 OF_KINDS = ("perplexity", "sliding")
 """tasks that tell kinds of documents apart"""
 TASKS: Mapping[str, Task] = {
+    "skills": Task(skills.cell, skills.tokens_read),
     "context": Task(context.cell, context.tokens_read),
     "perplexity": Task(
         _perplexity, lambda size, length, lengths: perplexity.tokens_read(size.windows, length, lengths[-1])

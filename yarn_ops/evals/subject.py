@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yarn_ops.data.haystack import Encode
+from yarn_ops.data.haystack import Chat, Encode
 from yarn_ops.digests import digest_of, file_digest
-from yarn_ops.errors import BaseModelError
+from yarn_ops.errors import BaseModelError, DataError
 from yarn_ops.evals.cells import ModelUnderTest
 from yarn_ops.models.checkpoints import (
     built_config,
@@ -26,6 +27,8 @@ from yarn_ops.models.sizes import check_sizes
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.fields import rope_thetas
 from yarn_ops.rope.methods import RopeSpec
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +49,28 @@ class Subject:
     @property
     def vocab_size(self) -> int:
         return int(self.config["vocab_size"])
+
+    @property
+    def chat(self) -> Chat | None:
+        """How its chat template frames an answer; None without one that can be applied."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            return None
+
+        def framed(asked: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+            messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+            before, found, end = text.rpartition(answer)
+            if not found or not end.strip():
+                raise DataError("skills: the chat template does not say where an answer begins and ends")
+            first, said = tuple(self.encode(before)), tuple(self.encode(answer))
+            return first, said, tuple(self.encode(end.lstrip()))[:1]
+
+        try:
+            framed("What?", "That.")
+        except Exception as error:  # a template is a program of the model's, and fails in its own ways
+            log.info("%s: chats are not measured: %r", self.name, error)
+            return None
+        return framed
 
     def digest(self) -> str:
         """Of the files that make up the checkpoint, and of the config it is read by."""

@@ -306,6 +306,11 @@ class Gate(Section):
         title="Most recall lost",
         description="Base's recall less the result's, up to the original context.",
     )
+    max_skill_loss: float | None = Field(
+        None, ge=0, title="Most short skill lost",
+        description="Share of short items: cloze, order, chats that end. Fails where the whole 95 % "
+        "interval, item by item, is above. Needs a suite (quick, use, full); e.g. 0.02.",
+    )  # fmt: skip
     conditions: tuple[Condition, ...] = Field(
         (), title="More conditions", description="Over any score; one that cannot be evaluated fails."
     )

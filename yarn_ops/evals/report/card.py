@@ -11,7 +11,7 @@ from yarn_ops.evals.advice import advise
 from yarn_ops.evals.capacity import Capacity
 from yarn_ops.evals.intervals import figure
 from yarn_ops.evals.names import LAST_QUARTER, NO_NEEDLE, RECALL, SINGLE_PASS, SLIDING, template_of
-from yarn_ops.evals.report.families import family_rows, told
+from yarn_ops.evals.report.families import family_rows, skill_rows, told
 from yarn_ops.evals.sequential import stopped_early
 from yarn_ops.exercises import FAMILIES
 from yarn_ops.recipe import Data, Train
@@ -68,7 +68,9 @@ class Extension:
 
 def model_card(extension: Extension) -> str:
     """The card as markdown with YAML front matter; pictures are named as `report` writes them."""
-    sections = (_front_matter, _summary, _measured, _families, _gate, _advice, _made, _loading, _caveats)
+    sections = (
+        _front_matter, _summary, _measured, _families, _skills, _gate, _advice, _made, _loading, _caveats,
+    )  # fmt: skip
     texts = ("\n".join(section(extension)) for section in sections)
     return "\n\n".join(text for text in texts if text) + "\n"
 
@@ -125,6 +127,15 @@ def _measured(extension: Extension) -> Iterator[str]:
             yield f"Of {model}, no more was asked than decides: {'; '.join(stopped)}."
     yield ""
     yield "![Recall by length and depth](recall.png)"
+
+
+def _skills(extension: Extension) -> Iterator[str]:
+    before, after = extension.capacities
+    if rows := skill_rows(BeforeAfter(before.card, after.card)):
+        yield "## Short skills kept"
+        yield ""
+        for cells in (["skill", "base", "extended", "change"], ["---", "---:", "---:", "---:"], *rows):
+            yield f"| {' | '.join(cells)} |"
 
 
 def _families(extension: Extension) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from yarn_ops.evals.capacity import interval, tokens
 from yarn_ops.evals.conditions import compared
 from yarn_ops.evals.intervals import bounds, figure
-from yarn_ops.evals.names import FAR_PASSAGE, TRAINED
+from yarn_ops.evals.names import CHAT, CHAT_ENDS, CLOZE, FAR_PASSAGE, ORDER, TRAINED
 from yarn_ops.evals.reach import KEPT, reach_of
 from yarn_ops.records import BeforeAfter, Score, Scorecard
 
@@ -27,6 +27,13 @@ FAMILIES = {
     FAR_PASSAGE: ("nats lost where a far passage is removed", None),
 }
 """of a task: its name in the table, the kind of exercise nearest to it; only the first has its forms"""
+
+SHORT_SKILLS = {
+    CLOZE: "short texts continued, chosen from four",
+    ORDER: "order of what follows, of two",
+    CHAT_ENDS: "answers in a chat that end",
+    CHAT: "answers in a chat (nats a token)",
+}
 
 
 def family_rows(
@@ -52,6 +59,16 @@ def family_rows(
         before, after = (card.score(task, target) for card in cards)
         rows.append([*row, _change(before, after)])
     return [*heads, f"change at {tokens(target)}"], rows
+
+
+def skill_rows(cards: BeforeAfter[Scorecard]) -> list[list[str]]:
+    """Of short skills: name, before, after, change item by item; none unmeasured."""
+    rows = []
+    for task, name in SHORT_SKILLS.items():
+        (before, *_), (after, *_) = ((*card.by_length(task), None) for card in cards)
+        if before is not None and after is not None:
+            rows.append([name, _figure(before), _figure(after), _change(before, after)])
+    return rows
 
 
 def told(cards: BeforeAfter[Scorecard]) -> Iterator[str]:

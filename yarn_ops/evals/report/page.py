@@ -27,7 +27,7 @@ from yarn_ops.evals.names import (
 )
 from yarn_ops.evals.reach import KEPT
 from yarn_ops.evals.report.capacity_picture import draw_capacity
-from yarn_ops.evals.report.families import FAMILIES, family_rows, told
+from yarn_ops.evals.report.families import FAMILIES, SHORT_SKILLS, family_rows, skill_rows, told
 from yarn_ops.evals.sequential import stopped_early
 from yarn_ops.records import BeforeAfter, Score
 
@@ -43,6 +43,7 @@ TITLES = {
     LONG_PERPLEXITY: "perplexity of far-repeated tokens",
     "recall/code": "pairs recalled, code form",
     "recall/prose": "pairs recalled, prose",
+    **SHORT_SKILLS,
     **{task: name for task, (name, _) in FAMILIES.items()},
     "copy": "random runs continued, by token",
     "mqar": "pairs of single tokens (MQAR)",
@@ -206,10 +207,14 @@ def _short(models: Sequence[Capacity]) -> Iterator[str]:
         value, low_high = compared(after, before, "ratio")
         ratio = f"{value:.3f}{bounds(low_high, 3)}"
         rows.append([tokens(length), f"{before.value:.2f}", f"{after.value:.2f}", ratio, *recalled])
-    if rows:
+    skills = skill_rows(BeforeAfter(base.card, model.card))
+    if rows or skills:
         yield "<h2>What short texts pay</h2>"
+    if rows:
         heads = ["", "perplexity before", "after", "ratio", "needles before", "after"]
         yield from _table(heads, rows)
+    if skills:
+        yield from _table(["skill", "before", "after", "change"], skills)
 
 
 def _ruler(model: Capacity) -> Iterator[str]:
