@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from prefect.artifacts import create_markdown_artifact
 
 from flows.run import current_run
-from yarn_ops.records import CARD, Comparison, Release, Report
+from yarn_ops.records import CARD, SUMMARY, Comparison, Release, Report
 
 
 def show_report(release: Release, report: Report) -> None:
@@ -36,8 +36,6 @@ def show_capacity(report: Report) -> None:
 
 def _capacity_artifact(folder: Path) -> None:
     """Who sees and uses how far, in a sentence each, above the picture."""
-    from yarn_ops.evals.report.write import SUMMARY
-
     summary = (folder / SUMMARY).read_text("utf-8")
     told = summary.partition("\n")[0].removeprefix("- ").replace("**", "")
     create_markdown_artifact(_inline_pictures(summary, folder), key="capacity", description=told)

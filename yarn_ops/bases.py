@@ -14,7 +14,7 @@ from yarn_ops.catalogue import ModelVersion
 from yarn_ops.digests import digest_of, tree_files
 from yarn_ops.errors import BaseModelError, StoreError
 from yarn_ops.hub import verify_snapshot
-from yarn_ops.models.checkpoints import INDEX, checkpoint_files, inspect_checkpoint
+from yarn_ops.models.checkpoints import INDEX, checkpoint_files
 from yarn_ops.models.files import (
     CONFIG,
     GENERATION_CONFIG,
@@ -23,6 +23,7 @@ from yarn_ops.models.files import (
     harmless_bytes,
     place_of,
 )
+from yarn_ops.models.inspection import inspect_checkpoint
 from yarn_ops.recipe import Base
 from yarn_ops.records import BaseModel
 from yarn_ops.store import ObjectInfo, Store, StoreOptions, open_store
@@ -57,7 +58,12 @@ def fetch_base(
     for one that cannot be fetched.
     """
     source, path = _locate(base.model, cache, store_options, find_release)
-    record = inspect_checkpoint(path, source=source, original_context_tokens=base.original_context_tokens)
+    record = inspect_checkpoint(
+        path,
+        source=source,
+        original_context_tokens=base.original_context_tokens,
+        kept=cache / "inspected",
+    )
     return record, _clean_view(path, cache / "bases")
 
 

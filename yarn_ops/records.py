@@ -319,7 +319,8 @@ class Fit(Record):
     seconds: float
 
 
-CARD = "README.md"
+CARD, SUMMARY = "README.md", "capacity.md"
+"""files of a report: the model card, and in a few lines how far the model sees and uses"""
 
 
 class Report(Record):

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,26 +165,33 @@ def _addresses_file(settings: Settings) -> Path:
 
 
 @contextmanager
-def run_environment(settings: Settings) -> Iterator[dict[str, str]]:
+def run_environment(
+    settings: Settings, meanwhile: Callable[[dict[str, str]], None] = lambda environment: None
+) -> Iterator[dict[str, str]]:
     """The environment of a run in this process. Its Prefect API is the one in the settings, the running
     service's (then with the service's MLflow, to whose pages a report can link), or our own while it lasts.
+
+    meanwhile: what to do with it before the server answers, which takes seconds where it is our own.
     """
     settings.make_home()
-    quiet = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}  # a terminal shows our own progress
+    server = None
     if settings.prefect_api_url is not None:
-        yield client_environment(settings, settings.prefect_api_url) | quiet
-        return
-    service = running_service(settings)
-    if service is not None:
-        yield service_environment(settings, service) | quiet
-        return
-    ours = with_passwords(settings, new_password())
-    server = start_prefect(ours, free_port(), services=False)
+        environment = client_environment(settings, settings.prefect_api_url)
+    elif service := running_service(settings):
+        environment = service_environment(settings, service)
+    else:
+        ours = with_passwords(settings, new_password())
+        server = start_prefect(ours, free_port(), services=False)
+        environment = client_environment(ours, server.url)
+    environment["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # a terminal shows our own progress
     try:
-        server.wait()
-        yield client_environment(ours, server.url) | quiet
+        meanwhile(environment)
+        if server is not None:
+            server.wait()
+        yield environment
     finally:
-        processes.stop(server.process)
+        if server is not None:
+            processes.stop(server.process)
 
 
 def service_environment(settings: Settings, service: Service) -> dict[str, str]:

@@ -17,8 +17,8 @@ from yarn_ops.data.shards import LocalUnits, prepare
 from yarn_ops.evals.journal import JsonLines
 from yarn_ops.evals.measure import EvaluationRequest, evaluate
 from yarn_ops.evals.run import Worker
-from yarn_ops.models.checkpoints import inspect_checkpoint
 from yarn_ops.models.device import resolve_device, resolve_dtype
+from yarn_ops.models.inspection import inspect_checkpoint
 from yarn_ops.models.patch import patch
 from yarn_ops.recipe import Leg, Recipe, Rope
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, Local, PatchedModel, Scorecard, ShardSet

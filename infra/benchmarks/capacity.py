@@ -35,9 +35,9 @@ from yarn_ops.evals.reach import Length
 from yarn_ops.evals.report.page import write_page
 from yarn_ops.evals.run import Worker
 from yarn_ops.evals.subject import Subject, open_subject
-from yarn_ops.models.checkpoints import inspect_checkpoint
 from yarn_ops.models.device import resolve_device, resolve_dtype
 from yarn_ops.models.files import read_config
+from yarn_ops.models.inspection import inspect_checkpoint
 from yarn_ops.models.patch import patch
 from yarn_ops.recipe import Rope
 from yarn_ops.records import Local, Score

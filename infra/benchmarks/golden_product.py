@@ -35,8 +35,8 @@ from yarn_ops.evals.reader_choice import open_reader
 from yarn_ops.evals.run import Worker
 from yarn_ops.evals.subject import open_subject
 from yarn_ops.evals.tasks.needles import recall_examples
-from yarn_ops.models.checkpoints import inspect_checkpoint
 from yarn_ops.models.files import read_config
+from yarn_ops.models.inspection import inspect_checkpoint
 from yarn_ops.models.loading import load_proven
 from yarn_ops.models.patch import patch
 from yarn_ops.recipe import Recipe, Rope, parse_recipe

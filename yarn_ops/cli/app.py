@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,17 +63,24 @@ def options(
 
 
 @contextmanager
-def services_of(recipe: Recipe) -> Iterator[None]:
-    """Within the block, a run of the recipe finds every service it needs, Prefect's server among them."""
+def services_of(recipe: Recipe, flow: str) -> Iterator[None]:
+    """Within the block, a run of the recipe finds every service it needs, Prefect's server among them.
+
+    flow: the module of the run's flow; it is imported while the server starts.
+    """
     from yarn_ops import servers
     from yarn_ops.services import require_services
     from yarn_ops.settings import adopt_environment, read_settings
 
     settings = read_settings()
     require_services(settings, recipe.publish.experiment)  # before a server is started for nothing
+
+    def prepare(environment: dict[str, str]) -> None:
+        adopt_environment(environment)
+        importlib.import_module(flow)
+
     try:
-        with servers.run_environment(settings) as environment:
-            adopt_environment(environment)
+        with servers.run_environment(settings, prepare):
             yield
     except KeyboardInterrupt:
         sys.stderr.write("yarn-ops: stopped; the same command goes on from here\n")

@@ -27,7 +27,7 @@ def extend(recipe: RecipeArgument, set_: SetOption = None) -> None:
     import yarn_ops.cli.display as display
 
     asked = load_asked(recipe, set_)
-    with services_of(asked):
+    with services_of(asked, "flows.extend"):
         from flows import extend as extending
         from flows.run import run_here
 
@@ -51,7 +51,7 @@ def compare(
         parse_methods(methods.split(",")),
         parse_arms(arms.split(",")),
     )
-    with services_of(asked):
+    with services_of(asked, "flows.compare"):
         from flows import compare as comparing
         from flows.run import run_here
 
@@ -100,7 +100,7 @@ def fit(
     import yarn_ops.cli.rope as rope
 
     asked = load_asked(recipe, set_)
-    with services_of(asked):
+    with services_of(asked, "flows.fit"):
         from flows import fit as fitting
         from flows.run import run_here
 

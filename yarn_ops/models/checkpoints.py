@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import copy
 import errno
-import math
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,68 +22,19 @@ from yarn_ops.models.files import (
     TOKENIZER_FILES,
     copy_model_files,
     place_of,
-    read_config,
     read_object,
     read_stated,
 )
 from yarn_ops.models.harmless import harmless_config
-from yarn_ops.models.sizes import check_sizes
 from yarn_ops.opening import open_regular
-from yarn_ops.records import BaseModel
-from yarn_ops.rope.fields import rope_thetas, rope_type
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-INPUT_EMBEDDINGS = (".embed_tokens.weight", ".embed_in.weight")
 OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight")
-COMPARED_BYTES = 1 << 24
 MOST_HEADER_BYTES = 32 << 20
 """of a safetensors file: a quarter of a million tensors"""
-CAUSAL = re.compile("[A-Za-z][A-Za-z0-9_]{0,70}ForCausalLM")
-
-
-def inspect_checkpoint(path: Path, *, source: str, original_context_tokens: int | None = None) -> BaseModel:
-    """Record (without tree) of a causal language model directory that is complete, sound and free of code.
-
-    `source` is what the user asked for. `original_context_tokens` says what the base was trained on, and is
-    required where its config is already scaled. Raises BaseModelError in one line.
-    """
-    if not path.is_dir():
-        raise BaseModelError(f"{path}: no such directory; name a model directory or shipped:base512")
-    refuse_code(path)
-    refuse_links(path)
-    config = read_config(path)
-    architecture = _architecture(path, config)
-    thetas = rope_thetas(config)
-    if not thetas:
-        raise BaseModelError(
-            f"{path / CONFIG}: no rope_theta, and only models with rotary positions can be extended; "
-            "if it is one, write the base's there (10000.0 for Llama 1 and 2)"
-        )
-    for key, theta in thetas.items():
-        if theta <= 1:
-            raise BaseModelError(f"{path / CONFIG}: {key} is {theta:g} and must be above 1; correct it")
-    context_tokens = _original_context(path, config, original_context_tokens)
-
-    vocab_size = _whole_number(path, config, "vocab_size")
-    shapes = tensor_shapes(path)
-    _check_embedding(path, shapes, vocab_size)
-    check_sizes(path / CONFIG, config, shapes)
-    built = built_config(config, str(path / CONFIG))
-    repeated = _check_head(path, shapes, tied=bool(built.tie_word_embeddings))
-    _check_tokenizer(path, vocab_size)
-    return BaseModel(
-        source=source,
-        architecture=architecture,
-        model_type=str(config.get("model_type")),
-        parameters=sum(math.prod(shape) for name, shape in shapes.items() if name not in repeated),
-        vocab_size=vocab_size,
-        context_tokens=context_tokens,
-        head_dim=_head_dim(path, built),
-        rope_theta=next(iter(thetas.values())),
-    )
 
 
 def checkpoint_files(path: Path) -> list[str]:
@@ -105,7 +54,7 @@ def weight_files(path: Path) -> list[str]:
         return [WEIGHTS]
     if not (path / INDEX).is_file():
         raise BaseModelError(_without_weights(path))
-    names = sorted(set(_weight_map(path).values()))
+    names = sorted(set(weight_map(path).values()))
     for name in names:
         if not (path / name).is_file():
             raise BaseModelError(
@@ -120,7 +69,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     for name in weight_files(path):
         shapes.update(_header(path / name))
     if not (path / WEIGHTS).is_file():
-        listed = _weight_map(path).keys()
+        listed = weight_map(path).keys()
         for tensor in sorted(listed ^ shapes.keys()):
             fault = "is in no shard" if tensor in listed else "is in a shard but not listed"
             raise BaseModelError(f"{path / INDEX}: {tensor} {fault}; download the checkpoint again")
@@ -188,33 +137,6 @@ def refuse_links(path: Path) -> None:
         place_of(path, name)
 
 
-def _architecture(path: Path, config: Mapping[str, Any]) -> str:
-    names = config.get("architectures")
-    name = str(names[0]) if isinstance(names, list) and names else "nothing"
-    if not CAUSAL.fullmatch(name):
-        raise BaseModelError(
-            f"{path / CONFIG}: architectures names {name[:60]}; only …ForCausalLM models with rotary "
-            "positions can be extended; choose another base"
-        )
-    return name
-
-
-def _original_context(path: Path, config: Mapping[str, Any], given: int | None) -> int:
-    limit = _whole_number(path, config, "max_position_embeddings")
-    kind = rope_type(config)
-    if given is None and kind != "default":
-        raise BaseModelError(
-            f"{path / CONFIG}: RoPE is already scaled ({kind}); give base.original_context_tokens, "
-            "what the base was trained on before that"
-        )
-    if given is not None and given > limit:
-        raise BaseModelError(
-            f"base.original_context_tokens: {given} is above the {limit} of {path / CONFIG}'s "
-            "max_position_embeddings; correct it"
-        )
-    return given or limit
-
-
 def built_config(config: Mapping[str, Any], where: str = CONFIG) -> Any:
     """The transformers config object: checked by its class, which fills in what config.json leaves out.
 
@@ -232,22 +154,6 @@ def built_config(config: Mapping[str, Any], where: str = CONFIG) -> Any:
         raise BaseModelError(f"{where}: refused by transformers: {error}") from None
 
 
-def _head_dim(path: Path, built: Any) -> int:
-    try:
-        return int(getattr(built, "head_dim", None) or built.hidden_size // built.num_attention_heads)
-    except (AttributeError, TypeError, ValueError, ZeroDivisionError):
-        raise BaseModelError(
-            f"{path / CONFIG}: hidden_size and num_attention_heads give no size of a head; correct them"
-        ) from None
-
-
-def _whole_number(path: Path, config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise BaseModelError(f"{path / CONFIG}: {key} is {value!r} and must be a whole number above 0")
-    return value
-
-
 def _without_weights(path: Path) -> str:
     pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLES) if path.is_dir() else []
     if pickles:
@@ -259,7 +165,7 @@ def _without_weights(path: Path) -> str:
     return f"{path}: no weights ({WEIGHTS} or {INDEX}); download the checkpoint again"
 
 
-def _weight_map(path: Path) -> dict[str, str]:
+def weight_map(path: Path) -> dict[str, str]:
     weight_map = read_object(path, INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BaseModelError(f"{path / INDEX}: no weight_map; download the checkpoint again")
@@ -285,64 +191,3 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
         raise BaseModelError(
             f"{file}: truncated or corrupt at {file.stat().st_size} bytes ({error}); download it again"
         ) from None
-
-
-def _check_embedding(path: Path, shapes: Mapping[str, tuple[int, ...]], vocab_size: int) -> None:
-    found = [name for name in shapes if name.endswith(INPUT_EMBEDDINGS)]
-    if not found:
-        raise BaseModelError(f"{path}: the weights hold no token embedding; download the checkpoint again")
-    for name in found:
-        if len(shapes[name]) != 2 or shapes[name][0] != vocab_size:
-            raise BaseModelError(
-                f"{path}: {name} has shape {list(shapes[name])} but config.json says vocab_size "
-                f"{vocab_size}; weights and config are not of one model, download both again"
-            )
-
-
-def _check_head(path: Path, shapes: Mapping[str, tuple[int, ...]], *, tied: bool) -> set[str]:
-    """Names of output heads that merely repeat the embedding."""
-    heads = [name for name in shapes if name in OUTPUT_HEADS]
-    if not tied:
-        if not heads:
-            raise BaseModelError(
-                f"{path}: tie_word_embeddings is false but the weights hold no output head; "
-                "weights and config are not of one model, download both again"
-            )
-        return set()
-    embedding = next(name for name in shapes if name.endswith(INPUT_EMBEDDINGS))
-    for head in heads:
-        if shapes[head] != shapes[embedding] or not _equal(path, head, embedding):
-            raise BaseModelError(
-                f"{path}: tie_word_embeddings is true but {head} is not {embedding}; "
-                "weights and config are not of one model, download both again"
-            )
-    return set(heads)
-
-
-def _equal(path: Path, one: str, other: str) -> bool:
-    """Whether two tensors of a checkpoint are equal, a few rows at a time."""
-    import torch
-    from safetensors import safe_open
-
-    def rows(tensor: str) -> Any:
-        file = path / (WEIGHTS if (path / WEIGHTS).is_file() else _weight_map(path)[tensor])
-        return safe_open(file, framework="pt").get_slice(tensor)
-
-    first, second = rows(one), rows(other)
-    height, width = first.get_shape()
-    step = max(1, COMPARED_BYTES // (4 * width))
-    return first.get_dtype() == second.get_dtype() and all(
-        torch.equal(first[start : start + step], second[start : start + step])
-        for start in range(0, height, step)
-    )
-
-
-def _check_tokenizer(path: Path, vocab_size: int) -> None:
-    largest = max(load_tokenizer(path).get_vocab().values(), default=-1)
-    if largest < 0:
-        raise BaseModelError(f"{path}: the tokenizer is empty; add the base's tokenizer files")
-    if largest >= vocab_size:
-        raise BaseModelError(
-            f"{path}: the tokenizer's largest id is {largest} but the embedding has {vocab_size} rows; "
-            "the tokenizer is not this model's"
-        )

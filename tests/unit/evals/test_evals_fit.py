@@ -13,8 +13,8 @@ from yarn_ops.data.files import LocalFiles
 from yarn_ops.data.windows import ShardReader, spread
 from yarn_ops.errors import EvaluationError, RecipeError
 from yarn_ops.fit import draw_parts, fit, longrope_space, losses_under, pattern_search, yarn_space
-from yarn_ops.models.checkpoints import inspect_checkpoint
 from yarn_ops.models.files import read_config
+from yarn_ops.models.inspection import inspect_checkpoint
 from yarn_ops.models.loading import load_proven
 from yarn_ops.recipe import Data, Evaluate, Rope
 from yarn_ops.records import BaseModel, Fit, Local, ShardSet

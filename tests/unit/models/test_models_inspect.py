@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from yarn_ops.errors import BaseModelError
-from yarn_ops.models.checkpoints import inspect_checkpoint, tensor_shapes
+from yarn_ops.models.checkpoints import tensor_shapes
+from yarn_ops.models.inspection import inspect_checkpoint
 
 
 def refused(path, *fragments, **options):
@@ -238,3 +241,33 @@ def test_a_link_to_a_checkpoint_is_followed(checkpoint, tmp_path):
     assert inspect_checkpoint(tmp_path / "link", source="base").parameters == 5048576
     shutil.rmtree(checkpoint)
     refused(tmp_path / "link", "no such directory")
+
+
+def test_what_transformers_said_is_kept_for_the_same_bytes(checkpoint, edit, tmp_path):
+    """So that a base that was inspected before needs no import of seconds; any other byte asks again."""
+    kept = tmp_path / "kept"
+    first = inspect_checkpoint(checkpoint, source="base", kept=kept)
+    program = (
+        "import sys; from pathlib import Path; from yarn_ops.models.inspection import inspect_checkpoint;"
+        f"found = inspect_checkpoint(Path({str(checkpoint)!r}), source='base', kept=Path({str(kept)!r}));"
+        "assert not {'torch', 'transformers', 'tokenizers'} & {*sys.modules}; print(found.model_dump_json())"
+    )
+    again = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert type(first).model_validate_json(again.stdout) == first
+    edit(checkpoint / "config.json", bos_token_id=3)
+    inspect_checkpoint(checkpoint, source="base", kept=kept)
+    assert len([*kept.iterdir()]) == 2
+    edit(checkpoint / "tokenizer.json", model=None)
+    with pytest.raises(BaseModelError, match="the tokenizer cannot be read"):
+        inspect_checkpoint(checkpoint, source="base", kept=kept)
+
+
+@pytest.mark.parametrize("left", [b"", b"[true, 64]", b'["no", "number", null]'])
+def test_a_kept_file_that_is_damaged_is_made_again(checkpoint, tmp_path, left):
+    kept = tmp_path / "kept"
+    first = inspect_checkpoint(checkpoint, source="base", kept=kept)
+    (file,) = kept.iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(left)
+    assert inspect_checkpoint(checkpoint, source="base", kept=kept) == first
+    assert file.read_bytes() == whole

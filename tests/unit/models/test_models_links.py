@@ -15,8 +15,9 @@ from yarn_ops.cli.rope import directory_of
 from yarn_ops.digests import tree_files
 from yarn_ops.errors import BaseModelError
 from yarn_ops.export.model import export_model, place_files
-from yarn_ops.models.checkpoints import inspect_checkpoint, load_tokenizer, refuse_links
+from yarn_ops.models.checkpoints import load_tokenizer, refuse_links
 from yarn_ops.models.files import CONFIG, TOKENIZER_FILES, open_model_file
+from yarn_ops.models.inspection import inspect_checkpoint
 from yarn_ops.opening import open_regular
 from yarn_ops.recipe import Base
 from yarn_ops.store import StoreOptions

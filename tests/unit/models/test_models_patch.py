@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from yarn_ops.errors import ProofError, RopeError
 from yarn_ops.models import patch as stage
-from yarn_ops.models.checkpoints import inspect_checkpoint
+from yarn_ops.models.inspection import inspect_checkpoint
 from yarn_ops.models.patch import patch
 from yarn_ops.recipe import Rope
 from yarn_ops.records import Local

@@ -9,9 +9,7 @@ from yarn_ops.evals.capacity import Capacity
 from yarn_ops.evals.report import pictures
 from yarn_ops.evals.report.card import Extension, model_card
 from yarn_ops.evals.report.page import PAGE, PICTURE, write_page
-from yarn_ops.records import CARD, Report
-
-SUMMARY = "capacity.md"
+from yarn_ops.records import CARD, SUMMARY, Report
 
 
 def write_report(extension: Extension, losses: Sequence[tuple[int, float]], out: Path) -> Report:

@@ -1,0 +1,216 @@
+"""Whether a directory is a checkpoint that can be extended: complete, sound, of one model, without code."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+from yarn_ops.atomic import atomic_write
+from yarn_ops.digests import digest_of, file_digest
+from yarn_ops.errors import BaseModelError
+from yarn_ops.models.checkpoints import (
+    OUTPUT_HEADS,
+    WEIGHTS,
+    built_config,
+    load_tokenizer,
+    refuse_code,
+    refuse_links,
+    tensor_shapes,
+    weight_map,
+)
+from yarn_ops.models.files import CONFIG, TOKENIZER_FILES, read_config
+from yarn_ops.models.sizes import check_sizes
+from yarn_ops.records import BaseModel
+from yarn_ops.rope.fields import rope_thetas, rope_type
+
+INPUT_EMBEDDINGS = (".embed_tokens.weight", ".embed_in.weight")
+COMPARED_BYTES = 1 << 24
+CAUSAL = re.compile("[A-Za-z][A-Za-z0-9_]{0,70}ForCausalLM")
+FOUND = 1
+"""Raise it when `_Found` holds other things."""
+
+
+class _Found(NamedTuple):
+    """What transformers makes of config and tokenizer files."""
+
+    tied_head: bool
+    head_dim: int
+    largest_token: int
+    """-1: none"""
+
+
+_KEPT = TypeAdapter(_Found)
+
+
+def inspect_checkpoint(
+    path: Path, *, source: str, original_context_tokens: int | None = None, kept: Path | None = None
+) -> BaseModel:
+    """Record (without tree) of a causal language model directory that is complete, sound and free of code.
+
+    `source` is what the user asked for. `original_context_tokens` says what the base was trained on, and is
+    required where its config is already scaled. `kept`: a directory that keeps what transformers makes of the
+    same files, so that it is asked once. Raises BaseModelError in one line.
+    """
+    if not path.is_dir():
+        raise BaseModelError(f"{path}: no such directory; name a model directory or shipped:base512")
+    refuse_code(path)
+    refuse_links(path)
+    config = read_config(path)
+    architecture = _architecture(path, config)
+    thetas = rope_thetas(config)
+    if not thetas:
+        raise BaseModelError(
+            f"{path / CONFIG}: no rope_theta, and only models with rotary positions can be extended; "
+            "if it is one, write the base's there (10000.0 for Llama 1 and 2)"
+        )
+    for key, theta in thetas.items():
+        if theta <= 1:
+            raise BaseModelError(f"{path / CONFIG}: {key} is {theta:g} and must be above 1; correct it")
+    context_tokens = _original_context(path, config, original_context_tokens)
+
+    vocab_size = _whole_number(path, config, "vocab_size")
+    shapes = tensor_shapes(path)
+    _check_embedding(path, shapes, vocab_size)
+    check_sizes(path / CONFIG, config, shapes)
+    found = _found(path, config, kept)
+    repeated = _check_head(path, shapes, tied=found.tied_head)
+    _check_tokenizer(path, found.largest_token, vocab_size)
+    return BaseModel(
+        source=source,
+        architecture=architecture,
+        model_type=str(config.get("model_type")),
+        parameters=sum(math.prod(shape) for name, shape in shapes.items() if name not in repeated),
+        vocab_size=vocab_size,
+        context_tokens=context_tokens,
+        head_dim=found.head_dim,
+        rope_theta=next(iter(thetas.values())),
+    )
+
+
+def _found(path: Path, config: Mapping[str, Any], kept: Path | None) -> _Found:
+    """By transformers, whose import takes seconds, or as kept of files of the same bytes."""
+    names = [name for name in (CONFIG, *TOKENIZER_FILES) if (path / name).is_file()]
+    files = {name: file_digest(path / name) for name in names} if kept else {}
+    place = kept / f"{digest_of([FOUND, version('transformers'), files])}.json" if kept else None
+    if place is not None and place.is_file():
+        try:
+            return _KEPT.validate_json(place.read_bytes())
+        except (OSError, ValidationError):
+            pass  # damaged: asked again, and replaced
+    built = built_config(config, str(path / CONFIG))
+    tokens = load_tokenizer(path).get_vocab().values()
+    found = _Found(bool(built.tie_word_embeddings), _head_dim(path, built), max(tokens, default=-1))
+    if place is not None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(place) as draft:
+            draft.write_bytes(_KEPT.dump_json(found))
+    return found
+
+
+def _architecture(path: Path, config: Mapping[str, Any]) -> str:
+    names = config.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else "nothing"
+    if not CAUSAL.fullmatch(name):
+        raise BaseModelError(
+            f"{path / CONFIG}: architectures names {name[:60]}; only …ForCausalLM models with rotary "
+            "positions can be extended; choose another base"
+        )
+    return name
+
+
+def _original_context(path: Path, config: Mapping[str, Any], given: int | None) -> int:
+    limit = _whole_number(path, config, "max_position_embeddings")
+    kind = rope_type(config)
+    if given is None and kind != "default":
+        raise BaseModelError(
+            f"{path / CONFIG}: RoPE is already scaled ({kind}); give base.original_context_tokens, "
+            "what the base was trained on before that"
+        )
+    if given is not None and given > limit:
+        raise BaseModelError(
+            f"base.original_context_tokens: {given} is above the {limit} of {path / CONFIG}'s "
+            "max_position_embeddings; correct it"
+        )
+    return given or limit
+
+
+def _head_dim(path: Path, built: Any) -> int:
+    try:
+        return int(getattr(built, "head_dim", None) or built.hidden_size // built.num_attention_heads)
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError):
+        raise BaseModelError(
+            f"{path / CONFIG}: hidden_size and num_attention_heads give no size of a head; correct them"
+        ) from None
+
+
+def _whole_number(path: Path, config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise BaseModelError(f"{path / CONFIG}: {key} is {value!r} and must be a whole number above 0")
+    return value
+
+
+def _check_embedding(path: Path, shapes: Mapping[str, tuple[int, ...]], vocab_size: int) -> None:
+    found = [name for name in shapes if name.endswith(INPUT_EMBEDDINGS)]
+    if not found:
+        raise BaseModelError(f"{path}: the weights hold no token embedding; download the checkpoint again")
+    for name in found:
+        if len(shapes[name]) != 2 or shapes[name][0] != vocab_size:
+            raise BaseModelError(
+                f"{path}: {name} has shape {list(shapes[name])} but config.json says vocab_size "
+                f"{vocab_size}; weights and config are not of one model, download both again"
+            )
+
+
+def _check_head(path: Path, shapes: Mapping[str, tuple[int, ...]], *, tied: bool) -> set[str]:
+    """Names of output heads that merely repeat the embedding."""
+    heads = [name for name in shapes if name in OUTPUT_HEADS]
+    if not tied:
+        if not heads:
+            raise BaseModelError(
+                f"{path}: tie_word_embeddings is false but the weights hold no output head; "
+                "weights and config are not of one model, download both again"
+            )
+        return set()
+    embedding = next(name for name in shapes if name.endswith(INPUT_EMBEDDINGS))
+    for head in heads:
+        if shapes[head] != shapes[embedding] or not _equal(path, head, embedding):
+            raise BaseModelError(
+                f"{path}: tie_word_embeddings is true but {head} is not {embedding}; "
+                "weights and config are not of one model, download both again"
+            )
+    return set(heads)
+
+
+def _equal(path: Path, one: str, other: str) -> bool:
+    """Whether two tensors of a checkpoint are equal, a few rows at a time."""
+    import torch
+    from safetensors import safe_open
+
+    def rows(tensor: str) -> Any:
+        file = path / (WEIGHTS if (path / WEIGHTS).is_file() else weight_map(path)[tensor])
+        return safe_open(file, framework="pt").get_slice(tensor)
+
+    first, second = rows(one), rows(other)
+    height, width = first.get_shape()
+    step = max(1, COMPARED_BYTES // (4 * width))
+    return first.get_dtype() == second.get_dtype() and all(
+        torch.equal(first[start : start + step], second[start : start + step])
+        for start in range(0, height, step)
+    )
+
+
+def _check_tokenizer(path: Path, largest: int, vocab_size: int) -> None:
+    if largest < 0:
+        raise BaseModelError(f"{path}: the tokenizer is empty; add the base's tokenizer files")
+    if largest >= vocab_size:
+        raise BaseModelError(
+            f"{path}: the tokenizer's largest id is {largest} but the embedding has {vocab_size} rows; "
+            "the tokenizer is not this model's"
+        )
