@@ -187,6 +187,7 @@ DEEP = ("needle/code", "needle/prose", "passkey", "copy", TRAINED)
 OUTCOMES: Mapping[str, Callable[[Size], int]] = {
     "needle/code": lambda size: size.parts * needles.NEEDLES,
     "needle/prose": lambda size: size.parts * needles.NEEDLES,
+    TRAINED: lambda size: size.parts * needles.NEEDLES,
     "passkey": lambda size: size.parts,
     "key-value": lambda size: pairs.ASKED,
     "multi-key": lambda size: pairs.KEYS,
