@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -71,9 +70,6 @@ class RunContext:
         path = self.settings.home / "work" / key[:16]
         path.mkdir(parents=True, exist_ok=True)
         return path
-
-    def discard(self, work_dir: Path) -> None:
-        shutil.rmtree(work_dir, ignore_errors=True)
 
     def fetch(self, record: AnyRecord) -> Local[AnyRecord]:
         """The record with its tree on this machine, verified once a process."""

@@ -308,7 +308,7 @@ def _make(run: RunContext, key: str, call: _Call[R], held: Held) -> R:
             tree = put_tree(run.services.store, context.out, owner=run.services.ledger, report=report)
         record = record.model_copy(update={"tree": tree, "parents": _parents(call.inputs)})
         _commit(run, held, record)
-    run.discard(work)
+    shutil.rmtree(work, ignore_errors=True)
     return record
 
 

@@ -19,6 +19,8 @@ from types import FrameType
 
 import psutil
 
+from yarn_ops.errors import SettingsError
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STOP_S = 30.0  # Prefect grants a cancelled flow as long
 POLL_S = 0.05
@@ -161,6 +163,32 @@ def _hold(folder: Path) -> int:
             os.close(handle)
             raise
         os.close(handle)
+
+
+@contextlib.contextmanager
+def locked(path: Path, refusal: Callable[[], str]) -> Iterator[None]:
+    """Hold a lock file while the block lasts; SettingsError(refusal()) when another process does.
+
+    It is a lock of the kernel's: it ends with the process that holds it.
+    """
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SettingsError(refusal()) from None
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock file."""
+    try:
+        with path.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def is_used(path: Path) -> bool | None:

@@ -28,16 +28,14 @@ class Tree(_Frozen):
     """A directory in object storage."""
 
     uri: str
-    digest: str
-    """of file names and contents (`digests.tree_digest`)"""
+    digest: str  # of file names and contents (`digests.tree_digest`)
     files: int
     size_bytes: int
 
 
 class Record(_Frozen):
     tree: Tree | None = None
-    parents: tuple[str, ...] = ()
-    """digests of the records it was made from"""
+    parents: tuple[str, ...] = ()  # digests of the records it was made from
 
     @property
     def digest(self) -> str:
@@ -56,8 +54,7 @@ class Corpus(Record):
 class LengthShare(_Frozen):
     longer_than_tokens: int
     documents: int
-    token_share: float
-    """of all tokens, 0..1, those in documents longer than that"""
+    token_share: float  # of all tokens, 0..1, those in documents longer than that
 
 
 class Dropped(_Frozen):
@@ -94,8 +91,7 @@ class BaseModel(Record):
     model_type: str
     parameters: int
     vocab_size: int
-    context_tokens: int
-    """what the base was trained on: the original context L"""
+    context_tokens: int  # what the base was trained on: the original context L
     head_dim: int
     rope_theta: float
 
@@ -337,8 +333,7 @@ class Release(Record):
     version: int
     mlflow_run_id: str
     gate: Literal["passed", "failed"]
-    alias: str | None
-    """the alias that was moved here; None when none was"""
+    alias: str | None  # the alias that was moved here; None when none was
     tags: dict[str, str]
 
 

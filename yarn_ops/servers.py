@@ -6,7 +6,6 @@ directory (`yarn-ops up`), or one that lives as long as the process (a single ru
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -112,13 +111,13 @@ def answers(url: str) -> bool:
 @contextmanager
 def only_service(settings: Settings) -> Iterator[None]:
     """Be the one service of this state directory; SettingsError when another process is."""
-    with _lock_file(settings).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            service = running_service(settings)
-            found = f"already runs at {service.prefect_ui_url}" if service else "is starting or stopping"
-            raise SettingsError(f"{settings.home}: a service {found} there; stop it first") from None
+
+    def refusal() -> str:
+        service = running_service(settings)
+        found = f"already runs at {service.prefect_ui_url}" if service else "is starting or stopping"
+        return f"{settings.home}: a service {found} there; stop it first"
+
+    with processes.locked(_lock_file(settings), refusal):
         try:
             yield
         finally:
@@ -134,14 +133,8 @@ def announce(settings: Settings, service: Service, addresses: str) -> None:
 
 def running_service(settings: Settings) -> Service | None:
     """The service that `yarn-ops up` runs on this state directory, when it is up."""
-    try:
-        with _lock_file(settings).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return None  # nobody holds it: what is announced was left by a service that was killed
-    except BlockingIOError:
-        pass
-    except OSError:
-        return None
+    if not processes.is_locked(_lock_file(settings)):
+        return None  # what is announced was left by a service that was killed
     try:
         service = Service(**json.loads(_service_file(settings).read_text("utf-8")))
     except (OSError, ValueError, TypeError):

@@ -18,11 +18,12 @@ from pydantic import SecretStr
 from yarn_ops import servers
 from yarn_ops.errors import SettingsError
 from yarn_ops.heads import basic
+from yarn_ops.processes import is_locked
 from yarn_ops.servers import LOOPBACK
 from yarn_ops.settings import Settings
 from yarn_ops.stack.parts import Stack
 from yarn_ops.stack.plan import BUCKET, StackPaths, ensure_plan
-from yarn_ops.stack.supervisor import held, members
+from yarn_ops.stack.supervisor import members
 
 ANSWER_S = 10.0  # a channel of Prefect's worker waits 5 s for its token
 ELSEWHERE = "elsewhere.example"
@@ -58,7 +59,7 @@ def examine_ports(settings: Settings) -> list[Door]:
         known = _known(inside)
         doors += [_examine(*listener, known) for listener in listening(_family(psutil.Process(service.pid)))]
     paths = StackPaths(settings.home)
-    if held(paths):
+    if is_locked(paths.lock):
         known = _known_of_stack(Stack(settings, paths, ensure_plan(paths)))
         processes = {one for member in members(paths) for one in _family(member)}
         doors += [_examine(*listener, known) for listener in listening(processes)]

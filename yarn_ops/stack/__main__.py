@@ -17,7 +17,7 @@ from yarn_ops.servers import LOOPBACK
 from yarn_ops.settings import Settings, clean_environment, read_settings
 from yarn_ops.stack.parts import MARK, Stack
 from yarn_ops.stack.plan import StackPaths, ensure_plan, read_status
-from yarn_ops.stack.supervisor import held, members, supervise
+from yarn_ops.stack.supervisor import members, supervise
 
 POLL_S = 0.2
 STOP_S = 180.0
@@ -27,7 +27,7 @@ def up(settings: Settings) -> None:
     """Start the supervisor, wait until all parts are healthy, say where they are."""
     paths = StackPaths(settings.home)
     began = time.monotonic()
-    if not held(paths):
+    if not processes.is_locked(paths.lock):
         paths.status.unlink(missing_ok=True)
         process = _start_supervisor(settings, paths)
         told = ""
@@ -51,7 +51,7 @@ def down(settings: Settings) -> None:
     """End every process of the stack; its data stay."""
     paths = StackPaths(settings.home)
     pid = read_status(paths).get("pid")
-    if held(paths) and isinstance(pid, int):
+    if processes.is_locked(paths.lock) and isinstance(pid, int):
         supervisor = psutil.Process(pid)
         supervisor.send_signal(signal.SIGTERM)
         try:
@@ -67,7 +67,7 @@ def down(settings: Settings) -> None:
 def status(settings: Settings) -> bool:
     """One line a part; whether all are healthy."""
     paths = StackPaths(settings.home)
-    if not held(paths):
+    if not processes.is_locked(paths.lock):
         print("not running; `infra/stack up` starts it")
         return False
     found: Any = read_status(paths)

@@ -5,14 +5,12 @@ It lives as long as it holds the stack's lock. When it is killed, the parts end 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import FrameType
 
@@ -36,7 +34,9 @@ def supervise(settings: Settings) -> None:
     """Run the stack of the state directory until SIGTERM or SIGINT. SettingsError when it cannot start."""
     paths = StackPaths(settings.home)
     paths.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with only_one(paths):
+    with processes.locked(
+        paths.lock, lambda: f"{paths.folder}: the stack runs already; `infra/stack down` ends it"
+    ):
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _interrupt)
         supervisor = Supervisor(paths)
@@ -53,31 +53,6 @@ def supervise(settings: Settings) -> None:
                 signal.signal(number, signal.SIG_IGN)
             supervisor.stop()
         supervisor.tell("stopped")
-
-
-@contextmanager
-def only_one(paths: StackPaths) -> Iterator[None]:
-    """Be the one supervisor of this stack; SettingsError when another process is."""
-    with paths.lock.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SettingsError(
-                f"{paths.folder}: the stack runs already; `infra/stack down` ends it"
-            ) from None
-        yield
-
-
-def held(paths: StackPaths) -> bool:
-    """Whether a supervisor holds the stack."""
-    try:
-        with paths.lock.open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def members(paths: StackPaths) -> list[psutil.Process]:
