@@ -1,4 +1,4 @@
-"""What happens when a release falls below its gate: somebody is told."""
+"""The alert that is sent when a release falls below its gate."""
 
 from __future__ import annotations
 

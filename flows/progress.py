@@ -45,7 +45,7 @@ class Progress:
             self._bars.say(f"{stage:<10} {how:<6} {seconds:6.1f} s")
 
     def waiting(self, stage: str, holder: str) -> None:
-        """Why nothing moves: somebody else computes the stage."""
+        """Say that the stage waits, because another process computes it."""
         self._bars.say(f"{stage:<10} waits for process {holder}, which is at it")
 
 

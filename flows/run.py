@@ -62,7 +62,7 @@ class RunContext:
         self._verified: dict[str, Path] = {}
 
     def write_to_ledger(self) -> None:
-        """Write the run as far as it came into the store, so that a lost registry can be rebuilt."""
+        """Write the run's state into the store, so that a lost registry can be rebuilt."""
         self.services.ledger.keep_run(copies.copy_run(self.registry, self.id))
 
     def work_dir(self, key: str) -> Path:

@@ -69,7 +69,7 @@ def registered(client: Any, name: str, source_uri: str, run_id: str) -> list[Any
 
 
 def gone(delete: Callable[..., Any], *what: str) -> None:
-    """Delete something, unless somebody else has."""
+    """Delete something; one that is gone already is fine."""
     try:
         delete(*what)
     except mlflow_exception() as error:

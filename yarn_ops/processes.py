@@ -192,7 +192,7 @@ def is_locked(path: Path) -> bool:
 
 
 def is_used(path: Path) -> bool | None:
-    """Whether a process has a lock on the file or directory, as by `using`; one that is gone nobody has.
+    """Whether a process has a lock on the file or directory, as by `using`; False where there is none.
 
     None: the file system cannot tell.
     """
@@ -210,7 +210,7 @@ def remove_unused(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[bool | None]:
-    """Whether somebody uses it; if not, nobody begins to before the block ends."""
+    """Whether a process uses it; if none does, none can begin to before the block ends."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
@@ -254,7 +254,7 @@ def _offspring(pid: int) -> list[psutil.Process]:
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether it runs; an orphan that nobody reaps does not."""
+    """Whether it runs; a zombie does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

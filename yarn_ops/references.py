@@ -81,7 +81,7 @@ def unclaimed(holdings: Holdings, trees: Set[str]) -> set[str]:
 
 
 def adopt(store: Store, registry: Registry, trees: Set[str]) -> int:
-    """Take for this registry's own what nobody claims; how many directories."""
+    """Claim for this registry every directory that no registry claims; how many."""
     entries = read_ledgers(store)
     holdings = Holdings(
         entries.pop(registry.id, LedgerEntry(registry.id)), entries, copies.finished_stages(registry)
@@ -107,7 +107,7 @@ def publish(ledger: Ledger, registry: Registry, holdings: Holdings) -> None:
 
 
 def kept_by_releases(store: Store, trees: Collection[str]) -> set[str]:
-    """Of these directories, those whose files are all part of one release of the store, whoever made it."""
+    """Of these directories, those whose files are all part of one release of the store."""
     parts = {digest: files for digest in trees if (files := _files(store, digest)) is not None}
     kept: set[str] = set()
     for info in store.list(f"{RELEASES}/") if parts else ():

@@ -321,7 +321,7 @@ def _start(
 
 
 def free_port(wanted: int = 0) -> int:
-    """`wanted` if nobody listens there, else any free port of the loopback interface."""
+    """`wanted` if it is free, else any free port of the loopback interface."""
     for port in (wanted, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -334,7 +334,7 @@ def free_port(wanted: int = 0) -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on; held together until all are found, so that they differ."""
+    """So many free ports; held together until all are found, so that they differ."""
     listeners = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
     try:
         return [int(listener.getsockname()[1]) for listener in listeners]

@@ -112,7 +112,7 @@ def local_garbage(settings: Settings, registry: Registry, grace: timedelta = GRA
 
 
 def remove(store: Store, registry: Registry, garbage: Garbage) -> bool:
-    """Remove it, unless somebody has come to use it since; whether it is gone. StoreError, RegistryError."""
+    """Remove it, unless it has been put to use since; whether it is gone. StoreError, RegistryError."""
     ledger = Ledger(store, registry.id)
 
     def taken_up() -> bool:
@@ -172,7 +172,7 @@ def half_registered(registry: Registry, tracking: Tracking) -> list[tuple[str, i
 
 
 def _work_folders(root: Path, registry: Registry, working: set[str], before: datetime) -> Iterator[Garbage]:
-    """Of stages that another machine has finished or that nobody has gone on with, and of observations."""
+    """Working folders of stages that another machine finished or that were abandoned, and of observations."""
     done = {key[:16] for key in records.completed_keys(registry)}
     at_work = {key[:16] for key in working} | {OBSERVATIONS}
     for folder in (*root.glob("*"), *root.glob(f"{OBSERVATIONS}/*")):
@@ -193,7 +193,7 @@ def _work_folders(root: Path, registry: Registry, working: set[str], before: dat
 
 
 def _cached_folders(cache: Path, before: datetime) -> Iterator[Garbage]:
-    """Fetched directories that no run has come to use for long; what they have alone goes with them."""
+    """Fetched directories that no run has used since `before`; files that only they link to go with them."""
     for folder in (*cache.glob("*"), *cache.glob("bases/*")):
         if not re.fullmatch("[0-9a-f]{64}", folder.name):
             continue

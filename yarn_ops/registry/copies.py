@@ -48,7 +48,7 @@ def copy_stage(registry: Registry, key: str, record: Record | None = None) -> Co
 
 
 def copy_run(registry: Registry, run_id: str) -> Copy:
-    """A run as far as it came, and the stages that it used as they are recorded, without their output."""
+    """A run in its present state, and the rows of the stages that it used, without their output."""
     with registry.begin() as session:
         used = select(RunStageRow).where(RunStageRow.run_id == run_id).order_by(RunStageRow.id)
         uses = session.scalars(used).all()
@@ -104,7 +104,7 @@ def restore_run(registry: Registry, copy: Copy) -> bool:
 
 
 def restore_stage(registry: Registry, copy: Copy, recorded: Mapping[str, Any]) -> bool:
-    """Make a finished stage's rows; False when it is finished, or somebody computes it.
+    """Make a finished stage's rows; False when it is finished already, or a process computes it.
 
     `recorded`: its row in a run's copy, which was made when it was finished; or nothing. RegistryError when
     the copy is none.
@@ -124,7 +124,7 @@ def restore_stage(registry: Registry, copy: Copy, recorded: Mapping[str, Any]) -
 
 
 def restore_release(registry: Registry, run_id: str, record: Record, when: str) -> None:
-    """Make a release whose stage nobody knows: as a stage of its run, under a key that no recipe asks for."""
+    """Make a release whose stage is unknown: as a stage of its run, under a key that no recipe has."""
     key = digest_of(["a release without its stage", run_id, record.model_dump(mode="json")])
     row = {
         "key": key, "stage": "publish", "run_id": run_id, "attempts": 1, "fence": 1, "started_at": when,

@@ -22,22 +22,22 @@ LONGEST_POLL_S = 1.0
 
 @dataclass
 class Held:
-    """A stage in our hands (`record` is None: compute it and `complete`), or finished by somebody else."""
+    """A stage that this process holds (`record` is None: compute it and `complete`), or that is finished."""
 
     registry: Registry
     record: dict[str, Any] | None
-    """what another holder's computation returned, as JSON: we joined it"""
+    """what another process computed while this one waited, as JSON"""
     lease: Lease | None
     renewal: Renewal | None = None
 
     @property
     def lost(self) -> threading.Event:
-        """Set when the lease could not be renewed: somebody else may compute the stage now, so stop."""
+        """Set when the lease could not be renewed: another process may compute the stage now, so stop."""
         assert self.renewal is not None
         return self.renewal.lost
 
     def complete(self, record: Record) -> None:
-        """Record the result. LeaseLost when somebody else has taken the stage over: nothing is written."""
+        """Record the result. LeaseLost when another process has taken the stage over: nothing is written."""
         lease, renewal = self.lease, self.renewal
         assert lease is not None and renewal is not None, "joined a finished stage: nothing to complete"
         renewal.last(lambda: self.registry.complete(lease, record))
@@ -55,7 +55,7 @@ def hold(
     on_wait: Callable[[str], None] | None = None,
     on_lost: Callable[[], None] | None = None,
 ) -> Iterator[Held]:
-    """Claim a stage, waiting while somebody else computes it, and renew the lease until the end.
+    """Claim a stage, waiting while another process computes it, and renew the lease until the end.
 
     Yields a `Held` with a `record` when the stage is, or in the meantime was, finished. Otherwise the body
     computes and calls `complete`. An exception of the body is recorded as the stage's failure and goes on

@@ -84,7 +84,7 @@ def claim(
 
 
 def is_free(table: LeasedRow) -> Any:
-    """SQL: nobody's lease of the row lives."""
+    """SQL condition: no process holds a living lease of the row."""
     return or_(table.lease_expires.is_(None), table.lease_expires < database_now())
 
 
@@ -125,7 +125,7 @@ class Renewal:
     """A thread's renewals of a lease, at a third of its life, until its work ends or it is lost."""
 
     lost: threading.Event = field(default_factory=threading.Event)
-    """set when the lease could not be renewed: somebody else may do the work now, so stop"""
+    """set when the lease could not be renewed: another process may do the work now, so stop"""
     _ended: threading.Event = field(default_factory=threading.Event)
     _writing: threading.Lock = field(default_factory=threading.Lock)
 

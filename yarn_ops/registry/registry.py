@@ -178,7 +178,7 @@ class Registry:
         )
 
     def holder(self, key: str) -> str | None:
-        """Who holds the stage's lease; None when anybody may claim it, or nobody needs to."""
+        """The holder of the stage's lease; None when the stage is free to claim, or finished."""
         with self.database.begin() as session:
             return session.scalar(
                 select(StageRunRow.holder).where(

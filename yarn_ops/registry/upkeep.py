@@ -1,4 +1,4 @@
-"""What keeps the registry true to the world: leases without a holder, open runs, what is in use."""
+"""Queries for maintenance: leases whose holder has ended, open runs, trees and releases in use."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def free_leases(registry: Registry) -> list[OpenStage]:
 
 
 def stages_at_work(registry: Registry) -> list[OpenStage]:
-    """Every stage that somebody may be computing now, on any machine: those that `free_leases` leaves."""
+    """Every stage that a process may be computing now, on any machine: those that `free_leases` leaves."""
     return [stage for stage, at_work in _running(registry) if at_work]
 
 

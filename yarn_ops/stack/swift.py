@@ -131,7 +131,7 @@ class Swift:
         return self.directory / "etc"
 
     def _answers(self) -> bool:
-        """It refuses whoever has no password."""
+        """Whether it is up: then it refuses a request without a password."""
         try:
             return httpx.get(f"{self.endpoint_url}/info", timeout=5, trust_env=False).status_code == 403
         except httpx.HTTPError:

@@ -46,7 +46,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def put_away(folder: Path) -> None:
-    """Remove a directory at once for whoever comes to look; who has its files open keeps them."""
+    """Remove a directory: its name is free at once; a process that has its files open keeps them."""
     away = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     with disk_errors(folder):
         folder.rename(away)

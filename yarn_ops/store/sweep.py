@@ -1,4 +1,4 @@
-"""What a store holds that nobody will ask for: uploads that were broken off, directories nobody refers to."""
+"""Garbage in a store: uploads that were broken off, directories that nothing refers to."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _directories(store: Store, below: str, kind: str) -> Iterator[Leftover]:
 
 
 def remove_directory(store: Store, leftover: Leftover, taken_up: Callable[[], bool]) -> bool:
-    """Delete a directory unless somebody wrote to it since it was listed, or `taken_up` says that he uses it.
+    """Delete a directory, unless it was written to since it was listed or `taken_up` says that it is used.
 
     `taken_up` is asked again when the manifest is gone: whoever came before finds it put back, and whoever
     comes after finds the directory incomplete and stores it again.
