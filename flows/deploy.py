@@ -123,7 +123,7 @@ def register() -> None:
 
 
 def ensure_pool(client: SyncPrefectClient, name: str, runs_at_once: int) -> None:
-    """Make the pool; one that is there, perhaps of another type or with another limit, stays."""
+    """Make the pool unless it exists; an existing one keeps its type and limit."""
     try:
         client.create_work_pool(WorkPoolCreate(name=name, type="process", concurrency_limit=runs_at_once))
     except ObjectAlreadyExists:

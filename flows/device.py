@@ -35,7 +35,7 @@ class RunDevice:
 
     @cached_property
     def name(self) -> str:
-        """The device as everybody who shares it calls it."""
+        """The name that all processes that share the device use for it."""
         if self.kind == "cpu":
             return f"{platform.node()}/cpu"
         return f"gpu-{self.call('yarn_ops.models.device:gpu_uuid')}"

@@ -74,7 +74,7 @@ def reconcile(sweep: bool = False) -> dict[str, int]:
 
 
 def settle(settings: Settings, *, sweep: bool = False, alone: bool = False) -> dict[str, list[str]]:
-    """What the flow does, outside a flow too: {kind: what was put right}. `alone`: no worker runs."""
+    """Do what the flow does, without one; {kind: names of what was put right}. alone: no worker runs."""
     registry = open_registry(settings.database)
     try:
         with get_client(sync_client=True) as client:
@@ -95,7 +95,7 @@ def settle(settings: Settings, *, sweep: bool = False, alone: bool = False) -> d
 
 
 def _orphan_trainers(work: Path) -> Iterator[str]:
-    """Trainers whose parent is gone; the kernel and their own watchdog should have ended them."""
+    """End trainers whose parent is gone, which the kernel or their own watchdog should have ended; which."""
     for record in work.glob(f"*/{PID}"):
         try:
             written = json.loads(record.read_bytes())
@@ -111,7 +111,7 @@ def _orphan_trainers(work: Path) -> Iterator[str]:
 
 
 def _resume(client: SyncPrefectClient, alone: bool) -> Iterator[str]:
-    """Run again what lost its process or a service; cancel what was being cancelled."""
+    """Schedule again the runs that lost their process or a service; cancel those that were to be."""
     here = runs_on_this_machine()
     for run in _runs(client, UNDER_WAY):
         if abandoned(run, here, alone=alone):

@@ -35,7 +35,7 @@ def show_capacity(report: Report) -> None:
 
 
 def _capacity_artifact(folder: Path) -> None:
-    """Who sees and uses how far, in a sentence each, above the picture."""
+    """How far each model sees and uses, a sentence each above the picture, as an artifact."""
     summary = (folder / SUMMARY).read_text("utf-8")
     told = summary.partition("\n")[0].removeprefix("- ").replace("**", "")
     create_markdown_artifact(_inline_pictures(summary, folder), key="capacity", description=told)

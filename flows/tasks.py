@@ -194,7 +194,7 @@ def _use(run: RunContext, call: _Call[R], obtain: Obtain[R]) -> R:
 
 
 def _make_again(run: RunContext, damaged: Damaged) -> None:
-    """Have the stage whose directory is damaged make it anew, once a run; raises `damaged` otherwise."""
+    """Run the stage that made the damaged directory again, once a run; raises `damaged` otherwise."""
     digest = damaged.set_aside
     make = run.makers.get(digest or "")
     if digest is None or make is None or digest in run.made_again:

@@ -17,8 +17,8 @@ from yarn_ops.store import Store
 from yarn_ops.store.keys import join
 from yarn_ops.store.ledger import Ledger, LedgerEntry, read_ledgers
 from yarn_ops.store.manifest import MANIFEST, Manifest, parse_manifest
+from yarn_ops.store.sweep import ARTIFACTS
 
-ARTIFACTS = "artifacts"
 RELEASES = "mlflow"
 
 

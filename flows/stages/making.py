@@ -79,7 +79,7 @@ def patch(context: StageContext, rope: Rope, factor: float, base: BaseModel) -> 
 def rehearse(
     context: StageContext, section: Train, legs: Sequence[Leg], patched: PatchedModel, shards: ShardSet
 ) -> Rehearsal:
-    """What is wrong with training and merging as asked, told before the base is measured."""
+    """Check that training and merging as asked can begin, before anything expensive; TrainError if not."""
     device = context.run.device
     found: Rehearsal = device.call(
         "yarn_ops.train.rehearsal:rehearse",

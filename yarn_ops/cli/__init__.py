@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def _usage(error: TyperException) -> str:
-    """What is wrong with the command as typed, in one line; the whole help where a group was typed alone."""
+    """The fault of the command as typed, in one line; the whole help where a group was typed alone."""
     message, context = printable(error.format_message()), getattr(error, "ctx", None)
     if context is not None and message == context.get_help():
         return message

@@ -37,7 +37,7 @@ NIGHT_HOURS = 10.0
 
 @dataclass(frozen=True)
 class Machines:
-    """What is there, and what an hour of it costs."""
+    """The machines to plan for, and their prices an hour."""
 
     nodes: int = 1
     gpus: int = 1

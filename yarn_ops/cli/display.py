@@ -100,7 +100,7 @@ def _stage_table(run: RunView) -> Table:
 
 
 def cards_of(run: RunView) -> list[Scorecard]:
-    """What was measured of the base and, after it, of the result; neither before it is measured.
+    """The scorecards of the base and of the result, in this order, as far as they are measured.
 
     The first model that a run made or fetched is its base, the last one its result. Earlier versions measured
     a model in two stages, evaluate and suite.
@@ -192,7 +192,7 @@ def _reach(cards: Sequence[Scorecard]) -> Iterator[str]:
 
 
 def _advice(run: RunView, cards: Sequence[Scorecard]) -> tuple[str, ...]:
-    """What the measurements of an extension say to do; nothing before both are there."""
+    """Advice from the measurements of an extension; none before base and result are measured."""
     from yarn_ops.evals.advice import advise
     from yarn_ops.records import BeforeAfter
 

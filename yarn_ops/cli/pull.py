@@ -76,7 +76,7 @@ def pull_release(
 
 
 def check_list(release: ModelVersion, manifest: Manifest) -> None:
-    """ReleaseError unless this is what was released, and a model directory by its files' names."""
+    """ReleaseError unless the manifest has the released digest and names the files of a model directory."""
     what = f"{release.name} version {release.version}"
     if release.tree_digest is not None and manifest.digest != release.tree_digest:
         raise ReleaseError(

@@ -66,7 +66,7 @@ def show(spec: RopeSpec, *, as_json: bool) -> None:
 
 
 def show_fit(fit: Fit, *, as_json: bool) -> None:
-    """The [rope] section, and as comments what it gains, what it cost and who cannot serve it."""
+    """Print the [rope] section; as comments its gain, the search's cost, engines that cannot serve it."""
     if as_json:
         print(json.dumps(fit.model_dump(mode="json"), indent=2))
         return
@@ -79,7 +79,7 @@ def show_fit(fit: Fit, *, as_json: bool) -> None:
 
 
 def fit_report(fit: Fit) -> list[str]:
-    """What was found against the defaults, in sentences."""
+    """Sentences that compare the found parameters with the defaults."""
     gain = (
         f"{fit.gain_nats:+.4f} nats a token [{fit.low_nats:+.4f}, {fit.high_nats:+.4f}] at "
         f"{fit.target_context_tokens:,} tokens, {fit.short_gain_nats:+.4f} within the original context"

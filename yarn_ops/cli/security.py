@@ -185,7 +185,7 @@ def _health(port: int) -> Tried:
 
 
 def _other(port: int) -> Tried:
-    """What we have not started ourselves: does it say anything to who only asks?"""
+    """Probe a port that is none of ours: does it answer a request without a password?"""
     try:
         with socket.create_connection((LOOPBACK, port), timeout=ANSWER_S) as wire:
             wire.sendall(f"GET / HTTP/1.1\r\nHost: {LOOPBACK}:{port}\r\nConnection: close\r\n\r\n".encode())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from types import FrameType
 
 from rich.console import Console
 
@@ -26,8 +25,8 @@ def run_service(settings: Settings, *, prefect_port: int, mlflow_port: int) -> N
     console = Console(highlight=False)
     settings.make_home()
     with servers.only_service(settings):
-        signal.signal(signal.SIGTERM, _interrupt)
-        signal.signal(signal.SIGHUP, _interrupt)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, processes.interrupt)
         started: list[Server] = []
         try:
             console.print("starting: registry, Prefect server, MLflow server, workers …")
@@ -88,7 +87,3 @@ def _stop(started: list[Server]) -> None:
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda worker: processes.stop(worker.process), workers))
         list(pool.map(lambda server: processes.stop(server.process), [s for s in started if s.url]))
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -71,7 +71,7 @@ class Items(TypeDecorator[tuple[float, ...]]):
 
 
 class Sealed(TypeDecorator[dict[str, Any]]):
-    """A JSON object with its digest in it: one that is not read as it was written is `BROKEN`."""
+    """A JSON object stored with its digest; read as `BROKEN` where the digest does not fit."""
 
     impl = JSON(none_as_null=True)
     cache_ok = True
@@ -88,7 +88,7 @@ class Sealed(TypeDecorator[dict[str, Any]]):
 
 
 def read_json(text: str) -> Any:
-    """A JSON value of the database's; `BROKEN` for what is none."""
+    """Parse JSON as the database returned it; `BROKEN` where it is none."""
     try:
         return json.loads(text)
     except ValueError:

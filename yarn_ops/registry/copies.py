@@ -35,7 +35,7 @@ TABLES: dict[str, type[Table]] = {table.__tablename__: table for table in FACTS}
 
 
 def copy_stage(registry: Registry, key: str, record: Record | None = None) -> Copy:
-    """A finished stage and what its record tells the other tables; with `record`, as it will be with that."""
+    """The rows of a finished stage; with `record`, as they will be once that is kept."""
     with registry.begin() as session:
         row = _plain(session.get_one(StageRunRow, key)) | FINISHED
         rows: Iterable[Table]
@@ -139,7 +139,7 @@ def restore_release(registry: Registry, run_id: str, record: Record, when: str) 
 
 
 def restore_uses(registry: Registry, copy: Copy) -> None:
-    """The run's uses of stages that are known, in their order; what is there stays."""
+    """Make the rows of the run's uses of known stages, in order; existing rows stay."""
     with _reading("run"), registry.begin() as session:
         run_id, keys = copy["run"]["id"], [use["key"] for use in copy["uses"]]
         there = set(session.scalars(select(RunStageRow.key).where(RunStageRow.run_id == run_id)))

@@ -108,7 +108,7 @@ Place = tuple[int, datetime, str]
 
 
 def _ask(session: Session, lease: Lease, device: str, rank: int) -> tuple[datetime | None, Place]:
-    """(since when we have it, our place among those who wait)."""
+    """(when this stage got the device or None, its place in the queue)."""
     columns = (StageRunRow.device_since, StageRunRow.started_at)
     asked = session.execute(
         held_row(lease).values(device=device, device_rank=rank).returning(*columns)
@@ -119,7 +119,7 @@ def _ask(session: Session, lease: Lease, device: str, rank: int) -> tuple[dateti
 
 
 def _first(session: Session, lease: Lease, device: str, place: Place) -> QueuedStage | None:
-    """Who has the device, or else comes before us."""
+    """The stage that has the device, else the first in the queue before `place`; None when it is free."""
     others = session.execute(
         select(StageRunRow, is_free(StageRunRow).label("expired")).where(
             StageRunRow.device == device, StageRunRow.key != lease.key

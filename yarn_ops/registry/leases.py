@@ -130,7 +130,7 @@ class Renewal:
     _writing: threading.Lock = field(default_factory=threading.Lock)
 
     def last(self, write: Callable[[], None]) -> None:
-        """Make the write that ends the lease: a renewal after it would take what is done for what is lost."""
+        """Make the write that ends the lease, and renew no more: that would report a lost lease."""
         with self._writing:
             write()
             self._ended.set()

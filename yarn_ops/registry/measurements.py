@@ -54,7 +54,7 @@ class Measurements:
 
     @contextmanager
     def claimed(self, key: CellKey) -> Iterator[Keep | None]:
-        """The right to measure a cell within the block, for one of all who ask: what keeps its scores.
+        """Claim a cell for the block; yields the function that keeps its scores.
 
         None: another process is at it, or has been. Keeping raises LeaseLost when another has
         taken the cell over: nothing is written.
@@ -102,7 +102,7 @@ class Measurements:
 
 
 def open_measurements(url: str, lease_s: float = LEASE_S, holder: str | None = None) -> Measurements:
-    """Those in the database at `url`; RegistryError when it cannot be used as it is.
+    """Open the measurements in the database at `url`; RegistryError when it cannot be used.
 
     `holder`: who claims cells; left out, this process.
     """

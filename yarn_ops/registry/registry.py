@@ -72,7 +72,7 @@ class Registry:
 
     @cached_property
     def id(self) -> str:
-        """32 hex digits, made with its tables: who it is among all registries that use a store."""
+        """32 hex digits, made with its tables, that identify it among the registries that use a store."""
         with self.database.begin() as session:
             found = session.scalars(select(IdentityRow.id)).all()
         if len(found) != 1:
@@ -164,7 +164,7 @@ class Registry:
             )
 
     def claim(self, key: str, *, stage: str, run_id: str, holder: str, lease_s: float) -> Lease | None:
-        """The lease of a stage, for one of all who ask; None while another's lives or when completed."""
+        """Claim the lease of a stage; None while another holder's lives, or when the stage is completed."""
         return leases.claim(
             self.database,
             StageRunRow,

@@ -34,7 +34,7 @@ class OpenRun:
 
 
 def free_leases(registry: Registry) -> list[OpenStage]:
-    """Give back every lease that has run out, or whose holder is seen to have ended; which ones.
+    """Give back every lease that has expired or whose holder has ended; the stages.
 
     One that has run out while its holder runs on this machine stays: the clock was set, or the holder stood
     still, and will renew it. Whoever needs the stage may claim it all the same.

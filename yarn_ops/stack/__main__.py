@@ -84,7 +84,7 @@ def status(settings: Settings) -> bool:
 
 
 def _start_supervisor(settings: Settings, paths: StackPaths) -> subprocess.Popen[bytes]:
-    """In a session of its own: it outlives this command."""
+    """Start the supervisor in a session of its own, so that it outlives this command."""
     settings.make_home()
     paths.logs.mkdir(parents=True, exist_ok=True)
     environment = {

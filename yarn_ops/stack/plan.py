@@ -101,7 +101,7 @@ class StackPaths:
 
     @property
     def postgres(self) -> Path:
-        """For root in the home of the user `postgres`, who could not enter ours."""
+        """PostgreSQL's directory; for root in the home of its user, who cannot enter the state directory."""
         if os.geteuid() != 0:
             return self.folder / "postgres"
         name = hashlib.sha256(str(self.home).encode()).hexdigest()[:12]

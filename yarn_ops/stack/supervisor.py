@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from types import FrameType
 
 import psutil
 
@@ -38,7 +37,7 @@ def supervise(settings: Settings) -> None:
         paths.lock, lambda: f"{paths.folder}: the stack runs already; `infra/stack down` ends it"
     ):
         for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)
+            signal.signal(number, processes.interrupt)
         supervisor = Supervisor(paths)
         try:
             supervisor.start(settings)
@@ -202,7 +201,3 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
         process.send_signal(number)
     except psutil.Error:
         return
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

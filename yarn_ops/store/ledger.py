@@ -82,7 +82,7 @@ class Ledger:
         self.id = registry_id
 
     def sign(self, database: str) -> None:
-        """Say whose this is. `database`: its URL without a password."""
+        """Write registry.json. database: the registry's URL without its password."""
         told = {
             "registry": self.id, "database": database, "host": platform.node(),
             "last_seen": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -90,12 +90,12 @@ class Ledger:
         self._write("registry.json", told)
 
     def signature(self) -> dict[str, str]:
-        """What it said: database, host and last_seen; each `unknown` where it cannot be read."""
+        """Its registry.json: database, host and last_seen; each `unknown` where it cannot be read."""
         told = self._read("registry.json") or {}
         return {name: str(told.get(name, "unknown"))[:200] for name in ("database", "host", "last_seen")}
 
     def in_words(self) -> str:
-        """Who it is, for a person."""
+        """The registry in words, for messages."""
         told = self.signature()
         return f"{self.id} ({told['database']} on {told['host']}, last seen {told['last_seen']})"
 

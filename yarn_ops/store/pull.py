@@ -97,7 +97,7 @@ def pull_files(
 
 
 def _check(partial: Path, manifest: Manifest, check: Callable[[Path, Manifest], None]) -> None:
-    """What is refused does not stay."""
+    """Call `check` on the pulled directory; where it raises, the files are removed."""
     try:
         check(partial, manifest)
     except YarnOpsError:
@@ -203,7 +203,7 @@ def _check_same(to: Path, manifest: Manifest) -> None:
 
 
 def check_sizes(store: Store, prefix: str, manifest: Manifest) -> None:
-    """Say what is missing or cut short before gigabytes of the rest are moved; Damaged."""
+    """Damaged where a stored file is missing or has another size: checked before anything is fetched."""
     sizes = stored_sizes(store, prefix)
     for name, entry in manifest.files.items():
         if sizes.get(name) != entry.size_bytes:

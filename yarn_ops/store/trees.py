@@ -211,7 +211,7 @@ def _taking_away(store: Store, tree: Tree) -> Iterator[None]:
 
 
 def _set_aside(store: Store, tree: Tree) -> Damaged | None:
-    """Take away what is damaged of a directory of ours, its manifest first; None where nothing is.
+    """Remove the damaged files of a directory in artifacts/, its manifest first; None where none is damaged.
 
     What is left is not complete for anybody, and `put_tree` completes it.
     """
