@@ -76,7 +76,6 @@ class Supervisor:
         """when to start an ended part again, by the monotonic clock"""
         self._restarts: dict[str, int] = {}
         self._quick_ends: dict[str, int] = {}
-        self._phase = "starting"
         self._began = time.monotonic()
 
     def start(self, settings: Settings) -> None:
@@ -137,7 +136,6 @@ class Supervisor:
 
     def tell(self, phase: str, note: str = "") -> None:
         """One line in the supervisor's log, and the state for `infra/stack status`."""
-        self._phase = phase
         print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {phase} {note}".rstrip(), flush=True)
         status = {
             "pid": os.getpid(),
