@@ -42,15 +42,10 @@ def train_legs(
             weights, previous = merge(weights, configs[number - 1], adapters[-1], shards), []
         keep_optimizer = any(later.carry == "adapter+optimizer" for later in legs[number + 1 : number + 2])
         adapter = train(
-            *loss_inputs(recipe.train, leg, recipe.data),
-            base=weights,
-            patched=patched,
-            shards=shards,
-            previous=previous,
-            keep_optimizer=keep_optimizer,
-            asked=recipe.train,
+            *loss_inputs(recipe.train, leg, recipe.data), base=weights, patched=patched, shards=shards,
+            previous=previous, keep_optimizer=keep_optimizer, asked=recipe.train,
             steps=current_run().mlflow.step_sink(arm, sum(earlier.steps for earlier in adapters)),
-        )
+        )  # fmt: skip
         adapters.append(adapter)
         if gated and leg.gate.asks:
             original = base.context_tokens

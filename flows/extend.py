@@ -46,15 +46,9 @@ def extend(recipe: Recipe) -> str:
         scores = BeforeAfter(before, score(recipe, checkpoint, shards, base.context_tokens))
         verdict = judge(recipe.gate, scores, checkpoint.context_tokens)
         report = draw(
-            recipe,
-            base,
-            shards=shards,
-            patched=patched,
-            adapters=adapters,
-            checkpoint=checkpoint,
-            scores=scores,
-            verdict=verdict,
-        )
+            recipe, base, shards=shards, patched=patched, adapters=adapters, checkpoint=checkpoint,
+            scores=scores, verdict=verdict,
+        )  # fmt: skip
         release = publish(recipe.publish, base, checkpoint, scores, verdict, report)
         show_report(release, report)
         if not verdict.passed:

@@ -13,17 +13,10 @@ from yarn_ops.registry import Registry, Run, RunEnd
 from yarn_ops.release import Tracking
 
 STEP_FIGURES = (
-    "loss",
-    "learning_rate",
-    "gradient_norm",
-    "tokens_per_s",
-    "step_s",
-    "data_wait_s",
-    "peak_bytes",
-    "flops_per_s",
-    "mfu",
-    "gpu_utilisation",
-)
+    "loss", "learning_rate", "gradient_norm", "tokens_per_s", "step_s", "data_wait_s", "peak_bytes",
+    "flops_per_s", "mfu", "gpu_utilisation",
+)  # fmt: skip
+"""of a step's event: what is logged as metrics"""
 PARAMETER_CHARACTERS = 6000
 """MLflow keeps no longer value of a parameter"""
 

@@ -12,23 +12,8 @@ from yarn_ops import bases
 from yarn_ops.data import corpus as corpora
 from yarn_ops.data import shards as tokenised
 from yarn_ops.processes import usable_threads
-from yarn_ops.recipe import (
-    NOT_IN_LOSSES,
-    Base,
-    Data,
-    Leg,
-    Rope,
-    Train,
-)
-from yarn_ops.records import (
-    Adapter,
-    BaseModel,
-    Checkpoint,
-    Corpus,
-    PatchedModel,
-    Rehearsal,
-    ShardSet,
-)
+from yarn_ops.recipe import NOT_IN_LOSSES, Base, Data, Leg, Rope, Train
+from yarn_ops.records import Adapter, BaseModel, Checkpoint, Corpus, PatchedModel, Rehearsal, ShardSet
 from yarn_ops.train import launch
 from yarn_ops.train.events import Event
 from yarn_ops.train.job import Job
@@ -82,14 +67,9 @@ def rehearse(
     """Check that training and merging as asked can begin, before anything expensive; TrainError if not."""
     device = context.run.device
     found: Rehearsal = device.call(
-        "yarn_ops.train.rehearsal:rehearse",
-        section,
-        tuple(legs),
-        context.fetch(patched),
-        shards,
-        device=device.kind,
-        processes=device.processes,
-    )
+        "yarn_ops.train.rehearsal:rehearse", section, tuple(legs), context.fetch(patched), shards,
+        device=device.kind, processes=device.processes,
+    )  # fmt: skip
     return found
 
 

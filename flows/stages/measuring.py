@@ -8,14 +8,7 @@ from flows.grid import Shared, helped, worker_of
 from flows.tasks import StageContext, stage
 from yarn_ops.evals import VERSION
 from yarn_ops.models.device import resolve_dtype
-from yarn_ops.recipe import (
-    Evaluate,
-    FittedMethod,
-    Gate,
-    LegGate,
-    Recipe,
-    Rope,
-)
+from yarn_ops.recipe import Evaluate, FittedMethod, Gate, LegGate, Recipe, Rope
 from yarn_ops.records import (
     BaseModel,
     BeforeAfter,
@@ -60,13 +53,9 @@ def evaluate(
 
     run = context.run
     asked = EvaluationRequest(
-        section,
-        context.fetch(model),
-        context.fetch(shards),
-        original_context_tokens,
-        target_context_tokens,
-        context.fetch(patched[0]) if patched else None,
-    )
+        section, context.fetch(model), context.fetch(shards), original_context_tokens,
+        target_context_tokens, context.fetch(patched[0]) if patched else None,
+    )  # fmt: skip
     shared = None
     if target_context_tokens is not None:
         shared = Shared(
@@ -113,14 +102,9 @@ def search(
     device, read = context.run.device.kind, (context.fetch(base), context.fetch(shards))
     with context.alone_on("device"):
         return fitting.fit(
-            section,
-            rope,
-            method,
-            *read,
-            device=device,
-            precision=resolve_dtype("auto", device),
-            progress=context.report,
-        )
+            section, rope, method, *read,
+            device=device, precision=resolve_dtype("auto", device), progress=context.report,
+        )  # fmt: skip
 
 
 @stage("compare", version=2)

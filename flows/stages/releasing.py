@@ -10,10 +10,7 @@ from flows.run import RunContext
 from flows.tasks import StageContext, stage
 from yarn_ops.catalogue import DIGEST_TAG
 from yarn_ops.progress import OnProgress
-from yarn_ops.recipe import (
-    Publish,
-    Recipe,
-)
+from yarn_ops.recipe import Publish, Recipe
 from yarn_ops.records import (
     CARD,
     Adapter,
