@@ -7,16 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from yarn_ops.cli.app import (
-    JsonOption,
-    TagOption,
-    app,
-    db_app,
-    pairs_of,
-    run_registry,
-    runs_app,
-    tracking,
-)
+from yarn_ops.cli.app import JsonOption, TagOption, app, db_app, pairs_of, run_registry, runs_app, tracking
 
 
 @runs_app.callback()

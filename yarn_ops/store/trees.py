@@ -20,13 +20,7 @@ from yarn_ops.store.disk import disk_errors
 from yarn_ops.store.keys import join
 from yarn_ops.store.ledger import Ledger
 from yarn_ops.store.local import LocalStore
-from yarn_ops.store.manifest import (
-    MANIFEST,
-    FileEntry,
-    Manifest,
-    check_file_name,
-    parse_manifest,
-)
+from yarn_ops.store.manifest import MANIFEST, FileEntry, Manifest, check_file_name, parse_manifest
 from yarn_ops.store.pull import check_sizes, pull_files
 from yarn_ops.store.transfer import Transfer
 
