@@ -30,6 +30,7 @@ from yarn_ops.data.windows import ShardReader, Window, spread
 from yarn_ops.errors import EvaluationError, RecipeError, RopeError
 from yarn_ops.evals.forward import require_known_head, token_losses
 from yarn_ops.evals.intervals import LEAST_MEAN_SAMPLES, mean_interval
+from yarn_ops.export.serving import Engine, serving_settings
 from yarn_ops.models.device import Dtype, torch_dtype
 from yarn_ops.models.files import read_config
 from yarn_ops.models.loading import load_proven
@@ -46,7 +47,6 @@ from yarn_ops.rope.methods import (
     inverse_frequencies,
 )
 from yarn_ops.rope.proof import retune
-from yarn_ops.rope.serving import Engine, serving_settings
 
 EVALUATIONS = 24
 HALVINGS = 2

@@ -14,13 +14,13 @@ from safetensors import SafetensorError, safe_open
 
 from yarn_ops.errors import ExportError
 from yarn_ops.export.model import Export, new_directory, place_files
+from yarn_ops.export.serving import Engine, serving_settings
 from yarn_ops.models.checkpoints import checkpoint_files
 from yarn_ops.models.files import CONFIG as BASE_CONFIG
 from yarn_ops.models.files import GENERATION_CONFIG, TOKENIZER_FILES, read_config, write_object
 from yarn_ops.models.inspection import inspect_checkpoint
 from yarn_ops.models.patch import prove_directory
 from yarn_ops.rope.config import rope_spec_of
-from yarn_ops.rope.serving import Engine, serving_settings
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"

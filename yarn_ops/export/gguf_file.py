@@ -33,10 +33,10 @@ from safetensors import safe_open
 from yarn_ops.atomic import atomic_write
 from yarn_ops.errors import ExportError
 from yarn_ops.export.gguf_tokenizer import GgufTokenizer, gguf_tokenizer
+from yarn_ops.export.serving import GgufRope
 from yarn_ops.models.checkpoints import OUTPUT_HEADS, built_config, weight_files
 from yarn_ops.models.files import CONFIG, read_config
 from yarn_ops.progress import OnProgress
-from yarn_ops.rope.serving import GgufRope
 
 WeightType = Literal["f16", "bf16", "q8_0"]
 
@@ -71,7 +71,7 @@ class _Tensor:
 def write_gguf(model: Path, rope: GgufRope, out: Path, *, weights: WeightType, report: OnProgress) -> None:
     """Write a model directory (safetensors, tokenizer.json) as `out`, whole or not at all.
 
-    `rope` is what `rope.serving` found for its config. Memory: one tensor in float32, twice. A matrix whose
+    `rope` is what `export.serving` found for its config. Memory: one tensor in float32, twice. A matrix whose
     rows are no multiple of 32 is float16 in a q8_0 file. Raises ExportError: no tokenizer, activation,
     tensor or value that llama.cpp could not read.
     """

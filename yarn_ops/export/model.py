@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from yarn_ops.atomic import atomic_write
 from yarn_ops.errors import ExportError
+from yarn_ops.export.serving import Engine, GgufRope, serving_settings
 from yarn_ops.models.checkpoints import checkpoint_files
 from yarn_ops.models.files import CONFIG, link_model_file, read_config, write_object
 from yarn_ops.models.inspection import inspect_checkpoint
 from yarn_ops.models.patch import prove_directory
 from yarn_ops.rope.config import rope_spec_of
-from yarn_ops.rope.serving import Engine, GgufRope, serving_settings
 
 if TYPE_CHECKING:
     from yarn_ops.export.gguf_file import WeightType

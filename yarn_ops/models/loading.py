@@ -54,9 +54,7 @@ def lay_out_proven(config: Mapping[str, Any], spec: RopeSpec, *, device: torch.d
 
     Buffers are on `device` with their values. Raises ProofError where the RoPE is not `spec`'s.
     """
-    with _blaming(f"{CONFIG}: no model can be built from it"), quiet_transformers(), torch.device("meta"):
-        built, attention = _build(copy.deepcopy(dict(config)))
-        model = AutoModelForCausalLM.from_config(built, dtype=torch.float32, attn_implementation=attention)
+    model = _without_data(config, dtype=torch.float32)
     for module in model.modules():
         if buffers := dict(module.named_buffers(recurse=False)):
             for name, buffer in buffers.items():
@@ -74,11 +72,18 @@ def lay_out(path: Path) -> Any:
     """The transformers model that a directory's config asks for, without data (on the meta device). Its RoPE
     is not proven."""
     config = read_config(path)
-    with _blaming(f"{path / CONFIG}: no model can be built from it"), quiet_transformers():
-        if dynamic.is_dynamic(config):
-            return dynamic.lay_out(config)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(built_config(config, str(path / CONFIG)))
+    model = _without_data(config, str(path / CONFIG))
+    if dynamic.is_dynamic(config):
+        dynamic.install(model, config)
+    return model
+
+
+def _without_data(config: Mapping[str, Any], where: str = CONFIG, dtype: torch.dtype | None = None) -> Any:
+    """The transformers model of a config on the meta device, dynamic YaRN not installed."""
+    fault = f"{where}: no model can be built from it"
+    with _blaming(fault), quiet_transformers(), torch.device("meta"):
+        built, attention = _build(config, where)
+        return AutoModelForCausalLM.from_config(built, dtype=dtype, attn_implementation=attention)
 
 
 @contextmanager
@@ -114,11 +119,11 @@ def _by_number(device: torch.device | str) -> torch.device:
     return found
 
 
-def _build(config: dict[str, Any]) -> tuple[Any, str]:
+def _build(config: Mapping[str, Any], where: str = CONFIG) -> tuple[Any, str]:
     """The transformers config object, and the attention implementation that its model runs with."""
     if dynamic.is_dynamic(config):
-        return built_config(dynamic.unscaled(config)), dynamic.register_attention()
-    built = built_config(config)
+        return built_config(dynamic.unscaled(config), where), dynamic.register_attention()
+    built = built_config(config, where)
     # Implementations other than eager drop a soft cap without a warning.
     return built, "eager" if getattr(built, "attn_logit_softcapping", None) else "sdpa"
 

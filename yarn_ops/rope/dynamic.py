@@ -27,10 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import (
-    CONFIG_MAPPING,
     AttentionInterface,
     AttentionMaskInterface,
-    AutoModelForCausalLM,
     DynamicCache,
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -63,15 +61,6 @@ def register_attention() -> str:
     AttentionInterface.register(DYNAMIC_YARN, attend)
     AttentionMaskInterface.register(DYNAMIC_YARN, sdpa_mask)
     return DYNAMIC_YARN
-
-
-def lay_out(config: Mapping[str, Any]) -> Any:
-    """The model of a config, without data (on the meta device) but for its frequencies."""
-    with torch.device("meta"):
-        built = CONFIG_MAPPING[config["model_type"]].from_dict(unscaled(config))
-        model = AutoModelForCausalLM.from_config(built, attn_implementation=register_attention())
-    install(model, config)
-    return model
 
 
 def install(model: Any, config: Mapping[str, Any]) -> None:

@@ -64,7 +64,7 @@ class Layerwise:
         for hidden in self._hidden.pop(version):
             at = torch.linspace(0, hidden.shape[1] - 1, min(positions, hidden.shape[1])).long()
             taken_1ND = hidden[:, at.to(hidden.device)]
-            with self._layers_replaced(_giving(taken_1ND)):
+            with self._layers_replaced(lambda *_, taken=taken_1ND: taken):
                 output = self._model.base_model(inputs_embeds=taken_1ND, use_cache=False)
             head = Head.of(self._model, taken_1ND.dtype)
             found.append(head.logits(output.last_hidden_state[0]).log_softmax(-1).cpu())
@@ -97,7 +97,3 @@ def _noting(calls: list[dict[str, Any]], last: int) -> StandIn:
         return hidden
 
     return note
-
-
-def _giving(hidden: Tensor) -> StandIn:
-    return lambda *_: hidden

@@ -84,7 +84,7 @@ def predict(
     refusal: TrainError | None = None
     found: list[Prediction] = []
     for layout in _allowed(processes, step, train, shape):
-        windows = step.micro_batch(layout.data)
+        windows = min(step.batch_windows, step.windows // layout.data)  # of a micro-batch
         positions = windows * step.tokens // layout.context
         shared = shape.shared(layout.context, processes if layout.sharded else 1)
         try:

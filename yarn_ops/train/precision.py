@@ -29,7 +29,13 @@ if sys.argv[1] == "cpu" or not torch.cuda.is_available():
 def trainer_environment(asked: Asked, device: Device) -> Mapping[str, str]:
     """Environment variables that a trainer needs to compute in this precision; TrainError where it cannot."""
     if asked == "fp8":
-        _require_float8(device)
+        if resolve_device(device) == "cpu":
+            raise TrainError(
+                "train.precision: fp8 needs a GPU of Hopper's generation or newer; use bf16 or auto"
+            )
+        from yarn_ops.train.float8 import require_float8
+
+        require_float8()
     if asked != "bf16" or device == "cuda":
         return {}
     status = 0
@@ -41,14 +47,6 @@ def trainer_environment(asked: Asked, device: Device) -> Mapping[str, str]:
     raise TrainError(
         f"train.precision: a bf16 matrix product does not run on this CPU ({reason}); use fp32 or auto"
     )
-
-
-def _require_float8(device: Device) -> None:
-    if resolve_device(device) == "cpu":
-        raise TrainError("train.precision: fp8 needs a GPU of Hopper's generation or newer; use bf16 or auto")
-    from yarn_ops.train.float8 import require_float8
-
-    require_float8()
 
 
 def _probe(device: Device, environment: Mapping[str, str]) -> int:

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from yarn_ops.errors import ExportError
 from yarn_ops.export.gguf_file import write_gguf
+from yarn_ops.export.serving import serving_settings
 from yarn_ops.models.files import read_config
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.methods import inverse_frequencies
-from yarn_ops.rope.serving import serving_settings
 
 
 @pytest.fixture

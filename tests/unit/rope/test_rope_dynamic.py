@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
 from yarn_ops.errors import ProofError, RopeError
+from yarn_ops.export.serving import serving_settings
 from yarn_ops.models.checkpoints import load_tokenizer
 from yarn_ops.models.files import read_config
 from yarn_ops.models.loading import load_proven
@@ -18,7 +19,6 @@ from yarn_ops.recipe import Rope
 from yarn_ops.rope.config import patch_config, rope_spec_of
 from yarn_ops.rope.methods import RopeSpec, attention_factor, inverse_frequencies
 from yarn_ops.rope.proof import prove
-from yarn_ops.rope.serving import serving_settings
 from yarn_ops.shipped import MODELS
 
 DYNAMIC, STATIC = Rope(method="dynamic-yarn", factor=4), Rope(method="yarn", factor=4)

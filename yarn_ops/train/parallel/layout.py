@@ -69,10 +69,6 @@ class StepShape:
             if data * context == processes and self.windows % data == 0 and self._cuts(context):
                 yield data, context
 
-    def micro_batch(self, data: int) -> int:
-        """Windows of a group's micro-batch where `data` groups share the step."""
-        return min(self.batch_windows, self.windows // data)
-
     def _cuts(self, context: int) -> bool:
         """Whether so many processes can share a window: equal parts of tokens, a whole number of heads
         each."""

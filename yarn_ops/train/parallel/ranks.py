@@ -61,11 +61,6 @@ class Ranks:
         """The number of this process's data group; consecutive ranks share a window."""
         return self.rank // self.layout.context
 
-    @property
-    def context_rank(self) -> int:
-        """Which part of every window this process holds."""
-        return self.rank % self.layout.context
-
     def use_layout(self, layout: Layout) -> None:
         """Share steps by this layout from now on. All ranks call it, with the same layout."""
         assert layout.processes == self.size
@@ -74,7 +69,7 @@ class Ranks:
             for first in range(0, self.size, layout.context):
                 group = dist.new_group(list(range(first, first + layout.context)), timeout=PATIENCE)
                 if first == self.data_rank * layout.context:
-                    self.context_group = ContextGroup(group, self.context_rank, layout.context)
+                    self.context_group = ContextGroup(group, self.rank % layout.context, layout.context)
         # What talking takes of the memory is taken before the planner looks.
         dist.all_reduce(torch.zeros(1, device=self._device))
         if self.context_group is not None:

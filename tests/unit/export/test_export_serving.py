@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from yarn_ops.errors import RopeError
+from yarn_ops.export.serving import REQUIRES, serving_settings
 from yarn_ops.recipe import Rope
 from yarn_ops.rope.config import patch_config, rope_spec_of
 from yarn_ops.rope.methods import inverse_frequencies
-from yarn_ops.rope.serving import REQUIRES, serving_settings
 
 ENGINES = tuple(REQUIRES)
 OWN = 0.1 * np.log(4) + 1  # YaRN's attention factor at factor 4
