@@ -139,7 +139,7 @@ def write_index(documents: DocumentTable, held_out: Mask, writer: ShardWriter) -
 
 
 def _fates(fragments: NDArray[np.uint8], begins: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Of documents from those of their fragments: blank parts do no harm, one that is no text does."""
+    """Fates of documents from those of their fragments: NOT_TEXT if one is, EMPTY only if all are."""
     fates = fragments[begins].copy()
     fates[fates == Fate.EMPTY] = Fate.KEPT
     fates[np.logical_and.reduceat(fragments == Fate.EMPTY, begins)] = Fate.EMPTY
@@ -158,7 +158,7 @@ def _digests(
 
 
 def _drop_duplicates(documents: DocumentTable) -> None:
-    """Of equal texts all but the first; where that is left out already, the others are for its reason."""
+    """Leave out all but the first of equal texts; where the first is left out, the others get its fate."""
     fates = documents.fates
     texts = np.flatnonzero((fates == Fate.KEPT) | (fates >= Fate.LANGUAGE))
     _, first, group = np.unique(documents.digests[texts], return_index=True, return_inverse=True)

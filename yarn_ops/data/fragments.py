@@ -139,7 +139,7 @@ class _Maker:
             self._write(number, fragment.first, fate, digest, tokens, found)
 
     def _fate_of(self, text: str, digest: bytes, whole: bool) -> Fate:
-        """Of a document, by its beginning."""
+        """A document's fate, decided by its first fragment."""
         if whole and digest in self._fates:
             return self._fates[digest] or Fate.DUPLICATE
         wanted = self._options.languages

@@ -47,7 +47,7 @@ class Extent:
 
 
 def token_file_name(number: int) -> str:
-    """Of token file `number` ≥ 0."""
+    """The name of token file `number` ≥ 0."""
     return f"tokens-{number:05}.bin"
 
 

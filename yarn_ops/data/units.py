@@ -43,7 +43,7 @@ class Unit:
 
     @property
     def size_bytes(self) -> int:
-        """Of its sources' bytes, its share; of Parquet files in parts a rough one."""
+        """Bytes of its sources that it covers; an estimate where it covers a part of a Parquet file."""
         whole = sum(source.size_bytes for source in self.sources)
         return whole if self.stop is None else min(whole, self.stop - self.start)
 

@@ -53,7 +53,7 @@ LARGEST_FLOAT16 = 65504.0
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One tensor of the checkpoint and what becomes of it."""
+    """A tensor of the checkpoint, and its name and type in the GGUF."""
 
     file: Path
     source: str

@@ -1,4 +1,4 @@
-"""The same rotary embedding in an engine: the settings that make it so, or a refusal that says why.
+"""Settings under which an inference engine rotates as a config asks, or the reason why it cannot.
 
 Plain YaRN (betas 32 and 1, rounded ramp, attention factor of its own) is read alike by all engines.
 Whatever else an engine reads differently is translated where that is exact, and refused where it is not:

@@ -173,7 +173,7 @@ class Data(Section):
     seed: int = Field(0, ge=0, title="Seed", description="Of the split and of the sampling of windows.")
 
     def of_shards(self) -> Data:
-        """The section as far as shards depend on it: how windows are drawn and masked is the trainer's."""
+        """The section with the fields that shards do not depend on at their defaults."""
         return self.with_defaults("prefer_long", "document_mask")
 
     def of_windows(self) -> Data:

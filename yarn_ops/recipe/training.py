@@ -87,7 +87,7 @@ class Leg(Section):
         return data if self.prefer_long is None else data.model_copy(update={"prefer_long": self.prefer_long})
 
     def ungated(self) -> Leg:
-        """The leg as far as its training depends on it."""
+        """The leg without its gate, on which its training does not depend."""
         return self.model_copy(update={"gate": LegGate()})
 
 
@@ -172,7 +172,7 @@ class Train(Section):
 
 
 def loss_inputs(train: Train, leg: Leg, data: Data) -> tuple[Train, Leg, Data]:
-    """The three sections as far as a leg's losses depend on them, beside its model and its shards.
+    """The three sections with every field at its default on which a leg's losses do not depend.
 
     What training depends on is said here alone: the key of the `train` stage, a snapshot's identity and the
     search for a run that has trained the same are made of it.

@@ -36,7 +36,7 @@ GATHERED_ELEMENTS = 1 << 24
 
 
 class BlockMemory:
-    """All keys and values, of which a query sees `chosen` + `near` + 2 blocks."""
+    """Keeps all keys and values; a query attends to at most `chosen` + `near` + 2 blocks of them."""
 
     def __init__(self, model: PreTrainedModel, *, block_tokens: int, chosen: int, near: int) -> None:
         """A query sees the first block, its own, the `near` ones before it and `chosen` others."""

@@ -1,4 +1,4 @@
-"""What a method does to each pair of dimensions: the table that shows where a model's RoPE is bent."""
+"""The table of a RoPE method: wavelength, frequency ratio and fate of each pair of dimensions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def pair_table(spec: RopeSpec) -> list[Pair]:
 
 
 def summary(spec: RopeSpec) -> list[str]:
-    """Which pairs share which fate, and what becomes of attention: one sentence a line."""
+    """The pairs of each fate, and the attention factor, in words: one sentence a line."""
     pairs, original = pair_table(spec), spec.original_context_tokens
     lines = [
         f"{spec.method} ×{spec.factor:g}: {original:,} to {spec.target_context_tokens:,} tokens, "

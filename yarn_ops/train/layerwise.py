@@ -23,7 +23,8 @@ StandIn = Callable[[int, Tensor, dict[str, Any]], Tensor]
 
 
 class Layerwise:
-    """What versions of one model make of windows (int64, 1 × T each), as far as they have been taken.
+    """The hidden states of several versions of one model on windows (int64, 1 × T each), up to the layer
+    reached.
 
     Each version goes through all layers in order; its part of the model has to have data when it does.
     """
@@ -58,8 +59,8 @@ class Layerwise:
 
     @torch.inference_mode()
     def log_probabilities(self, version: str, positions: int) -> list[Tensor]:
-        """Of every next token at that many evenly spaced positions of each window, the last one among them,
-        with the data of what comes after the layers (float32, N × V, CPU). Ends the version."""
+        """Next-token log-probabilities at so many evenly spaced positions of each window, the last one
+        included, with the data of what comes after the layers (float32, N × V, CPU). Ends the version."""
         found = []
         for hidden in self._hidden.pop(version):
             at = torch.linspace(0, hidden.shape[1] - 1, min(positions, hidden.shape[1])).long()

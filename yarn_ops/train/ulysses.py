@@ -28,7 +28,8 @@ def context_parallel_attention(
     v_BTHK: Tensor,
     documents: Documents | None,
 ) -> Attended:
-    """As `attend`, of this process's tokens to all of the window; the sums stay as the kernel made them."""
+    """Attention of this process's tokens (B × T × H × K) over the whole window, as `attention.attend`. The
+    log-sum-exps are those of this process's heads, stacked by round. Without a group: `attend`."""
     if context_group is None:
         return attend(kernel, q_BTHK, k_BTHK, v_BTHK, documents)
     output_BTHK, sums = torch.empty_like(q_BTHK), []
@@ -50,7 +51,7 @@ def context_parallel_attention_backward(
     attended: Attended,
     documents: Documents | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `attend_backward`."""
+    """Gradients of q, k and v (this process's tokens), as `attention.attend_backward`."""
     if context_group is None:
         return attend_backward(kernel, grad_BTHK, q_BTHK, k_BTHK, v_BTHK, attended, documents)
     gradients = tuple(torch.empty_like(each) for each in (q_BTHK, k_BTHK, v_BTHK))
@@ -66,8 +67,8 @@ def context_parallel_attention_backward(
 
 @dataclass(frozen=True)
 class _ExchangeRound:
-    """The heads that travel together: one key-value head of each process, and the queries that ask it. So
-    what is under way takes a fraction of all heads' memory."""
+    """The heads that are exchanged together: one key-value head of each process and its query heads, so that
+    the exchange's buffers take a fraction of all heads' memory."""
 
     context_group: ContextGroup
     place: int
@@ -75,12 +76,14 @@ class _ExchangeRound:
     kv_heads: int
 
     def to_heads(self, tensor_BTHK: Tensor) -> Tensor:
-        """B × T × H × K of my tokens to B × S × h × K of all tokens and my heads of this round."""
+        """B × T × H × K of this process's tokens to B × S × h × K of all tokens and its heads of this
+        round."""
         sent_CBTHK = self._mine(tensor_BTHK).movedim(2, 0).contiguous()
         return self._exchanged(sent_CBTHK).movedim(0, 1).flatten(1, 2)
 
     def to_tokens(self, tensor_BSHK: Tensor, out_BTHK: Tensor) -> None:
-        """The way back, into the heads' places. Several processes' copies of one head are added."""
+        """The inverse of `to_heads`, written into `out`. Copies of one head in several processes are
+        added."""
         sent_CBTHK = tensor_BSHK.unflatten(1, (self.context_group.size, -1)).movedim(1, 0).contiguous()
         received_BTCHK = self._exchanged(sent_CBTHK).movedim(0, 2)
         if out_BTHK.shape[2] >= self.context_group.size:
@@ -89,14 +92,15 @@ class _ExchangeRound:
             out_BTHK.copy_(received_BTCHK.flatten(2, 3).unflatten(2, (out_BTHK.shape[2], -1)).sum(3))
 
     def _mine(self, tensor_BTHK: Tensor) -> Tensor:
-        """B × T × C × h × K: of every process's heads those of this round."""
+        """B × T × C × h × K: the heads of this round, by process."""
         size, rounds = self.context_group.size, max(1, self.kv_heads // self.context_group.size)
         if tensor_BTHK.shape[2] < size:
             tensor_BTHK = tensor_BTHK.repeat_interleave(size // tensor_BTHK.shape[2], 2)
         return tensor_BTHK.unflatten(2, (size, rounds, -1))[:, :, :, self.place]
 
     def _exchanged(self, sent_C: Tensor) -> Tensor:
-        """The i-th part goes to the i-th process; what comes from it is the i-th of the result."""
+        """All-to-all along the first axis: part i goes to process i, and part i of the result comes from
+        it."""
         received_C = torch.empty_like(sent_C)
         dist.all_to_all_single(received_C, sent_C, group=self.context_group.group)
         return received_C

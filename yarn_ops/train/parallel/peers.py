@@ -121,7 +121,7 @@ def cause_of_end(work_dir: Path) -> tuple[Kind, str] | None:
 
 
 def _runs(found: dict[str, Any]) -> bool:
-    """Whether the process lives, as far as can be seen from here."""
+    """Whether the process is alive; True for one on another host, which cannot be seen from here."""
     if found["host"] != platform.node():
         return True
     try:
