@@ -65,6 +65,8 @@ class Member:
         self.at_work: dict[str, tuple[Lease, Tree | None]] = {}
         self.discarded: set[str] = set()
         """keys whose copies may be given back, though others are known: their directories are whole"""
+        self.given_up: set[tuple[str, str]] = set()
+        """keys and trees discarded since the backup, which may be collected while it still names them"""
         self.found: list[upkeep.Garbage] = []
         self.backed_up = False
         home.mkdir(parents=True)
@@ -94,7 +96,9 @@ class Member:
         self.run_id = self.registry.begin_run({"rope": {"method": "yarn"}}, "d" * 64).id
         self.finished = {}
         for key in copies.finished_stages(self.registry):
-            self.finished[key] = Tree(**(self.registry.finished(key) or {})["tree"])
+            tree = Tree(**(self.registry.finished(key) or {})["tree"])
+            if (key, tree.digest) not in self.given_up or tree_present(self.store, tree):
+                self.finished[key] = tree
 
     @property
     def ledger(self) -> Ledger:
@@ -159,6 +163,7 @@ class Sharing(RuleBasedStateMachine):
             member.registry.complete(lease, record)
             member.finished[name] = tree
             member.discarded.discard(name)
+            member.given_up.discard((name, tree.digest))
             member.ledger.keep_run(copies.copy_run(member.registry, member.run_id))
 
     def _claim(self, member: Member, key: str) -> bool:
@@ -192,8 +197,9 @@ class Sharing(RuleBasedStateMachine):
         record = member.registry.finished(key_of(key))
         if record is not None:
             member.registry.discard(key_of(key), record, "another is wanted")
-            del member.finished[key_of(key)]
+            member.finished.pop(key_of(key), None)
             member.discarded.add(key_of(key))
+            member.given_up.add((key_of(key), record["tree"]["digest"]))
 
     @rule(number=MEMBERS, key=KEYS)
     def release(self, number: int, key: int) -> None:
@@ -217,7 +223,7 @@ class Sharing(RuleBasedStateMachine):
         if not member.at_work:
             member.registry.close()  # the last connection: what is in the write-ahead log goes into the file
             shutil.copyfile(member.database, member.home / "backup")
-            member.backed_up = True
+            member.backed_up, member.given_up = True, set()
 
     @precondition(lambda self: any(member.backed_up for member in self.members))
     @rule(number=MEMBERS)
