@@ -193,6 +193,13 @@ def test_recall_is_asked_in_chinese() -> None:
         assert decoded(question.answer) == planted[key]
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_forms_of_exercises_are_found_as_long_by_a_real_tokenizer(seed: int, encode) -> None:
+    haystack = documents(encode)
+    for example in FAMILIES[TRAINED](haystack, 1024, 4, 2, seed):
+        assert {len(example.context) + question.tokens for question in example.questions} == {1024}
+
+
 def test_every_family_is_in_the_suites() -> None:
     for name in ("use", "full"):
         assert {*FAMILIES, "far-passage"} <= {*SIZES[name].tasks}
@@ -232,6 +239,8 @@ def test_before_and_after_are_told_with_what_was_trained() -> None:
     ]  # fmt: skip
     assert rows[2][2] == "0.50 [0.40, 0.60]" and rows[2][-1].startswith("+0.25 [0.1")
     needles_alone = card({"needle/code": {512: 1}})
+    longer = card({"needle/code": {512: 1, 4096: 1}, TRAINED: {512: 1}, "two-hop": {512: 1}})
+    assert family_rows(BeforeAfter(longer, longer), None)[0][-1] == "change at 4k"
     assert family_rows(BeforeAfter(needles_alone, needles_alone), None) == ([], [])
 
 

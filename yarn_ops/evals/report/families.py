@@ -8,7 +8,7 @@ from yarn_ops.evals.capacity import interval, tokens
 from yarn_ops.evals.conditions import compared
 from yarn_ops.evals.intervals import bounds, figure
 from yarn_ops.evals.names import CHAT, CHAT_ENDS, CLOZE, FAR_PASSAGE, ORDER, TRAINED
-from yarn_ops.evals.reach import KEPT, reach_of
+from yarn_ops.evals.reach import KEPT, Length, reach_of
 from yarn_ops.records import BeforeAfter, Score, Scorecard
 
 FAMILIES = {
@@ -48,7 +48,7 @@ def family_rows(
     if not set(measured) - {"needle/code", "needle/prose"}:
         return [], []
     heads = ["", *(["kind trained"] if trained is not None else [])]
-    target = cards.after.by_length(measured[0])[-1].context_tokens
+    target = max(cards.after.by_length(task)[-1].context_tokens for task in measured)
     heads += [f"{when} at {tokens(length)}" for length in (original, target) for when in ("before", "after")]
     rows = []
     for task in measured:
@@ -86,11 +86,15 @@ def told(cards: BeforeAfter[Scorecard]) -> Iterator[str]:
     if taught is None or others is None:
         return
     yield (
-        f"Needles in the exercises' own forms are found to {tokens(taught)} tokens {interval(taught)}, in "
-        f"forms that no exercise has to {tokens(others)} {interval(others)}."
+        f"Needles in the exercises' own forms are found to {_reach(taught)} tokens, in forms that no "
+        f"exercise has to {_reach(others)}."
     )
     if others.high < KEPT * taught.low:
         yield "The gain shows in trained forms alone."
+
+
+def _reach(length: Length) -> str:
+    return f"{tokens(length)} {interval(length)}".rstrip()
 
 
 def _change(before: Score | None, after: Score | None) -> str:

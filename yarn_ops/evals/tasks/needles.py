@@ -90,6 +90,7 @@ PASSKEY = Template(
     "\nWhat is the pass key? The pass key is",
     " {value}",
 )
+FIRST_OF = 64
 TRAINED_KINDS = ("person", "constant", "name")
 """of keys, of which there are enough"""
 
@@ -266,16 +267,24 @@ def trained(haystack: Haystack, context_tokens: int, parts: int, texts: int, see
     examples = []
     for _ in range(texts):
         form, draw = lookups[int(rng.integers(len(lookups)))], Draw(rng, language, context_tokens)
-
-        def needle(form: Form = form, draw: Draw = draw) -> Needle:
-            key, value = draw.key(form.key), draw.text(form.value)
-            plant, answer = form.plant.format(k=key, v=value), form.answer.format(v=value)
-            pieces = (haystack.encode(piece) for piece in (plant, form.ask.format(k=key), answer))
-            return Needle(*map(tuple, pieces))
-
-        run = partial(haystack.run, rng)
+        needle, run = _of_exercises(form, draw, haystack.encode), partial(haystack.run, rng)
         examples += _one_text(TRAINED, needle, run, context_tokens, parts, len(haystack.prefix), rng)
     return examples
+
+
+def _of_exercises(form: Form, draw: Draw, encode: Encode) -> Callable[[], Needle]:
+    """Draws needles of a form; the first is as long as most are, since the others are to be as long."""
+
+    def fresh() -> Needle:
+        key, value = draw.key(form.key), draw.text(form.value)
+        pieces = form.plant.format(k=key, v=value), form.ask.format(k=key), form.answer.format(v=value)
+        return Needle(*(tuple(encode(piece)) for piece in pieces))
+
+    by_length: dict[tuple[int, int], list[Needle]] = {}
+    for needle in (fresh() for _ in range(FIRST_OF)):
+        by_length.setdefault((len(needle.prompt), len(needle.answer)), []).append(needle)
+    first = max(by_length.values(), key=len)[:1]
+    return lambda: first.pop() if first else fresh()
 
 
 def draw_many(template: str, haystack: Haystack, count: int, rng: Generator) -> list[Needle]:
