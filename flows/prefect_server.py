@@ -12,7 +12,13 @@ from typing import Any
 
 from yarn_ops import guard
 from yarn_ops.errors import SettingsError, YarnOpsError
-from yarn_ops.settings import read_settings
+from yarn_ops.settings import adopt_environment, read_settings
+
+WITHOUT_BLOCKS = {
+    "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+    "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
+}
+"""for the server of one run: it uses no blocks, and to register them imports every collection, Kubernetes' too"""
 
 
 def repair() -> None:
@@ -38,6 +44,8 @@ def main() -> None:
     if settings.prefect_auth is None:
         raise SettingsError("YARN_OPS_PREFECT_AUTH: not set; a server without a password is not started")
 
+    if asked.no_services:
+        adopt_environment(WITHOUT_BLOCKS)
     from prefect.server.api.server import create_app
 
     repair()
