@@ -18,7 +18,7 @@ WITHOUT_BLOCKS = {
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
     "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
 }
-"""for the server of one run: it uses no blocks, and to register them imports every collection, Kubernetes' too"""
+"""for the server of one run: it uses no blocks, whose registration imports all of Prefect's collections"""
 
 
 def repair() -> None:
