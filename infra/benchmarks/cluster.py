@@ -147,8 +147,8 @@ def layouts(settings: Settings, arguments: argparse.Namespace) -> None:
 
 def cleaning(counts: list[int]) -> None:
     """Planted near duplicates and passages among unlike documents: found, and falsely found; seconds."""
-    from yarn_ops.data.contamination import meets, passages, telling
-    from yarn_ops.data.near_duplicates import first_alike, signature
+    from yarn_ops.data.contamination import measured_hashes, passages, shares_passage
+    from yarn_ops.data.near_duplicates import first_near_duplicates, signature
     from yarn_ops.data.words import words
 
     print("documents   MB   near: recall  false     s   passages: recall  false     s   describing MB/s")
@@ -171,13 +171,13 @@ def cleaning(counts: list[int]) -> None:
         kept = [passages(found, 50) for found in hashes]
         described = time.process_time() - began
         began = time.process_time()
-        first = first_alike(signatures, 0.7)
+        first = first_near_duplicates(signatures, 0.7)
         near_s = time.process_time() - began
         found = {number for number in range(count) if first[number] != number}
         wanted = {number + 1 for number in pairs}
         began = time.process_time()
-        told = telling([passages(words(text), 50) for text in measured])
-        hits = {number for number in range(count) if meets(kept[number], told)}
+        told = measured_hashes([passages(words(text), 50) for text in measured])
+        hits = {number for number in range(count) if shares_passage(kept[number], told)}
         meet_s = time.process_time() - began
         print(
             f"{count:9,}{size:5.0f}   {len(found & wanted) / len(wanted):12.4f}"
