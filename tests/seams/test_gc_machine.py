@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from sqlalchemy import text, update
 
 from yarn_ops import upkeep
 from yarn_ops.errors import StoreError
+from yarn_ops.processes import using
 from yarn_ops.rebuild import rebuild
 from yarn_ops.records import Report, Tree
 from yarn_ops.registry import Lease, copies, open_registry, this_process, upgrade
@@ -63,6 +65,8 @@ class Member:
         self.lost: dict[str, Tree] = {}
         """of registries that were here before, and not made again yet"""
         self.at_work: dict[str, tuple[Lease, Tree | None]] = {}
+        self.folders: dict[str, ExitStack] = {}
+        """of stages at work, held as their processes hold them"""
         self.discarded: set[str] = set()
         """keys whose copies may be given back, though others are known: their directories are whole"""
         self.given_up: set[tuple[str, str]] = set()
@@ -85,7 +89,12 @@ class Member:
         self.run_id = self.registry.begin_run({"rope": {"method": "yarn"}}, "d" * 64).id
         self.at_work, self.finished, self.found = {}, {}, []
 
+    def leave(self, *keys: str) -> None:
+        for key in keys:
+            self.folders.pop(key).close()
+
     def remove(self) -> None:
+        self.leave(*list(self.folders))
         self.registry.close()
         for path in self.home.glob("registry.db*"):
             path.unlink()
@@ -125,6 +134,7 @@ class Sharing(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for member in self.members:
+            member.leave(*list(member.folders))
             member.registry.close()
         shutil.rmtree(self.root)
 
@@ -150,6 +160,7 @@ class Sharing(RuleBasedStateMachine):
         if through == "stored":
             return
         del member.at_work[name]
+        member.leave(name)
         if through == "failed":
             member.registry.fail(lease, "it failed")
         elif through == "died":
@@ -177,7 +188,8 @@ class Sharing(RuleBasedStateMachine):
             return False
         member.at_work[key] = (lease, None)
         folder = member.home / "work" / key[:16]
-        folder.mkdir(parents=True, exist_ok=True)
+        member.folders[key] = ExitStack()
+        member.folders[key].enter_context(using(folder))
         (folder / "checkpoint").write_bytes(b"half")
         return True
 
