@@ -170,6 +170,7 @@ class Sharing(RuleBasedStateMachine):
             member.ledger.keep_stage(name, copies.copy_stage(member.registry, name, record))
             if through == "died in between":
                 self._die(member, name)
+                member.discarded.add(name)  # its copy is whole: a rebuild may believe it
                 return
             member.registry.complete(lease, record)
             member.finished[name] = tree
