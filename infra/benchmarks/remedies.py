@@ -2,9 +2,8 @@
 
     python infra/benchmarks/remedies.py BASE DOCUMENTS_GLOB OUT [--factor 4] [--windows 24] [--length 32768]
 
-BASE: a base model. Needs torch, transformers, safetensors, pydantic, numpy, matplotlib and bm25s, nothing
-else; for bm25s its wheel (pure Python, 76 kB) on PYTHONPATH is enough. Prints one table and writes
-OUT/remedies.json and OUT/remedies.png.
+BASE: a base model. Needs torch, transformers, safetensors, pydantic, numpy and matplotlib, nothing else.
+Prints one table and writes OUT/remedies.json and OUT/remedies.png.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Search, and an agent that searches: the model reads only what a question finds in the document's index.
 
-The index is BM25 over words (Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework: BM25 and
-Beyond"; the bm25s package). Passages overlap by half, so that whatever is shorter than half a passage lies
+The index is BM25 over words. Passages overlap by half, so that whatever is shorter than half a passage lies
 whole in one. The words of the question are the query; what is found is read in the order of the document.
 
 The agent finds, reads, and where the reply only points on, asks again; bounded. Each step the model sees what
@@ -16,12 +15,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import bm25s  # type: ignore[import-untyped]
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from yarn_ops.data.haystack import Decode, Encode, Ids
+from yarn_ops.evals.bm25 import Bm25
 from yarn_ops.evals.examples import Question
 from yarn_ops.evals.reader import Reply
 from yarn_ops.remedies.remedy import FullMemory, answer, reply_to, write
@@ -31,8 +30,6 @@ MAX_STEPS = 4
 """of the agent"""
 REPLY_TOKENS = 8
 """what the agent writes before it is read for a pointer"""
-INDEX_BYTES_A_SCORE = 8
-"""float32 score and int32 passage of a word in bm25s' sparse matrix"""
 
 
 class Index:
@@ -44,22 +41,17 @@ class Index:
         half = passage_tokens // 2
         self._starts = list(range(0, max(1, len(document) - half), half))
         passages = [_words(decode(document[at : at + passage_tokens].tolist())) for at in self._starts]
-        self._words = {word for passage in passages for word in passage}
-        self._scores = sum(len(set(passage)) for passage in passages)
-        self._bm25 = bm25s.BM25()
-        if self._words:
-            self._bm25.index(passages, show_progress=False)
+        self._bm25 = Bm25(passages) if any(passages) else None
 
     @property
     def nbytes(self) -> int:
-        return self._scores * INDEX_BYTES_A_SCORE + self._document.nbytes
+        return (self._bm25.nbytes if self._bm25 else 0) + self._document.nbytes
 
     def find(self, text: str, passages: int) -> Ids:
         """Tokens of the best passages for a text, in the document's order; none where no word is known."""
-        known = [word for word in _words(text) if word in self._words]
-        if not known:
+        if self._bm25 is None:
             return self._document[:0]
-        scores = self._bm25.get_scores(known)
+        scores = self._bm25.scores(_words(text))
         best = np.argsort(-scores, kind="stable")[:passages]
         spans = [
             np.arange(self._starts[at], min(self._starts[at] + self._passage, len(self._document)))

@@ -15,13 +15,13 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
-import bm25s  # type: ignore[import-untyped]
 import numpy as np
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 
 from yarn_ops.data.haystack import Haystack, Ids
 from yarn_ops.errors import DataError
+from yarn_ops.evals.bm25 import Bm25
 from yarn_ops.evals.cells import Cell, ModelUnderTest, Size
 from yarn_ops.evals.examples import Example, Needle, Tokens, require_room
 from yarn_ops.evals.forward import token_losses
@@ -101,11 +101,11 @@ def hard_negatives(
 
 
 def _alike(
-    haystack: Haystack, passages: Sequence[Tokens], index: bm25s.BM25, context_tokens: int, parts: int,
+    haystack: Haystack, passages: Sequence[Tokens], index: Bm25, context_tokens: int, parts: int,
     rng: Generator,
 ) -> Example:  # fmt: skip
     encode, gold = haystack.encode, int(rng.integers(len(passages)))
-    likeness = index.get_scores(_words(passages[gold]))
+    likeness = index.scores(passages[gold])
     likeness[gold] = np.inf
     head, tail = (tuple(encode(text)) for text in REFERENCE_ASKED)
     before, after = REFERENCE.split("{v}")
@@ -136,8 +136,8 @@ def _alike(
 
 
 @lru_cache(maxsize=1)
-def _indexed(haystack: Haystack) -> tuple[list[Tokens], bm25s.BM25]:
-    """Passages of the documents with different beginnings, and their index over tokens."""
+def _indexed(haystack: Haystack) -> tuple[list[Tokens], Bm25]:
+    """Passages of the documents with different beginnings, and their index."""
     ids = haystack.ids
     found: dict[Tokens, Tokens] = {}
     for start in range(0, len(ids) - PASSAGE_TOKENS + 1, PASSAGE_TOKENS):
@@ -146,13 +146,7 @@ def _indexed(haystack: Haystack) -> tuple[list[Tokens], bm25s.BM25]:
     passages = list(found.values())
     if len(passages) < 2 * NEIGHBOURS:
         raise DataError(f"hard-negative: documents of {len(passages)} passages; give more documents")
-    index = bm25s.BM25()
-    index.index([_words(passage) for passage in passages], show_progress=False)
-    return passages, index
-
-
-def _words(passage: Tokens) -> list[str]:
-    return [str(token) for token in passage]
+    return passages, Bm25(passages)
 
 
 def far_cell(haystack: Haystack, size: Size, length: int, lengths: Sequence[int], seed: int) -> Cell:
