@@ -33,10 +33,8 @@ class Bm25:
         """One of each passage, ≥ 0; terms that no passage has count nothing."""
         known = [self._number[term] for term in query if term in self._number]
         asked = np.bincount(known, minlength=len(self._number))
-        found: NDArray[np.float64] = np.bincount(
-            self._rows, self._weights * asked[self._terms], self._passages
-        )
-        return found
+        weights = self._weights * asked[self._terms]
+        return np.bincount(self._rows, weights, self._passages).astype(np.float64)
 
     @property
     def nbytes(self) -> int:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from yarn_ops.evals.bm25 import B, K1, Bm25
+from yarn_ops.evals.bm25 import K1, B, Bm25
 
 PASSAGES = [["a", "b", "b", "c"], ["b", "d"], ["e", "e", "e", "e", "e", "a"]]
 
