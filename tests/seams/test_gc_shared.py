@@ -236,8 +236,8 @@ def test_what_cannot_be_told_is_refused(service: Make, key: str) -> None:
 
 def test_the_signature_names_no_password(store: Store, service: Make) -> None:
     one = service("one")
-    one.registry._database = type(one.registry._database)(
-        one.registry._database.engine, "postgresql://me:***@host/runs"
+    one.registry.database = type(one.registry.database)(
+        one.registry.database.engine, "postgresql://me:***@host/runs"
     )
     one.ledger.sign(one.registry.name)
     assert one.ledger.signature()["database"] == "postgresql://me:***@host/runs"

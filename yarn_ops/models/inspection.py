@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,9 +108,10 @@ def _found(path: Path, config: Mapping[str, Any], kept: Path | None) -> _Found:
     tokens = load_tokenizer(path).get_vocab().values()
     found = _Found(bool(built.tie_word_embeddings), _head_dim(path, built), max(tokens, default=-1))
     if place is not None:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(place) as draft:
-            draft.write_bytes(_KEPT.dump_json(found))
+        with suppress(OSError):  # what cannot be kept is asked again
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(place) as draft:
+                draft.write_bytes(_KEPT.dump_json(found))
     return found
 
 

@@ -73,7 +73,7 @@ def test_a_clean_directory_is_used_in_place(checkpoint: Path, tmp_path: Path) ->
     record, path = fetch(str(checkpoint), tmp_path / "cache")
     assert path == checkpoint
     assert (record.source, record.context_tokens, record.tree) == (str(checkpoint), 512, None)
-    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "cache" / "bases").exists()
 
 
 def test_other_files_are_left_out(checkpoint: Path, tmp_path: Path) -> None:
