@@ -2,10 +2,11 @@
 
     python infra/benchmarks/use.py BASE DOCUMENTS_GLOB OUT ARM [ARM …] [--factor 4] [--windows 12] [--seed 0]
 
-An ARM is NAME[:KEY=VALUE…]: base, zero-shot, or text / exercises with keys steps, lr, share, weight, seed
-and families (joined by +); ruler=SAMPLES asks eight of RULER's tasks as well (the answers are written, which
-takes minutes). Every arm is trained and measured in this process; a line a cell goes to OUT/rows.jsonl as it
-is found. Recall and the held-out tasks are the evaluation's own, whose forms no exercise has.
+An ARM is NAME[:KEY=VALUE…]: base, zero-shot, or text / exercises with keys steps, lr, share, weight, seed,
+context (tokens of a training window) and families (joined by +); ruler=SAMPLES asks eight of RULER's tasks
+as well (the answers are written, which takes minutes). Every arm is trained and measured in this process; a
+line a cell goes to OUT/rows.jsonl as it is found. Recall and the held-out tasks are the evaluation's own,
+whose forms no exercise has.
 """
 
 from __future__ import annotations
@@ -51,8 +52,11 @@ RULER_TASKS = ("niah_multikey_2", "niah_multivalue", "niah_multiquery", "vt", "c
 HELD_OUT_TASKS = ("passkey", "key-value", "multi-key")
 
 
-def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def main(bench_type: type[Bench], description: str | None) -> None:
+    """Trains and measures the arms that the command line names, in a bench of this type."""
+    arguments = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
     arguments.add_argument("base", type=Path)
     arguments.add_argument("documents")
     arguments.add_argument("out", type=Path)
@@ -66,7 +70,7 @@ def main() -> None:
     arguments.add_argument("--skip-held-out", action="store_true")
     asked = arguments.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(asked)
+    bench = bench_type(asked)
     for arm in asked.arms:
         bench.run(arm)
 
@@ -141,7 +145,7 @@ class Bench:
             "exercises": exercises, "learning_rate": float(keys.get("lr", 1e-3)), "checkpoint_every": 10_000,
             "seed": seed, "precision": keys.get("precision", "auto"),
         }  # fmt: skip
-        length = self.asked.factor * self.original
+        length = int(keys.get("context", self.asked.factor * self.original))
         job = Job(
             train=Train.model_validate(values),
             leg=Leg(context_tokens=length, steps=steps, factor=float(self.asked.factor)),
@@ -215,4 +219,4 @@ class Bench:
 
 
 if __name__ == "__main__":
-    main()
+    main(Bench, __doc__)

@@ -1,6 +1,7 @@
 """BM25: how like passages are to a query (Robertson and Zaragoza, "BM25 and Beyond", 2009).
 
-The package that did this imports JAX where it finds it, and JAX takes three quarters of a GPU's memory.
+Written here because the package bm25s imports JAX where it is installed, and JAX then reserves three quarters
+of a GPU's memory.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Draw:
     """Draws for one window. Keys are distinct within it."""
 
     def __init__(self, rng: Generator, language: Language, tokens: int) -> None:
-        """`tokens`: of the window."""
+        """`tokens`: of the text that the exercises are put into."""
         self.rng, self.language, self.tokens = rng, language, tokens
         self._used: set[str] = set()
         self._taken: set[Hashable] = set()
@@ -60,7 +60,7 @@ class Draw:
         return int(self.rng.integers(least, most + 1))
 
     def log_count(self, least: int, most: int) -> int:
-        """Of least .. most, as often between 10 and 20 as between 100 and 200."""
+        """Log-uniform over least .. most: as often between 10 and 20 as between 100 and 200."""
         return int(least * (most / least) ** float(self.rng.random()))
 
     def place(self) -> float:
@@ -122,7 +122,7 @@ class Draw:
         return "".join(alphabet.symbols[index] for index in indices)
 
     def codes(self, alphabet: Alphabet, count: int) -> list[str]:
-        """Codes of which no two are equal; as keys, none of the window's others either."""
+        """Distinct codes, none of which is a key of the window already; from now on all of them are."""
         found: dict[str, None] = {}
         while len(found) < count:
             code = self.code(alphabet)

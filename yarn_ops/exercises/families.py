@@ -18,7 +18,8 @@ QUOTED_TOKENS = 16
 """of the user's text that are quoted"""
 CONTINUED_TOKENS = 24
 """of the text behind the quotation that are asked for"""
-FEWEST_ROWS = 10
+FEWEST_ROWS, MOST_ROWS = 10, 4000
+"""of a table; the shortest codes of the fewest symbols are 46,656"""
 TOKENS_A_ROW = 60
 """of a window that its longest table has a row for"""
 
@@ -82,7 +83,8 @@ def table(draw: Draw) -> list[Event]:
     """Rows of codes alone in one place, from ten to as many as take a third of the window or so; four of them
     and an eighth of the others are asked for."""
     form, heading = draw.one_of(draw.language.table)
-    rows = draw.log_count(FEWEST_ROWS, max(2 * FEWEST_ROWS, draw.tokens // TOKENS_A_ROW))
+    most = min(MOST_ROWS, max(2 * FEWEST_ROWS, draw.tokens // TOKENS_A_ROW))
+    rows = draw.log_count(FEWEST_ROWS, most)
     alphabet, place = draw.alphabet(), draw.place()
     keys, found = draw.codes(alphabet, rows), draw.codes(alphabet, rows)
     text = heading + "".join(

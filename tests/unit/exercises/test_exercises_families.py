@@ -9,7 +9,7 @@ import pytest
 
 from yarn_ops.exercises.draw import Draw
 from yarn_ops.exercises.en import ENGLISH
-from yarn_ops.exercises.families import FAMILIES, Event, Quote
+from yarn_ops.exercises.families import FAMILIES, FEWEST_ROWS, MOST_ROWS, Event, Quote
 from yarn_ops.exercises.language import Language
 from yarn_ops.exercises.zh import CHINESE
 
@@ -127,3 +127,13 @@ def test_a_quotation_is_asked_for_behind_itself() -> None:
         for event in exercise("passage", ENGLISH, seed):
             quotes = [part.content for part in event.parts if isinstance(part.content, Quote)]
             assert quotes and all(quote.place <= event.place for quote in quotes)
+
+
+@pytest.mark.parametrize("tokens", [256, 32_768, 16_777_216])
+def test_a_table_has_enough_codes_for_any_window(tokens: int) -> None:
+    for seed in range(20):
+        draw = Draw(np.random.default_rng(seed), ENGLISH, tokens)
+        heading_and_rows, *questions = FAMILIES["table"][0](draw)
+        rows = text_of(heading_and_rows).count("\n") - 2
+        assert FEWEST_ROWS - 1 <= rows <= MOST_ROWS + 1
+        assert 4 <= len(questions) <= rows
