@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import threading
 from collections.abc import Sequence
 
 from prefect import get_run_logger
@@ -17,6 +19,9 @@ from yarn_ops.records import Adapter, BaseModel, Checkpoint, Corpus, PatchedMode
 from yarn_ops.train import launch
 from yarn_ops.train.events import Event
 from yarn_ops.train.job import Job
+
+AFTER_TRAINING = "yarn_ops.train.merge"
+"""what the next stage needs takes seconds to import, in which this process would only wait for the trainer"""
 
 
 @observation("base")
@@ -115,6 +120,7 @@ def train(
         if event["event"] == "step":
             if event["step"] == 1:
                 get_run_logger().info("step 1 of %d, loss %.3f", event["steps"], event["loss"])
+                threading.Thread(target=importlib.import_module, args=(AFTER_TRAINING,)).start()
             steps.log(event)
             context.report(event["step"], event["steps"], f"loss {event['loss']:.3f}")
 

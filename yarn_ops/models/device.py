@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from yarn_ops.errors import TrainError
@@ -48,3 +50,17 @@ def torch_dtype(dtype: Dtype) -> torch.dtype:
     import torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes in one thread of the processor: for pieces that its cache holds, which several threads
+    take longer to share than to compute."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

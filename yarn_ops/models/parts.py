@@ -8,7 +8,7 @@ tensors alone, so that what they cost in memory is a part's.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,27 +59,23 @@ class PartedModel:
         """All parts, in the order of the forward."""
         return [self.front, *self.middle, self.back]
 
-    def release(self, part: ModelPart, dtype_of: Callable[[str], torch.dtype] | None = None) -> None:
-        """Free a part's parameters; `dtype_of`: the dtype of each when it is filled again, float32 if
-        None."""
+    def release(self, part: ModelPart) -> None:
+        """Free a part's parameters."""
         for name in part.names:
             module, leaf = _owner(self.model, name)
             if leaf in module._parameters:
-                dtype = torch.float32 if dtype_of is None else dtype_of(name)
-                empty = torch.empty_like(getattr(module, leaf), dtype=dtype, device="meta")
+                empty = torch.empty_like(getattr(module, leaf), dtype=torch.float32, device="meta")
                 setattr(module, leaf, nn.Parameter(empty, requires_grad=False))
 
-    def fill(
-        self, part: ModelPart, weights: PartWeights, dtype_of: Callable[[str], torch.dtype] | None = None
-    ) -> None:
+    def fill(self, part: ModelPart, weights: PartWeights) -> None:
         """Read a part's parameters into memory. BaseModelError as `PartWeights.load`."""
-        self.release(part, dtype_of)
+        self.release(part)
         weights.load(part)
         self.model.tie_weights()
 
-    def tensors(self, part: ModelPart) -> dict[str, Tensor]:
-        """A part's parameters by the names and in the layouts of published checkpoints."""
-        return dict(revert_weight_conversion(self.model, self.values(part)))
+    def published(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters by the model's own names, in the names and layouts of published checkpoints."""
+        return dict(revert_weight_conversion(self.model, dict(values)))
 
     def values(self, part: ModelPart) -> dict[str, Tensor]:
         """A part's parameters by the model's own names."""

@@ -10,14 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from yarn_ops.models.head import Head
 from yarn_ops.models.parts import PartedModel
 
+WHOLE_HEADS = "yarn-ops-whole-heads"
+"""an attention implementation, see `repeat_key_heads`"""
 StandIn = Callable[[int, Tensor, dict[str, Any]], Tensor]
 """layer number, hidden states, the call's other arguments → hidden states"""
 
@@ -31,6 +37,8 @@ class Layerwise:
 
     def __init__(self, parted: PartedModel, windows: Sequence[Tensor]) -> None:
         self._parted, self._model = parted, parted.model
+        if parted.device.startswith("cuda"):
+            repeat_key_heads(self._model)
         self._windows = [window.to(parted.device) for window in windows]
         self._calls: list[list[dict[str, Any]]] = []
         """of each window, of each layer"""
@@ -81,6 +89,28 @@ class Layerwise:
         finally:
             for layer in layers:
                 del layer.forward
+
+
+def repeat_key_heads(model: PreTrainedModel) -> None:
+    """Give each query head its own copy of its key head, where PyTorch's attention is used.
+
+    In float32 on a GPU, PyTorch's blocked kernel shares no key heads; where they are shared, all T² scores of
+    every head are in memory at once.
+    """
+    if model.config._attn_implementation == "sdpa":
+        AttentionInterface.register(WHOLE_HEADS, _attend_whole_heads)
+        AttentionMaskInterface.register(WHOLE_HEADS, sdpa_mask)
+        model.set_attn_implementation(WHOLE_HEADS)
+
+
+def _attend_whole_heads(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    groups = query.shape[1] // key.shape[1]
+    shares_none = SimpleNamespace(is_causal=getattr(module, "is_causal", True))
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    output, _ = sdpa_attention_forward(shares_none, query, key, value, attention_mask, **options)  # type: ignore[arg-type]
+    return output, None
 
 
 class _AllNoted(Exception):

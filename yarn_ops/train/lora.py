@@ -29,12 +29,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from yarn_ops.errors import TrainError
+from yarn_ops.models.device import one_thread
 from yarn_ops.recipe import Train
 
 FACTS = "adapter.json"
 TENSORS = "adapter_model.safetensors"
 CURVE = "curve.jsonl"
 ALL_LINEAR = "all-linear"
+MERGED_AT_ONCE = 1 << 18
+"""elements of a weight to which a product is added at a time: 1 MiB, which a processor's cache holds"""
 PEFT_PREFIX = "base_model.model."
 PEFT_NAME = ".default"  # PEFT's name of an unnamed adapter: in the model's names, not in the file's
 
@@ -82,34 +85,29 @@ def save_adapter(
     (directory / CURVE).write_text("".join(json.dumps(point) + "\n" for point in curve), encoding="utf-8")
 
 
-def attach_to_modules(model: nn.Module, directory: Path, modules: Sequence[str]) -> list[str]:
+def attach_to_modules(
+    model: nn.Module, directory: Path, modules: Sequence[str]
+) -> tuple[set[str], list[str]]:
     """Put the part of a kept adapter that belongs to these modules on a bare model, reading no other tensor.
 
-    Returns as `load_trained` does. `require_adapter` checks that every tensor has a place somewhere.
+    "" is the model itself. Returns the names in the file of what found its place, and as `load_trained` does.
+    TrainError where a tensor of these modules is missing or of another shape.
     """
-    method = read_facts(directory)["method"]
-    prefixes = tuple(f"{module}." for module in modules)
+    facts = read_facts(directory)
+    prefixes = tuple(f"{module}." if module else "" for module in modules)
     with _open(directory) as kept:
-        if method == "lora":
-            found = [place.removeprefix(PEFT_PREFIX) for place in kept.keys() if ".lora_A." in place]  # noqa: SIM118
+        found = {name for name in kept.keys() if name.removeprefix(PEFT_PREFIX).startswith(prefixes)}  # noqa: SIM118
+        if facts["method"] == "lora":
+            names = [name.removeprefix(PEFT_PREFIX).partition(".lora_A.") for name in found]
             for module, prefix in zip(modules, prefixes, strict=True):
-                linears = [name.removeprefix(prefix) for name in found if name.startswith(prefix)]
+                linears = {name.removeprefix(prefix) for name, a, _ in names if a and name.startswith(prefix)}
                 if linears:
                     config = _kept_config(directory)
-                    config.target_modules = {name.partition(".lora_A.")[0] for name in linears}
+                    config.target_modules = linears
                     inject_adapter_in_model(config, model.get_submodule(module))
         parameters = {name: p for name, p in model.named_parameters() if name.startswith(prefixes)}
-        return _place(parameters, kept, method)
-
-
-def require_adapter(model: PreTrainedModel, directory: Path) -> None:
-    """TrainError unless every tensor of a kept adapter has its place in a bare model, which may lie on the
-    meta device. Inserts PEFT's layers into it."""
-    facts = read_facts(directory)
-    if facts["method"] == "lora":
-        inject_adapter_in_model(_kept_config(directory), model)
-    with _open(directory) as kept:
-        _require_places(dict(model.named_parameters()), kept, facts, directory)
+        _require_places(parameters, kept, facts, directory, found)
+        return found, _place(parameters, kept, facts["method"])
 
 
 def load_trained(model: PreTrainedModel, directory: Path) -> list[str]:
@@ -119,29 +117,28 @@ def load_trained(model: PreTrainedModel, directory: Path) -> list[str]:
     """
     facts, parameters = read_facts(directory), dict(model.named_parameters())
     with _open(directory) as kept:
-        _require_places(parameters, kept, facts, directory)
+        _require_places(parameters, kept, facts, directory, {*kept.keys()})
         return _place(parameters, kept, facts["method"])
 
 
-def learnt_names(directory: Path) -> set[str]:
-    """Names, in the bare model, of the parameters that a kept adapter changes."""
-    method = read_facts(directory)["method"]
-    with _open(directory) as kept:
-        places = kept.keys()
-    if method == "full":
-        return set(places)
-    names = (place.removeprefix(PEFT_PREFIX) for place in places)
-    return {f"{name.partition('.lora_')[0]}.weight" if _is_lora(name) else name for name in names}
-
-
+@torch.no_grad()
 def merge_lora(model: nn.Module) -> None:
     """Add every LoRA product to the weight of its linear layer, in that weight's dtype, and remove PEFT's
-    layers."""
+    layers.
+
+    The sums are those of PEFT's own merge, which holds three more tensors of the weight's size.
+    """
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
     for name, layer in layers:
-        layer.merge(safe_merge=True)
+        linear, scaling = layer.get_base_layer(), layer.scaling["default"]
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        rows = max(1, MERGED_AT_ONCE // a.shape[1])
+        product = a.new_empty((min(rows, len(b)), a.shape[1]))  # one for all: new memory costs more than sums
+        with one_thread():
+            for weight, of_b in zip(linear.weight.split(rows), b.split(rows), strict=True):
+                weight += torch.mm(of_b, a, out=product[: len(of_b)]).mul_(scaling).to(weight.dtype)
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.get_base_layer())
+        setattr(model.get_submodule(parent), child, linear)
     if hasattr(model, "peft_config"):
         del model.peft_config
 
@@ -179,18 +176,24 @@ def _open(directory: Path) -> Iterator[Any]:
 
 
 def _require_places(
-    parameters: Mapping[str, nn.Parameter], kept: Any, facts: Mapping[str, Any], directory: Path
+    parameters: Mapping[str, nn.Parameter],
+    kept: Any,
+    facts: Mapping[str, Any],
+    directory: Path,
+    found: set[str],
 ) -> None:
-    places, found = _places(parameters, facts["method"]), set(kept.keys())
+    """TrainError unless these tensors of the file are those that the parameters want."""
+    places = _places(parameters, facts["method"])
     lost = {place for place in places if _is_lora(place)} - found
     strange = {
         place
         for place in found
         if place not in places or [*parameters[places[place]].shape] != kept.get_slice(place).get_shape()
     }
-    if lost or strange or len(found) != facts["tensors"]:
+    tensors = len(kept.keys())
+    if lost or strange or tensors != facts["tensors"]:
         raise TrainError(
-            f"{directory / TENSORS}: {len(found)} tensors of {facts['tensors']}, {len(lost)} missing, "
+            f"{directory / TENSORS}: {tensors} tensors of {facts['tensors']}, {len(lost)} missing, "
             f"{len(strange)} of no such name or shape in the model; it belongs to another base or rank"
         )
 

@@ -1,9 +1,9 @@
 """The merge stage: base and adapter become one checkpoint, proven to be the model that was trained.
 
-Two passes over the model, part by part (`models/parts.py`), so that a part's memory is all it takes. The
-first folds the adapter in and writes. The second reads the files back and lets three versions of every part
-read the same held-out windows (`train/layerwise.py`). Three links, each checked by itself, so that no
-tolerance has to hide a lost tensor in rounding noise:
+One pass over the model, part by part (`models/parts.py`), so that a part's memory is all it takes. Each part
+is read once from the base, folded with the adapter, written and read back from the files; three versions of
+it read the same held-out windows on the way (`train/layerwise.py`). Three links, each checked by itself, so
+that no tolerance has to hide a lost tensor in rounding noise:
 
     base + adapter   = merged, float32     log-probabilities on held-out windows, to float32's rounding
     merged, bfloat16 = the files           every parameter, bit for bit
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor
 from yarn_ops.atomic import atomic_write
 from yarn_ops.data.windows import ShardReader, spread
 from yarn_ops.errors import MergeError, TrainError
-from yarn_ops.models.device import Device, resolve_device
+from yarn_ops.models.device import Device, one_thread, resolve_device
 from yarn_ops.models.files import (
     CONFIG,
     GENERATION_CONFIG,
@@ -34,14 +34,13 @@ from yarn_ops.models.files import (
     read_config,
     write_object,
 )
-from yarn_ops.models.loading import lay_out
 from yarn_ops.models.parts import ModelPart, PartedModel, PartWeights
 from yarn_ops.progress import OnProgress
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, Local, PatchedModel, ShardSet
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.train.layerwise import Layerwise
-from yarn_ops.train.lora import attach_to_modules, learnt_names, merge_lora, require_adapter
-from yarn_ops.train.weight_files import write_weights
+from yarn_ops.train.lora import attach_to_modules, merge_lora, read_facts
+from yarn_ops.train.weight_files import WeightFiles
 
 LENGTHS = (0.5, 1.0)
 """compared windows, in original contexts; one of the target context is added"""
@@ -55,6 +54,10 @@ ROUNDING_TOLERANCE = 3e-3
 
 M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 RETURNED_BYTES = 4 << 20
+LARGEST_KEPT_BYTES = 32 << 20
+"""the most that glibc keeps by its own rule"""
+COMPARED_AT_ONCE = 1 << 18
+"""elements of a tensor: 1 MiB, which a processor's cache holds"""
 
 
 def merge(
@@ -72,22 +75,19 @@ def merge(
     MergeError: a trained tensor is missing or unchanged, or one of the three links does not hold.
     Memory: the embedding, a layer, or the head in float32, and the windows' hidden states thrice.
     """
-    _return_freed_tensors()
     config = read_config(patched.path)
     parted = PartedModel(config, rope_spec_of(config), device=resolve_device(device))
     windows = held_out_windows(shards.path, patched.record)
-    _require_adapter(patched.path, adapter.path)
-    total = 2 * len(parted.parts)
-    with atomic_write(out) as draft:
+    total = len(parted.parts)
+    with _freed_tensors_returned(), atomic_write(out) as draft:
         try:
             _write_directory(config, patched.path, draft)
-            merged = _merged_tensors(parted, PartWeights(parted, base.path), adapter.path, report, total)
-            write_weights(draft, _shapes(parted), merged)
+            merging = _Merging(parted, base.path, adapter.path, draft)
+            difference = _merge_proven(merging, windows, report)
         except (OSError, SafetensorError) as error:
             raise MergeError(
                 f"{out}: the merged model cannot be written ({error}); make room there and run again"
             ) from error
-        difference = _prove(draft, base.path, adapter.path, windows, parted.device, report, total)
     report(total, total, "merged")
     return Checkpoint(
         parents=(base.record.digest, patched.record.digest, adapter.record.digest),
@@ -100,10 +100,20 @@ def merge(
     )
 
 
-def _return_freed_tensors() -> None:
+@contextmanager
+def _freed_tensors_returned() -> Iterator[None]:
     """Else glibc keeps freed blocks of up to 32 MiB, in a heap for every thread that has read a tensor."""
+    _allocate_apart(RETURNED_BYTES)
+    try:
+        yield
+    finally:
+        _allocate_apart(LARGEST_KEPT_BYTES)
+
+
+def _allocate_apart(least_bytes: int) -> None:
+    """Have glibc map blocks of so many bytes each by itself, and unmap them when they are freed."""
     with suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, RETURNED_BYTES)
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, least_bytes)
 
 
 def held_out_windows(shards: Path, patched: PatchedModel) -> list[Tensor]:
@@ -115,34 +125,71 @@ def held_out_windows(shards: Path, patched: PatchedModel) -> list[Tensor]:
     return [torch.as_tensor(window.ids[:-1])[None] for window in windows]
 
 
-def _merged_tensors(
-    parted: PartedModel, base: PartWeights, adapter: Path, report: OnProgress, total: int
-) -> Iterator[tuple[str, Tensor]]:
-    """The first pass: every tensor of the merged model by its name in a file. What did not learn stays in
-    bfloat16 all the way."""
-    learnt = learnt_names(adapter)
-    for number, part in enumerate(parted.parts):
-        report(number, total, f"merging part {number + 1} of {len(parted.parts)}")
-        parted.fill(part, base, lambda name: torch.float32 if name in learnt else torch.bfloat16)
-        _attach(parted, part, adapter)
-        _merge(parted, part)
-        yield from parted.tensors(part).items()
-        parted.release(part)
+class _Merging:
+    """The parts of a model on their way from the base to the merged files."""
+
+    def __init__(self, parted: PartedModel, base: Path, adapter: Path, out: Path) -> None:
+        self.parted = parted
+        self._adapter = adapter
+        self._base = PartWeights(parted, base)
+        shapes = {
+            name: tuple(tensor.shape)
+            for part in parted.parts
+            for name, tensor in parted.published(parted.values(part)).items()
+        }
+        self._files = WeightFiles(out, shapes)
+        self._written = PartWeights(parted, out)
+        self._placed: set[str] = set()
+        """names of the adapter's tensors that have found their place"""
+
+    def load(self, part: ModelPart) -> None:
+        """Have the part in memory as it was trained: base and adapter."""
+        self.parted.fill(part, self._base)
+        try:
+            placed, unchanged = attach_to_modules(self.parted.model, self._adapter, part.modules)
+        except TrainError as error:
+            raise MergeError(str(error)) from error
+        if unchanged:
+            raise MergeError(
+                f"{self._adapter}: {len(unchanged)} trained tensors hold the base's values, {unchanged[0]} "
+                "first; nothing was learnt there: train again"
+            )
+        self._placed |= placed
+
+    def fold(self, part: ModelPart) -> None:
+        """Add the adapter's products to the part's weights."""
+        for module in part.modules:
+            merge_lora(self.parted.model.get_submodule(module))
+
+    def write(self, part: ModelPart, *, again: bool = False) -> None:
+        """Write the folded part, and have in memory what the files hold of it; MergeError unless that is what
+        was folded, rounded. again: it was written before, and is only read."""
+        folded = {name: value.bfloat16() for name, value in self.parted.values(part).items()}
+        if not again:
+            for name, tensor in self.parted.published(folded).items():
+                self._files.write(name, tensor)
+        self.parted.fill(part, self._written)
+        read = self.parted.values(part)
+        wrong = [name for name, value in read.items() if not _equal(value, folded[name])]
+        if wrong:
+            raise MergeError(
+                f"merge: {len(wrong)} of {len(read)} parameters read back are not those merged, "
+                f"{wrong[0]} first; nothing was kept: merge again"
+            )
+
+    def require_whole_adapter(self) -> None:
+        """MergeError unless every tensor of the adapter has found its place."""
+        tensors = read_facts(self._adapter)["tensors"]
+        if len(self._placed) != tensors:
+            raise MergeError(
+                f"{self._adapter}: {tensors - len(self._placed)} of {tensors} tensors belong to no layer of "
+                "this model; it was trained on another base"
+            )
 
 
-def _prove(
-    written: Path,
-    base: Path,
-    adapter: Path,
-    windows: list[Tensor],
-    device: str,
-    report: OnProgress,
-    total: int,
-) -> float:
-    """The second pass: MergeError unless the three links hold; the largest difference that rounding made."""
-    config = read_config(written)
-    parted = PartedModel(config, rope_spec_of(config), device=device)
-    base_weights, files = PartWeights(parted, base), PartWeights(parted, written)
+def _merge_proven(merging: _Merging, windows: list[Tensor], report: OnProgress) -> float:
+    """Write every part; MergeError unless the three links hold. The largest difference that rounding made."""
+    parted, parts = merging.parted, merging.parted.parts
     reading = Layerwise(parted, windows)
     found: dict[str, list[Tensor]] = {}
 
@@ -156,51 +203,23 @@ def _prove(
             found[version] = reading.log_probabilities(version, COMPARED_POSITIONS)
 
     tied = parted.model.all_tied_weights_keys  # the head is the embedding then: the last part needs both
-    for number, part in enumerate(parted.parts):
-        report(total // 2 + number, total, f"reading back part {number + 1} of {total // 2}")
+    for number, part in enumerate(parts):
+        report(number, len(parts), f"part {number + 1} of {len(parts)}")
         held = [parted.front, part] if tied and part is parted.back else [part]
         for each in held:
-            parted.fill(each, base_weights)
-            _attach(parted, each, adapter)
+            merging.load(each)
         read("trained", number)
         for each in held:
-            _merge(parted, each)
+            merging.fold(each)
         read("merged", number)
         for each in held:
-            _fill_from_files(parted, each, files)
+            merging.write(each, again=each is not part)
         read("written", number)
         for each in held:
             parted.release(each)
+    merging.require_whole_adapter()
     _check_merged(found["trained"], found["merged"])
     return _check_rounded(found["trained"], found["written"])
-
-
-def _require_adapter(patched: Path, adapter: Path) -> None:
-    try:
-        require_adapter(lay_out(patched), adapter)
-    except TrainError as error:
-        raise MergeError(str(error)) from error
-
-
-def _attach(parted: PartedModel, part: ModelPart, adapter: Path) -> None:
-    unchanged = attach_to_modules(parted.model, adapter, part.modules)
-    if unchanged:
-        raise MergeError(
-            f"{adapter}: {len(unchanged)} trained tensors hold the base's values, {unchanged[0]} first; "
-            "nothing was learnt there: train again"
-        )
-
-
-def _merge(parted: PartedModel, part: ModelPart) -> None:
-    for module in part.modules:
-        merge_lora(parted.model.get_submodule(module))
-
-
-def _shapes(parted: PartedModel) -> dict[str, tuple[int, ...]]:
-    """Of what the first pass gives, in its order."""
-    return {
-        name: tuple(tensor.shape) for part in parted.parts for name, tensor in parted.tensors(part).items()
-    }
 
 
 def _write_directory(config: Mapping[str, Any], patched: Path, out: Path) -> None:
@@ -221,17 +240,13 @@ def _check_merged(trained: list[Tensor], merged: list[Tensor]) -> None:
         )
 
 
-def _fill_from_files(parted: PartedModel, part: ModelPart, files: PartWeights) -> None:
-    """Let a merged part hold what was written of it; MergeError unless that is what it held, rounded."""
-    merged = {name: value.bfloat16() for name, value in parted.values(part).items()}
-    parted.fill(part, files)
-    read = parted.values(part)
-    wrong = [name for name, value in read.items() if not torch.equal(value.bfloat16(), merged[name])]
-    if wrong:
-        raise MergeError(
-            f"merge: {len(wrong)} of {len(read)} parameters read back are not those merged, "
-            f"{wrong[0]} first; nothing was kept: merge again"
-        )
+def _equal(read: Tensor, rounded: Tensor) -> bool:
+    """Whether a float32 tensor holds these bfloat16 numbers, a piece at a time."""
+    pieces = zip(
+        read.reshape(-1).split(COMPARED_AT_ONCE), rounded.reshape(-1).split(COMPARED_AT_ONCE), strict=True
+    )
+    with one_thread():
+        return all(torch.equal(one, other.float()) for one, other in pieces)
 
 
 def _check_rounded(trained: list[Tensor], rounded: list[Tensor]) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -28,33 +28,41 @@ BF16_BYTES = 2
 TensorShape = tuple[int, ...]
 
 
-def write_weights(
-    out: Path,
-    shapes: Mapping[str, TensorShape],
-    tensors: Iterable[tuple[str, Tensor]],
-    file_bytes: int = FILE_BYTES,
-) -> None:
-    """Write tensors in bfloat16 into a directory, with the index where they need more than one file.
+class WeightFiles:
+    """The safetensors files of a model in bfloat16, with the index where they need more than one.
 
-    `tensors` come in the order of `shapes`, which has all of them; none is kept.
+    They have their headers and lengths from the beginning, so they can be opened before all tensors are
+    written; what is not written yet reads as zeros.
     """
-    files = list(_files(shapes, file_bytes))
-    coming = iter(tensors)
-    for file, held in files:
-        with (out / file).open("wb") as stream:
-            stream.write(_header({name: shapes[name] for name in held}))
-            for expected in held:
-                name, tensor = next(coming)
-                assert (name, tuple(tensor.shape)) == (expected, shapes[expected])
-                for piece in tensor.reshape(-1).split(AT_ONCE):
-                    stream.write(piece.bfloat16().cpu().view(torch.int16).numpy())
-    assert next(coming, None) is None
-    if len(files) > 1:
-        index = {
-            "metadata": {"total_size": sum(map(_size, shapes.values()))},
-            "weight_map": {name: file for file, held in files for name in held},
-        }
-        (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def __init__(self, out: Path, shapes: Mapping[str, TensorShape], file_bytes: int = FILE_BYTES) -> None:
+        """Make the files in the directory `out`. OSError."""
+        self._places: dict[str, tuple[Path, int, TensorShape]] = {}
+        files = list(_files(shapes, file_bytes))
+        for file, held in files:
+            header = _header({name: shapes[name] for name in held})
+            end = len(header)
+            for name in held:
+                self._places[name] = out / file, end, shapes[name]
+                end += _size(shapes[name])
+            with (out / file).open("wb") as stream:
+                stream.write(header)
+                stream.truncate(end)
+        if len(files) > 1:
+            index = {
+                "metadata": {"total_size": sum(map(_size, shapes.values()))},
+                "weight_map": {name: file for file, held in files for name in held},
+            }
+            (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Write a tensor to its place. OSError."""
+        file, start, shape = self._places[name]
+        assert tuple(tensor.shape) == shape
+        with file.open("r+b") as stream:
+            stream.seek(start)
+            for piece in tensor.reshape(-1).split(AT_ONCE):
+                stream.write(piece.bfloat16().cpu().view(torch.int16).numpy())
 
 
 def _files(shapes: Mapping[str, TensorShape], file_bytes: int) -> Iterator[tuple[str, list[str]]]:

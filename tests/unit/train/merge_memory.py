@@ -21,7 +21,7 @@ from yarn_ops.recipe import Rope, Train
 from yarn_ops.rope.config import patch_config
 from yarn_ops.train import merge as merging
 from yarn_ops.train.lora import PEFT_NAME, PEFT_PREFIX, make_trainable, save_adapter, trained_parameters
-from yarn_ops.train.weight_files import write_weights
+from yarn_ops.train.weight_files import WeightFiles
 
 WIDTH, MLP_WIDTH = 384, 1536
 LAYER_PARAMETERS = 4 * WIDTH * WIDTH + 3 * WIDTH * MLP_WIDTH
@@ -41,8 +41,9 @@ def prepare(root: Path, layers: int) -> None:
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    tensors = ((name, 0.02 * torch.randn(shape)) for name, shape in shapes.items())
-    write_weights(root / "base", shapes, tensors, LAYERS_A_SHARD * 2 * (LAYER_PARAMETERS + 4096))
+    files = WeightFiles(root / "base", shapes, LAYERS_A_SHARD * 2 * (LAYER_PARAMETERS + 4096))
+    for name, shape in shapes.items():
+        files.write(name, 0.02 * torch.randn(shape))
     plain = json.loads((root / "base/config.json").read_bytes())
     patched, _ = patch_config(plain, Rope(factor=4), factor=4.0, original_context_tokens=32)
     (root / "patched").mkdir()

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from yarn_ops.train.decoder import Decoder
-from yarn_ops.train.lora import load_trained, require_adapter
+from yarn_ops.train.lora import attach_to_modules
 from yarn_ops.train.plan import LayerPolicy
 
 SIZES: dict[str, Any] = {
@@ -55,5 +55,4 @@ def decode(model: PreTrainedModel, ids_BT: Tensor, packed: bool, policy: LayerPo
 
 def attach_adapter(model: Any, directory: Path) -> list[str]:
     """Put a kept adapter on a bare model; returns as `load_trained` does."""
-    require_adapter(model, directory)
-    return load_trained(model, directory)
+    return attach_to_modules(model, directory, [""])[1]

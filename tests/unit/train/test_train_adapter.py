@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 from small_models import attach_adapter
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from yarn_ops.digests import digest_tree
 from yarn_ops.errors import TrainError
 from yarn_ops.recipe import Train
 from yarn_ops.train.job import Job
-from yarn_ops.train.lora import load_trained, make_trainable, read_losses, trained_parameters
+from yarn_ops.train.lora import load_trained, make_trainable, merge_lora, read_losses, trained_parameters
 from yarn_ops.train.precision import trainer_environment
 
 MakeJob = Callable[..., Job]
@@ -140,10 +142,28 @@ def test_a_lost_tensor_is_noticed(tiny: Path, make_job: MakeJob, trained: Traine
     save_file(
         {name: value for name, value in tensors.items() if "layers.1.self_attn.q_proj" not in name}, file
     )
-    with pytest.raises(TrainError, match="2 missing"):
+    with pytest.raises(TrainError, match="19 tensors of 21"):
+        attach_adapter(load(tiny), job.out_dir)
+    tensors["other"] = tensors.pop("base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight")
+    save_file(tensors, file)
+    with pytest.raises(TrainError, match="1 missing, 1 of no such name"):
         attach_adapter(load(tiny), job.out_dir)
 
 
 def test_no_adapter_directory_is_one_line(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="not an adapter directory"):
         load_trained(load(tiny), tmp_path)
+
+
+def test_the_sum_is_that_of_peft_to_the_bit() -> None:
+    """Of weights that take several pieces, with a last one that is smaller."""
+    model = nn.Sequential(nn.Linear(700, 900), nn.Linear(900, 3))
+    inject_adapter_in_model(LoraConfig(r=16, lora_alpha=24, target_modules=["0", "1"]), model)
+    for layer in model:
+        nn.init.normal_(layer.lora_B["default"].weight)
+    theirs = copy.deepcopy(model)
+    for layer in theirs:
+        layer.merge()
+    merge_lora(model)
+    for ours, layer in zip(model, theirs, strict=True):
+        assert type(ours) is nn.Linear and torch.equal(ours.weight, layer.get_base_layer().weight)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from merged import merge
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from small_models import attach_adapter
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -21,7 +21,7 @@ from yarn_ops.errors import MergeError
 from yarn_ops.train import merge as merging
 from yarn_ops.train.job import Job
 from yarn_ops.train.lora import merge_lora
-from yarn_ops.train.weight_files import write_weights
+from yarn_ops.train.weight_files import WeightFiles
 
 MakeJob = Callable[..., Job]
 Trained = Callable[[Job], Job]
@@ -90,14 +90,15 @@ def test_a_tensor_that_did_not_reach_the_file_is_named(
 ) -> None:
     """One bit of one of its numbers, which no log-probability would show."""
 
-    def spoil(out: Path, shapes: dict[str, tuple[int, ...]], tensors: Iterator[tuple[str, Tensor]]) -> None:
-        write_weights(out, shapes, tensors)
-        kept = load_file(out / "model.safetensors")
-        kept[name].view(torch.int16)[-1] ^= 1
-        save_file(kept, out / "model.safetensors")
+    class Spoilt(WeightFiles):
+        def write(self, written: str, tensor: Tensor) -> None:
+            spoilt = tensor.clone()
+            if written == name:
+                spoilt.view(torch.int16).view(-1)[-1] ^= 1
+            super().write(written, spoilt)
 
     job = trained(make_job(steps=1))
-    monkeypatch.setattr(merging, "write_weights", spoil)
+    monkeypatch.setattr(merging, "WeightFiles", Spoilt)
     with pytest.raises(MergeError, match=rf"read back are not those merged, {re.escape(name)} first"):
         merge(job, tmp_path / "merged")
     assert not list(tmp_path.glob("*merged*"))
@@ -108,7 +109,7 @@ def test_a_model_of_many_files_is_the_one_of_one_file(
 ) -> None:
     job = trained(make_job(steps=1))
     merge(job, tmp_path / "one")
-    monkeypatch.setattr(merging, "write_weights", partial(write_weights, file_bytes=8192))
+    monkeypatch.setattr(merging, "WeightFiles", partial(WeightFiles, file_bytes=8192))
     merge(job, tmp_path / "many")
     files = sorted(path.name for path in (tmp_path / "many").glob("*.safetensors"))
     assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
