@@ -1,10 +1,10 @@
-"""Why key-value lines are not learnt: the same pairs in two forms, by three alphabets, at three lengths.
+"""Why key-value lines are not learnt: the same pairs in three forms, by three alphabets, at three lengths.
 
     python infra/benchmarks/key_value_forms.py BASE DOCUMENTS_GLOB OUT ARM [ARM …] --factor 1 --batch 4
 
 An ARM as in use.py, e.g. exercises:families=table:context=2048:steps=100. Of each cell: how often the value's
-first token is right, its tokens one by one, and the whole value (teacher-forced). `json` is the evaluation's
-form of lines, `settings` one of the exercises' own forms of tables.
+first token is right, its tokens one by one, the whole value (teacher-forced), and how often its first is
+the key's. `json` is the evaluation's form of lines, `quoted` and `settings` are forms that exercises compose.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from use import Bench, main
 
 from yarn_ops.evals.tasks.pairs import KEY_VALUE, KEY_VALUE_TASK
 from yarn_ops.exercises.draw import DIGITS, LETTERS
-from yarn_ops.exercises.en import ENGLISH
 
 LENGTHS = (300, 1000, 3000)
 TEXTS, QUESTIONS = 4, 8
@@ -29,16 +28,10 @@ ALPHABETS = {
     "letters": (LETTERS.upper() + DIGITS, 9),
     "digits": ("0123456789", 9),
 }
-SETTINGS, SETTINGS_HEADING = ENGLISH.table[1]
 FORMS = {
     "json": (KEY_VALUE_TASK, KEY_VALUE.plant, KEY_VALUE.question, KEY_VALUE.answer),
-    "settings": (
-        SETTINGS_HEADING,
-        *(
-            text.replace("{k}", "{key}").replace("{v}", "{value}")
-            for text in (SETTINGS.plant, SETTINGS.ask, SETTINGS.answer)
-        ),
-    ),
+    "quoted": ("\n# environment\n", '{key}="{value}"\n', '\nenv of {key} printed: "', "{value}"),
+    "settings": ("\nsettings:\n", "  {key}: {value}\n", "\nsettings.{key} ==>", " {value}"),
 }
 
 
@@ -56,24 +49,27 @@ class FormsBench(Bench):
 
 def shares(
     model: Any, encode: Callable[[str], list[int]], form: str, alphabet: str, tokens: int
-) -> tuple[float, float, float]:
-    """Shares of first tokens, of all tokens and of whole values that are right."""
+) -> tuple[float, ...]:
+    """Shares of first tokens, of all tokens and of whole values that are right; of first tokens that are
+    wrong and the key's."""
     rng = np.random.default_rng([tokens, *alphabet.encode()])
-    firsts, every, wholes = [], [], []
+    firsts, every, wholes, keys = [], [], [], []
     for _ in range(TEXTS):
         context, questions = lines(rng, encode, form, alphabet, tokens)
-        for prompt, answer in questions:
-            right = found_tokens(model, [*context, *prompt], answer)
+        for prompt, answer, key in questions:
+            said = likeliest(model, [*context, *prompt], answer)
+            right = [one == other for one, other in zip(said, answer, strict=True)]
             firsts.append(right[0])
             every += right
             wholes.append(all(right))
-    return tuple(round(float(np.mean(hits)), 2) for hits in (firsts, every, wholes))
+            keys.append(said[0] == key and not right[0])
+    return tuple(round(float(np.mean(hits)), 2) for hits in (firsts, every, wholes, keys))
 
 
 def lines(
     rng: Generator, encode: Callable[[str], list[int]], form: str, alphabet: str, tokens: int
-) -> tuple[list[int], list[tuple[list[int], list[int]]]]:
-    """Lines up to so many tokens, and (prompt, answer) of some of them, evenly spread."""
+) -> tuple[list[int], list[tuple[list[int], list[int], int]]]:
+    """Lines up to so many tokens, and (prompt, answer, first token of the key) of some, evenly spread."""
     heading, plant, question, answer = FORMS[form]
     context, pairs = encode(heading), []
     while True:
@@ -82,7 +78,8 @@ def lines(
         if len(context) + len(line) > tokens:
             break
         context += line
-        pairs.append((encode(question.format(key=key)), encode(answer.format(value=value))))
+        asked = encode(question.format(key=key)), encode(answer.format(value=value))
+        pairs.append((*asked, encode(answer.format(value=key))[0]))
     return context, [pairs[at] for at in np.linspace(0, len(pairs) - 1, QUESTIONS).astype(int).tolist()]
 
 
@@ -92,11 +89,11 @@ def code(rng: Generator, alphabet: str) -> str:
 
 
 @torch.inference_mode()
-def found_tokens(model: Any, prompt: list[int], answer: list[int]) -> list[bool]:
-    """Which tokens of the answer are the likeliest at their places."""
+def likeliest(model: Any, prompt: list[int], answer: list[int]) -> list[int]:
+    """The likeliest token at each place of the answer, given what stands before it."""
     ids = torch.tensor([[*prompt, *answer]], device=model.device)
     logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1]
-    return (logits.argmax(-1) == ids[0, -len(answer) :]).tolist()
+    return logits.argmax(-1).tolist()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from yarn_ops.exercises.draw import Draw
 from yarn_ops.exercises.language import Form
+from yarn_ops.exercises.rows import row_form
 
 QUOTED_TOKENS = 16
 """of the user's text that are quoted"""
@@ -82,7 +83,7 @@ def lookalikes(draw: Draw) -> list[Event]:
 def table(draw: Draw) -> list[Event]:
     """Rows of codes alone in one place, from ten to as many as take a third of the window or so; four of them
     and an eighth of the others are asked for."""
-    form, heading = draw.one_of(draw.language.table)
+    form, heading = row_form(draw)
     most = min(MOST_ROWS, max(2 * FEWEST_ROWS, draw.tokens // TOKENS_A_ROW))
     rows = draw.log_count(FEWEST_ROWS, most)
     alphabet, place = draw.alphabet(), draw.place()

@@ -76,8 +76,10 @@ class Language:
     """several values of one key; `ask` asks for all, in order"""
     updates: tuple[Form, ...]
     """one key that changes its value; `ask` asks for the last before it"""
-    table: tuple[tuple[Form, str], ...]
-    """rows that stand together: `plant` is one row, the second text the heading above them"""
+    row_headings: tuple[str, ...]
+    """above rows that stand together (`rows.row_form`)"""
+    row_questions: tuple[tuple[str, str], ...]
+    """of a row: before the key, and between the key and the value"""
     count: tuple[Form, ...]
     """`plant` says that {k} happened once more; the answer is a number"""
     ordinal: tuple[Form, ...]
