@@ -6,6 +6,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 from numpy.random import Generator
 
 from yarn_ops.exercises.language import Kind, Language
@@ -46,9 +47,9 @@ ALPHABETS = (
 class Draw:
     """Draws for one window. Keys are distinct within it."""
 
-    def __init__(self, rng: Generator, language: Language, tokens: int) -> None:
-        """`tokens`: of the text that the exercises are put into."""
-        self.rng, self.language, self.tokens = rng, language, tokens
+    def __init__(self, rng: Generator, language: Language, room: int) -> None:
+        """`room`: tokens that the exercises may take, all together."""
+        self.rng, self.language, self.room = rng, language, room
         self._used: set[str] = set()
         self._taken: set[Hashable] = set()
 
@@ -58,10 +59,6 @@ class Draw:
     def count(self, least: int, most: int) -> int:
         """Uniform over least .. most."""
         return int(self.rng.integers(least, most + 1))
-
-    def log_count(self, least: int, most: int) -> int:
-        """Log-uniform over least .. most: as often between 10 and 20 as between 100 and 200."""
-        return int(least * (most / least) ** float(self.rng.random()))
 
     def place(self) -> float:
         """A fact's place, as a fraction of the window."""
@@ -118,18 +115,23 @@ class Draw:
         return Alphabet("".join(whole.symbols[index] for index in chosen), (self.one_of(whole.lengths),))
 
     def code(self, alphabet: Alphabet) -> str:
-        indices = self.rng.integers(len(alphabet.symbols), size=self.one_of(alphabet.lengths)).tolist()
-        return "".join(alphabet.symbols[index] for index in indices)
+        return self._codes(alphabet, 1)[0]
 
     def codes(self, alphabet: Alphabet, count: int) -> list[str]:
         """Distinct codes, none of which is a key of the window already; from now on all of them are."""
         found: dict[str, None] = {}
         while len(found) < count:
-            code = self.code(alphabet)
-            if code not in self._used:
-                found[code] = None
+            drawn = self._codes(alphabet, count - len(found))
+            found.update(dict.fromkeys(code for code in drawn if code not in self._used))
         self._used.update(found)
         return list(found)
+
+    def _codes(self, alphabet: Alphabet, count: int) -> list[str]:
+        """Codes of one length."""
+        length = self.one_of(alphabet.lengths)
+        indices = self.rng.integers(len(alphabet.symbols), size=(count, length))
+        symbols = np.array(list(alphabet.symbols))[indices]
+        return ["".join(row) for row in symbols.tolist()]
 
     def distinct(self, kind: Kind, count: int) -> list[str]:
         """So many distinct texts of this kind."""

@@ -21,8 +21,8 @@ CONTINUED_TOKENS = 24
 """of the text behind the quotation that are asked for"""
 FEWEST_ROWS, MOST_ROWS = 10, 4000
 """of a table; the shortest codes of the fewest symbols are 46,656"""
-TOKENS_A_ROW = 60
-"""of a window that its longest table has a row for"""
+TOKENS_A_ROW = 26
+"""of the room for exercises, that the longest table has a row for"""
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ def lookalikes(draw: Draw) -> list[Event]:
 
 
 def table(draw: Draw) -> list[Event]:
-    """Rows of codes alone in one place, from ten to as many as take a third of the window or so; four of them
+    """Rows of codes alone in one place, from ten to as many as take all the room that there is; four of them
     and an eighth of the others are asked for."""
     form, heading = row_form(draw)
-    most = min(MOST_ROWS, max(2 * FEWEST_ROWS, draw.tokens // TOKENS_A_ROW))
-    rows = draw.log_count(FEWEST_ROWS, most)
+    most = min(MOST_ROWS, max(2 * FEWEST_ROWS, draw.room // TOKENS_A_ROW))
+    rows = draw.count(FEWEST_ROWS, most)
     alphabet, place = draw.alphabet(), draw.place()
     keys, found = draw.codes(alphabet, rows), draw.codes(alphabet, rows)
     text = heading + "".join(
@@ -213,7 +213,7 @@ def section(draw: Draw) -> list[Event]:
 FAMILIES: Mapping[str, tuple[Family, float]] = {
     "lookup": (lookup, 0.25),
     "lookalikes": (lookalikes, 0.1),
-    "table": (table, 0.1),
+    "table": (table, 0.3),
     "values": (values, 0.1),
     "updates": (updates, 0.1),
     "chain": (chain, 0.1),

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -24,11 +25,11 @@ from yarn_ops.exercises.families import FAMILIES, Event, Quote
 from yarn_ops.exercises.language import Language
 from yarn_ops.exercises.zh import CHINESE
 
-EXERCISE_TOKENS = 0.5
-"""of a window with exercises, at most, in planted facts and questions"""
+FILL = (0.3, 0.95)
+"""of a window with exercises, in planted facts and questions at most: uniform between these"""
 LEAST_TOKENS = 256
 """of a text that exercises are put into"""
-DRAWN_AT_ONCE = 32
+DRAWN_AT_ONCE = 16
 MISSES = 8
 """exercises that did not fit, or of which a text has all it may, after which it is full"""
 LANGUAGE_TOKENS = 256
@@ -88,8 +89,8 @@ class ExerciseSampler:
         segments = plain.segments.copy()
         for start, stop in self._texts(plain):
             text = plain.ids[start:stop]
-            draw = Draw(rng, self._language(text), len(text))
-            events = self._draw_events(draw, int(len(text) * EXERCISE_TOKENS))
+            draw = Draw(rng, self._language(text), int(len(text) * rng.uniform(*FILL)))
+            events = self._draw_events(draw, draw.room)
             inserted = insert(text, events)
             ids[start:stop], answers[start:stop] = inserted.ids, inserted.answers
             planted[start:stop] = inserted.planted
@@ -109,7 +110,8 @@ class ExerciseSampler:
         return CHINESE if is_chinese(sample) else ENGLISH
 
     def _draw_events(self, draw: Draw, most_tokens: int) -> list[_Encoded]:
-        """Exercises that take `most_tokens` at most; those that no longer fit are left out."""
+        """Exercises that take `most_tokens` at most, the longest of every few drawn first; those that no longer
+        fit are left out."""
         chosen: list[_Encoded] = []
         misses = 0
         while misses < MISSES:
@@ -117,8 +119,7 @@ class ExerciseSampler:
                 self._families[int(index)](draw)
                 for index in draw.rng.choice(len(self._families), DRAWN_AT_ONCE, p=self._shares)
             ]
-            for events in self._encode(drawn):
-                tokens = sum(event.tokens for event in events)
+            for tokens, events in sorted(self._encode(drawn), key=itemgetter(0), reverse=True):
                 if events and tokens <= most_tokens:
                     most_tokens -= tokens
                     chosen += events
@@ -126,14 +127,16 @@ class ExerciseSampler:
                     misses += 1
         return chosen
 
-    def _encode(self, exercises: Sequence[Sequence[Event]]) -> list[list[_Encoded]]:
+    def _encode(self, exercises: Sequence[Sequence[Event]]) -> list[tuple[int, list[_Encoded]]]:
+        """The tokens and the events of each exercise."""
         texts = [text for events in exercises for event in events for text in _texts_of(event)]
         encoded = iter(self._tokenizer.encode_with_offsets([text for text, _ in texts]))
         marked = iter(
             _Run(ids, _overlaps(offsets, spans))
             for (ids, offsets), (_, spans) in zip(encoded, texts, strict=True)
         )
-        return [[_encoded(event, marked) for event in events] for events in exercises]
+        encoded_events = [[_encoded(event, marked) for event in events] for events in exercises]
+        return [(sum(event.tokens for event in events), events) for events in encoded_events]
 
 
 class Inserted(NamedTuple):
