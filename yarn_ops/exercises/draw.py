@@ -60,6 +60,10 @@ class Draw:
         """Uniform over least .. most."""
         return int(self.rng.integers(least, most + 1))
 
+    def log_count(self, least: int, most: int) -> int:
+        """Log-uniform over least .. most: as often between 10 and 20 as between 100 and 200."""
+        return int(least * (most / least) ** float(self.rng.random()))
+
     def place(self) -> float:
         """A fact's place, as a fraction of the window."""
         return float(self.rng.random()) ** TOWARDS_BEGIN * LATEST_FACT

@@ -82,17 +82,17 @@ def lookalikes(draw: Draw) -> list[Event]:
 
 def table(draw: Draw) -> list[Event]:
     """Rows of codes alone in one place, from ten to as many as take all the room that there is; four of them
-    and an eighth of the others are asked for."""
+    and two fifths of the others are asked for."""
     form, heading = row_form(draw)
     most = min(MOST_ROWS, max(2 * FEWEST_ROWS, draw.room // TOKENS_A_ROW))
-    rows = draw.count(FEWEST_ROWS, most)
+    rows = draw.log_count(FEWEST_ROWS, most)
     alphabet, place = draw.alphabet(), draw.place()
     keys, found = draw.codes(alphabet, rows), draw.codes(alphabet, rows)
     text = heading + "".join(
         form.plant.format(k=key, v=value) for key, value in zip(keys, found, strict=True)
     )
     events = [Event(place, (Piece(text),))]
-    for row in draw.rng.choice(rows, 4 + rows // 8, replace=False).tolist():
+    for row in draw.rng.choice(rows, 4 + rows * 2 // 5, replace=False).tolist():
         events.append(_ask(form, draw.later(place), found[row], k=keys[row]))
     return events
 
@@ -213,7 +213,7 @@ def section(draw: Draw) -> list[Event]:
 FAMILIES: Mapping[str, tuple[Family, float]] = {
     "lookup": (lookup, 0.25),
     "lookalikes": (lookalikes, 0.1),
-    "table": (table, 0.3),
+    "table": (table, 0.4),
     "values": (values, 0.1),
     "updates": (updates, 0.1),
     "chain": (chain, 0.1),
@@ -223,7 +223,7 @@ FAMILIES: Mapping[str, tuple[Family, float]] = {
     "passage": (passage, 0.1),
     "section": (section, 0.05),
 }
-"""each family, and its share of the exercises drawn"""
+"""each family, and its share of the exercises drawn, as a weight"""
 
 
 def _plant(form: Form, place: float, **names: str) -> Event:

@@ -21,6 +21,7 @@ SIGNS = (
 )  # fmt: skip
 """around a key or a value"""
 QUOTES = (('"', '"'), ("'", "'"), ("“", "”"))
+COLONS = {":", "："}
 QUOTED = 0.4
 """of keys and of values; the others stand in any signs"""
 JOINS = (" = ", " -> ", " => ", " := ", ", ", "\t", " | ", "; ", " ~ ", " <- ", " == ", " / ", ": ", " : ")
@@ -36,7 +37,7 @@ def row_form(draw: Draw) -> tuple[Form, str]:
     if key in QUOTES and ":" in join:
         join = " = "
     before, between = draw.one_of(draw.language.row_questions)
-    if ":" in before + between:
+    if COLONS & {*before, *between}:
         key = BARE if key in QUOTES else key
         value = BARE if value in QUOTES else value
     plant = f"{key[0]}{{k}}{key[1]}{join}{value[0]}{{v}}{value[1]}{end}"

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +24,10 @@ from yarn_ops.exercises.families import FAMILIES, Event, Quote
 from yarn_ops.exercises.language import Language
 from yarn_ops.exercises.zh import CHINESE
 
-FILL = (0.3, 0.95)
+FILL = (0.6, 0.97)
 """of a window with exercises, in planted facts and questions at most: uniform between these"""
+LEAST_TEXT = 64
+"""tokens that stay of a text that exercises are put into: a quotation has to find its place in them"""
 LEAST_TOKENS = 256
 """of a text that exercises are put into"""
 DRAWN_AT_ONCE = 16
@@ -89,8 +90,9 @@ class ExerciseSampler:
         segments = plain.segments.copy()
         for start, stop in self._texts(plain):
             text = plain.ids[start:stop]
-            draw = Draw(rng, self._language(text), int(len(text) * rng.uniform(*FILL)))
-            events = self._draw_events(draw, draw.room)
+            room = min(int(len(text) * rng.uniform(*FILL)), len(text) - LEAST_TEXT)
+            draw = Draw(rng, self._language(text), room)
+            events = self._draw_events(draw)
             inserted = insert(text, events)
             ids[start:stop], answers[start:stop] = inserted.ids, inserted.answers
             planted[start:stop] = inserted.planted
@@ -109,34 +111,32 @@ class ExerciseSampler:
         sample = self._tokenizer.decode(text[:LANGUAGE_TOKENS])
         return CHINESE if is_chinese(sample) else ENGLISH
 
-    def _draw_events(self, draw: Draw, most_tokens: int) -> list[_Encoded]:
-        """Exercises that take `most_tokens` at most, the longest of every few drawn first; those that no longer
-        fit are left out."""
+    def _draw_events(self, draw: Draw) -> list[_Encoded]:
+        """Exercises that take all the room at most; those that no longer fit are left out."""
         chosen: list[_Encoded] = []
-        misses = 0
+        room, misses = draw.room, 0
         while misses < MISSES:
             drawn = [
                 self._families[int(index)](draw)
                 for index in draw.rng.choice(len(self._families), DRAWN_AT_ONCE, p=self._shares)
             ]
-            for tokens, events in sorted(self._encode(drawn), key=itemgetter(0), reverse=True):
-                if events and tokens <= most_tokens:
-                    most_tokens -= tokens
+            for events in self._encode(drawn):
+                tokens = sum(event.tokens for event in events)
+                if events and tokens <= room:
+                    room -= tokens
                     chosen += events
                 else:
                     misses += 1
         return chosen
 
-    def _encode(self, exercises: Sequence[Sequence[Event]]) -> list[tuple[int, list[_Encoded]]]:
-        """The tokens and the events of each exercise."""
+    def _encode(self, exercises: Sequence[Sequence[Event]]) -> list[list[_Encoded]]:
         texts = [text for events in exercises for event in events for text in _texts_of(event)]
         encoded = iter(self._tokenizer.encode_with_offsets([text for text, _ in texts]))
         marked = iter(
             _Run(ids, _overlaps(offsets, spans))
             for (ids, offsets), (_, spans) in zip(encoded, texts, strict=True)
         )
-        encoded_events = [[_encoded(event, marked) for event in events] for events in exercises]
-        return [(sum(event.tokens for event in events), events) for events in encoded_events]
+        return [[_encoded(event, marked) for event in events] for events in exercises]
 
 
 class Inserted(NamedTuple):

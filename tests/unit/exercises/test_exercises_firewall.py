@@ -15,9 +15,11 @@ import pytest
 
 import yarn_ops.evals
 from yarn_ops.evals.tasks import facts, natural
+from yarn_ops.evals.tasks.pairs import KEY_VALUE
 from yarn_ops.exercises.draw import Draw
 from yarn_ops.exercises.en import ENGLISH
-from yarn_ops.exercises.language import Kind, Language
+from yarn_ops.exercises.language import Form, Kind, Language
+from yarn_ops.exercises.rows import row_form
 from yarn_ops.exercises.zh import CHINESE
 
 LANGUAGES = (ENGLISH, CHINESE)
@@ -99,6 +101,35 @@ def test_no_form_has_the_signs_of_an_evaluation_s(language: Language) -> None:
     assert '"#": "#",' in asked
     trained = {skeleton(form) for form in forms_of(language) if "{k}" in form}
     assert not asked & trained
+
+
+def composed_rows(language: Language) -> Iterator[Form]:
+    for seed in range(400):
+        form, _ = row_form(Draw(np.random.default_rng(seed), language, TOKENS))
+        yield form
+
+
+def plain_signs(text: str) -> str:
+    """The skeleton with every run of words as `w` and every kind of quotation mark as `"`."""
+    return re.sub(
+        r"[a-z\u4e00-\u9fff]+( [a-z]+)*",
+        "w",
+        re.sub("['“”]", '"', skeleton(text).lower().replace("：", ": ")),
+    )
+
+
+@pytest.mark.parametrize("language", LANGUAGES, ids=lambda language: language.name)
+def test_no_composed_row_has_the_signs_of_key_value_lines(language: Language) -> None:
+    line, question = plain_signs(KEY_VALUE.plant), plain_signs(KEY_VALUE.question)
+    assert line == '"#": "#",' and question.endswith('w: "#"\nw: "')
+    for form in composed_rows(language):
+        assert not plain_signs(form.plant).startswith('"#":'), form
+        assert not plain_signs(form.ask).endswith('w: "#"\nw: "'), form
+        assert 'w: "' not in plain_signs(form.ask), form
+
+
+def test_composed_rows_hardly_repeat() -> None:
+    assert len({(form.plant, form.ask) for form in composed_rows(ENGLISH)}) > 390
 
 
 def test_evaluations_are_found() -> None:

@@ -12,7 +12,7 @@ from yarn_ops.data.tokenizer import Tokenizer
 from yarn_ops.data.windows import Window
 from yarn_ops.exercises import FAMILIES, ExerciseSampler
 from yarn_ops.exercises.en import ENGLISH
-from yarn_ops.exercises.windows import EXERCISE_TOKENS, LEAST_TOKENS
+from yarn_ops.exercises.windows import FILL, LEAST_TOKENS
 
 LENGTH = 2048
 
@@ -41,7 +41,7 @@ def test_a_window_keeps_its_length_and_has_answers(tokenizer: Tokenizer, tokens:
         window = sampler(tokenizer, tokens=tokens).window(index)
         assert window.answers is not None
         assert len(window.ids) == len(window.answers) == len(window.segments) == tokens + 1
-        assert 0 < window.answers.sum() < EXERCISE_TOKENS * tokens
+        assert 0 < window.answers.sum() < FILL[1] * tokens
 
 
 def test_equal_seed_and_index_give_equal_windows_in_any_order(tokenizer: Tokenizer) -> None:
@@ -66,7 +66,7 @@ def test_the_text_is_the_plain_one_with_exercises_inserted(tokenizer: Tokenizer)
     at = 0
     for token in rest:  # the plain text's beginning is a subsequence of the window
         at += token == plain[at]
-    assert at > (1 - EXERCISE_TOKENS) * LENGTH
+    assert at > (1 - FILL[1]) * LENGTH
 
 
 def test_a_continued_passage_stands_before_its_question(tokenizer: Tokenizer) -> None:
