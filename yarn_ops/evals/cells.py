@@ -17,7 +17,7 @@ from yarn_ops.digests import digest_of
 from yarn_ops.evals import VERSION
 from yarn_ops.evals.forward import require_known_head
 from yarn_ops.evals.reader import Reader
-from yarn_ops.evals.reader_choice import open_reader
+from yarn_ops.evals.reader_choice import open_reader, quicken
 from yarn_ops.records import Score
 from yarn_ops.rope.methods import RopeSpec
 
@@ -34,6 +34,7 @@ class ModelUnderTest:
         """EvaluationError when its output layer is not known."""
         model = self._load()
         require_known_head(model)
+        quicken(model, self._spec)
         return model
 
     @cached_property

@@ -30,7 +30,7 @@ from yarn_ops.models.head import Head
 
 CHUNK_TOKENS = 4096
 """read at once"""
-GRAIN_TOKENS = {"cuda": suffix.PLANNED_TOKENS}
+GRAIN_TOKENS = {"cuda": 2 * suffix.PLANNED_TOKENS}
 """read again at most, to begin where a kernel has begun before"""
 PACKED_ROWS = 1024
 

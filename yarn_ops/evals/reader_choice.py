@@ -1,4 +1,4 @@
-"""Which reader a model gets: the quickest whose answers are the model's own.
+"""Which forward and which reader a model gets: the quickest whose answers are the model's own.
 
 Two ways through a model in bf16 differ by rounding, and by how much depends on the model: on random tokens
 SmolLM2-135M's log-probabilities are up to .7 nats a token from those of float32, either way. No fixed
@@ -21,11 +21,12 @@ from transformers import PreTrainedModel
 from yarn_ops.data.haystack import Ids
 from yarn_ops.evals.examples import Question, Tokens
 from yarn_ops.evals.reader import Reader, SharedReader, WholeReader
-from yarn_ops.models import suffix
+from yarn_ops.models import lean, suffix
 from yarn_ops.rope.methods import LENGTH_DEPENDENT, RopeSpec
 
 log = logging.getLogger(__name__)
 
+LEAN_DEVICES = ("cuda",)
 PROBE = {"cuda": (2096, 1300, 1024, 1024)}
 SMALL_PROBE = (48, 20, 16, 4)
 """tokens of the texts, of what they share, of a chunk and of the grain that the second is cut at; on a GPU so
@@ -36,6 +37,22 @@ EXACT_NATS = 1e-3
 """a distance that is rounding whatever the model"""
 
 
+def quicken(model: PreTrainedModel, spec: RopeSpec | None) -> None:
+    """Run the model by the lean forward from now on, with the quickest kernel by which its answers are as
+    near to float32 as its own, read whole or in parts; by its own forward where none is, or on a CPU, where
+    the calls cost little."""
+    if model.device.type not in LEAN_DEVICES or spec is None or spec.method in LENGTH_DEPENDENT:
+        return
+    if not (lean.served(model) and suffix.stands_for(model.config._attn_implementation)):
+        return
+    probe = _Probe(model)
+    for kernel in suffix.KERNELS[model.device.type].values():
+        lean.install(model, kernel)
+        if probe.reads_alike() and probe.whole_alike():
+            return
+    lean.remove(model)
+
+
 def open_reader(model: PreTrainedModel, spec: RopeSpec | None) -> Reader:
     """The quickest reader whose answers, on this model and device, are those of whole forwards.
 
@@ -44,6 +61,8 @@ def open_reader(model: PreTrainedModel, spec: RopeSpec | None) -> Reader:
     """
     if spec is None or spec.method in LENGTH_DEPENDENT or _windowed(model.config):
         return WholeReader(model)
+    if lean.installed(model):
+        return SharedReader(model)
     usual = model.config._attn_implementation
     ours = suffix.register_attention(model.device.type) if suffix.stands_for(usual) else ()
     probe = _Probe(model)
@@ -89,9 +108,15 @@ class _Probe:
 
     def reads_alike(self) -> bool:
         """Whether chunks, a cut and packed questions, by the attention that is set, are near enough."""
-        reader = SharedReader(self._model, self._chunk, self._grain)
+        return self._alike(SharedReader(self._model, self._chunk, self._grain), [self._other, self._text])
+
+    def whole_alike(self) -> bool:
+        """Whether whole forwards are near enough."""
+        return self._alike(WholeReader(self._model), [self._text])
+
+    def _alike(self, reader: SharedReader | WholeReader, texts: Sequence[Ids]) -> bool:
         try:
-            distance = self._distance(self._answers(reader, [self._other, self._text]))
+            distance = self._distance(self._answers(reader, texts))
         except torch.OutOfMemoryError:
             raise
         except (
@@ -102,7 +127,8 @@ class _Probe:
             if distance <= self._allowed:
                 return True
             found = f"{distance:.2g} nats from float32, {self._allowed:.2g} allowed"
-        log.info("%s by %s: %s", type(self._model).__name__, self._model.config._attn_implementation, found)
+        way = "the lean forward" if lean.installed(self._model) else self._model.config._attn_implementation
+        log.info("%s by %s: %s", type(self._model).__name__, way, found)
         return False
 
     def _answers(self, reader: SharedReader | WholeReader, texts: Sequence[Ids]) -> Tensor:

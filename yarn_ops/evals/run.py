@@ -7,6 +7,7 @@ the last bit whoever measures it (on the same kind of device).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from yarn_ops.models.device import Dtype
 from yarn_ops.progress import OnProgress
 from yarn_ops.records import CellKey, Score
 
+log = logging.getLogger(__name__)
 POLL_S = 0.5
 """between looks at blocks that others measure"""
 
@@ -155,6 +157,7 @@ class PlanRun:
         with self._worker.journal.claimed(key) as keep:
             if keep is None:
                 return False
+            began = time.perf_counter()
             try:
                 found = block.measure(self._model)
                 keep(found)
@@ -165,6 +168,8 @@ class PlanRun:
                 return False
         self._found[block] = found
         self.computed += 1
+        seconds = time.perf_counter() - began
+        log.info("%s at %d tokens: %.1f s", block.name, block.context_tokens, seconds)
         return True
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from yarn_ops.errors import TrainError
 
@@ -15,7 +15,22 @@ Device = Literal["auto", "cpu", "cuda"]
 Asked = Literal["auto", "fp32", "bf16", "fp8"]
 Dtype = Literal["fp32", "bf16"]
 LLAMAS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-"""architectures that our own layers (`train.decoder`) serve"""
+"""architectures whose layers are Llama's up to biases and query-key norms: our own forwards serve them"""
+
+
+def unsupported(model: Any, tokens: int) -> str | None:
+    """Why our layers do not compute windows of so many tokens of a transformers model; None when they do."""
+    config, name = model.config, type(model).__name__
+    if name not in LLAMAS:
+        return f"{name} is not of Llama's shape"
+    if getattr(config, "hidden_act", "silu") != "silu":
+        return f"its activation is {config.hidden_act}, not silu"
+    if getattr(config, "attention_dropout", 0):
+        return "it drops attention out"
+    window = getattr(config, "sliding_window", None)
+    if window and window < tokens and getattr(config, "use_sliding_window", True):
+        return f"its attention slides over {window} tokens"
+    return None
 
 
 def resolve_device(device: Device) -> Literal["cpu", "cuda"]:

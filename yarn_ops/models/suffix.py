@@ -67,17 +67,32 @@ def attend(
     if rows == keys or rows == 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     scale = float(scaling if scaling is not None else query.shape[-1] ** -0.5)
+    attended = suffix_attention(kernel, query, key, value, attention_mask, scale)
+    return attended.transpose(1, 2).contiguous(), None
+
+
+def suffix_attention(
+    kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, scale: float
+) -> Tensor:
+    """query [B, H, R, D], key and value [B, G, N, D] -> [B, H, R, D]; `seen` as the mask of `attend`."""
+    rows, keys = query.shape[2], key.shape[2]
+    if rows == keys:
+        whole = (
+            kernel(query, key, value, True, scale)
+            if seen is None
+            else _masked(query, key, value, seen, scale)
+        )
+        return whole[0]
     before, after = [keys - rows, rows], 2
     (key_before, key_own), (value_before, value_own) = key.split(before, after), value.split(before, after)
     far, far_sum = kernel(_by_key_head(query, key), key_before, value_before, False, scale)
     far, far_sum = far.reshape(query.shape), far_sum.reshape(query.shape[:-1])
-    if attention_mask is None:
+    if seen is None:
         own, own_sum = kernel(query, key_own, value_own, True, scale)
     else:
-        own, own_sum = _masked(query, key_own, value_own, attention_mask[..., -rows:], scale)
+        own, own_sum = _masked(query, key_own, value_own, seen[..., -rows:], scale)
     share = torch.sigmoid(far_sum.float() - own_sum.float().reshape(far_sum.shape))[..., None]
-    attended = torch.lerp(own.float(), far.float(), share).to(query.dtype)
-    return attended.transpose(1, 2).contiguous(), None
+    return torch.lerp(own.float(), far.float(), share).to(query.dtype)
 
 
 def _by_key_head(query: Tensor, key: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from yarn_ops.errors import TrainError
+from yarn_ops.models.device import unsupported
 from yarn_ops.train.attention import choose_kernel
-from yarn_ops.train.decoder import Decoder, unsupported
+from yarn_ops.train.decoder import Decoder
 from yarn_ops.train.parallel.ranks import Ranks
 from yarn_ops.train.parallel.sharding import ShardedLayers
 from yarn_ops.train.plan import (

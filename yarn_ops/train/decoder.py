@@ -2,7 +2,7 @@
 
 Weights, adapters and rotary tables stay in the model's modules and are read at every forward. Served are the
 architectures that are Llama's up to biases and query-key norms; the others train by transformers' own forward
-(`unsupported` says why).
+(`models.device.unsupported` says why).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from yarn_ops.models.device import LLAMAS
 from yarn_ops.train.attention import Documents, choose_kernel
 from yarn_ops.train.elementwise import rms_norm, rms_norm_backward, rms_norm_weight_gradient
 from yarn_ops.train.float8 import Float8Weight
@@ -30,21 +29,6 @@ from yarn_ops.train.plan import TILE_ROWS, LayerPolicy
 from yarn_ops.train.projection import Linear
 
 ADAPTER = "default"
-
-
-def unsupported(model: PreTrainedModel, tokens: int) -> str | None:
-    """Why our layers do not compute windows of `tokens` tokens of this model; None when they do."""
-    config, name = model.config, type(model).__name__
-    if name not in LLAMAS:
-        return f"{name} is not of Llama's shape"
-    if getattr(config, "hidden_act", "silu") != "silu":
-        return f"its activation is {config.hidden_act}, not silu"
-    if getattr(config, "attention_dropout", 0):
-        return "it drops attention out"
-    window = getattr(config, "sliding_window", None)
-    if window and window < tokens and getattr(config, "use_sliding_window", True):
-        return f"its attention slides over {window} tokens"
-    return None
 
 
 class Decoder:

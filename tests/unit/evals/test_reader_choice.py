@@ -11,14 +11,27 @@ import pytest
 import torch
 from suite_parts import SIZES, SPEC
 from torch import Tensor
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AttentionInterface,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 from transformers.integrations.hub_kernels import is_kernel
 from transformers.utils.generic import is_flash_attention_requested
 
 import yarn_ops
+from yarn_ops.evals import reader_choice
 from yarn_ops.evals.reader import SharedReader, WholeReader
-from yarn_ops.evals.reader_choice import _Probe, open_reader
-from yarn_ops.models import pre_rope, suffix
+from yarn_ops.evals.reader_choice import _Probe, open_reader, quicken
+from yarn_ops.models import lean, pre_rope, suffix
 from yarn_ops.rope import dynamic
 
 SMOLLM2 = {
@@ -117,6 +130,77 @@ def test_float32_is_the_float32_model():
     model = in_bf16()
     narrow, wide = _Probe(model), model.float()
     torch.testing.assert_close(narrow._exact, narrow._answers(WholeReader(wide), [narrow._text]))
+
+
+FAMILIES = [
+    (LlamaConfig, LlamaForCausalLM, {}),
+    (LlamaConfig, LlamaForCausalLM, {"attention_bias": True, "mlp_bias": True}),
+    (MistralConfig, MistralForCausalLM, {"sliding_window": None, "head_dim": 16}),
+    (Qwen2Config, Qwen2ForCausalLM, {}),
+    (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 32}),
+]
+
+
+@pytest.fixture
+def lean_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_choice, "LEAN_DEVICES", ("cpu",))
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "sizes"), FAMILIES, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_the_lean_forward_is_the_model_s(
+    lean_on_cpu: None, config: type, kind: type, sizes: dict[str, object]
+):
+    """Whole, in batches, in chunks behind a cache, of packed questions; attentions are its own forward's."""
+    torch.manual_seed(0)
+    model = kind(config(**{**SIZES, "num_key_value_heads": 2, "initializer_range": 0.2, **sizes})).eval()
+    for parameter in model.parameters():  # biases and norms that matter
+        if parameter.ndim == 1:
+            parameter.data.add_(0.3 * torch.randn_like(parameter))
+    ids = torch.randint(0, model.config.vocab_size, (2, 50))
+    own = model(input_ids=ids).logits
+    probe = _Probe(model)
+    quicken(model, SPEC)
+    assert lean.installed(model) and probe.reads_alike() and probe.whole_alike()
+    torch.testing.assert_close(model(input_ids=ids).logits, own, rtol=1e-4, atol=1e-4)
+    reader = open_reader(model, SPEC)
+    assert isinstance(reader, SharedReader)
+    reader.read(ids[0].numpy())
+    assert len(reader.attended((1, 2, 3))) == model.config.num_hidden_layers
+    lean.remove(model)
+    torch.testing.assert_close(model(input_ids=ids).logits, own, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("fault", [sharper, acausal])
+def test_a_wrong_kernel_is_not_the_lean_forward_s(
+    monkeypatch, lean_on_cpu: None, fault: Callable[..., object]
+):
+    model = in_bf16()
+    wrong = partial(fault, suffix.KERNELS["cpu"]["cpu"])
+    monkeypatch.setattr(suffix, "KERNELS", {"cpu": {"wrong": wrong}})
+    quicken(model, SPEC)
+    assert not lean.installed(model)
+
+
+def test_what_is_not_llama_s_shape_keeps_its_forward(lean_on_cpu: None):
+    for model in (
+        GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1,
+                                         num_attention_heads=2, intermediate_size=64)).eval(),
+        LlamaForCausalLM(LlamaConfig(**SIZES, hidden_act="gelu")).eval(),
+        MistralForCausalLM(MistralConfig(**SIZES, sliding_window=16)).eval(),
+    ):  # fmt: skip
+        quicken(model, SPEC)
+        assert not lean.installed(model)
+
+
+@gpu
+@needs_cuda
+def test_on_a_gpu_a_model_of_this_shape_is_read_lean():
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SMOLLM2)).bfloat16().cuda().eval()
+    quicken(model, SPEC)
+    assert lean.installed(model)
 
 
 @gpu

@@ -17,7 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from yarn_ops.train.decoder import unsupported
+from yarn_ops.models.device import unsupported
 from yarn_ops.train.plan import LADDER, LayerPolicy
 
 CONFIGS = (LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config)
