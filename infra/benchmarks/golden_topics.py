@@ -23,7 +23,7 @@ BITS = "bits:"
 SYLLABLES = ["ba", "de", "fi", "go", "lu", "ma", "ne", "pi", "ro", "tu", "sha", "the", "ing", "ou", "er"]
 SMALL_RECIPE = Path(__file__).parents[2] / "tests" / "small_recipe.py"
 STDLIB = ("stdlib:json/*.py", "stdlib:email/*.py", "stdlib:asyncio/*.py")
-LORA: Mapping[str, Any] = {"warmup_steps": 5, "learning_rate": 2e-3}
+LORA: Mapping[str, Any] = {"warmup_steps": 5, "learning_rate": 2e-3, "exercises": {"share": 0.0}}
 FULL = {**LORA, "method": "full", "learning_rate": 3e-4, "weight_decay": 0.1}
 UNLASTING = ("mlflow_run_id", "run", "git_commit", "recipe", "version", "seconds", "path", "size_bytes")
 """of records and tags: what is another in every run, or says with which words it was asked for"""

@@ -95,8 +95,8 @@ class Exercises(Section):
     """Facts planted in the documents and asked for later: what makes a model use its window."""
 
     share: float = Field(
-        0.0, ge=0, le=1, title="Share",
-        description="Of the training windows that hold exercises; 0: text alone.",
+        1.0, ge=0, le=1, title="Share",
+        description="Of the training windows that hold exercises; 0: text alone, which adds no use.",
     )  # fmt: skip
     answer_share: float = Field(
         0.67, gt=0, lt=1, title="Weight of answers",
