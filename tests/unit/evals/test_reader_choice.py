@@ -33,13 +33,14 @@ from yarn_ops.evals.reader import SharedReader, WholeReader
 from yarn_ops.evals.reader_choice import _Probe, open_reader, quicken
 from yarn_ops.models import lean, pre_rope, suffix
 from yarn_ops.rope import dynamic
+from yarn_ops.train import layerwise
 
 SMOLLM2 = {
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
     "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192,
     "tie_word_embeddings": True, "rope_theta": 100_000.0,
 }  # fmt: skip
-REGISTERS = {"models/pre_rope.py", "models/suffix.py", "rope/dynamic.py"}
+REGISTERS = {"models/pre_rope.py", "models/suffix.py", "rope/dynamic.py", "train/layerwise.py"}
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -47,7 +48,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 def attention_names() -> set[str]:
     """Every attention that the product makes known to transformers, on any device."""
     return {
-        pre_rope.ATTENTION, dynamic.register_attention(),
+        pre_rope.ATTENTION, dynamic.register_attention(), layerwise.WHOLE_HEADS,
         *(name for device in suffix.KERNELS for name in suffix.register_attention(device)),
     }  # fmt: skip
 
