@@ -176,7 +176,7 @@ def _place(key: str, name: str) -> str:
 
 def _keep_tokenizer(store: Store, tokenizer: Tokenizer) -> str:
     """The key of the tokenizer's directory in the store."""
-    prefix = f"{UNITS}/tokenizer-{digest_of([tokenizer.digest, tokenizer.eos])}"
+    prefix = f"{UNITS}/tokenizer-{digest_of([tokenizer.digest, tokenizer.eos, tokenizer.chat_digest])}"
     with tempfile.TemporaryDirectory() as place:
         tokenizer.save(Path(place) / "tokenizer")
         put_tree_at(store, Path(place) / "tokenizer", prefix)

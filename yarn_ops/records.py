@@ -61,6 +61,7 @@ class Dropped(_Frozen):
     """Documents that were left out, by the first reason in this order."""
 
     empty: int = 0
+    no_text: int = 0  # rows that lack the text field, or have null there
     not_text: int = 0
     language: int = 0  # none of those asked for
     length: int = 0  # shorter or longer than asked for

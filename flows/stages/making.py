@@ -42,7 +42,7 @@ def survey(context: StageContext, data: Data) -> Corpus:
     return corpora.survey(data, context.run.services.files, context.out)
 
 
-@stage("shards", version=2)
+@stage("shards", version=3)
 def prepare(context: StageContext, data: Data, corpus: Corpus, base: BaseModel) -> ShardSet:
     """Tokenised documents, split into train and held-out."""
     return tokenised.prepare(

@@ -26,7 +26,7 @@ SOURCES: dict[str, tuple[dict[str, bytes], list[str]]] = {
     ),
     "a line that is no object": (
         {"a.jsonl": b'["text"]\n'},
-        ["a.jsonl, line 1: expected an object with 'text'"],
+        ["a.jsonl, item 1: expected an object with 'text'"],
     ),
     "no text field": (
         {"a.jsonl": b'{"body": "one"}\n'},
@@ -42,11 +42,11 @@ SOURCES: dict[str, tuple[dict[str, bytes], list[str]]] = {
     ),
     "a truncated gzip file": (
         {"a.jsonl.gz": gzip.compress(b'{"text": "one"}\n' * 99)[:-20]},
-        ["a.jsonl.gz: damaged .jsonl.gz file", "replace it"],
+        ["a.jsonl.gz: damaged gzip file", "replace it"],
     ),
     "a damaged zstd file": (
         {"a.jsonl.zst": b"none at all"},
-        ["a.jsonl.zst: damaged .jsonl.zst file", "replace it"],
+        ["a.jsonl.zst: damaged zst file", "replace it"],
     ),
     "one document only": (
         {"a.txt": text("a", 99)},

@@ -151,7 +151,24 @@ def _title(task: str) -> str:
     return "perplexity" if task.startswith("perplexity") else task.replace("recall/", "recall ")
 
 
+def _documents(run: RunView) -> Iterator[str]:
+    """How many documents and tokens were prepared, and what was left out."""
+    from yarn_ops.data.audit import in_words
+    from yarn_ops.records import Dropped
+
+    for stage in run.stages:
+        if stage.stage == "shards" and stage.record is not None:
+            sides = [
+                f"{stage.record[f'{side}_documents']:,} {words} ({stage.record[f'{side}_tokens']:,} tokens)"
+                for side, words in (("train", "to train on"), ("held_out", "held out"))
+            ]
+            left_out = in_words(Dropped.model_validate(stage.record["dropped"]))
+            yield f"documents: {', '.join(sides)}; left out: {left_out}"
+
+
 def _show_outcome(run: RunView) -> None:
+    for line in _documents(run):
+        CONSOLE.print(line)
     for stage in run.stages:
         if stage.stage not in ("leg-gate", "gate") or stage.record is None:
             continue

@@ -16,6 +16,7 @@ REASONS = {
     "language": (Fate.LANGUAGE, "in other languages"),
     "length": (Fate.LENGTH, "too short or long"),
     "empty": (Fate.EMPTY, "empty"),
+    "no_text": (Fate.NO_TEXT, "rows without text"),
     "not_text": (Fate.NOT_TEXT, "files not UTF-8 text"),
 }
 """why documents are left out: field of Dropped, fate, words"""

@@ -23,8 +23,9 @@ from yarn_ops.data.fragments import FRAGMENTS, PASSAGES, SIGNATURES, Fate, Fragm
 from yarn_ops.data.layout import Extent, ShardWriter
 from yarn_ops.data.near_duplicates import PLACES, first_near_duplicates
 from yarn_ops.data.text import text_digest
-from yarn_ops.data.units import Unit, kind_of
+from yarn_ops.data.units import Unit
 from yarn_ops.data.words import Hashes
+from yarn_ops.errors import DataError
 from yarn_ops.recipe import Data
 
 Find = Callable[[int, str], Path]
@@ -63,7 +64,9 @@ class DocumentTable:
         self._units = units
         self._unit_of = np.searchsorted(self._unit_starts, self._begins, "right") - 1
         self._file_of = fragments["file"][self._begins]
+        self._is_row = fragments["row"][self._begins]
         self._rows = np.zeros(len(self), np.int64)
+        rows_without: dict[SourceFile, list[int]] = {}
         before: SourceFile | None = None
         rows = 0
         places = np.flatnonzero(np.diff(self._unit_of, prepend=-1) | np.diff(self._file_of, prepend=-1))
@@ -72,6 +75,12 @@ class DocumentTable:
             rows = rows if source == before else 0
             self._rows[start:stop] = np.arange(rows, rows + stop - start)
             before, rows = source, rows + stop - start
+            fates, counts = self.fates[start:stop], rows_without.setdefault(source, [0, 0])
+            counts[0] += int((fates == Fate.NO_TEXT).sum())
+            counts[1] += int((fates != Fate.NO_DOCUMENT).sum())
+        for source, (without, of) in rows_without.items():
+            if 2 * without > of:
+                raise DataError(f"{source.uri}: {without:,} of {of:,} rows have no text; set data.text_field")
 
     def _source(self, number: int) -> SourceFile:
         return self._units[self._unit_of[number]].sources[self._file_of[number]]
@@ -79,7 +88,7 @@ class DocumentTable:
     def name(self, number: int) -> str:
         """Where a document is from: its file's name, and `#row` (from 0) where a file holds many."""
         source = self._source(number)
-        return source.name if kind_of(source) == "text" else f"{source.name}#{self._rows[number]}"
+        return f"{source.name}#{self._rows[number]}" if self._is_row[number] else source.name
 
     def passages(self, numbers: NDArray[np.int64]) -> Iterator[Hashes]:
         """The hashes of passages of each of these documents (see contamination.py)."""

@@ -20,8 +20,8 @@ EVALUATION = "evaluation.jsonl"
 def survey(data: Data, files: Files, out: Path) -> Corpus:
     """Expand `data.sources` and write the files found to `out/sources.jsonl`, once each, sorted by URI.
 
-    Likewise `data.evaluation_sources`. Empty files are left out. DataError when a pattern matches nothing, or
-    nothing but empty files.
+    Likewise `data.evaluation_sources`. Empty files are counted where the others are read. DataError when a
+    pattern matches nothing, or nothing but empty files.
     """
     sources = _expand("sources", data.sources, files, data.follow_links)
     measured = _expand("evaluation_sources", data.evaluation_sources, files, data.follow_links)
@@ -38,10 +38,9 @@ def _expand(name: str, patterns: tuple[str, ...], files: Files, follow_links: bo
         matched = list(files.expand(pattern, follow_links=follow_links))
         if not matched:
             raise DataError(f"data.{name}: {pattern} matches no file; check the path, quote no globs")
-        filled = [source for source in matched if source.size_bytes]
-        if not filled:
+        if not any(source.size_bytes for source in matched):
             raise DataError(f"data.{name}: {pattern} matches only empty files; give files with text")
-        found.update((source.uri, source) for source in filled)
+        found.update((source.uri, source) for source in matched)
     return sorted(found.values())
 
 

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yarn_ops.data.contamination import passages
-from yarn_ops.data.documents import Fragment, NotText, read_fragments
+from yarn_ops.data.documents import Fragment, read_fragments
 from yarn_ops.data.files import Files, ReadAhead, SourceFile
+from yarn_ops.data.formats import NotText
 from yarn_ops.data.layout import TokenWriter
 from yarn_ops.data.near_duplicates import signature
 from yarn_ops.data.tokenizer import Tokenizer, pieces
@@ -44,16 +45,18 @@ class Fate(IntEnum):
     """a blank line between rows"""
     EMPTY = 2
     """nothing but white space"""
-    NOT_TEXT = 3
+    NO_TEXT = 3
+    """a row that lacks the text field, or has null there"""
+    NOT_TEXT = 4
     """a file that is not UTF-8 text"""
-    LANGUAGE = 4
+    LANGUAGE = 5
     """in none of the languages asked for"""
-    LENGTH = 5
+    LENGTH = 6
     """shorter or longer than asked for"""
-    DUPLICATE = 6
+    DUPLICATE = 7
     """equal to one before it"""
-    NEAR_DUPLICATE = 7
-    CONTAMINATED = 8
+    NEAR_DUPLICATE = 8
+    CONTAMINATED = 9
     """has a passage in common with one that is measured with"""
 
 
@@ -61,15 +64,16 @@ FRAGMENT = np.dtype(
     [
         ("file", "<u4"),
         ("first", "?"),
+        ("row", "?"),
         ("fate", "u1"),
         ("tokens", "<u8"),
         ("passages", "<u4"),
         ("digest", "V32"),
     ]
 )
-"""number of the file among the unit's; whether the document begins here; its fate as far as it is known here;
-what it has in tokens.bin and in passages.bin; sha256 of its text. Equal documents of a unit: only the first
-is in tokens.bin."""
+"""number of the file among the unit's; whether the document begins here, and is one of the file's rows; its
+fate as far as it is known here; what it has in tokens.bin and in passages.bin; sha256 of its text. Equal
+documents of a unit: only the first is in tokens.bin."""
 Fragments = NDArray[np.void]
 
 
@@ -112,31 +116,33 @@ class _Maker:
         """Add the documents of the unit's source of that number."""
         begun = self._unit.start > 0
         try:
-            for fragment in read_fragments(self._unit, source, files, self._options.text_field):
+            options, render = self._options, self._tokenizer.render
+            for fragment in read_fragments(self._unit, source, files, options.text_field, render):
                 self._add(number, fragment)
                 begun = True
         except NotText:
             # Of a long text other parts may be in tokens.bin: they are left out with this one.
-            self._write(number, not begun, Fate.NOT_TEXT)
+            self._write(number, not begun, False, Fate.NOT_TEXT)
 
     def _add(self, number: int, fragment: Fragment) -> None:
         text = fragment.text
         if text is None:
-            self._write(number, True, Fate.NO_DOCUMENT)
+            fate = Fate.NO_TEXT if fragment.kind == "no text" else Fate.NO_DOCUMENT
+            self._write(number, True, True, fate)
             return
         whole, blank = fragment.first and fragment.last, not text or text.isspace()
         digest = hashlib.sha256(text.encode()).digest()
         if fragment.first:
             self._fate = Fate.KEPT if blank else self._fate_of(text, digest, whole)
         if self._fate is not Fate.KEPT:
-            self._write(number, fragment.first, self._fate, digest)
+            self._write(number, fragment.first, fragment.row, self._fate, digest)
         elif blank and whole:
-            self._write(number, True, Fate.EMPTY, digest)
+            self._write(number, True, fragment.row, Fate.EMPTY, digest)
         else:
             tokens = self._tokenise(text, fragment)
             found = words(text) if self._options.signatures or self._options.shared_words else NO_WORDS
             fate = Fate.EMPTY if blank else Fate.KEPT
-            self._write(number, fragment.first, fate, digest, tokens, found)
+            self._write(number, fragment.first, fragment.row, fate, digest, tokens, found)
 
     def _fate_of(self, text: str, digest: bytes, whole: bool) -> Fate:
         """A document's fate, decided by its first fragment."""
@@ -149,20 +155,21 @@ class _Maker:
         return fate
 
     def _tokenise(self, text: str, fragment: Fragment) -> int:
-        before = self._tokens.tokens
-        if fragment.first:
-            self._tokens.append(self._tokenizer.prefix)
+        before, tokenizer, chat = self._tokens.tokens, self._tokenizer, fragment.kind == "chat"
+        if fragment.first and not (chat and tokenizer.begins(text)):
+            self._tokens.append(tokenizer.prefix)
         for start, stop in pieces(text):
-            (tokens,) = self._tokenizer.encode([text[start:stop]])
-            self._tokens.append(tokens)
-        if fragment.last:
-            self._tokens.append(self._tokenizer.suffix)
+            piece = text[start:stop]
+            self._tokens.append(tokenizer.encode_chat(piece) if chat else tokenizer.encode([piece])[0])
+        if fragment.last and not (chat and tokenizer.ends(text)):
+            self._tokens.append(tokenizer.suffix)
         return self._tokens.tokens - before
 
     def _write(
         self,
         number: int,
         first: bool,
+        row: bool,
         fate: Fate,
         digest: bytes = bytes(32),
         tokens: int = 0,
@@ -175,7 +182,7 @@ class _Maker:
         if self._options.shared_words is not None:
             kept = passages(found, self._options.shared_words)
             self._passages.write(kept.tobytes())
-        self._rows.write(np.array((number, first, fate, tokens, len(kept), digest), FRAGMENT).tobytes())
+        self._rows.write(np.array((number, first, row, fate, tokens, len(kept), digest), FRAGMENT).tobytes())
 
 
 def read_fragment_rows(path: Path) -> Fragments:

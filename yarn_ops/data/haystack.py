@@ -12,8 +12,9 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from yarn_ops.data.documents import NotText, read_texts
+from yarn_ops.data.documents import read_texts
 from yarn_ops.data.files import Files, SourceFile
+from yarn_ops.data.formats import NotText
 from yarn_ops.data.layout import ShardReader
 from yarn_ops.data.tokenizer import Tokenizer
 from yarn_ops.errors import DataError
@@ -117,7 +118,7 @@ def read_haystack(
     order = sorted(sources.values(), key=lambda source: _shuffled(f"{seed}:{source.fingerprint}"))
     for source in order:
         try:
-            of_source = [*read_texts(source, files, "text")]
+            of_source = [*read_texts(source, files, "text", tokenizer.render)]
         except NotText:
             continue
         for text in of_source:

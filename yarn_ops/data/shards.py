@@ -71,8 +71,8 @@ def prepare(
     """
     tokenizer = Tokenizer(base.path, base.record.vocab_size)
     options = unit_options(data, tokenizer, base.record.vocab_size)
-    parts = partition(read_sources(corpus.path), units.files)
-    others = partition(read_evaluation_sources(corpus.path), units.files)
+    parts = partition(read_sources(corpus.path), units.files, data.text_field)
+    others = partition(read_evaluation_sources(corpus.path), units.files, data.text_field)
     keys = [unit_key(unit, options) for unit in [*parts, *others]]
     _make(dict(zip(keys, [*parts, *others], strict=True)), options, tokenizer, units, report)
 

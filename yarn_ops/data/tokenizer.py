@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
 
+from yarn_ops.data.chats import Chat, read_chat_template
 from yarn_ops.data.text import CUT, CUT_CHARS
+from yarn_ops.digests import digest_of
 from yarn_ops.errors import BaseModelError, DataError
 from yarn_ops.models.checkpoints import load_tokenizer
 from yarn_ops.models.files import read_model_file, read_object
 
 PIECE_CHARS = 1 << 18
 """Longer texts are encoded in pieces: the Rust encoder holds about 400 bytes a token while it works."""
+
+PREFIX_CHARS = 256
 
 
 class Tokenizer:
@@ -27,6 +32,7 @@ class Tokenizer:
     prefix: token ids the tokenizer puts before a document (often one BOS, often none).
     eos:    token id appended to a document; None when the tokenizer names none.
     digest: sha256 of the definition.
+    chat_digest: of what chats are rendered by; None without a chat template.
     Text that looks like a special token is encoded as text: a document must not end itself.
     """
 
@@ -37,6 +43,8 @@ class Tokenizer:
         self._fast.no_truncation()
         self._fast.no_padding()
         self._fast.encode_special_tokens = True
+        self._template = read_chat_template(base)
+        self.chat_digest = None if self._template is None else digest_of(self._template.stated)
         self._vocab_size = vocab_size
         self.dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
         self.eos: int | None = None if eos_token is None else self._fast.token_to_id(eos_token)
@@ -48,13 +56,39 @@ class Tokenizer:
         """Write all that makes an equal tokenizer into the new directory `folder`."""
         folder.mkdir()
         (folder / "tokenizer.json").write_text(self._definition, "utf-8")
-        (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": self._eos_token}), "utf-8")
+        stated = {"eos_token": self._eos_token, **(self._template.stated if self._template else {})}
+        (folder / "tokenizer_config.json").write_text(json.dumps(stated), "utf-8")
 
     def encode(self, texts: list[str]) -> list[NDArray[np.unsignedinteger[Any]]]:
         """Token ids of each text, without prefix and EOS. Releases the GIL; one core a call."""
         # A batch of one: `encode` holds the GIL, and a larger batch would occupy every core of the machine.
         batches = (self._fast.encode_batch_fast([text], add_special_tokens=False) for text in texts)
         return [self._narrow(batch[0].ids) for batch in batches]
+
+    def render(self, chat: Chat) -> str:
+        """A chat as the base's template has it, special tokens as text; DataError where it cannot be."""
+        if self._template is None:
+            raise DataError("a chat, and the base has no chat template; give texts, or another base")
+        return self._template.render(chat)
+
+    def encode_chat(self, text: str) -> NDArray[np.unsignedinteger[Any]]:
+        """Token ids of a rendered chat, or a part of one: its special tokens are such."""
+        return self._narrow(self._chats.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+
+    def begins(self, chat: str) -> bool:
+        """Whether a rendered chat begins with the prefix by itself."""
+        return self.encode_chat(chat[:PREFIX_CHARS])[: len(self.prefix)].tolist() == self.prefix.tolist()
+
+    def ends(self, chat: str) -> bool:
+        """Whether a rendered chat ends with EOS by itself."""
+        return self._eos_token is not None and chat.rstrip().endswith(self._eos_token)
+
+    @cached_property
+    def _chats(self) -> FastTokenizer:
+        chats = FastTokenizer.from_str(self._definition)
+        chats.no_truncation()
+        chats.no_padding()
+        return chats
 
     def encode_with_offsets(self, texts: list[str]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """(ids [n], offsets [n, 2]: first and last character + 1) of each text, without prefix and EOS."""

@@ -7,18 +7,20 @@ Parquet. Where units begin depends on the corpus alone, so what is composed of t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal
+from typing import BinaryIO
 
 from yarn_ops.data.files import Files, SourceFile
+from yarn_ops.data.formats import Form, NotText, content_of, named
 from yarn_ops.data.parquet import open_parquet
 from yarn_ops.data.text import FRAGMENT_BYTES
 from yarn_ops.data.tokenizer import Tokenizer
 from yarn_ops.digests import digest_of
 from yarn_ops.recipe import Data
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same unit gives another result."""
 UNITS = 256
 """a corpus has about so many: enough to spread evenly, few enough to be read as files by a trainer"""
@@ -27,10 +29,8 @@ MOST_BYTES = 128 << 20
 """what a node that dies costs at most: half a minute of a core"""
 MOST_FILES = 4096
 
-Kind = Literal["text", "jsonl", "jsonl.gz", "jsonl.zst", "parquet"]
-SUFFIXES: dict[str, Kind] = {
-    ".jsonl": "jsonl", ".jsonl.gz": "jsonl.gz", ".jsonl.zst": "jsonl.zst", ".parquet": "parquet"
-}  # fmt: skip
+ASKED_AT_ONCE = 8
+"""large files whose beginnings are read"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Unit:
     sources: tuple[SourceFile, ...]
     start: int = 0
     stop: int | None = None
+    form: Form | None = None
+    """of a stretch: what its file was found to hold when it was cut"""
 
     @property
     def size_bytes(self) -> int:
@@ -61,6 +63,8 @@ class UnitOptions:
     """whether near duplicates are looked for"""
     shared_words: int | None
     """passages of that many words are looked for; None: none are"""
+    chat_digest: str | None = None
+    """of what chats are rendered by"""
 
 
 def unit_options(data: Data, tokenizer: Tokenizer, vocab_size: int) -> UnitOptions:
@@ -73,29 +77,29 @@ def unit_options(data: Data, tokenizer: Tokenizer, vocab_size: int) -> UnitOptio
         languages=tuple(sorted(set(data.languages))),
         signatures=data.near_duplicate_similarity is not None,
         shared_words=data.shared_words,
+        chat_digest=tokenizer.chat_digest,
     )
 
 
 def unit_key(unit: Unit, options: UnitOptions) -> str:
     """sha256 of everything that the result depends on: contents, not places or the rest of the corpus."""
-    contents = [[kind_of(source), source.size_bytes, source.fingerprint] for source in unit.sources]
+    contents = [[named(source), source.size_bytes, source.fingerprint] for source in unit.sources]
     return digest_of([VERSION, contents, unit.start, unit.stop, vars(options)])
 
 
-def kind_of(source: SourceFile) -> Kind:
-    """The format by the file's suffix; text where the suffix is not known."""
-    name = (source.link or source.uri).lower()
-    return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), "text")
-
-
-def partition(sources: Sequence[SourceFile], files: Files) -> list[Unit]:
+def partition(sources: Sequence[SourceFile], files: Files, text_field: str) -> list[Unit]:
     """Units in the order of the sources. DataError when a Parquet file does not tell its row groups."""
     target = unit_bytes(sum(source.size_bytes for source in sources))
+    large = [source for source in sources if source.size_bytes > target]
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        cut = dict(
+            zip(large, pool.map(lambda one: _parts(one, target, files, text_field), large), strict=True)
+        )
     units: list[Unit] = []
     group: list[SourceFile] = []
     held = 0
     for source in sources:
-        parts = list(_parts(source, target, files)) if source.size_bytes > target else []
+        parts = cut.get(source, [])
         if len(parts) > 1:
             units += [Unit(tuple(group))] if group else []
             units += parts
@@ -116,23 +120,30 @@ def unit_bytes(corpus_bytes: int) -> int:
     return min(MOST_BYTES, max(LEAST_BYTES, power))
 
 
-def _parts(source: SourceFile, target: int, files: Files) -> Iterator[Unit]:
-    kind = kind_of(source)
-    if kind == "parquet":
-        yield from _row_groups(source, target, files)
-    elif kind in ("text", "jsonl"):
-        step = target if kind == "jsonl" else max(1, target // FRAGMENT_BYTES) * FRAGMENT_BYTES
-        for start in range(0, source.size_bytes, step):
-            yield Unit((source,), start, min(start + step, source.size_bytes))
-
-
-def _row_groups(source: SourceFile, target: int, files: Files) -> Iterator[Unit]:
+def _parts(source: SourceFile, target: int, files: Files, text_field: str) -> list[Unit]:
+    """The stretches of a large file; none where it has to be read from its beginning."""
     with closing(files.open(source.uri)) as file:
-        table = open_parquet(file, source.uri)
-        start = held = 0
-        for group in range(table.metadata.num_row_groups):
-            columns = table.metadata.row_group(group)
-            held += sum(columns.column(i).total_compressed_size for i in range(columns.num_columns))
-            if held >= target or group + 1 == table.metadata.num_row_groups:
-                yield Unit((source,), start, group + 1)
-                start, held = group + 1, 0
+        try:
+            content = content_of(file, source, text_field)
+        except NotText:  # is told, and counted, where it is read
+            return []
+        if content.form == "parquet":
+            return list(_row_groups(file, source, target))
+    if not content.plain or content.form == "values":
+        return []
+    step = target if content.form == "lines" else max(1, target // FRAGMENT_BYTES) * FRAGMENT_BYTES
+    return [
+        Unit((source,), start, min(start + step, source.size_bytes), content.form)
+        for start in range(0, source.size_bytes, step)
+    ]
+
+
+def _row_groups(file: BinaryIO, source: SourceFile, target: int) -> Iterator[Unit]:
+    table = open_parquet(file, source.uri)
+    start = held = 0
+    for group in range(table.metadata.num_row_groups):
+        columns = table.metadata.row_group(group)
+        held += sum(columns.column(i).total_compressed_size for i in range(columns.num_columns))
+        if held >= target or group + 1 == table.metadata.num_row_groups:
+            yield Unit((source,), start, group + 1, "parquet")
+            start, held = group + 1, 0

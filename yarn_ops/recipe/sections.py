@@ -109,8 +109,8 @@ class Data(Section):
         ("stdlib:**/*.py",),
         min_length=1,
         title="Sources",
-        description="Files or globs: text, .jsonl(.gz/.zst), .parquet; local or s3://; stdlib:**/*.py is the "
-        "running Python's own source.",
+        description="Files or globs: text, JSON (lines, an array), Parquet, packed or not; local or s3://; "
+        "stdlib:**/*.py is the running Python's own source.",
     )
     follow_links: bool = Field(
         False,
@@ -120,7 +120,7 @@ class Data(Section):
     text_field: str = Field(
         "text",
         title="Text field",
-        description="Of .jsonl and .parquet rows.",
+        description="Of rows. Where one lacks it, its messages or conversations are read as a chat.",
         min_length=1,
         json_schema_extra=NO_PASSWORD,
     )

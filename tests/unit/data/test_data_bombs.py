@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from yarn_ops.data.documents import read_texts
 from yarn_ops.data.files import LocalFiles
-from yarn_ops.data.parquet import page_sizes
+from yarn_ops.data.parquet import page_of
 
 MIB = 1 << 20
 MOST_GROWTH_BYTES = int(1.2 * GIB)
@@ -29,6 +29,29 @@ def zstd_line(path: Path) -> None:
         packed.write(b'{"text": "')
         for _ in range(192):
             packed.write(b"a" * (16 * MIB))
+
+
+def zstd_item(path: Path) -> None:
+    """An array with one item of 3 GiB."""
+    with path.open("wb") as raw, zstandard.ZstdCompressor(level=1).stream_writer(raw) as packed:
+        packed.write(b'[{"text": "')
+        for _ in range(192):
+            packed.write(b"a" * (16 * MIB))
+
+
+def chats(path: Path) -> None:
+    """A message of a megabyte, ten thousand times."""
+    said = pa.StructArray.from_arrays([repeated(3, 9999), repeated(MIB, 9999)], ["role", "content"])
+    messages = pa.ListArray.from_arrays(pa.array([0, 9999], pa.int32()), said)
+    parquet.write_table(pa.table({"messages": messages}), path, compression="zstd")
+
+
+def empty_messages(path: Path) -> None:
+    """Forty million messages of nothing, in a row."""
+    count = 40_000_000
+    said = pa.StructArray.from_arrays([repeated(0, count)], ["role"])
+    messages = pa.LargeListArray.from_arrays(pa.array([0, count], pa.int64()), said)
+    parquet.write_table(pa.table({"messages": messages}), path, compression="zstd")
 
 
 def zstd_lines(path: Path) -> None:
@@ -79,14 +102,15 @@ def huge_page(path: Path) -> None:
     parquet.write_table(pa.table({"text": ["a" * 70, "b"]}), path, use_dictionary=False, compression="zstd")
     content = bytearray(path.read_bytes())
     chunk = parquet.ParquetFile(path).metadata.row_group(0).column(0)
-    header_bytes, size_bytes, stored_bytes = page_sizes(content[chunk.data_page_offset :]) or (0, 0, 0)
-    header = content[chunk.data_page_offset : chunk.data_page_offset + header_bytes]
-    old, new = varint(size_bytes), varint(2**31 - 1)
-    assert header.count(b"\x15" + old) == 1 and stored_bytes
+    page = page_of(content[chunk.data_page_offset :])
+    assert page
+    header = content[chunk.data_page_offset : chunk.data_page_offset + page.header_bytes]
+    old, new = varint(page.size_bytes), varint(2**31 - 1)
+    assert header.count(b"\x15" + old) == 1 and page.stored_bytes
     changed = header.replace(b"\x15" + old, b"\x15" + new)
     # the header is longer now: the chunk begins so much earlier, over the file's first four bytes if need be
-    start = chunk.data_page_offset - (len(changed) - header_bytes)
-    content[start : chunk.data_page_offset + header_bytes] = changed
+    start = chunk.data_page_offset - (len(changed) - page.header_bytes)
+    content[start : chunk.data_page_offset + page.header_bytes] = changed
     path.write_bytes(content.replace(varint(chunk.data_page_offset), varint(start)))
 
 
@@ -114,18 +138,21 @@ def shared_beginnings(path: Path) -> None:
 
 BOMBS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a line of gigabytes, zstd": ("a.jsonl.zst", zstd_line, "line 1: longer than"),
+    "an item of gigabytes, zstd": ("a.json.zst", zstd_item, "item 1: longer than"),
     "many lines, zstd": ("a.jsonl.zst", zstd_lines, "becomes more than"),
     "a line of zeros, gzip": ("a.jsonl.gz", gzip_line, "line 1: longer than"),
     "a line without an end": ("a.jsonl", json_line(lambda: b'{"text": "' + b"a" * (65 * MIB)), "longer than"),
     "small parts": ("a.jsonl", json_line(lambda: b'{"a": [' + b"{}," * (20 * MIB) + b"0]}"), "1: not JSON"),
-    "a nest": ("a.jsonl", json_line(lambda: b"[" * (60 * MIB)), "line 1: not JSON"),
+    "a nest": ("a.jsonl", json_line(lambda: b"[" * (60 * MIB)), "item 1: not JSON"),
     "a nest of objects": ("a.jsonl", json_line(lambda: b'{"a":' * (8 * MIB)), "line 1: not JSON"),
     "a long number": ("a.jsonl", json_line(lambda: b'{"n": ' + b"9" * (60 * MIB) + b"}"), "not JSON"),
     "a sparse file": ("a.txt", sparse, "hardly any are stored"),
     "one value, many rows": ("a.parquet", column(lambda: repeated(100 * MIB, 640)), "longer than"),
     "one small value, many rows": ("a.parquet", column(lambda: repeated(MIB, 100_000)), "becomes more than"),
+    "nothing, in one row": ("a.parquet", empty_messages, "values in a column of a row group"),
     "nothing, many rows": ("a.parquet", column(lambda: repeated(0, 8_000_000)), "becomes more than"),
     "large values": ("a.parquet", large_values, "row 1: longer than"),
+    "one message, many times": ("a.parquet", chats, "row 1: longer than"),
     "a page that says it is large": ("a.parquet", huge_page, "a page of 2,147,483,647 bytes"),
     "shared beginnings": ("a.parquet", shared_beginnings, "becomes more than"),
 }  # fmt: skip

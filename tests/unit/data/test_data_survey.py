@@ -32,10 +32,11 @@ def test_files_are_found_once_sorted_and_fingerprinted(tmp_path: Path) -> None:
         Data(sources=(f"{tmp_path}/in/**/*.txt", f"{tmp_path}/in/b*")), LocalFiles(), tmp_path / "out"
     )
     sources = read_sources(tmp_path / "out")
-    assert (record.files, record.size_bytes) == (2, 6)
+    assert (record.files, record.size_bytes) == (3, 6)
     assert [source.uri for source in sources] == [
         (tmp_path / "in/b ü.txt").as_uri(),
         (tmp_path / "in/deep/a.txt").as_uri(),
+        (tmp_path / "in/empty.txt").as_uri(),  # is counted where the others are read
     ]
     assert sources[0].fingerprint == hashlib.sha256(b"bee").hexdigest()
     with LocalFiles().open(sources[0].uri) as file:
