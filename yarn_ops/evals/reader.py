@@ -5,8 +5,9 @@ kept, the rest is cut off and read in chunks. So a grid whose needles move from 
 start reads each text from its needle on. All questions of one text are asked in one forward: packed side by
 side at the same positions, under a mask in which none sees another.
 
-On a GPU, chunks end at multiples of the chunk, what is shared is cut at multiples of a grain, and what a text
-has beyond its last grain is read by itself, since a kernel is planned anew for every length it has not met.
+On a GPU, chunks end at multiples of the chunk and what is shared is cut at multiples of a grain, since a
+kernel is planned anew for every length it has not met. What a text has beyond its last grain is read with the
+questions, in the same forward: of short texts the forwards cost more than their tokens.
 
 Axes: R rows of packed questions, N tokens read, B = 1, V vocabulary.
 """
@@ -28,9 +29,9 @@ from yarn_ops.evals.examples import Question, Tokens
 from yarn_ops.models import suffix
 from yarn_ops.models.head import Head
 
-CHUNK_TOKENS = 4096
+CHUNK_TOKENS, GPU_CHUNK_TOKENS = 4096, 16_384
 """read at once"""
-GRAIN_TOKENS = {"cuda": 2 * suffix.PLANNED_TOKENS}
+GRAIN_TOKENS = {"cuda": suffix.PLANNED_TOKENS}
 """read again at most, to begin where a kernel has begun before"""
 PACKED_ROWS = 1024
 
@@ -75,14 +76,17 @@ class SharedReader:
     """Keeps the keys and values of what was read."""
 
     def __init__(
-        self, model: PreTrainedModel, chunk_tokens: int = CHUNK_TOKENS, grain_tokens: int | None = None
+        self, model: PreTrainedModel, chunk_tokens: int | None = None, grain_tokens: int | None = None
     ) -> None:
         """`grain_tokens`: what is kept of a text is cut to a multiple of it; None: as suits the device."""
         self.model = model
-        self.chunk_tokens = chunk_tokens
+        on_cpu = model.device.type == "cpu"
+        self.chunk_tokens = chunk_tokens or (CHUNK_TOKENS if on_cpu else GPU_CHUNK_TOKENS)
         self._grain = grain_tokens or GRAIN_TOKENS.get(model.device.type, 1)
         self.read_tokens = 0
         self._ids: Ids = np.empty(0, dtype=np.int64)
+        self._rest: Ids = self._ids
+        """of the text, what lies beyond its last grain and is not in the cache yet"""
         self._cache: Any = DynamicCache()
 
     @torch.inference_mode()
@@ -93,23 +97,27 @@ class SharedReader:
             shared -= shared % self._grain
         self._cut(len(self._ids) - shared)
         last_grain = len(ids) - len(ids) % self._grain
-        while shared < len(ids):
+        while shared < last_grain:
             end = shared + self.chunk_tokens - (shared % self.chunk_tokens if self._grain > 1 else 0)
-            if shared < last_grain:
-                end = min(end, last_grain)
+            end = min(end, last_grain)
             self._through(ids[shared:end])
             shared = end
-        self._ids = ids
+        self._ids, self._rest = ids[:shared], ids[shared:]
 
     def forget(self) -> None:
         self._cut(len(self._ids))
+        self._rest = self._rest[:0]
 
     @torch.inference_mode()
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
-        return [reply for some in _packs(questions) for reply in replies_of(some, self.logits(some))]
+        packs = [*_packs(questions)]
+        if len(packs) > 1:
+            self._read_rest()
+        return [reply for some in packs for reply in replies_of(some, self.logits(some))]
 
     @torch.inference_mode()
     def write(self, prompt: Tokens, tokens: int, enough: Callable[[list[int]], bool]) -> list[int]:
+        self._read_rest()
         written: list[int] = []
         hidden = self._through(np.asarray(prompt, dtype=np.int64))
         while True:
@@ -123,6 +131,7 @@ class SharedReader:
     @torch.inference_mode()
     def attended(self, prompt: Tokens) -> tuple[Tensor, ...]:
         """Attention of `prompt`'s rows over the text and `prompt`: one [heads, rows, N + rows] a layer."""
+        self._read_rest()
         usual = self.model.config._attn_implementation
         self.model.set_attn_implementation("eager")
         try:
@@ -142,19 +151,27 @@ class SharedReader:
     @torch.inference_mode()
     def logits(self, questions: Sequence[Question]) -> Tensor:
         """float32 [all answer tokens, V]: what comes before each token of each question's answers."""
-        packed = _pack(questions, self._length())
-        device = self.model.device
-        mask = torch.cat([torch.ones(len(packed.ids), self._length(), dtype=torch.bool), packed.mask], dim=1)
+        kept, rest, device = self._length(), self._rest.tolist(), self.model.device
+        packed = _pack(questions, kept + len(rest))
+        rows = len(rest) + len(packed.ids)
+        mask = torch.ones(rows, kept + rows, dtype=torch.bool).tril(kept)
+        mask[len(rest) :, kept + len(rest) :] = packed.mask
         hidden = self.model.base_model(
-            input_ids=torch.tensor([packed.ids], device=device),
-            position_ids=torch.tensor([packed.positions], device=device),
+            input_ids=torch.tensor([[*rest, *packed.ids]], device=device),
+            position_ids=torch.tensor([[*range(kept, kept + len(rest)), *packed.positions]], device=device),
             attention_mask=mask.to(device)[None, None],
             past_key_values=self._cache,
             use_cache=True,
-        ).last_hidden_state[0]
-        self._cut(len(packed.ids))
-        self.read_tokens += len(packed.ids)
+        ).last_hidden_state[0, len(rest) :]
+        self._cut(rows)
+        self.read_tokens += rows
         return Head.of(self.model).logits(hidden[packed.asked])
+
+    def _read_rest(self) -> None:
+        """Have the whole text in the cache."""
+        if len(self._rest):
+            self._through(self._rest)
+            self._ids, self._rest = np.concatenate([self._ids, self._rest]), self._rest[:0]
 
     def _through(self, ids: Ids) -> Tensor:
         start = self._length()

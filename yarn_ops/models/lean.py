@@ -79,7 +79,7 @@ class LeanForward:
         for place, layer in enumerate(base.layers):
             x = self._attended(x, layer, place, rotation, cache, attention_mask)
             normal, mlp = _normed(x, layer.post_attention_layernorm), layer.mlp
-            hidden = F.silu(mlp.gate_proj(normal)).mul_(mlp.up_proj(normal))
+            hidden = F.silu(_product(normal, mlp.gate_proj)).mul_(_product(normal, mlp.up_proj))
             x = _added(x, hidden, mlp.down_proj)
         return BaseModelOutputWithPast(last_hidden_state=_normed(x, base.norm), past_key_values=cache)
 
@@ -90,16 +90,13 @@ class LeanForward:
         """x and what attention adds to it."""
         attention, normal = layer.self_attn, _normed(x_BTD, layer.input_layernorm)
         by_head = (*x_BTD.shape[:2], -1, attention.head_dim)
-        q, k, v = (
-            linear(normal).view(by_head) for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
+        projections = attention.q_proj, attention.k_proj, attention.v_proj
+        q, k, v = (_product(normal, linear).view(by_head) for linear in projections)
         if hasattr(attention, "q_norm"):
             q, k = _normed(q, attention.q_norm), _normed(k, attention.k_norm)
-        q, k, v = (
-            _rotated(q, rotation).transpose(1, 2),
-            _rotated(k, rotation).transpose(1, 2),
-            v.transpose(1, 2),
-        )
+        turned = _rotated(torch.cat((q, k), 2), rotation)
+        q, k = (heads.transpose(1, 2) for heads in turned.split([q.shape[2], k.shape[2]], 2))
+        v = v.transpose(1, 2)
         if cache is not None:
             k, v = cache.update(k, v, place)
         output = suffix_attention(self._kernel, q, k, v, seen, float(attention.scaling))
@@ -117,8 +114,12 @@ def _rotated(heads_BTHK: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     return (heads_BTHK * cos).addcmul_(torch.cat((second, first), -1), signed_sin)
 
 
+def _product(x: Tensor, linear: Any) -> Tensor:
+    return F.linear(x, linear.weight, linear.bias)
+
+
 def _added(x_BTD: Tensor, y: Tensor, linear: Any) -> Tensor:
     """x + linear(y)."""
     if linear.bias is not None:
-        return linear(y).add_(x_BTD)
+        return _product(y, linear).add_(x_BTD)
     return torch.addmm(x_BTD.flatten(0, 1), y.flatten(0, 1), linear.weight.t()).view(x_BTD.shape)

@@ -98,6 +98,16 @@ def test_a_grain_changes_where_reading_begins_and_nothing_else(tiny_llama, grain
         for ours, theirs in zip(coarse.ask(QUESTIONS), fine.ask(QUESTIONS), strict=True):
             assert ours.nll == pytest.approx(theirs.nll, abs=1e-4)
     assert coarse.read_tokens - fine.read_tokens == 30 % grain_tokens + 10 % grain_tokens
+    assert coarse.write((3,), 9, lambda ids: False) == fine.write((3,), 9, lambda ids: False)
+    many = QUESTIONS * 40  # more than one forward's
+    coarse.read(texts()[1])
+    fine.read(texts()[1])
+    for ours, theirs in zip(coarse.ask(many), fine.ask(many), strict=True):
+        assert ours.nll == pytest.approx(theirs.nll, abs=1e-4)
+    coarse.read(texts()[2])
+    fine.read(texts()[2])
+    for one, other in zip(coarse.attended((1, 2)), fine.attended((1, 2)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def suffix_attention(query, key, value, mask=None):
