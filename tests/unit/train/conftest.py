@@ -92,7 +92,12 @@ def make_job(tiny: Path, tmp_path: Path) -> MakeJob:
         **changes: Any,
     ) -> Job:
         paths = {key: changes.pop(key) for key in list(changes) if key in Job.model_fields}
-        train = {"rank": 4, "warmup_steps": 2, "learning_rate": 1e-2, "checkpoint_every": 2} | changes
+        text_alone = {"exercises": {"share": 0}}  # the base has no tokenizer
+        train = (
+            {"rank": 4, "warmup_steps": 2, "learning_rate": 1e-2, "checkpoint_every": 2}
+            | text_alone
+            | changes
+        )
         context_tokens = round(ORIGINAL_TOKENS * FACTOR)
         return Job.model_validate(
             {
