@@ -18,6 +18,7 @@ from yarn_ops.models.checkpoints import INDEX, checkpoint_files
 from yarn_ops.models.files import (
     CONFIG,
     GENERATION_CONFIG,
+    TEMPLATES,
     TOKENIZER_FILES,
     copy_model_files,
     harmless_bytes,
@@ -35,8 +36,8 @@ from yarn_ops.store.pull import arriving
 from yarn_ops.store.transfer import Transfer
 from yarn_ops.store.trees import fetch_tree, manifest_of
 
-WANTED = ("*.safetensors", INDEX, CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES)
-UNWANTED = ("*/*", "consolidated*")  # other formats of the same weights
+WANTED = ("*.safetensors", INDEX, CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES, f"{TEMPLATES}/*.jinja")
+UNWANTED = ("[!a]*/*", "a[!d]*/*", "ad[!d]*/*", "consolidated*")  # other formats of the weights
 VIEW = 3
 """Raise it when a view holds other things."""
 log = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ def _from_store(uri: str, cache: Path, options: StoreOptions, digest: str | None
         raise StoreError(f"{store.url}: no {MANIFEST}; what was released there is gone, run its recipe again")
     if isinstance(store, LocalStore) and store.find(MANIFEST) is None:
         return store.root
-    infos = [info for info in store.list("") if "/" not in info.key]
+    infos = [info for info in store.list("") if "/" not in info.key or info.key.startswith(f"{TEMPLATES}/")]
     if any(info.key == MANIFEST for info in infos):
         tree = read_manifest(store, "").tree_at(store.url)
         return fetch_tree(store, tree.model_copy(update={"digest": digest or tree.digest}), cache)

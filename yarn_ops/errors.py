@@ -5,6 +5,7 @@
     ├── SettingsError       the settings (where to do it) are wrong
     ├── BaseModelError      the base model cannot be found, read or trusted
     ├── RopeError           a RoPE specification is impossible, or unsafe for this architecture
+    │   ├── UnprovenRope    there is no reference for this architecture or kind of scaling
     │   └── ProofError      a loaded model does not turn its heads by the reference frequencies
     ├── DataError           documents or shards are missing, empty, too short or damaged
     ├── TrainError          the training process failed, or its loss is not finite
@@ -43,6 +44,9 @@ class BaseModelError(YarnOpsError): ...
 
 
 class RopeError(YarnOpsError): ...
+
+
+class UnprovenRope(RopeError): ...
 
 
 class ProofError(RopeError): ...

@@ -90,6 +90,11 @@ def fit(
     started = time.monotonic()
     original = base.record.context_tokens
     factor = rope.resolve_factor(original)
+    if section.windows < LEAST_MEAN_SAMPLES:
+        raise RecipeError(
+            f"evaluate.windows: {section.windows} windows cannot verify what is fitted; give at least "
+            f"{LEAST_MEAN_SAMPLES}"
+        )
     if factor == 1:
         raise RecipeError("rope.factor: 1 leaves nothing to fit; ask for a longer context")
     config = read_config(base.path)

@@ -89,7 +89,7 @@ def evaluate(
 def _require_positions(subjects: Sequence[Subject], longest: int) -> None:
     """EvaluationError for a model that has no positions beyond what it was trained on."""
     for subject in subjects:
-        if subject.spec is None and longest > subject.context_tokens:
+        if not subject.rotary and longest > subject.context_tokens:
             raise EvaluationError(
                 f"{subject.name}: has no positions beyond {subject.context_tokens} tokens (they are not "
                 f"rotary); give --longest {subject.context_tokens}"

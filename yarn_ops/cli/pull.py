@@ -16,7 +16,7 @@ from typing import Any
 from yarn_ops.catalogue import ModelVersion
 from yarn_ops.errors import ReleaseError
 from yarn_ops.models.checkpoints import INDEX, checkpoint_files, tensor_shapes
-from yarn_ops.models.files import CONFIG, GENERATION_CONFIG, TOKENIZER_FILES, read_config
+from yarn_ops.models.files import CONFIG, GENERATION_CONFIG, TEMPLATES, TOKENIZER_FILES, read_config
 from yarn_ops.progress import ProgressBars
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.services import try_mlflow
@@ -28,7 +28,8 @@ from yarn_ops.store.pull import pull_tree
 
 CARD = "README.md"
 KNOWN = frozenset((CARD, CONFIG, GENERATION_CONFIG, INDEX, *TOKENIZER_FILES))
-WEIGHT_FILE = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors")
+LISTED = re.compile(rf"[A-Za-z0-9][\w.-]*\.safetensors|{TEMPLATES}/[A-Za-z0-9][\w.-]*\.jinja")
+"""names of weights and of chat templates"""
 DATA = ("tokenizer.json", "vocab.json")
 """JSON that no program reads as settings: large, and any word may be a key of it"""
 CODE_KEYS = ("auto_map", "custom_pipelines", "custom_generate", "trust_remote_code", "quantization_config")
@@ -84,7 +85,7 @@ def check_list(release: ModelVersion, manifest: Manifest) -> None:
             f"{manifest.digest[:12]}, MLflow has {release.tree_digest[:12]}); nothing was fetched, run its "
             "recipe again"
         )
-    strange = [name for name in manifest.files if name not in KNOWN and not WEIGHT_FILE.fullmatch(name)]
+    strange = [name for name in manifest.files if name not in KNOWN and not LISTED.fullmatch(name)]
     if strange:
         raise ReleaseError(
             f"{what}: holds {strange[0]}, which is no file of a model directory and may be code; "

@@ -132,6 +132,7 @@ class ShardReader:
     """The documents of one split, memory-mapped. DataError when the shards are missing or damaged.
 
     documents: their number.  tokens: of all of them.  lengths: int64 array, tokens of each.
+    prefix: token ids that every document begins with, int64 array, often one BOS or none.
     """
 
     def __init__(self, path: Path, split: Split) -> None:
@@ -139,6 +140,7 @@ class ShardReader:
         dtype = np.dtype(manifest["dtype"])
         sizes = manifest["splits"][split]
         self.split = split
+        self.prefix = np.array(manifest.get("prefix", ()), dtype=np.int64)
         self.documents: int = sizes["documents"]
         self.tokens: int = sizes["tokens"]
         self._index = _map(path / f"{split}.index", INDEX, self.documents)

@@ -95,6 +95,7 @@ def prepare(
                 "tokenizer_digest": tokenizer.digest,
                 "vocab_size": base.record.vocab_size,
                 "eos_token_id": tokenizer.eos,
+                **({"prefix": tokenizer.prefix.tolist()} if tokenizer.prefix.size else {}),
                 "dropped": left_out.model_dump(),
             },
         )

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from yarn_ops.data.layout import ShardReader, Split
 from yarn_ops.errors import DataError
 
-__all__ = ["ShardReader", "Split", "Window", "WindowSampler", "needed_tokens", "spread"]
+__all__ = ["ShardReader", "Split", "Window", "WindowSampler", "begun", "needed_tokens", "spread"]
+NO_PREFIX = np.empty(0, dtype=np.int64)
 
 # The golden ratio's fraction × 2^64: multiples of it, modulo 2^64, fill the range more evenly than any
 # other step would (Knuth, The Art of Computer Programming 3, section 6.4).
@@ -59,6 +60,7 @@ class WindowSampler:
     def __init__(self, reader: ShardReader, *, window_tokens: int, seed: int, prefer_long: float) -> None:
         """DataError when the split is shorter than one window."""
         self._reader = reader
+        self.prefix = reader.prefix
         self._needed = needed_tokens(reader.split, reader.tokens, window_tokens)
         lengths = reader.lengths.astype(np.float64)
         self._ends = np.cumsum(lengths * (lengths / self._needed) ** prefer_long)
@@ -96,6 +98,13 @@ def spread(reader: ShardReader, window_tokens: int, count: int, seed: int) -> li
     return [_assemble(reader, plan) for plan in plans] + [
         sampler.window(i) for i in range(count - len(plans))
     ]
+
+
+def begun(ids: NDArray[np.int64], prefix: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Runs of tokens, int64 [..., T], with `prefix` in place of their first: what the tokenizer puts before
+    every text, where models keep much of their attention. Written into `ids`."""
+    ids[..., : prefix.size] = prefix
+    return ids
 
 
 def needed_tokens(split: Split, tokens: int, window_tokens: int) -> int:
@@ -138,7 +147,7 @@ def _pack(reader: ShardReader, documents: Iterable[int], needed: int) -> Iterato
 def _assemble(reader: ShardReader, plan: list[_Span]) -> Window:
     runs = [reader.document(part.document, part.start, part.start + part.tokens) for part in plan]
     return Window(
-        ids=np.concatenate(runs).astype(np.int64),
+        ids=begun(np.concatenate(runs).astype(np.int64), reader.prefix),
         document_ids=tuple(reader.document_id(part.document) for part in plan),
         segments=np.repeat(np.arange(len(plan), dtype=np.int32), [part.tokens for part in plan]),
     )

@@ -38,14 +38,24 @@ def scorecard_cells(
     documents = _sliding_documents(reader, longest, section)
     cells: list[Cell] = []
     for length in lengths:
-        cells.append(perplexity.cell(windows, length, section.seed, text))
+        cells.append(perplexity.cell(windows, length, section.seed, text, reader.prefix))
         if documents:
             stride = section.sliding_stride_tokens
-            cells.append(perplexity.sliding_cell(documents, length, stride, section.seed, text))
+            cells.append(
+                perplexity.sliding_cell(documents, length, stride, section.seed, text, reader.prefix)
+            )
         texts = _spread_windows(reader, length, section.recall_windows, section.seed)
         cells += [
             needles.recall_cell(
-                texts, encode, template, length, section.recall_pairs, section.seed, text, chinese=chinese
+                texts,
+                encode,
+                template,
+                length,
+                section.recall_pairs,
+                section.seed,
+                text,
+                chinese=chinese,
+                head=reader.prefix.size,
             )
             for template in section.templates
         ]

@@ -10,19 +10,12 @@ from typing import Any
 
 from yarn_ops.data.haystack import Chat, Encode
 from yarn_ops.digests import digest_of, file_digest
-from yarn_ops.errors import BaseModelError, DataError
+from yarn_ops.errors import BaseModelError, DataError, UnprovenRope
 from yarn_ops.evals.cells import ModelUnderTest
-from yarn_ops.models.checkpoints import (
-    built_config,
-    checkpoint_files,
-    load_tokenizer,
-    quiet_transformers,
-    refuse_code,
-    tensor_shapes,
-)
+from yarn_ops.models.checkpoints import checkpoint_files, load_tokenizer, refuse_code, tensor_shapes
 from yarn_ops.models.device import Dtype, torch_dtype
 from yarn_ops.models.files import CONFIG, read_config
-from yarn_ops.models.loading import load_proven, weights_alone
+from yarn_ops.models.loading import load_proven
 from yarn_ops.models.sizes import check_sizes
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.fields import rope_thetas
@@ -33,12 +26,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model directory as it is measured; `spec` None: its positions are not rotary."""
+    """A model directory as it is measured; `spec` None: its positions are not rotary, or not proven."""
 
     path: Path
     name: str
     config: Mapping[str, Any]
     spec: RopeSpec | None
+    rotary: bool
+    """whether its positions are rotary; with no `spec` they are not proven"""
     context_tokens: int
     """what its config says that it reads"""
     original_context_tokens: int
@@ -83,20 +78,7 @@ class Subject:
 
     def load(self, device: str, precision: Dtype) -> Any:
         """The model in evaluation mode; its RoPE is proven where it has one."""
-        dtype = torch_dtype(precision)
-        if self.spec is not None:
-            return load_proven(self.path, self.config, self.spec, dtype=dtype, device=device)
-        from transformers import AutoModelForCausalLM
-
-        try:
-            with quiet_transformers(), weights_alone(self.path) as alone:
-                model = AutoModelForCausalLM.from_pretrained(
-                    alone, config=built_config(self.config), dtype=dtype, local_files_only=True,
-                    use_safetensors=True, trust_remote_code=False,
-                )  # fmt: skip
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise BaseModelError(f"{self.path}: cannot be loaded: {error}") from None
-        return model.to(device).eval()
+        return load_proven(self.path, self.config, self.spec, dtype=torch_dtype(precision), device=device)
 
 
 def open_subject(path: Path, *, name: str | None = None, config: Mapping[str, Any] | None = None) -> Subject:
@@ -109,7 +91,11 @@ def open_subject(path: Path, *, name: str | None = None, config: Mapping[str, An
     refuse_code(path)
     values = read_config(path) if config is None else config
     check_sizes(path / CONFIG, values, tensor_shapes(path))
-    spec = rope_spec_of(values) if rope_thetas(values) else None
+    name, rotary, spec = name or path.name, bool(rope_thetas(values)), None
+    try:
+        spec = rope_spec_of(values) if rotary else None
+    except UnprovenRope as error:
+        log.warning("%s: measured as transformers loads it; its RoPE is not proven: %s", name, error)
     keys = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
     limit: int | None = next((values[key] for key in keys if isinstance(values.get(key), int)), None)
     if limit is None:
@@ -122,4 +108,4 @@ def open_subject(path: Path, *, name: str | None = None, config: Mapping[str, An
         return tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
     original = spec.original_context_tokens if spec is not None else limit
-    return Subject(path, name or path.name, values, spec, limit, original, encode, tokenizer)
+    return Subject(path, name, values, spec, rotary, limit, original, encode, tokenizer)

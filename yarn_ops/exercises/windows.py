@@ -102,9 +102,9 @@ class ExerciseSampler:
     def _texts(self, window: Window) -> list[tuple[int, int]]:
         """(start, stop) of the texts that exercises are put into."""
         if not self._document_mask:
-            return [(0, len(window.ids))]
+            return [(self._windows.prefix.size, len(window.ids))]
         borders = np.flatnonzero(np.diff(window.segments)) + 1
-        edges = [0, *borders.tolist(), len(window.ids)]
+        edges = [self._windows.prefix.size, *borders.tolist(), len(window.ids)]
         return [(start, stop) for start, stop in pairwise(edges) if stop - start >= LEAST_TOKENS]
 
     def _language(self, text: Ids) -> Language:

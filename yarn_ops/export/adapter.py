@@ -17,7 +17,7 @@ from yarn_ops.export.model import Export, new_directory, place_files
 from yarn_ops.export.serving import Engine, serving_settings
 from yarn_ops.models.checkpoints import checkpoint_files
 from yarn_ops.models.files import CONFIG as BASE_CONFIG
-from yarn_ops.models.files import GENERATION_CONFIG, TOKENIZER_FILES, read_config, write_object
+from yarn_ops.models.files import GENERATION_CONFIG, read_config, tokenizer_files, write_object
 from yarn_ops.models.inspection import inspect_checkpoint
 from yarn_ops.models.patch import prove_directory
 from yarn_ops.rope.config import rope_spec_of
@@ -50,7 +50,9 @@ def export_adapter(adapter: Path, engine: Engine, *, base: Path, patched: Path, 
                 "give the base that was extended"
             )
     with new_directory(to) as partial:
-        beside = {name for name in (GENERATION_CONFIG, *TOKENIZER_FILES) if (patched / name).is_file()}
+        beside = {
+            name for name in (GENERATION_CONFIG, *tokenizer_files(patched)) if (patched / name).is_file()
+        }
         of_base = set(checkpoint_files(base)) - beside - {BASE_CONFIG}
         place_files(base, partial / "base", of_base)
         place_files(patched, partial / "base", beside)

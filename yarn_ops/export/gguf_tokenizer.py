@@ -51,7 +51,8 @@ class GgufTokenizer:
     eos_id: int
     adds_bos: bool
     adds_eos: bool
-    chat_template: str | None
+    chat_template: str | list[dict[str, str]] | None
+    """several by name, where the model has them"""
 
 
 def gguf_tokenizer(model: Path, config: Mapping[str, Any]) -> GgufTokenizer:
@@ -78,6 +79,8 @@ def gguf_tokenizer(model: Path, config: Mapping[str, Any]) -> GgufTokenizer:
             "begin-of-text and one end-of-text; use transformers, vllm or sglang"
         )
     template = tokenizer.chat_template
+    if isinstance(template, Mapping):
+        template = [{"name": name, "template": text} for name, text in template.items()]
     return GgufTokenizer(
         pre=pre,
         tokens=tokens,
@@ -87,7 +90,7 @@ def gguf_tokenizer(model: Path, config: Mapping[str, Any]) -> GgufTokenizer:
         eos_id=eos_id,
         adds_bos=adds_bos,
         adds_eos=after == [eos_id],
-        chat_template=template if isinstance(template, str) else None,
+        chat_template=template,
     )
 
 

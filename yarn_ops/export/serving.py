@@ -13,6 +13,8 @@ Whatever else an engine reads differently is translated where that is exact, and
 `attn_factor` multiplies YaRN's own 0.1 ln(s) + 1 where attention_factor replaces it. Frequency factors
 divide the base's frequencies one by one; llama.cpp has them for its llama class alone (llama, mistral).
 
+An engine's own classes of models may read no scaling at all: READS says which do, as read off their sources.
+
 Read from transformers 5.23, vLLM 0.10 to 0.33, SGLang 0.5.23, llama.cpp of llama-cpp-python 0.3.36.
 """
 
@@ -27,7 +29,7 @@ from typing import Any, Literal
 
 from yarn_ops.errors import RopeError
 from yarn_ops.rope.architectures import require_full_attention
-from yarn_ops.rope.config import rope_spec_of
+from yarn_ops.rope.config import DUAL_CHUNK, rope_spec_of
 from yarn_ops.rope.fields import RopeFields, optional_number, read_fields
 from yarn_ops.rope.methods import (
     BETA_FAST,
@@ -51,6 +53,69 @@ REQUIRES: dict[Engine, str] = {
     "llama.cpp": "llama-cpp-python>=0.3.36",
 }
 VLLM_WITH_TRUNCATE = "vllm>=0.13,<0.30"
+_EVERYWHERE = (
+    *("cohere", "deepseek_v3", "glm4", "glm4_moe", "granite", "hunyuan_v1_dense", "hunyuan_v1_moe", "llama"),
+    *("minicpm3", "mistral", "olmoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"),
+)
+_OLD_VLLM: dict[str, str] = {
+    **dict.fromkeys((*_EVERYWHERE, "arcee", "dots1", "ernie4_5_moe", "granitemoe"), REQUIRES["vllm-0.29"]),
+    **dict.fromkeys(
+        ("apertus", "cwm", "gpt_oss", "lfm2", "minimax_m2", "olmo2", "qwen3_next", "seed_oss"),
+        "vllm>=0.11.2,<0.30",
+    ),
+    **dict.fromkeys(
+        (
+            "gemma",
+            "gemma2",
+            "gpt_neox",
+            "minimax",
+            "mixtral",
+            "olmo",
+            "persimmon",
+            "phi",
+            "stablelm",
+            "starcoder2",
+        ),
+        "vllm>=0.12,<0.30",
+    ),
+}
+"""versions up to 0.29 that read a class's scaling; those before ignore it"""
+READS: dict[Engine, frozenset[str]] = {
+    "vllm-0.29": frozenset(_OLD_VLLM),
+    "vllm": frozenset(
+        (
+            *_EVERYWHERE,
+            *("apertus", "arcee", "axk1", "cwm", "ernie4_5", "ernie4_5_moe", "flex_olmo", "gemma"),
+            *("gemma2", "gemma3_text", "glm", "glm4_moe_lite", "gpt_neox", "gpt_oss", "granitemoe"),
+            *("granitemoeshared", "hy_v3", "hyperclovax", "jais2", "lfm2", "mellum", "minimax_m2", "mixtral"),
+            *(
+                "olmo",
+                "olmo2",
+                "olmo3",
+                "olmo_hybrid",
+                "phi",
+                "qwen3_5_text",
+                "qwen3_5_moe_text",
+                "qwen3_next",
+            ),
+            *("seed_oss", "smollm3", "stablelm", "starcoder2", "vaultgemma"),
+        )
+    ),
+    "sglang": frozenset(
+        (
+            *_EVERYWHERE,
+            "apertus",
+            "arcee",
+            "gpt_oss",
+            "hy_v3",
+            "lfm2",
+            "minimax_m2",
+            "olmo2",
+            "qwen3_next",
+        )
+    ),
+}
+"""model_types whose scaling an engine reads, one RoPE a layer type included where they have that"""
 GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """model_type -> llama.cpp's name; these a GGUF can be written of"""
 WITHOUT_YARN_IN_GGUF = ("gemma", "gemma2")
@@ -116,8 +181,11 @@ def serving_settings(config: Mapping[str, Any], engine: Engine) -> ServingSettin
             "but the cache holds keys turned by the earlier ones; extend with yarn to serve"
         )
     requires, served, gguf = REQUIRES[engine], None, None
+    if engine in READS:
+        _require_read(str(config.get("model_type")), engine, config, spec)
     match engine:
         case "vllm-0.29":
+            requires = _OLD_VLLM.get(str(config.get("model_type")), requires)
             if not spec.truncate:
                 requires = VLLM_WITH_TRUNCATE  # earlier ones do not know the key
             served = _config_of_old_vllm(config, fields, spec)
@@ -126,6 +194,18 @@ def serving_settings(config: Mapping[str, Any], engine: Engine) -> ServingSettin
         case "llama.cpp":
             gguf = _gguf_rope(config, fields, spec)
     return ServingSettings(engine, requires, fields.context_tokens, served, gguf)
+
+
+def _require_read(model_type: str, engine: Engine, config: Mapping[str, Any], spec: RopeSpec) -> None:
+    """RopeError where an engine would rotate as if nothing were scaled."""
+    readers = [name for name, read in READS.items() if model_type in read]
+    elsewhere = f"serve with {' or '.join((*readers, 'transformers'))}"
+    if DUAL_CHUNK in config:
+        raise RopeError(
+            f"{DUAL_CHUNK}: {engine} attends in chunks by it and ignores any scaling; take it out"
+        )
+    if spec.method != "none" and model_type not in READS[engine]:
+        raise RopeError(f"model_type: {model_type}: {engine} reads no scaling of this class; {elsewhere}")
 
 
 def _config_of_old_vllm(

@@ -19,11 +19,11 @@ from yarn_ops.models.files import (
     CONFIG,
     GENERATION_CONFIG,
     TOKENIZER_CONFIG,
-    TOKENIZER_FILES,
     copy_model_files,
     place_of,
     read_object,
     read_stated,
+    tokenizer_files,
 )
 from yarn_ops.models.harmless import harmless_config
 from yarn_ops.opening import open_regular
@@ -32,6 +32,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+QUANTISED = ("quantization_config", "quantization", "compression_config")
+FLOATS = ("F64", "F32", "F16", "BF16")
 OUTPUT_HEADS = ("lm_head.weight", "embed_out.weight")
 MOST_HEADER_BYTES = 32 << 20
 """of a safetensors file: a quarter of a million tensors"""
@@ -42,7 +44,7 @@ def checkpoint_files(path: Path) -> list[str]:
 
     Raises BaseModelError where the weights are missing, pickled, or named by an index but not there.
     """
-    names = {CONFIG, GENERATION_CONFIG, *TOKENIZER_FILES, *weight_files(path)}
+    names = {CONFIG, GENERATION_CONFIG, *tokenizer_files(path), *weight_files(path)}
     if not (path / WEIGHTS).is_file():
         names.add(INDEX)
     return sorted(name for name in names if (path / name).is_file())
@@ -87,7 +89,9 @@ def load_tokenizer(path: Path) -> Any:
             f"{path}: no tokenizer ({', '.join(VOCABULARIES)}); add the base's tokenizer files"
         )
     with tempfile.TemporaryDirectory(prefix="yarn-ops-") as folder, quiet_transformers():
-        copy_model_files(path, Path(folder), (CONFIG, *TOKENIZER_FILES))  # and no file that these may name
+        copy_model_files(
+            path, Path(folder), (CONFIG, *tokenizer_files(path))
+        )  # and no file that these may name
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except BaseException as error:  # of damaged files; Rust's panics are no Exception
@@ -115,7 +119,7 @@ def quiet_transformers() -> Iterator[None]:
 def refuse_code(path: Path) -> None:
     """BaseModelError where a model directory asks for, or brings, code of its own, or is quantised.
 
-    Quantised weights are read by kernels that transformers may fetch.
+    Quantised weights are read by kernels that transformers may fetch. MLX says `quantization`.
     """
     for name in (CONFIG, TOKENIZER_CONFIG):
         if name != CONFIG and not (path / name).is_file():
@@ -125,7 +129,7 @@ def refuse_code(path: Path) -> None:
             raise BaseModelError(
                 f"{path / name}: auto_map asks for remote code, which is never run; choose another base"
             )
-        if stated.get("quantization_config") is not None:
+        if any(stated.get(key) is not None for key in QUANTISED):
             raise BaseModelError(f"{path / name}: the weights are quantised; extend the unquantised model")
     for code in sorted(path.glob("*.py")):
         raise BaseModelError(f"{code}: the checkpoint brings code, which is never run; choose another base")
@@ -186,8 +190,14 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
         if header_bytes > MOST_HEADER_BYTES:
             raise OSError(errno.EINVAL, f"a header of {header_bytes:,} bytes")
         with safe_open(file, framework="numpy") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            dtypes = {name: str(held.get_dtype()) for name, held in slices.items() if "weight" in name}
+            shapes = {name: tuple(held.get_shape()) for name, held in slices.items()}
     except (SafetensorError, OSError) as error:
         raise BaseModelError(
             f"{file}: truncated or corrupt at {file.stat().st_size} bytes ({error}); download it again"
         ) from None
+    for name, dtype in dtypes.items():
+        if dtype not in FLOATS:
+            raise BaseModelError(f"{file}: {name} is {dtype}: quantised; extend the unquantised model")
+    return shapes

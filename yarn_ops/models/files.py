@@ -33,6 +33,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+TEMPLATES = "additional_chat_templates"
+"""a directory of named chat templates, NAME.jinja"""
 SHARED_BLOBS = ".huggingface-shared-blobs"
 """marks the directory of blobs that several models of a Hugging Face cache share"""
 HARMLESS = {
@@ -44,6 +46,12 @@ HARMLESS = {
 MOST_BYTES = {CONFIG: 1 << 20, GENERATION_CONFIG: 1 << 20}
 MOST_OTHER_BYTES = 64 << 20
 """Of a tokenizer or an index: the largest known have half of that."""
+
+
+def tokenizer_files(folder: Path) -> list[str]:
+    """Names of the tokenizer's files that a model directory has, named chat templates among them."""
+    templates = sorted(f"{TEMPLATES}/{path.name}" for path in (folder / TEMPLATES).glob("*.jinja"))
+    return [name for name in (*TOKENIZER_FILES, *templates) if (folder / name).is_file()]
 
 
 def open_model_file(folder: Path, name: str) -> BinaryIO:
@@ -130,11 +138,13 @@ def copy_model_files(folder: Path, target: Path, names: Iterable[str]) -> None:
     """Copy those of these files that exist, none of them weights, as they may reach transformers."""
     for name in names:
         if (folder / name).is_file():
+            (target / name).parent.mkdir(exist_ok=True)
             (target / name).write_bytes(harmless_bytes(folder, name))
 
 
 def link_model_file(folder: Path, target: Path, name: str) -> None:
     """A hard link to a file of a model directory, a copy where the file system has none."""
+    (target / name).parent.mkdir(exist_ok=True)
     with open_model_file(folder, name) as file:
         try:
             os.link(place_of(folder, name), target / name, follow_symlinks=False)

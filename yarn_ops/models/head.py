@@ -19,7 +19,7 @@ class Head(NamedTuple):
     weight_VD: Tensor
     bias_V: Tensor | None
     divisor: float
-    """of the logits; Granite's logits_scaling, else 1"""
+    """of the logits; Granite's logits_scaling, 1 / Cohere's logit_scale, else 1"""
     cap: float | None
     """Gemma 2's soft cap: logits become cap · tanh(logits / cap); None: none"""
 
@@ -31,7 +31,8 @@ class Head(NamedTuple):
         return cls(
             weight_VD=weight if dtype is None else weight.to(dtype),
             bias_V=bias if bias is None or dtype is None else bias.to(dtype),
-            divisor=getattr(config, "logits_scaling", None) or 1.0,
+            divisor=getattr(config, "logits_scaling", None)
+            or 1.0 / (getattr(config, "logit_scale", 0) or 1.0),
             cap=getattr(config, "final_logit_softcapping", None),
         )
 

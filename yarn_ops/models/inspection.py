@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from yarn_ops.atomic import atomic_write
 from yarn_ops.digests import digest_of, file_digest
-from yarn_ops.errors import BaseModelError
+from yarn_ops.errors import BaseModelError, ProofError, RopeError
 from yarn_ops.models.checkpoints import (
     OUTPUT_HEADS,
     WEIGHTS,
@@ -25,16 +25,18 @@ from yarn_ops.models.checkpoints import (
     tensor_shapes,
     weight_map,
 )
-from yarn_ops.models.files import CONFIG, TOKENIZER_FILES, read_config
-from yarn_ops.models.sizes import check_sizes
+from yarn_ops.models.files import CONFIG, read_config, tokenizer_files
+from yarn_ops.models.sizes import Shapes, check_sizes
 from yarn_ops.records import BaseModel
+from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.fields import rope_thetas, rope_type
+from yarn_ops.rope.methods import RopeSpec
 
 INPUT_EMBEDDINGS = (".embed_tokens.weight", ".embed_in.weight")
 COMPARED_BYTES = 1 << 24
 CAUSAL = re.compile("[A-Za-z][A-Za-z0-9_]{0,70}ForCausalLM")
-FOUND = 1
-"""Raise it when `_Found` holds other things."""
+FOUND = 2
+"""Raise it when `_Found` holds other things, or more is required of what is found."""
 
 
 class _Found(NamedTuple):
@@ -74,12 +76,16 @@ def inspect_checkpoint(
         if theta <= 1:
             raise BaseModelError(f"{path / CONFIG}: {key} is {theta:g} and must be above 1; correct it")
     context_tokens = _original_context(path, config, original_context_tokens)
+    try:
+        spec = rope_spec_of(config)
+    except RopeError as error:
+        raise BaseModelError(f"{path / CONFIG}: {error}") from None
 
     vocab_size = _whole_number(path, config, "vocab_size")
     shapes = tensor_shapes(path)
     _check_embedding(path, shapes, vocab_size)
     check_sizes(path / CONFIG, config, shapes)
-    found = _found(path, config, kept)
+    found = _found(path, config, kept, shapes, spec)
     repeated = _check_head(path, shapes, tied=found.tied_head)
     _check_tokenizer(path, found.largest_token, vocab_size)
     return BaseModel(
@@ -94,17 +100,24 @@ def inspect_checkpoint(
     )
 
 
-def _found(path: Path, config: Mapping[str, Any], kept: Path | None) -> _Found:
-    """By transformers, whose import takes seconds, or as kept of files of the same bytes."""
-    names = [name for name in (CONFIG, *TOKENIZER_FILES) if (path / name).is_file()]
+def _found(
+    path: Path, config: Mapping[str, Any], kept: Path | None, shapes: Shapes, spec: RopeSpec
+) -> _Found:
+    """By transformers, whose import takes seconds, or as kept of files of the same bytes and tensors.
+
+    The base's own model is laid out: every tensor has its place, and its RoPE is the one that config.json
+    says.
+    """
+    names = [CONFIG, *tokenizer_files(path)]
     files = {name: file_digest(path / name) for name in names} if kept else {}
-    place = kept / f"{digest_of([FOUND, version('transformers'), files])}.json" if kept else None
+    place = kept / f"{digest_of([FOUND, version('transformers'), files, shapes])}.json" if kept else None
     if place is not None and place.is_file():
         try:
             return _KEPT.validate_json(place.read_bytes())
         except (OSError, ValidationError):
             pass  # damaged: asked again, and replaced
     built = built_config(config, str(path / CONFIG))
+    _require_whole_model(path, spec)
     tokens = load_tokenizer(path).get_vocab().values()
     found = _Found(bool(built.tie_word_embeddings), _head_dim(path, built), max(tokens, default=-1))
     if place is not None:
@@ -113,6 +126,17 @@ def _found(path: Path, config: Mapping[str, Any], kept: Path | None) -> _Found:
             with atomic_write(place) as draft:
                 draft.write_bytes(_KEPT.dump_json(found))
     return found
+
+
+def _require_whole_model(path: Path, spec: RopeSpec) -> None:
+    from yarn_ops.models.loading import require_loadable
+    from yarn_ops.models.patch import prove_directory
+
+    require_loadable(path)
+    try:
+        prove_directory(path, spec)
+    except ProofError as error:
+        raise BaseModelError(f"{path}: {error}") from None
 
 
 def _architecture(path: Path, config: Mapping[str, Any]) -> str:
@@ -174,11 +198,6 @@ def _check_head(path: Path, shapes: Mapping[str, tuple[int, ...]], *, tied: bool
     """Names of output heads that merely repeat the embedding."""
     heads = [name for name in shapes if name in OUTPUT_HEADS]
     if not tied:
-        if not heads:
-            raise BaseModelError(
-                f"{path}: tie_word_embeddings is false but the weights hold no output head; "
-                "weights and config are not of one model, download both again"
-            )
         return set()
     embedding = next(name for name in shapes if name.endswith(INPUT_EMBEDDINGS))
     for head in heads:

@@ -18,7 +18,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from yarn_ops.errors import BaseModelError, YarnOpsError
-from yarn_ops.models.checkpoints import INDEX, WEIGHTS, built_config, quiet_transformers, weight_files
+from yarn_ops.models.checkpoints import (
+    INDEX,
+    WEIGHTS,
+    built_config,
+    quiet_transformers,
+    tensor_shapes,
+    weight_files,
+)
 from yarn_ops.models.files import CONFIG, GENERATION_CONFIG, copy_model_files, read_config
 from yarn_ops.rope import dynamic
 from yarn_ops.rope.methods import RopeSpec
@@ -28,12 +35,12 @@ from yarn_ops.rope.proof import prove
 def load_proven(
     weights: Path,
     config: Mapping[str, Any] | None,
-    spec: RopeSpec,
+    spec: RopeSpec | None,
     *,
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Any:
-    """A transformers causal model in evaluation mode, its rotary embedding proven against `spec`.
+    """A transformers causal model in evaluation mode, its rotary embedding proven against `spec` if given.
 
     `weights` holds the safetensors; `config` replaces its config.json unless None. Local files only, no
     pickles, no code. Parameters are `dtype`, frequencies stay float32. Every tensor must find its place:
@@ -45,8 +52,25 @@ def load_proven(
         model = _load(weights, config, dtype, device)
     model.to(device)  # a device alone: a dtype here would round the frequencies
     model.eval()
-    prove(model, spec)
+    if spec is not None:
+        prove(model, spec)
     return model
+
+
+def require_loadable(path: Path) -> None:
+    """BaseModelError unless transformers builds a directory's model, and every tensor has its place in it.
+
+    Reads config and headers alone.
+    """
+    config = read_config(path)
+    held = {name: torch.empty(shape, device="meta") for name, shape in tensor_shapes(path).items()}
+    with _blaming(f"{path}: no model can be built from it"), quiet_transformers():
+        built, attention = _build(config, str(path / CONFIG))
+        _, report = _class_of(built).from_pretrained(
+            None, config=built, state_dict=held, dtype=torch.float32, device_map={"": "meta"},
+            attn_implementation=attention, ignore_mismatched_sizes=True, output_loading_info=True,
+        )  # fmt: skip
+    _require_places(path, report)
 
 
 def lay_out_proven(config: Mapping[str, Any], spec: RopeSpec, *, device: torch.device | str) -> Any:
@@ -125,7 +149,15 @@ def _build(config: Mapping[str, Any], where: str = CONFIG) -> tuple[Any, str]:
         return built_config(dynamic.unscaled(config), where), dynamic.register_attention()
     built = built_config(config, where)
     # Implementations other than eager drop a soft cap without a warning.
-    return built, "eager" if getattr(built, "attn_logit_softcapping", None) else "sdpa"
+    eager = getattr(built, "attn_logit_softcapping", None) or not _class_of(built)._supports_sdpa
+    return built, "eager" if eager else "sdpa"
+
+
+def _class_of(built: Any) -> Any:
+    """The causal model's class of a transformers config."""
+    if type(built) not in AutoModelForCausalLM._model_mapping:
+        raise BaseModelError(f"{CONFIG}: model_type {built.model_type!r} has no causal language model")
+    return AutoModelForCausalLM._model_mapping[type(built)]
 
 
 def _load(weights: Path, config: dict[str, Any], dtype: torch.dtype, device: torch.device | str) -> Any:
@@ -144,12 +176,16 @@ def _load(weights: Path, config: dict[str, Any], dtype: torch.dtype, device: tor
             ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,
         )
+    _require_places(weights, report)
+    if dynamic.is_dynamic(config):
+        dynamic.install(model, config)
+    return model
+
+
+def _require_places(weights: Path, report: Mapping[str, Any]) -> None:
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if tensors := sorted(key if isinstance(key, str) else key[0] for key in report[fault]):
             raise BaseModelError(
                 f"{weights}: {fault.replace('_keys', '')} tensor {tensors[0]} ({len(tensors)} in all); "
                 "weights and config are not of one model, download both again"
             )
-    if dynamic.is_dynamic(config):
-        dynamic.install(model, config)
-    return model

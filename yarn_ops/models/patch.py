@@ -15,10 +15,10 @@ from yarn_ops.models.files import (
     CONFIG,
     GENERATION_CONFIG,
     TOKENIZER_CONFIG,
-    TOKENIZER_FILES,
     copy_model_files,
     read_config,
     read_object,
+    tokenizer_files,
     write_object,
 )
 from yarn_ops.models.loading import lay_out
@@ -44,7 +44,7 @@ def patch(rope: recipe.Rope, base: Local[BaseModel], out: Path, *, factor: float
     return PatchedModel(
         parents=(base.record.digest,),
         method=spec.method,
-        factor=spec.factor,
+        factor=factor,
         original_context_tokens=original,
         target_context_tokens=spec.target_context_tokens,
         attention_factor=attention_factor(spec, spec.target_context_tokens),
@@ -55,7 +55,7 @@ def patch(rope: recipe.Rope, base: Local[BaseModel], out: Path, *, factor: float
 def _write_files(
     base: Path, out: Path, config: Mapping[str, Any], patched: Mapping[str, Any], target_context_tokens: int
 ) -> None:
-    copy_model_files(base, out, TOKENIZER_FILES)
+    copy_model_files(base, out, tokenizer_files(base))
     tokenizer_config = {**_read(base, TOKENIZER_CONFIG), "model_max_length": target_context_tokens}
     write_object(out, TOKENIZER_CONFIG, tokenizer_config)
     if generation := _read(base, GENERATION_CONFIG):

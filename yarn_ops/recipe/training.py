@@ -117,7 +117,8 @@ class Train(Section):
     alpha: float = Field(32.0, gt=0, title="LoRA alpha")
     targets: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj"), min_length=1, title="LoRA targets",
-        description="Names of linear layers; all-linear for every one but the head.",
+        description="Names of linear layers; all-linear for every one but the head "
+        "and the fused experts of a mixture.",
     )  # fmt: skip
     train_norms: bool = Field(
         True, title="Train norms", description="LongLoRA's finding: cheap and it helps."

@@ -9,9 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from yarn_ops.errors import RopeError
+from yarn_ops.errors import RopeError, UnprovenRope
 
-Sliding = Literal["never", "every layer", "if use_sliding_window", "some layers"]
+Sliding = Literal["never", "every layer", "all by default", "some by default", "from max_window_layers"]
+"""which layers attend within a window; but for the first two, a config's `layer_types` says it"""
+FULL = "full_attention"
+MAX_WINDOW_LAYERS = 28
+"""when a config names none"""
 
 
 @dataclass(frozen=True)
@@ -22,74 +26,139 @@ class Architecture:
     """when the config names none; None: hidden_size // num_attention_heads"""
     rotary_fraction: float = 1.0
     """share of a head that is rotated, when the config names none"""
+    width_key: str = "head_dim"
+    """of a head's size, or of its rotated part where only that is turned (multi-head latent attention)"""
     theta_key: str = "rope_theta"
     fraction_key: str = "partial_rotary_factor"
     sliding: Sliding = "never"
+    switched: bool = False
+    """whether windows act only where the config says `use_sliding_window`"""
     sliding_window: int | None = None
     """when the config names none"""
+    by_layer_type: bool = False
+    """its `rope_parameters` hold one RoPE a layer type; a method is for full attention alone"""
+    local_theta_key: str | None = None
+    """of the other layers' θ where a config has one RoPE (transformers 4)"""
 
 
+def _latent(width: int) -> Architecture:
+    """Multi-head latent attention: each head has a part of its own that rotates."""
+    return Architecture(head_dim=width, width_key="qk_rope_head_dim")
+
+
+def _sliding(window: int, head_dim: int | None = None) -> Architecture:
+    return Architecture(head_dim=head_dim, sliding="some by default", sliding_window=window)
+
+
+PLAIN = (
+    *("llama", "apertus", "arcee", "aria_text", "bitnet", "cohere", "diffllama", "ernie4_5_moe", "flex_olmo"),
+    *("granite", "granitemoe", "granitemoeshared", "hunyuan_v1_dense", "hunyuan_v1_moe", "hyperclovax"),
+    *("jais2", "lfm2", "nanochat", "olmo", "olmo2", "olmo_hybrid", "olmoe"),
+)
+"""full attention, every head rotated whole, hidden_size // num_attention_heads wide unless head_dim says it.
+transformers 4 raises on any scaling of olmo and olmo2."""
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture(),
-    "qwen2": Architecture(sliding="if use_sliding_window", sliding_window=4096),
-    "qwen2_moe": Architecture(sliding="if use_sliding_window", sliding_window=4096),
-    "qwen3": Architecture(head_dim=128, sliding="if use_sliding_window", sliding_window=4096),
-    "qwen3_moe": Architecture(sliding="if use_sliding_window", sliding_window=4096),
-    "olmo": Architecture(),  # both need transformers 5: 4 raises on any scaling of theirs
-    "olmo2": Architecture(),
-    "granite": Architecture(),
-    "granitemoe": Architecture(),
-    "smollm3": Architecture(sliding="if use_sliding_window"),
+    **dict.fromkeys(PLAIN, Architecture()),
+    **dict.fromkeys(
+        ("ernie4_5", "helium", "hy_v3", "minimax_m2", "minimax_m3_vl_text", "seed_oss", "solar_open"),
+        Architecture(head_dim=128),
+    ),
+    **dict.fromkeys(("axk1", "deepseek_v3", "glm4_moe_lite", "youtu"), _latent(64)),
+    **dict.fromkeys(
+        ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"), Architecture(head_dim=256, rotary_fraction=0.25)
+    ),
+    "minicpm3": _latent(32),
+    "jetmoe": Architecture(head_dim=128, width_key="kv_channels"),
+    "qwen2": Architecture(sliding="from max_window_layers", switched=True, sliding_window=4096),
+    "qwen2_moe": Architecture(sliding="some by default", switched=True, sliding_window=4096),
+    "qwen3": Architecture(
+        head_dim=128, sliding="from max_window_layers", switched=True, sliding_window=4096
+    ),
+    "qwen3_moe": Architecture(sliding="every layer", switched=True, sliding_window=4096),
+    "smollm3": Architecture(sliding="some by default", switched=True),
     "mistral": Architecture(sliding="every layer", sliding_window=4096),
     "mixtral": Architecture(sliding="every layer"),
-    "ministral": Architecture(sliding="every layer", sliding_window=4096),
+    "ministral": Architecture(sliding="all by default", sliding_window=4096),
     "minimax": Architecture(sliding="every layer"),
-    "hunyuan_v1_dense": Architecture(),
+    "starcoder2": Architecture(sliding="every layer"),
     "gemma": Architecture(head_dim=256),
-    "gemma2": Architecture(head_dim=256, sliding="some layers"),
+    "gemma2": Architecture(head_dim=256, sliding="some by default", sliding_window=4096),
+    "gemma3_text": Architecture(
+        head_dim=256, sliding="some by default", sliding_window=4096, by_layer_type=True,
+        local_theta_key="rope_local_base_freq",
+    ),
+    "olmo3": Architecture(
+        sliding="some by default", sliding_window=4096, by_layer_type=True, local_theta_key="rope_theta"
+    ),
+    "mellum": Architecture(head_dim=128, sliding="some by default", sliding_window=1024, by_layer_type=True),
+    "laguna": Architecture(
+        head_dim=128, rotary_fraction=0.5, sliding="some by default", sliding_window=512, by_layer_type=True
+    ),
+    "vaultgemma": _sliding(4096, 256),
+    "gpt_oss": _sliding(128, 64),  # all its layers rotate alike
+    "cwm": _sliding(8192, 128),
+    "dots1": _sliding(4096),
     "gpt_neox": Architecture(rotary_fraction=0.25, theta_key="rotary_emb_base", fraction_key="rotary_pct"),
     "phi": Architecture(rotary_fraction=0.5),
+    "persimmon": Architecture(rotary_fraction=0.5),
     "stablelm": Architecture(rotary_fraction=0.25),
     "glm": Architecture(head_dim=128, rotary_fraction=0.5),
     "glm4": Architecture(head_dim=128, rotary_fraction=0.5),
-}
+    "glm4_moe": Architecture(rotary_fraction=0.5),
+}  # fmt: skip
 ROTATES_AFTER_CACHE = ("llama", "qwen2", "qwen3", "mistral")
 """classes whose attention is queries, keys, a rotation of both, the cache, and an attention function"""
 
-_NESTED = "it keeps one RoPE a layer type, and only some of them may be scaled"
-_OWN_YARN = "it is already extended by a YaRN of its own, with other attention factors"
-_MIXED = "its layers differ in whether and how they rotate"
+_OWN_YARN = "its published models are extended by a YaRN of their own, with other attention factors"
+_FULL_UNROTATED = "its layers that see the whole text do not rotate, so no RoPE extends them"
+_INDEXED = "an indexer that learns by a loss of its own chooses what its layers attend to"
+_PROPORTIONAL = "its full attention rotates a share of the whole spectrum, for which no method is known"
+_LAYERS_SHARED = "its layers read more than what the layer before them wrote"
 
 REFUSED: dict[str, str] = {
     "phi3": "transformers renames yarn to longrope for it and then fails",
-    "deepseek_v2": _OWN_YARN,
-    "deepseek_v3": _OWN_YARN,
-    "gpt_oss": _OWN_YARN,
-    "ministral3": _OWN_YARN,
-    "gemma3": _NESTED,
-    "gemma3_text": _NESTED,
-    "modernbert": _NESTED,
-    "olmo3": _NESTED,
+    "phimoe": "transformers reads its scaling as longrope alone",
+    **dict.fromkeys(("deepseek_v2", "ministral3"), _OWN_YARN),
+    **dict.fromkeys(
+        (
+            "afmoe",
+            "beam",
+            "cohere2",
+            "cohere2_moe",
+            "exaone4",
+            "exaone_moe",
+            "flint",
+            "kolibri1",
+            "llama4_text",
+        ),
+        _FULL_UNROTATED,
+    ),
+    **dict.fromkeys(("axk2", "deepseek_v32", "deepseek_v4", "glm_moe_dsa", "hy_v4"), _INDEXED),
+    **dict.fromkeys(("gemma4_text", "gemma4_unified_text", "lfm3"), _PROPORTIONAL),
+    **dict.fromkeys(("gemma3n_text", "hrm_text"), _LAYERS_SHARED),
     "nemotron": "transformers 4 drops its scaling without a word",  # seen in 4.51.3, 4.55.4 and 4.57.6
-    "gemma4": _MIXED,
-    "gemma4_text": _MIXED,
-    "cohere2": _MIXED,
-    "exaone4": _MIXED,
-    "llama4": _MIXED,
-    "llama4_text": _MIXED,
+    "modernbert-decoder": "transformers 4 has no scaling of it",
+    **dict.fromkeys(("granite_swa", "granitemoe_swa"), "each of its layers has a θ of its own"),
+    "doge": "parts of it get no gradient",
+    "gpt_neox_japanese": "its layers give more than hidden states, so that no part of it can be merged alone",
+    "recurrent_gemma": "all its attention lies within a window",
     "falcon": "it uses ALiBi, or a RoPE whose scaling no converter carries over",
+    **dict.fromkeys(
+        ("gemma3", "gemma3n", "gemma4", "gemma4_unified", "llama4", "mllama", "qwen3_5", "qwen3_5_moe"),
+        "its config is of text and images; give the text model alone",
+    ),
 }
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """The entry for a config's model_type; RopeError with the reason where there is none."""
+    """The entry for a config's model_type; UnprovenRope with the reason where there is none."""
     model_type = config.get("model_type")
     if model_type in REFUSED:
-        raise RopeError(
+        raise UnprovenRope(
             f"model_type: {model_type} cannot be extended: {REFUSED[model_type]}; choose another base"
         )
     if model_type not in ARCHITECTURES:
-        raise RopeError(
+        raise UnprovenRope(
             f"model_type: {model_type!r} is not known to extend safely; "
             f"known are {', '.join(sorted(ARCHITECTURES))}"
         )
@@ -104,25 +173,33 @@ def require_rotation_after_cache(config: Mapping[str, Any]) -> None:
             f"model_type: {model_type} cannot run dynamic-yarn, which turns keys after the cache; "
             f"{', '.join(ROTATES_AFTER_CACHE)} can; use yarn"
         )
-    architecture = ARCHITECTURES[model_type]
-    acts = architecture.sliding == "every layer" or config.get("use_sliding_window", False)
-    if acts and config.get("sliding_window", architecture.sliding_window) is not None:
+    if _windowed_layers(config)[0] != "none":
         raise RopeError("sliding_window: dynamic-yarn needs the whole context; choose a base without it")
 
 
 def require_full_attention(config: Mapping[str, Any], target_context_tokens: int) -> None:
     """RopeError where a sliding window on every layer would hide the longer context."""
-    architecture = architecture_of(config)
-    window = config.get("sliding_window", architecture.sliding_window)
-    match architecture.sliding:
-        case "never" | "some layers":
-            return
-        case "if use_sliding_window":
-            acts = bool(config.get("use_sliding_window", False))
-        case "every layer":
-            acts = "full_attention" not in (config.get("layer_types") or ())
-    if acts and window is not None and window < target_context_tokens:
+    layers, window = _windowed_layers(config)
+    if layers == "all" and window < target_context_tokens:
         raise RopeError(
             f"sliding_window: attention reaches back {window} tokens only, so a context of "
             f"{target_context_tokens} cannot be used; choose a base without it (sliding_window null)"
         )
+
+
+def _windowed_layers(config: Mapping[str, Any]) -> tuple[Literal["none", "some", "all"], int]:
+    """Which layers attend within a window only, and how many tokens that is."""
+    architecture = architecture_of(config)
+    sliding, window = architecture.sliding, config.get("sliding_window", architecture.sliding_window)
+    off = architecture.switched and not config.get("use_sliding_window", False)
+    if sliding == "never" or off or not isinstance(window, int):
+        return "none", 0
+    if sliding == "every layer":
+        return "all", window
+    if isinstance(kinds := config.get("layer_types"), list) and kinds:
+        widened = sum(kind != "sliding_attention" for kind in kinds)
+        return ("none" if widened == len(kinds) else "some" if FULL in kinds else "all"), window
+    layers, full = config.get("num_hidden_layers"), config.get("max_window_layers", MAX_WINDOW_LAYERS)
+    if sliding == "from max_window_layers" and isinstance(layers, int) and isinstance(full, int):
+        return ("none" if full >= layers else "some" if full > 0 else "all"), window
+    return ("some" if sliding == "some by default" else "all"), window

@@ -8,10 +8,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from yarn_ops import recipe
-from yarn_ops.errors import RopeError
-from yarn_ops.rope.architectures import require_full_attention, require_rotation_after_cache
-from yarn_ops.rope.fields import ORIGINAL, RopeFields, number, optional_number, read_fields
-from yarn_ops.rope.methods import BETA_FAST, BETA_SLOW, RopeSpec, ntk_theta, yarn_scale
+from yarn_ops.errors import RopeError, UnprovenRope
+from yarn_ops.rope.architectures import FULL, require_full_attention, require_rotation_after_cache
+from yarn_ops.rope.fields import (
+    ORIGINAL,
+    RopeFields,
+    by_layer_type,
+    number,
+    optional_number,
+    read_fields,
+)
+from yarn_ops.rope.methods import (
+    BETA_FAST,
+    BETA_SLOW,
+    LENGTH_DEPENDENT,
+    RopeSpec,
+    attention_factor,
+    ntk_theta,
+    yarn_scale,
+)
 
 METHOD_OF_TYPE: dict[str, recipe.RopeMethod] = {
     "default": "none",
@@ -22,6 +37,7 @@ METHOD_OF_TYPE: dict[str, recipe.RopeMethod] = {
     "llama3": "llama3",
     "longrope": "longrope",
 }
+DUAL_CHUNK = "dual_chunk_attention_config"
 RECOMPUTED_FACTOR = ("yarn", "dynamic-yarn", "longrope")
 """where the factor is, or transformers 4.51 to 4.55 take it for, max_position_embeddings / original"""
 
@@ -32,10 +48,15 @@ def rope_spec_of(config: Mapping[str, Any]) -> RopeSpec:
     Methods that only move θ (ntk, abf) read as `none` with that θ; by-parts as yarn with attention factor 1.
     Raises RopeError where the config is incomplete, contradicts itself or needs what is not known here.
     """
-    fields = read_fields(config)
+    return _spec(read_fields(config))
+
+
+def _spec(fields: RopeFields) -> RopeSpec:
     scaling = fields.scaling
     if fields.kind not in METHOD_OF_TYPE:
-        raise RopeError(f"rope_type: {fields.kind!r} is unknown; known are {', '.join(METHOD_OF_TYPE)}")
+        raise UnprovenRope(f"rope_type: {fields.kind!r} is unknown; known are {', '.join(METHOD_OF_TYPE)}")
+    if fields.others and METHOD_OF_TYPE[fields.kind] in LENGTH_DEPENDENT:
+        raise UnprovenRope(f"rope_type: {fields.kind} is not known beside other layer types; use yarn")
     factor = 1.0 if fields.kind == "default" else number(scaling, "factor")
     llama3 = fields.kind == "llama3"
     return RopeSpec(
@@ -52,6 +73,7 @@ def rope_spec_of(config: Mapping[str, Any]) -> RopeSpec:
         high_freq_factor=number(scaling, "high_freq_factor") if llama3 else 4.0,
         short_factors=tuple(scaling.get("short_factor") or ()),
         long_factors=tuple(scaling.get("long_factor") or ()),
+        others=tuple((kind, _spec(other)) for kind, other in fields.others.items()),
     )
 
 
@@ -66,12 +88,15 @@ def patch_config(
     Raises RopeError where the architecture, the config or the request does not allow it.
     """
     fields = read_fields(config)
+    if fields.others and rope.method in LENGTH_DEPENDENT:
+        raise RopeError(f"rope.method: {rope.method} is not known beside other layer types; use yarn")
+    original, total = _true_original(config, fields, original_context_tokens, factor)
     spec = RopeSpec(
         method=rope.method,
         dim=fields.rotary_dim,
         theta=rope.theta if rope.method == "abf" and rope.theta is not None else fields.theta,
-        factor=factor,
-        original_context_tokens=_true_original(fields, original_context_tokens),
+        factor=total,
+        original_context_tokens=original,
         beta_fast=rope.beta_fast,
         beta_slow=rope.beta_slow,
         attention_factor=rope.attention_factor,
@@ -79,8 +104,20 @@ def patch_config(
         high_freq_factor=rope.high_freq_factor,
         short_factors=rope.short_factors,
         long_factors=rope.long_factors,
+        truncate=fields.kind != "yarn" or bool(fields.scaling.get("truncate", True)),
+        others=_spec(fields).others,
     )
     _require_whole_target(spec)
+    if spec.target_context_tokens < reads_tokens(config, fields):
+        raise RopeError(
+            f"factor: {spec.target_context_tokens} tokens are less than the {reads_tokens(config, fields)} "
+            "that the base reads already; ask for a longer context"
+        )
+    if DUAL_CHUNK in config:
+        raise RopeError(
+            f"{DUAL_CHUNK}: inference engines attend in chunks by it and ignore any scaling; "
+            "take it out of a copy of the base's config.json"
+        )
     require_full_attention(config, spec.target_context_tokens)
     if spec.method == "dynamic-yarn":
         require_rotation_after_cache(config)
@@ -119,21 +156,55 @@ def _attention_factor(fields: RopeFields, factor: float) -> float | None:
     return yarn_scale(factor, above) / yarn_scale(factor, below)
 
 
-def _true_original(fields: RopeFields, given: int | None) -> int:
-    """What the base was trained on before any scaling."""
+def _true_original(
+    config: Mapping[str, Any], fields: RopeFields, given: int | None, factor: float
+) -> tuple[int, float]:
+    """What the base was trained on before any scaling, and the factor from there.
+
+    `given`, which `factor` counts from, is that, or what an already scaled base reads now.
+    """
     if fields.kind == "default":
-        return given or fields.context_tokens
+        return given or fields.context_tokens, factor
     if given is None:
         raise RopeError(
-            f"rope_scaling: the config is already scaled ({fields.kind}); "
-            "give base.original_context_tokens, what the base was trained on before that"
+            f"rope_scaling: the config is already scaled ({fields.kind}); give base.original_context_tokens, "
+            f"what the base was trained on before that, or {fields.context_tokens}, what it reads now"
         )
-    if fields.original_context_tokens not in (None, given):
+    own = _spec(fields)
+    is_natural = math.isclose(attention_factor(own), yarn_scale(own.factor), rel_tol=1e-6)
+    if fields.kind == "yarn" and not is_natural:
         raise RopeError(
-            f"base.original_context_tokens: {given}, but config.json was scaled from "
-            f"{fields.original_context_tokens}; give that, or correct config.json"
+            "attention_factor: the base was trained with one of its own, which no other factor continues; "
+            "choose another base"
         )
-    return given
+    original = _unscaled_tokens(config, fields)
+    if original in (None, given):
+        return given, factor
+    if given == fields.context_tokens:
+        return original, factor * given / original
+    raise RopeError(
+        f"base.original_context_tokens: {given}, but config.json was scaled from {original}, and reads "
+        f"{fields.context_tokens} now; give one of the two, or correct config.json"
+    )
+
+
+def _unscaled_tokens(config: Mapping[str, Any], fields: RopeFields) -> int | None:
+    """The context before the config's own scaling; None where only its publisher knows.
+
+    Whether max_position_embeddings was multiplied by a linear factor is in no key but a third one's.
+    """
+    limit, written = fields.context_tokens, fields.original_context_tokens
+    if fields.kind != "linear" or written is not None:
+        return limit if fields.kind == "dynamic" else written
+    longest, factor = optional_number(config, "max_sequence_length"), number(fields.scaling, "factor")
+    if longest is None:
+        return None
+    return limit if longest == round(limit * factor) else round(limit / factor)
+
+
+def reads_tokens(config: Mapping[str, Any], fields: RopeFields) -> int:
+    """The context that the config says its model reads."""
+    return max(fields.context_tokens, int(optional_number(config, "max_sequence_length") or 0))
 
 
 def _require_whole_target(spec: RopeSpec) -> None:
@@ -157,8 +228,13 @@ def _written(config: Mapping[str, Any], fields: RopeFields, spec: RopeSpec) -> d
     patched = copy.deepcopy(dict(config))
     patched.pop("rope_scaling", None)
     patched.pop(ORIGINAL, None)
-    patched.update(base)
-    patched["head_dim"] = fields.head_dim  # some classes leave it None, which yarn cannot multiply
+    patched.pop("max_sequence_length", None)
+    local = architecture.local_theta_key
+    if local is not None or not fields.others:
+        patched.update(base)
+    elif "rope_theta" in patched:
+        patched["rope_theta"] = theta
+    patched[architecture.width_key] = fields.head_dim  # some leave it None, which yarn cannot multiply
     patched["max_position_embeddings"] = spec.target_context_tokens
     if spec.method == "dynamic-ntk":  # grows from this field, so that it must stay the original
         patched["max_position_embeddings"] = spec.original_context_tokens
@@ -167,9 +243,18 @@ def _written(config: Mapping[str, Any], fields: RopeFields, spec: RopeSpec) -> d
         patched[architecture.fraction_key] = float(fields.rotary_fraction)
     if spec.method == "longrope":  # transformers 4 looks for it here
         patched[ORIGINAL] = spec.original_context_tokens
-    if scaling["rope_type"] != "default":
+    if scaling["rope_type"] != "default" and (local is not None or not fields.others):
         patched["rope_scaling"] = scaling
     patched["rope_parameters"] = {**copy.deepcopy(scaling), **base}
+    if fields.others:
+        nested = by_layer_type(config) or {}
+        for kind, other in fields.others.items():
+            nested.setdefault(kind, {"rope_type": "default", "rope_theta": other.theta})
+            if local == "rope_theta" and theta != other.theta:
+                raise RopeError(f"rope.method: {spec.method} moves θ, of which this config has one; use yarn")
+            if local is not None:
+                patched[local] = other.theta
+        patched["rope_parameters"] = {**copy.deepcopy(nested), FULL: patched["rope_parameters"]}
     return patched
 
 
@@ -177,6 +262,7 @@ def _scaling(spec: RopeSpec) -> dict[str, Any]:
     scaled = {"factor": spec.factor, ORIGINAL: spec.original_context_tokens}
     attention = {} if spec.attention_factor is None else {"attention_factor": spec.attention_factor}
     ramp = {"beta_fast": spec.beta_fast, "beta_slow": spec.beta_slow}
+    rounded = {} if spec.truncate else {"truncate": False}
     match spec.method:
         case "none" | "ntk" | "abf":
             return {"rope_type": "default"}
@@ -185,9 +271,9 @@ def _scaling(spec: RopeSpec) -> dict[str, Any]:
         case "dynamic-ntk":
             return {"rope_type": "dynamic", "factor": spec.factor}
         case "by-parts":
-            return {"rope_type": "yarn", **scaled, **ramp, "attention_factor": 1.0}
+            return {"rope_type": "yarn", **scaled, **ramp, **rounded, "attention_factor": 1.0}
         case "yarn":
-            return {"rope_type": "yarn", **scaled, **ramp, **attention}
+            return {"rope_type": "yarn", **scaled, **ramp, **attention, **rounded}
         case "dynamic-yarn":
             return {"rope_type": "dynamic-yarn", **scaled, **ramp}
         case "llama3":

@@ -3,6 +3,9 @@
 transformers 4 keeps RoPE in `rope_theta` and `rope_scaling`, transformers 5 in `rope_parameters`. On load
 5 prefers rope_scaling and replaces, never merges; 4 does not know rope_parameters. A config that says
 different things in the two places therefore means different models, and is refused.
+
+Where layers differ by type, `rope_parameters` holds one RoPE a layer type. Full attention's is the one that
+a method changes, and the one that a config with a single RoPE means.
 """
 
 from __future__ import annotations
@@ -12,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from yarn_ops.errors import RopeError
-from yarn_ops.rope.architectures import Architecture, architecture_of
+from yarn_ops.errors import RopeError, UnprovenRope
+from yarn_ops.rope.architectures import FULL, Architecture, architecture_of
 
 ORIGINAL = "original_max_position_embeddings"
 BASE_KEYS = ("rope_theta", "partial_rotary_factor", "type")
@@ -42,6 +45,8 @@ class RopeFields:
     """max_position_embeddings"""
     original_context_tokens: int | None
     """original_max_position_embeddings, when written"""
+    others: Mapping[str, RopeFields]
+    """of the layer types that a method leaves alone; empty where all layers rotate alike"""
 
     @property
     def rotary_dim(self) -> int:
@@ -51,6 +56,47 @@ class RopeFields:
 def read_fields(config: Mapping[str, Any]) -> RopeFields:
     """RopeError where the architecture is refused, or a field is missing, unknown or contradicted."""
     architecture = architecture_of(config)
+    if not architecture.by_layer_type:
+        return _fields(config, architecture, {})
+    nested = by_layer_type(config) or {}
+    if not nested and architecture.local_theta_key is None:
+        raise UnprovenRope("rope_parameters: not by layer type, as this architecture needs; write both RoPEs")
+    kinds = [kind for kind in nested if kind != FULL] if nested else ["sliding_attention"]
+    if nested and not isinstance(nested.get(FULL), Mapping):
+        raise UnprovenRope("rope_parameters: layers of full attention do not rotate, so no RoPE extends them")
+    others = {
+        kind: _fields(_view(config, architecture, nested, kind), architecture, {})
+        for kind in kinds
+        if nested.get(kind, ...) is not None
+    }
+    return _fields(_view(config, architecture, nested, FULL), architecture, others)
+
+
+def by_layer_type(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """`rope_parameters` where they hold one RoPE a layer type, else None."""
+    values = config.get("rope_parameters")
+    nested = isinstance(values, Mapping) and any(isinstance(value, Mapping) for value in values.values())
+    return dict(values) if nested and isinstance(values, Mapping) else None
+
+
+def _view(
+    config: Mapping[str, Any], architecture: Architecture, nested: Mapping[str, Any], kind: str
+) -> dict[str, Any]:
+    """The config as one layer type reads it, with a single RoPE."""
+    own = nested.get(kind)
+    view = {**config, "rope_parameters": own}
+    if isinstance(own, Mapping):
+        view = {key: value for key, value in view.items() if key != "partial_rotary_factor" or key not in own}
+    if kind != FULL:
+        view["rope_scaling"] = None
+        local = architecture.local_theta_key
+        view["rope_theta"] = config.get(local) if local else None
+    return view
+
+
+def _fields(
+    config: Mapping[str, Any], architecture: Architecture, others: Mapping[str, RopeFields]
+) -> RopeFields:
     scaling = _scaling(config)
     return RopeFields(
         architecture=architecture,
@@ -61,6 +107,7 @@ def read_fields(config: Mapping[str, Any]) -> RopeFields:
         rotary_fraction=_rotary_fraction(config, architecture),
         context_tokens=int(number(config, "max_position_embeddings")),
         original_context_tokens=_original(config, scaling),
+        others=others,
     )
 
 
@@ -94,11 +141,17 @@ def _scaling_at(name: str, values: Any) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         raise RopeError(f"{name}: expected an object, found {values!r}")
     if any(isinstance(value, Mapping) for value in values.values()):
-        raise RopeError(f"{name}: one RoPE a layer type is not supported; choose a base with a single RoPE")
+        raise UnprovenRope(f"{name}: one RoPE a layer type, which this architecture has not; correct it")
+    kinds = {str(values[key]) for key in ("rope_type", "type") if values.get(key) is not None}
+    if len(kinds) > 1:
+        raise RopeError(
+            f"{name}: type and rope_type are {' and '.join(sorted(kinds))}; loaders disagree on which of the "
+            "two holds; correct config.json"
+        )
     scaling = {key: value for key, value in values.items() if key not in BASE_KEYS and value is not None}
     scaling["rope_type"] = rope_type({name: values})
     if unknown := sorted(scaling.keys() - SCALING_KEYS):
-        raise RopeError(f"{name}: {', '.join(unknown)}: not understood, and not read alike by all loaders")
+        raise UnprovenRope(f"{name}: {', '.join(unknown)}: not understood, and not read alike by all loaders")
     return scaling
 
 
@@ -123,9 +176,9 @@ def _rotary_fraction(config: Mapping[str, Any], architecture: Architecture) -> f
 
 
 def _head_dim(config: Mapping[str, Any], architecture: Architecture) -> int:
-    if config.get("head_dim") is not None:
-        return int(number(config, "head_dim"))
-    if "head_dim" not in config and architecture.head_dim is not None:
+    if config.get(architecture.width_key) is not None:
+        return int(number(config, architecture.width_key))
+    if architecture.width_key not in config and architecture.head_dim is not None:
         return architecture.head_dim
     return int(number(config, "hidden_size")) // int(number(config, "num_attention_heads"))
 
@@ -155,7 +208,9 @@ def _agreed(stated: Mapping[str, Any]) -> float:
 
 def rope_type(config: Mapping[str, Any]) -> str:
     """The kind of RoPE scaling a config asks for, "default" for none; rope_scaling goes first, as on load."""
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    nested = by_layer_type(config)
+    flat = nested.get(FULL) if nested else config.get("rope_parameters")
+    scaling = config.get("rope_scaling") or flat or {}
     kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, Mapping) else None
     return str(kind or "default")
 
@@ -166,4 +221,7 @@ def rope_thetas(config: Mapping[str, Any]) -> dict[str, float]:
     for name in ("rope_parameters", "rope_scaling"):
         if isinstance(values := config.get(name), Mapping):
             stated[f"{name}.rope_theta"] = values.get("rope_theta")
+    for kind, values in (by_layer_type(config) or {}).items():
+        if isinstance(values, Mapping):
+            stated[f"rope_parameters.{kind}.rope_theta"] = values.get("rope_theta")
     return {key: float(value) for key, value in stated.items() if isinstance(value, int | float)}

@@ -63,6 +63,8 @@ class RopeSpec(BaseModel):
     high_freq_factor: float = Field(4.0, gt=0)
     short_factors: tuple[Annotated[float, Field(gt=0)], ...] = ()
     long_factors: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    others: tuple[tuple[str, RopeSpec], ...] = ()
+    """the embeddings of layer types that the method leaves alone, by type; this is full attention's then"""
 
     def __init__(self, **values: Any) -> None:
         try:

@@ -16,6 +16,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from yarn_ops.errors import ProofError
 from yarn_ops.rope import dynamic
+from yarn_ops.rope.architectures import FULL
 from yarn_ops.rope.methods import (
     LENGTH_DEPENDENT,
     Array,
@@ -26,6 +27,7 @@ from yarn_ops.rope.methods import (
     yarn_at,
 )
 
+BUFFER = "inv_freq"
 RTOL = 1e-6
 """relative difference that a frequency or an attention factor may have"""
 TYPE_OF_METHOD = {"dynamic-ntk": "dynamic", "dynamic-yarn": dynamic.DYNAMIC_YARN, "longrope": "longrope"}
@@ -45,41 +47,52 @@ def prove(model: torch.nn.Module, spec: RopeSpec) -> float:
 
 
 def retune(model: torch.nn.Module, frequencies: Array, scaling: float) -> None:
-    """Make a loaded model with a static RoPE turn its heads by other frequencies and attention factor."""
+    """Make a loaded model with a static RoPE turn its heads by other frequencies and attention factor.
+
+    Where layer types rotate differently: those of full attention.
+    """
     for _, module in rotary_modules(model):
-        live = cast(torch.Tensor, module.inv_freq)
+        prefix = "" if hasattr(module, BUFFER) else f"{FULL}_"
+        live = cast(torch.Tensor, getattr(module, prefix + BUFFER))
         live.copy_(torch.from_numpy(frequencies))
-        module.attention_scaling = scaling  # type: ignore[assignment]
+        setattr(module, prefix + "attention_scaling", scaling)
 
 
 def rotary_modules(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
     """Every submodule that keeps inverse frequencies, with its dotted name."""
     for name, module in model.named_modules():
-        if any(buffer.endswith("inv_freq") for buffer, _ in module.named_buffers(recurse=False)):
+        if any(buffer.endswith(BUFFER) for buffer, _ in module.named_buffers(recurse=False)):
             yield name, module
 
 
 def _prove_module(name: str, module: torch.nn.Module, spec: RopeSpec) -> float:
-    buffers = {
-        buffer: value for buffer, value in module.named_buffers(recurse=False) if buffer.endswith("inv_freq")
-    }
-    extra = buffers.keys() - {"inv_freq", "original_inv_freq"}
-    if extra or "inv_freq" not in buffers:
-        raise ProofError(
-            f"{name}: keeps {', '.join(sorted(buffers))}; one RoPE a layer type cannot be proven"
-        )
-    _check_kind(name, module, spec)
-    live = _float64(name, buffers["inv_freq"], spec.dim // 2)
+    kept = {buffer for buffer, _ in module.named_buffers(recurse=False) if buffer.endswith(BUFFER)}
+    specs = {f"{kind}_": other for kind, other in ((FULL, spec), *spec.others)} if spec.others else {"": spec}
+    live = {buffer.removesuffix(BUFFER) for buffer in kept if not buffer.endswith("original_" + BUFFER)}
+    if live - specs.keys() or not live:
+        raise ProofError(f"{name}: keeps {', '.join(sorted(kept))}, but the config says {len(specs)} RoPE")
+    return max(_prove_buffer(name, module, prefix, specs[prefix]) for prefix in live)
+
+
+def _prove_buffer(name: str, module: torch.nn.Module, prefix: str, spec: RopeSpec) -> float:
+    """Of one layer type, or of all (`prefix` empty)."""
+    name = f"{name} ({prefix.rstrip('_')})" if prefix else name
+    kind = getattr(module, "rope_type", "default")
+    _check_kind(name, kind[prefix.rstrip("_")] if isinstance(kind, dict) else kind, spec)
+    buffer = cast(torch.Tensor, getattr(module, prefix + BUFFER))
+    live = _float64(name, buffer, spec.dim // 2)
     if isinstance(module, dynamic.DynamicRotary):
         return _prove_every_length(name, module, spec)
     error = _compare(name, live, _live_reference(module, live, spec), spec)
     if spec.method in LENGTH_DEPENDENT:
         error = max(error, _prove_growth(name, module, spec))
-    return max(error, _compare_attention(name, _attention_scaling(name, module), spec))
+    scaling = getattr(module, prefix + "attention_scaling", None)
+    if scaling is None:
+        raise ProofError(f"{name}: keeps no attention_scaling; this architecture cannot be proven")
+    return max(error, _compare_attention(name, float(scaling), spec))
 
 
-def _check_kind(name: str, module: torch.nn.Module, spec: RopeSpec) -> None:
-    kind = getattr(module, "rope_type", "default")
+def _check_kind(name: str, kind: str, spec: RopeSpec) -> None:
     wanted = TYPE_OF_METHOD.get(spec.method)
     if kind != wanted and (wanted or kind in TYPE_OF_METHOD.values()):
         raise ProofError(
@@ -153,13 +166,6 @@ def _compare(name: str, live: Array, reference: Array, spec: RopeSpec) -> float:
             "from the patched config"
         )
     return float(difference.max())
-
-
-def _attention_scaling(name: str, module: torch.nn.Module) -> float:
-    scaling = getattr(module, "attention_scaling", None)
-    if scaling is None:
-        raise ProofError(f"{name}: keeps no attention_scaling; this architecture cannot be proven")
-    return float(cast(float, scaling))
 
 
 def _compare_attention(name: str, live: float, spec: RopeSpec) -> float:

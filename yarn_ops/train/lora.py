@@ -50,9 +50,7 @@ def make_trainable(model: PreTrainedModel, train: Train) -> None:
     model.requires_grad_(train.method == "full")
     if train.method == "lora":
         whole, targets = _whole_modules(model, train), _targets(model, train.targets)
-        inject_adapter_in_model(
-            LoraConfig(r=train.rank, lora_alpha=train.alpha, target_modules=targets), model
-        )
+        _inject(LoraConfig(r=train.rank, lora_alpha=train.alpha, target_modules=targets), model)
         for module in whole:
             module.requires_grad_(True)
     for parameter in trained_parameters(model).values():
@@ -104,7 +102,7 @@ def attach_to_modules(
                 if linears:
                     config = _kept_config(directory)
                     config.target_modules = linears
-                    inject_adapter_in_model(config, model.get_submodule(module))
+                    _inject(config, model.get_submodule(module))
         parameters = {name: p for name, p in model.named_parameters() if name.startswith(prefixes)}
         _require_places(parameters, kept, facts, directory, found)
         return found, _place(parameters, kept, facts["method"])
@@ -156,6 +154,23 @@ def read_facts(directory: Path) -> dict[str, Any]:
 def read_losses(directory: Path) -> list[float]:
     """The loss of every step, in nats a token."""
     return [json.loads(line)["loss"] for line in (directory / CURVE).read_text("utf-8").splitlines()]
+
+
+def _inject(config: LoraConfig, model: nn.Module) -> None:
+    """PEFT's layers into the linear layers that are named, and into nothing else.
+
+    Of a mixture that it knows, PEFT would take the names of its dense layers for those of fused experts.
+    """
+    known = getattr(model, "config", None)
+    if known is None:
+        inject_adapter_in_model(config, model)
+        return
+    kept = known.model_type
+    known.model_type = ""
+    try:
+        inject_adapter_in_model(config, model)
+    finally:
+        known.model_type = kept
 
 
 def _kept_config(directory: Path) -> LoraConfig:
@@ -211,15 +226,15 @@ def _place(parameters: Mapping[str, nn.Parameter], kept: Any, method: str) -> li
     return unchanged
 
 
-def _targets(model: PreTrainedModel, targets: Sequence[str]) -> str | list[str]:
+def _targets(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
     """PEFT's `target_modules`. TrainError for a name that no linear layer has; PEFT ignores it beside
     others."""
-    if tuple(targets) == (ALL_LINEAR,):
-        return ALL_LINEAR
     head = model.get_output_embeddings()  # the loss multiplies by its weight alone
-    linears = (
+    linears = [
         name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head
-    )
+    ]
+    if tuple(targets) == (ALL_LINEAR,):  # PEFT's own would take in fused experts, which are no layers
+        return linears
     known = {name.rpartition(".")[2] for name in linears}
     for target in targets:
         if target not in known:

@@ -71,9 +71,12 @@ class CausalLoss:
         parts = self._context_group.size if self._context_group else 1
         inputs_BT = inputs_BT[:, : PROOF_TOKENS * parts]
         mine_BT = self._context_group.part(inputs_BT, 1) if self._context_group else inputs_BT
+        training = self._model.training
+        self._model.eval()  # dropout would tell the two apart
         ours = Head.of(self._model, self._dtype).logits(self._backbone(mine_BT, None))
         with torch.autocast(inputs_BT.device.type, self._dtype, enabled=self._dtype == torch.bfloat16):
             theirs = self._model(input_ids=inputs_BT, use_cache=False).logits
+        self._model.train(training)
         if not torch.isfinite(theirs).all():
             raise TrainError(
                 "training: the model's output is not finite before training; its weights are damaged or "

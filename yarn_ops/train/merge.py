@@ -29,9 +29,9 @@ from yarn_ops.models.device import Device, one_thread, resolve_device
 from yarn_ops.models.files import (
     CONFIG,
     GENERATION_CONFIG,
-    TOKENIZER_FILES,
     copy_model_files,
     read_config,
+    tokenizer_files,
     write_object,
 )
 from yarn_ops.models.parts import ModelPart, PartedModel, PartWeights
@@ -225,7 +225,7 @@ def _merge_proven(merging: _Merging, windows: list[Tensor], report: OnProgress) 
 def _write_directory(config: Mapping[str, Any], patched: Path, out: Path) -> None:
     """A model directory as transformers reads it, weights excepted."""
     out.mkdir(parents=True)
-    copy_model_files(patched, out, (GENERATION_CONFIG, *TOKENIZER_FILES))
+    copy_model_files(patched, out, (GENERATION_CONFIG, *tokenizer_files(patched)))
     # both names of one key: transformers before 4.56 knows only the second
     merged_config = {**config, "dtype": "bfloat16", "torch_dtype": "bfloat16"}
     write_object(out, CONFIG, merged_config)

@@ -26,7 +26,7 @@ def subject(tokenizer, template: str | None) -> Subject:
         return tokenizer.encode(text, add_special_tokens=False)
 
     tokenizer.chat_template = template
-    return Subject(None, "any", {"vocab_size": 8192}, None, 512, 512, encode, tokenizer)
+    return Subject(None, "any", {"vocab_size": 8192}, None, False, 512, 512, encode, tokenizer)
 
 
 @pytest.mark.parametrize("prefix", [(), (0,)], ids=["without BOS", "with BOS"])

@@ -55,6 +55,36 @@ def test_plain_yarn_is_served_by_every_engine_as_it_is(extended, engine):
     assert settings.requires == REQUIRES[engine]
 
 
+@pytest.mark.parametrize(
+    ("model_type", "floor", "sglang"),
+    [
+        ("mistral", "vllm>=0.10,<0.30", True),
+        ("olmo2", "vllm>=0.11.2,<0.30", True),
+        ("mixtral", "vllm>=0.12,<0.30", False),
+        ("gemma", "vllm>=0.12,<0.30", False),
+        ("gemma2", "vllm>=0.12,<0.30", False),
+        ("olmo", "vllm>=0.12,<0.30", False),
+        ("stablelm", "vllm>=0.12,<0.30", False),
+    ],
+)
+def test_a_class_is_served_by_versions_that_read_its_scaling(extended, model_type, floor, sglang):
+    config = extended(model_type)
+    assert serving_settings(config, "vllm-0.29").requires == floor
+    assert serving_settings(config, "vllm").requires == REQUIRES["vllm"]
+    if sglang:
+        assert serving_settings(config, "sglang").requires == REQUIRES["sglang"]
+    else:
+        with pytest.raises(RopeError, match="sglang reads no scaling of this class; serve with vllm"):
+            serving_settings(config, "sglang")
+
+
+def test_chunked_attention_is_never_served_as_if_it_were_scaled(extended):
+    config = {**extended("qwen2"), "dual_chunk_attention_config": {"chunk_size": 64}}
+    for engine in ("vllm", "vllm-0.29", "sglang"):
+        with pytest.raises(RopeError, match="ignores any scaling"):
+            serving_settings(config, engine)
+
+
 @pytest.mark.parametrize("method", ["none", "linear", "ntk", "abf", "by-parts", "llama3"])
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
 def test_every_method_of_fixed_frequencies_is_served_by_what_reads_configs_as_written(

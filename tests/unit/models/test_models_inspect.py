@@ -115,16 +115,25 @@ def test_config_that_is_no_text(checkpoint):
         ({"architectures": ...}, "architectures names nothing"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "only …ForCausalLM models"),
         ({"rope_parameters": ...}, "no rope_theta"),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "no rope_theta"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "one RoPE a layer type"),
         ({"max_position_embeddings": ...}, "max_position_embeddings is None"),
         ({"vocab_size": "8192"}, "vocab_size is '8192'"),
         ({"vocab_size": 0}, "vocab_size is 0"),
-        ({"model_type": "unheard-of"}, "'unheard-of' is unknown to transformers"),
+        ({"model_type": "unheard-of"}, "'unheard-of' is not known to extend safely"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
         ({"vocab_size": 8000}, "shape [8192, 256] but config.json says vocab_size 8000"),
-        ({"tie_word_embeddings": False}, "no output head"),
-        ({"tie_word_embeddings": ...}, "no output head"),  # Llama's default is false
-        ({"head_dim": ..., "num_attention_heads": None}, "config.json: refused by transformers"),
+        ({"tie_word_embeddings": False}, "missing tensor lm_head.weight"),
+        ({"tie_word_embeddings": ...}, "missing tensor lm_head.weight"),  # Llama's default is false
+        (
+            {"head_dim": ..., "num_attention_heads": None},
+            "num_attention_heads: missing where config.json needs a number",
+        ),
+        ({"hidden_act": "swishglu"}, "no model can be built from it"),
+        ({"quantization": {"bits": 4}}, "quantised"),
+        (
+            {"rope_scaling": {"factor": 4.0, "type": "yarn"}, "rope_theta": 1e4, "rope_parameters": ...},
+            "RoPE is already scaled (yarn)",
+        ),
     ],
 )
 def test_config_that_does_not_fit(changes, message, checkpoint, edit):
@@ -134,9 +143,19 @@ def test_config_that_does_not_fit(changes, message, checkpoint, edit):
 
 def test_scaled_already(checkpoint, edit):
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
-    edit(checkpoint / "config.json", rope_scaling=scaling, rope_theta=1e4, max_position_embeddings=2048)
+    changes = {"rope_scaling": scaling, "rope_theta": 1e4, "rope_parameters": ...}
+    edit(checkpoint / "config.json", **changes, max_position_embeddings=2048)
     refused(checkpoint, "already scaled (yarn)", "base.original_context_tokens")
     assert inspect_checkpoint(checkpoint, source="base", original_context_tokens=512).context_tokens == 512
+    edit(checkpoint / "config.json", rope_scaling={"factor": 4.0, "type": "yarn"})
+    with pytest.raises(BaseModelError, match="original_max_position_embeddings: missing"):
+        inspect_checkpoint(checkpoint, source="base", original_context_tokens=512)
+
+
+def test_weights_that_are_no_floats(checkpoint, replace_weights):
+    name = "model.layers.0.mlp.up_proj.weight"
+    replace_weights(checkpoint, lambda tensors: tensors.update({name: tensors[name].char()}))
+    refused(checkpoint, f"{name} is I8: quantised")
 
 
 @pytest.mark.parametrize("size_bytes", [0, 4, 100, 5_000_000, -1])

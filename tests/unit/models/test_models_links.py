@@ -15,7 +15,7 @@ from yarn_ops.cli.rope import directory_of
 from yarn_ops.digests import tree_files
 from yarn_ops.errors import BaseModelError
 from yarn_ops.export.model import export_model, place_files
-from yarn_ops.models.checkpoints import load_tokenizer, refuse_links
+from yarn_ops.models.checkpoints import checkpoint_files, load_tokenizer, refuse_links
 from yarn_ops.models.files import CONFIG, TOKENIZER_FILES, open_model_file
 from yarn_ops.models.inspection import inspect_checkpoint
 from yarn_ops.opening import open_regular
@@ -138,11 +138,17 @@ def test_an_index_names_files_beside_it_only(checkpoint: Path, shard, tmp_path: 
         refuse_links(checkpoint)
 
 
-def test_templates_of_other_names_are_never_read(checkpoint: Path, secret: Path) -> None:
-    (checkpoint / "additional_chat_templates").mkdir()
-    (checkpoint / "additional_chat_templates" / "tool_use.jinja").symlink_to(secret)
+def test_named_templates_are_read_from_the_directory_alone(checkpoint: Path, secret: Path) -> None:
+    named = checkpoint / "additional_chat_templates" / "tool_use.jinja"
+    named.parent.mkdir()
     (checkpoint / "chat_template.jinja").write_text("own")
-    assert load_tokenizer(checkpoint).chat_template == "own"
+    named.write_text("tools")
+    assert load_tokenizer(checkpoint).chat_template == {"default": "own", "tool_use": "tools"}
+    assert "additional_chat_templates/tool_use.jinja" in checkpoint_files(checkpoint)
+    named.unlink()
+    named.symlink_to(secret)
+    with pytest.raises(BaseModelError, match="outside of the model directory"):
+        load_tokenizer(checkpoint)
 
 
 @pytest.mark.parametrize("swapped", ["file", "folder"])

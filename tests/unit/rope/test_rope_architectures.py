@@ -18,14 +18,16 @@ def patched(config):
 @pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
 def test_defaults_are_those_of_the_class(model_type):
     architecture, config_class = ARCHITECTURES[model_type], CONFIG_MAPPING[model_type]
-    assert architecture.head_dim == getattr(config_class, "head_dim", None)
-    stated = config_class().rope_parameters.get("partial_rotary_factor", 1.0)
+    assert architecture.head_dim == getattr(config_class, architecture.width_key, None)
+    rope = config_class().rope_parameters
+    stated = (rope.get("full_attention") or rope).get("partial_rotary_factor", 1.0)
     assert architecture.rotary_fraction == stated
+    assert architecture.by_layer_type == ("full_attention" in rope)
     window = getattr(config_class, "sliding_window", None)
-    if architecture.sliding in ("every layer", "if use_sliding_window"):
-        assert architecture.sliding_window == window
     if architecture.sliding == "never":
         assert window is None
+    elif architecture.sliding != "some by default":
+        assert architecture.sliding_window == window
 
 
 @pytest.mark.parametrize("model_type", sorted(REFUSED))
@@ -40,8 +42,8 @@ def test_refused_with_a_reason(model_type, config_of):
 
 
 def test_the_refused_page():
-    refused = {"phi3", "deepseek_v2", "deepseek_v3", "gpt_oss", "ministral3", "gemma3", "modernbert", "olmo3"}
-    assert refused | {"falcon", "nemotron", "gemma4", "cohere2", "exaone4", "llama4"} <= REFUSED.keys()
+    refused = {"phi3", "deepseek_v2", "ministral3", "gemma3", "falcon", "nemotron", "gemma4", "cohere2"}
+    assert refused | {"exaone4", "llama4"} <= REFUSED.keys()
     assert not REFUSED.keys() & ARCHITECTURES.keys()
 
 
@@ -58,8 +60,9 @@ def test_unknown_architectures_are_refused(model_type, config_of):
         ("mistral", {}),  # the class slides over 4096 tokens when nothing is said
         ("mixtral", {"sliding_window": 512}),
         ("ministral", {"sliding_window": 512}),
-        ("qwen2", {"sliding_window": 512, "use_sliding_window": True}),
-        ("qwen3", {"use_sliding_window": True}),
+        ("qwen2", {"sliding_window": 512, "use_sliding_window": True, "max_window_layers": 0}),
+        ("qwen3", {"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}),
+        ("qwen3_moe", {"use_sliding_window": True}),
     ],
 )
 def test_a_sliding_window_below_the_target_is_refused(model_type, window, config_of):
@@ -77,6 +80,8 @@ def test_a_sliding_window_below_the_target_is_refused(model_type, window, config
         ("ministral", {"sliding_window": 64, "layer_types": ["full_attention", "sliding_attention"]}),
         ("qwen2", {"sliding_window": 64, "use_sliding_window": False}),
         ("qwen2", {"sliding_window": 64}),
+        ("qwen2", {"sliding_window": 64, "use_sliding_window": True}),  # only from layer 28 on
+        ("qwen3", {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 1}),
         ("gemma2", {"sliding_window": 64}),
     ],
 )

@@ -148,7 +148,48 @@ def test_scaling_is_never_stacked(config_of):
     assert twice["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
     assert (twice["max_position_embeddings"], spec.original_context_tokens) == (2048, 256)
     with pytest.raises(RopeError, match="scaled from 256"):
-        patched(once, METHODS["yarn"], original=1024)
+        patched(once, METHODS["yarn"], original=512)
+    with pytest.raises(RopeError, match="less than the 1024 that the base reads"):
+        patched(once, METHODS["yarn"], 2.0, original=256)
+
+
+def test_what_a_scaled_base_reads_is_extended_from_its_true_original(config_of):
+    """Llama 3.1, 128k to 512k: the factor counts from what it reads, the frequencies from the original."""
+    bands = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling = {**bands, "original_max_position_embeddings": 256}
+    base = {**config_of("llama"), "max_position_embeddings": 4096, "rope_scaling": scaling}
+    written, spec = patched(base, METHODS["yarn"], 4.0, original=4096)
+    assert (spec.factor, spec.original_context_tokens, spec.target_context_tokens) == (64.0, 256, 16384)
+    assert written["max_position_embeddings"] == 16384
+    assert written["rope_scaling"]["original_max_position_embeddings"] == 256
+    assert patched(base, METHODS["yarn"], 64.0, original=256)[1] == spec
+    with pytest.raises(RopeError, match="less than the 4096"):
+        patched(base, METHODS["yarn"], 4.0, original=256)
+
+
+def test_a_linear_factor_beside_an_unmoved_limit(config_of):
+    """Only max_sequence_length, or its user, says whether the limit was multiplied."""
+    base = {**config_of("llama"), "rope_scaling": {"type": "linear", "factor": 4.0}}
+    assert patched(base, METHODS["yarn"], original=256)[1].target_context_tokens == 1024
+    longer = {**base, "max_sequence_length": 1024}
+    with pytest.raises(RopeError, match="scaled from 256, and reads 256"):
+        patched(longer, METHODS["yarn"], 16.0, original=64)
+    written, _ = patched(longer, METHODS["yarn"], 8.0, original=256)
+    assert written["max_position_embeddings"] == 2048 and "max_sequence_length" not in written
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_scaling": {"rope_type": "yarn", "type": "linear", "factor": 4.0}}, "type and rope_type are"),
+        ({"dual_chunk_attention_config": {"chunk_size": 64}}, "dual_chunk_attention_config: inference"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64,
+                           "mscale": 1.0, "mscale_all_dim": 1.0}}, "attention_factor: the base was trained"),
+    ],
+)  # fmt: skip
+def test_bases_that_no_patch_makes_right(config_of, changes, message):
+    with pytest.raises(RopeError, match=message):
+        patched({**config_of("llama"), **changes}, METHODS["yarn"], 16.0, original=64)
 
 
 def test_scaling_whose_original_is_missing_can_be_replaced(config_of):

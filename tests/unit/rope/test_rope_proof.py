@@ -207,4 +207,4 @@ def test_rope_by_layer_type_is_caught(llama):
         hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, head_dim=32,
         num_key_value_heads=1, vocab_size=128,
     )  # fmt: skip
-    fails(AutoModelForCausalLM.from_config(config), llama[1], "one RoPE a layer type")
+    fails(AutoModelForCausalLM.from_config(config), llama[1], "but the config says 1 RoPE")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from yarn_ops.data.haystack import Haystack, Ids
+from yarn_ops.data.windows import begun
 from yarn_ops.errors import EvaluationError
 from yarn_ops.evals.cells import Cell, ModelUnderTest, Size
 from yarn_ops.evals.forward import token_losses
@@ -39,7 +40,7 @@ def cell(haystack: Haystack, size: Size, length: int, lengths: Sequence[int], se
     windows = haystack.windows(2 * size.windows, lengths[-1] + 1, seed)
 
     def measure(under_test: ModelUnderTest) -> tuple[Score, ...]:
-        return growing(under_test.model, windows, lengths, seed)
+        return growing(under_test.model, windows, lengths, seed, haystack.prefix)
 
     asks = (haystack.digest, len(windows), list(lengths))
     return Cell.whole("context", length, asks, tokens_read(size, length, lengths), measure)
@@ -61,11 +62,17 @@ def key_cell(haystack: Haystack, size: Size, length: int, lengths: Sequence[int]
     return Cell.whole(LONG_PERPLEXITY, length, asks, size.windows * length, measure)
 
 
-def growing(model: PreTrainedModel, windows: Ids, lengths: Sequence[int], seed: int) -> tuple[Score, ...]:
+def growing(
+    model: PreTrainedModel, windows: Ids, lengths: Sequence[int], seed: int, prefix: Sequence[int] = ()
+) -> tuple[Score, ...]:
     """Losses of one set of targets at every length, ascending. windows: int64 [W, longest + 1]."""
     shortest, longest = lengths[0], lengths[-1]
     targets = max(1, 3 * shortest // 4)
-    losses = {k: token_losses(model, windows[:, -(k + 1) :].copy(), targets).mean(axis=1) for k in lengths}
+    before = np.asarray(prefix, dtype=np.int64)
+    losses = {
+        k: token_losses(model, begun(windows[:, -(k + 1) :].copy(), before), targets).mean(axis=1)
+        for k in lengths
+    }
     scores: list[Score] = []
     best = losses[shortest]
     for k in lengths:

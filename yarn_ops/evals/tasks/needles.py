@@ -102,12 +102,12 @@ def forms(chinese: bool) -> Mapping[str, Template]:
 
 def recall_cell(
     texts: Ids, encode: Encode, template: str, context_tokens: int, pairs: int, seed: int, text: str,
-    *, chinese: bool = False,
+    *, chinese: bool = False, head: int = 0,
 ) -> Cell:  # fmt: skip
-    """`recall/<template>` at a length. texts: int64, of that length at least; text: digest of what they are
-    from. EvaluationError when the length cannot hold the pairs."""
+    """`recall/<template>` at a length. texts: int64, of that length at least, whose first `head` tokens stay
+    first; text: digest of what they are from. EvaluationError when the length cannot hold the pairs."""
     task = f"recall/{template}"
-    examples = recall_examples(list(texts), encode, template, context_tokens, pairs, seed, chinese)
+    examples = recall_examples(list(texts), encode, template, context_tokens, pairs, seed, chinese, head)
     looks = Looks.at(len(texts), pairs)
 
     def measure(some: range, under_test: ModelUnderTest) -> tuple[Score, ...]:
@@ -131,7 +131,7 @@ def recall_cell(
 
 def recall_examples(
     texts: Sequence[Ids], encode: Encode, template: str, context_tokens: int, pairs: int, seed: int,
-    chinese: bool = False,
+    chinese: bool = False, head: int = 0,
 ) -> list[Example]:  # fmt: skip
     """One example from each text (int64, long enough), of exactly `context_tokens` tokens with all questions
     and answers.
@@ -141,12 +141,12 @@ def recall_examples(
     """
     rng = np.random.default_rng([seed, context_tokens, *template.encode()])
     draw = partial(forms(chinese)[template].needle, encode, closed=True)
-    return [_recall_example(text, draw, template, context_tokens, pairs, rng) for text in texts]
+    return [_recall_example(text, draw, template, context_tokens, pairs, rng, head) for text in texts]
 
 
 def _recall_example(
     text: Ids, needle: Callable[[str, str], Needle], template: str, context_tokens: int, pairs: int,
-    rng: Generator,
+    rng: Generator, head: int,
 ) -> Example:  # fmt: skip
     keys = distinct_keys(pairs + 1, rng)
     values = [str(VALUES[index]) for index in rng.choice(len(VALUES), pairs + 1, replace=False)]
@@ -159,6 +159,7 @@ def _recall_example(
             f"({needed + pairs} tokens); measure longer windows or lower evaluate.recall_pairs"
         )
     cuts = ((np.arange(pairs) + rng.random(pairs)) / pairs * filler).astype(int).tolist()
+    cuts = [max(cut, head) for cut in cuts]
     context, _ = plant(text[:filler], [needle.plant for needle in planted], cuts)
     asked = [planted[part].question(part) for part in rng.permutation(pairs).tolist()]
     return Example(context, (*asked, control.question(None, planted=False)))

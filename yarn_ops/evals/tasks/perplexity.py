@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from yarn_ops.data.haystack import Ids
+from yarn_ops.data.windows import NO_PREFIX, begun
 from yarn_ops.evals.cells import Cell, ModelUnderTest
 from yarn_ops.evals.forward import token_losses
 from yarn_ops.evals.intervals import exponential, mean_interval
@@ -32,11 +33,12 @@ from yarn_ops.records import Score
 POSITION_PARTS = 16
 
 
-def cell(windows: Ids, length: int, seed: int, text: str) -> Cell:
-    """Both perplexities at a length. windows: int64 [W, longest + 1]; text: digest of what they are from."""
+def cell(windows: Ids, length: int, seed: int, text: str, prefix: Ids = NO_PREFIX) -> Cell:
+    """Both perplexities at a length. windows: int64 [W, longest + 1]; text: digest of what they are from;
+    prefix: what every text begins with."""
 
     def measure(under_test: ModelUnderTest) -> tuple[Score, ...]:
-        return window_scores(under_test.model, windows, length, seed)
+        return window_scores(under_test.model, windows, length, seed, prefix)
 
     tokens = tokens_read(len(windows), length, windows.shape[1] - 1)
     return Cell.whole("perplexity", length, (text, *windows.shape), tokens, measure)
@@ -46,11 +48,13 @@ def tokens_read(windows: int, length: int, longest: int) -> int:
     return windows * (quarter(longest) // quarter(length)) * length
 
 
-def sliding_cell(documents: Sequence[Ids], length: int, stride: int, seed: int, text: str) -> Cell:
+def sliding_cell(
+    documents: Sequence[Ids], length: int, stride: int, seed: int, text: str, prefix: Ids = NO_PREFIX
+) -> Cell:
     """Sliding perplexity at a length over documents, int64 each. text: digest of what they are from."""
 
     def measure(under_test: ModelUnderTest) -> tuple[Score, ...]:
-        return sliding_scores(under_test.model, documents, length, stride, seed)
+        return sliding_scores(under_test.model, documents, length, stride, seed, prefix)
 
     tokens = sliding_tokens_read(map(len, documents), length, stride)
     asks = (text, stride, [len(document) for document in documents])
@@ -62,12 +66,14 @@ def sliding_tokens_read(documents: Iterable[int], length: int, stride: int) -> i
     return sum(1 + (tokens - 1 - length) // min(stride, length) for tokens in documents) * length
 
 
-def window_scores(model: PreTrainedModel, windows: Ids, context_tokens: int, seed: int) -> tuple[Score, ...]:
+def window_scores(
+    model: PreTrainedModel, windows: Ids, context_tokens: int, seed: int, prefix: Ids = NO_PREFIX
+) -> tuple[Score, ...]:
     """Last-quarter and single-pass perplexity at one length; loss by position too when it is the longest.
 
     windows: int64 [W, N+1], the longest length N and one token to predict; `context_tokens` at most N.
     """
-    chunks = last_quarter_chunks(windows, context_tokens)
+    chunks = begun(last_quarter_chunks(windows, context_tokens), prefix)
     losses = token_losses(model, chunks.reshape(-1, context_tokens + 1), context_tokens)
     losses = losses.reshape(*chunks.shape[:2], context_tokens)
     quarters = losses[:, :, -quarter(context_tokens) :].reshape(len(windows), -1)
@@ -96,7 +102,12 @@ def quarter(tokens: int) -> int:
 
 
 def sliding_scores(
-    model: PreTrainedModel, documents: Sequence[Ids], context_tokens: int, stride_tokens: int, seed: int
+    model: PreTrainedModel,
+    documents: Sequence[Ids],
+    context_tokens: int,
+    stride_tokens: int,
+    seed: int,
+    prefix: Ids = NO_PREFIX,
 ) -> tuple[Score, ...]:
     """Sliding-window perplexity over the documents' whole strides.
 
@@ -105,18 +116,20 @@ def sliding_scores(
     A stride above the length is taken as the length.
     """
     stride = min(stride_tokens, context_tokens)
-    losses = [_sliding_losses(model, document, context_tokens, stride) for document in documents]
+    losses = [_sliding_losses(model, document, context_tokens, stride, prefix) for document in documents]
     return (_perplexity(SLIDING, context_tokens, losses, seed),)
 
 
 def _sliding_losses(
-    model: PreTrainedModel, document: Ids, context_tokens: int, stride: int
+    model: PreTrainedModel, document: Ids, context_tokens: int, stride: int, prefix: Ids
 ) -> NDArray[np.float32]:
     runs = np.lib.stride_tricks.sliding_window_view(document, context_tokens + 1)[::stride]
     first = token_losses(model, runs[:1].copy(), context_tokens)
     if len(runs) == 1:
         return first.ravel()
-    return np.concatenate([first.ravel(), token_losses(model, runs[1:].copy(), stride).ravel()])
+    return np.concatenate(
+        [first.ravel(), token_losses(model, begun(runs[1:].copy(), prefix), stride).ravel()]
+    )
 
 
 def loss_by_position(losses: NDArray[np.float32], seed: int) -> tuple[Score, ...]:
