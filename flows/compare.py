@@ -13,6 +13,7 @@ from yarn_ops.errors import RecipeError
 from yarn_ops.recipe import (
     ZERO_SHOT,
     Arm,
+    Evaluate,
     Recipe,
     RopeMethod,
     arm_training,
@@ -51,7 +52,7 @@ def compare(recipe: Recipe, methods: list[RopeMethod] = METHODS, arms: list[Arm]
         base = fetch_base(recipe.base)
         corpus = survey(recipe.data)
         shards = prepare(recipe.data.of_shards(), corpus, base)
-        before = evaluate(recipe.evaluate.scores_alone, base, shards, base.context_tokens)
+        before = evaluate(scores_of(recipe, base), base, shards, base.context_tokens)
 
         scores: list[Scorecard] = []
         trained: list[int] = []
@@ -71,15 +72,20 @@ def contend(
     legs = recipe.curriculum(base.context_tokens)
     if arm == ZERO_SHOT:
         patched = patch(recipe.rope, legs[-1].factor or 1.0, base)
-        asked = recipe.evaluate.scores_alone
+        asked = scores_of(recipe, base)
         return evaluate(asked, base, shards, base.context_tokens, patched=(patched,)), 0
     configs = [patch(recipe.rope, leg.factor or 1.0, base) for leg in legs]
     metrics = f"{method} {arm}".replace("+", ".")  # MLflow's names have no plus
     trained = train_legs(recipe, legs, configs, base, shards, arm=metrics)
     last = trained.adapters[-1]
     checkpoint = merge(trained.weights, trained.patched, last, shards)
-    card = evaluate(recipe.evaluate.scores_alone, checkpoint, shards, base.context_tokens)
+    card = evaluate(scores_of(recipe, base), checkpoint, shards, base.context_tokens)
     return card, last.trainable_parameters
+
+
+def scores_of(recipe: Recipe, base: BaseModel) -> Evaluate:
+    """What every contender is measured by: without a suite."""
+    return recipe.measured(base.context_tokens).scores_alone
 
 
 def of_arm(recipe: Recipe, method: RopeMethod, arm: Arm) -> Recipe:

@@ -1,4 +1,10 @@
-"""A recipe that runs whole in seconds, for whoever runs one."""
+"""A recipe that runs whole in seconds, for whoever runs one; and the least that a recipe says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from yarn_ops.recipe import Recipe, parse_recipe
 
 SMALL = """\
 [base]
@@ -26,3 +32,17 @@ max_short_recall_loss = 1
 name = "small"
 """
 """A whole extension in seconds: base512 ×2, four steps on a few modules, two windows a cell."""
+
+NAMED = {
+    "base": {"model": "shipped:base512"},
+    "data": {"sources": ["stdlib:json/*.py"]},
+    "publish": {"name": "small"},
+}
+"""What every recipe has to name."""
+
+
+def asked(**sections: Any) -> Recipe:
+    """A recipe of these sections' values, with what has to be named where they leave it out."""
+    return parse_recipe(
+        {name: NAMED.get(name, {}) | sections.get(name, {}) for name in {**NAMED, **sections}}
+    )

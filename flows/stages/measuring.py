@@ -25,11 +25,12 @@ from yarn_ops.records import (
 def score(
     recipe: Recipe, model: BaseModel | Checkpoint, shards: ShardSet, original_context_tokens: int
 ) -> Scorecard:
-    """Measure a model as the recipe says; a suite reaches to the recipe's target."""
+    """Measure a model as the recipe says, at both ends in any case; a suite reaches to the target."""
     target = None
     if recipe.evaluate.suite != "none":
         target = round(recipe.rope.resolve_factor(original_context_tokens) * original_context_tokens)
-    return evaluate(recipe.evaluate, model, shards, original_context_tokens, target)
+    asked = recipe.measured(original_context_tokens)
+    return evaluate(asked, model, shards, original_context_tokens, target)
 
 
 @stage("evaluate", version=VERSION)

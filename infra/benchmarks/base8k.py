@@ -50,6 +50,7 @@ def main() -> None:
         {
             "base": {"model": str(asked.base)},
             "rope": {"factor": FACTOR},
+            "publish": {"name": "base8k"},
             "data": {"sources": [asked.documents], "held_out_fraction": 0.25},
             "train": {"rank": 32, "alpha": 64, "batch_windows": 2, "learning_rate": 5e-4, "warmup_steps": 10,
                       "checkpoint_every": 50},

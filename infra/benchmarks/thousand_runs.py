@@ -21,12 +21,13 @@ from typing import Any
 
 from yarn_ops import processes, servers
 from yarn_ops.passwords import new_password, with_passwords
-from yarn_ops.recipe import parse_recipe
+from yarn_ops.recipe import load_recipe
 from yarn_ops.registry import Registry
 from yarn_ops.registry.tables import ArtifactRow, ReleaseRow, RunRow, RunStageRow, ScoreRow, StageRunRow
 from yarn_ops.release import Tracking, open_tracking
 from yarn_ops.services import open_run_registry
 from yarn_ops.settings import Settings, as_environment, read_settings
+from yarn_ops.shipped import recipe_path
 
 RUNS = 1000
 MODELS = 20
@@ -54,7 +55,7 @@ def fill(registry: Registry, tracking: Tracking) -> None:
 
 def rows(number: int, when: datetime) -> tuple[list[Any], ...]:
     run_id = f"run-{number:06d}"
-    recipe = parse_recipe({"rope": {"factor": 4}, "data": {"seed": number}}).model_dump(mode="json")
+    recipe = load_recipe(recipe_path("demo"), [f"data.seed={number}"]).model_dump(mode="json")
     runs: list[Any] = [
         RunRow(
             id=run_id, recipe_digest=f"{number:064x}", recipe=recipe, status="completed", attempts=1,

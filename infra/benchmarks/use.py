@@ -85,6 +85,7 @@ class Bench:
                 "base": {"model": str(asked.base)},
                 "rope": {"factor": asked.factor},
                 "data": {"sources": [asked.documents], "held_out_fraction": 0.2},
+                "publish": {"name": "use"},
                 "train": {"targets": ["all-linear"], "batch_windows": asked.batch, "learning_rate": 1e-3},
             }
         )

@@ -15,12 +15,13 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.logging import disable_run_logger
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from small_recipe import asked
 
 from flows.deploy import RUNS_AT_ONCE, deployments, ensure_pool
 from flows.grid import Shared, helped
 from flows.run import RunContext
 from yarn_ops.progress import ProgressBars
-from yarn_ops.recipe import Evaluate, parse_recipe
+from yarn_ops.recipe import Evaluate
 from yarn_ops.records import BaseModel, Dropped, ShardSet
 from yarn_ops.registry import open_registry
 from yarn_ops.servers import GPU_POOL
@@ -54,7 +55,7 @@ SHARDS = ShardSet(
 def run_context(tmp_path: Path) -> Iterator[RunContext]:
     settings = Settings(state_dir=tmp_path, grid_workers=3)
     registry = open_run_registry(settings)
-    recipe = parse_recipe({"rope": {"factor": 2}})
+    recipe = asked(rope={"factor": 2})
     row = registry.begin_run(recipe.model_dump(mode="json"), recipe.digest())
     yield RunContext(settings, recipe, registry, row, ProgressBars())
     registry.close()

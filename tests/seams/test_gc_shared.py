@@ -14,13 +14,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from small_recipe import asked
 from sqlalchemy import text
 from stores import make_tree
 
 from yarn_ops import references, upkeep
 from yarn_ops.errors import RegistryError, StoreError
 from yarn_ops.rebuild import rebuild
-from yarn_ops.recipe import parse_recipe
 from yarn_ops.records import Report, Tree
 from yarn_ops.registry import Registry, copies, open_registry, this_process, upgrade
 from yarn_ops.registry import upkeep as records
@@ -267,11 +267,11 @@ def test_a_damaged_copy_costs_what_it_is_of(service: Make, damage: str, content:
 def test_releases_that_only_mlflow_knows(store: Store, service: Make) -> None:
     """Of a store of an earlier program: with their recipe where MLflow has it whole."""
     one = service("one")
-    recipe = parse_recipe({"rope": {"factor": 4}, "publish": {"name": "whole"}})
+    recipe = asked(rope={"factor": 4}, publish={"name": "whole"})
     sections = recipe.model_dump(mode="json")
-    asked = {f"{name}.{key}": str(value) for name, of in sections.items() for key, value in of.items()}
+    whole = {f"{name}.{key}": str(value) for name, of in sections.items() for key, value in of.items()}
     tracking = open_tracking(one.settings)
-    for name, params in (("whole", asked), ("partly", {"rope.factor": "4"})):
+    for name, params in (("whole", whole), ("partly", {"rope.factor": "4"})):
         run = tracking.start_run(name, name, {})
         tracking.log_params(run, params)
         tags = {"gate": "passed", "run": f"20260101-000000-{name}", "recipe": recipe.digest(), "base": "b"}

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from small_recipe import asked
 
 from yarn_ops.catalogue import ModelVersion
 from yarn_ops.errors import RecipeError, ReleaseError, StoreError
@@ -24,7 +25,7 @@ NAMES = st.one_of(st.sampled_from(HOSTILE), st.text(st.characters(exclude_catego
 
 
 def recipe_with(section: str, **values: object) -> Recipe:
-    return parse_recipe({"rope": {"factor": 2}, section: values})
+    return asked(rope={"factor": 2}, **{section: values})
 
 
 @given(NAMES, NAMES, NAMES)

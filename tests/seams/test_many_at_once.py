@@ -14,10 +14,11 @@ import pytest
 from postgres import PostgresCluster
 from prefect.logging import disable_run_logger
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from small_recipe import asked
 
 from flows.run import open_run
 from flows.tasks import StageContext, stage
-from yarn_ops.recipe import Data, Publish, Recipe, parse_recipe
+from yarn_ops.recipe import Data, Publish, Recipe
 from yarn_ops.records import Adapter, Release
 from yarn_ops.registry import Registry, open_registry, upgrade
 from yarn_ops.release import open_tracking
@@ -43,7 +44,7 @@ def registry(settings: Settings) -> Iterator[Registry]:
 
 
 def recipe(name: str) -> Recipe:
-    return parse_recipe({"rope": {"factor": 2}, "data": {"text_field": name}, "publish": {"name": name}})
+    return asked(rope={"factor": 2}, data={"text_field": name}, publish={"name": name})
 
 
 def test_identical_submissions_join_and_different_ones_finish(

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_recipe import NAMED, asked
 
 from yarn_ops.errors import RecipeError
-from yarn_ops.recipe import Data, Leg, Recipe, load_recipe, parse_recipe, recorded_recipe
+from yarn_ops.recipe import Data, Gate, Leg, Recipe, load_recipe, parse_recipe, recorded_recipe
 from yarn_ops.recipe.reading import RENAMED
 from yarn_ops.shipped import recipe_path, recipes
 
-MINIMAL = {"rope": {"factor": 4}}
+MINIMAL = {**NAMED, "rope": {"factor": 4}}
+TEXT = '[base]\nmodel = "a"\n[data]\nsources = ["b"]\n[publish]\nname = "c"\n'
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -24,12 +26,12 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_the_digest_ignores_spelling(tmp_path: Path) -> None:
-    short = load_recipe(write(tmp_path, "[rope]\nfactor = 4\n"))
+    short = load_recipe(write(tmp_path, TEXT + "[rope]\nfactor = 4\n"))
     long = load_recipe(
-        write(tmp_path, '[train]\nsteps = 50\nalpha = 32\n[rope]\nmethod = "yarn"\nfactor = 4.0\n')
+        write(tmp_path, TEXT + '[train]\nsteps = 50\nalpha = 32\n[rope]\nmethod = "yarn"\nfactor = 4.0\n')
     )
     assert short.digest() == long.digest()
-    assert short.digest() != load_recipe(write(tmp_path, "[rope]\nfactor = 4.5\n")).digest()
+    assert short.digest() != load_recipe(write(tmp_path, TEXT + "[rope]\nfactor = 4.5\n")).digest()
 
 
 @given(st.permutations(["base", "rope", "data", "train", "evaluate", "gate", "publish"]))
@@ -50,7 +52,7 @@ def test_a_password_is_refused_and_not_repeated(section: str, field: str, value:
     with pytest.raises(RecipeError, match=rf"{section}\.{field}: holds a password, and") as refusal:
         parse_recipe({"rope": {"factor": 2}, section: {field: value}})
     assert "hunter2" not in str(refusal.value)
-    parse_recipe({"rope": {"factor": 2}, "base": {"model": "hf:org/name@v1:2"}})
+    asked(rope={"factor": 2}, base={"model": "hf:org/name@v1:2"})
 
 
 def test_every_shipped_recipe_is_valid() -> None:
@@ -113,6 +115,82 @@ def test_a_fault_is_one_line_with_file_and_key(tmp_path: Path, text: str, line: 
     assert "\n" not in str(fault.value)
 
 
+CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "no base": ({"base": {}}, "base.model: is empty; name the model to extend"),
+    "no documents": ({"data": {}}, "data.sources: is empty; name the documents to train on"),
+    "no name": ({"publish": {}}, "publish.name: is empty; name the model that is registered"),
+    "a target within the base": (
+        {"rope": {"target_context_tokens": 256}, "base": {"model": "a", "original_context_tokens": 512}},
+        "rope.target_context_tokens: 256 is below the base's original context of 512",
+    ),
+    "a last leg elsewhere": (
+        {"rope": {"target_context_tokens": 2048}, "train": {"legs": [{"context_tokens": 1024, "steps": 1}]}},
+        "train.legs: the last leg has 1024 tokens and rope asks for 2048",
+    ),
+    "windows beyond the target": (
+        {"rope": {"target_context_tokens": 2048}, "train": {"context_tokens": 4096}},
+        "train.context_tokens: 4096 is above rope.target_context_tokens (2048)",
+    ),
+    "recall without a template": (
+        {"evaluate": {"templates": []}},
+        "gate.min_recall_kept: asks for recall, and evaluate.templates is empty",
+    ),
+    "recall of a leg without a template": (
+        {
+            "evaluate": {"templates": []},
+            "gate": Gate.unasked(),
+            "train": {"legs": [{"context_tokens": 9, "steps": 1, "factor": 4, "gate": {"min_recall": 0.5}}]},
+        },
+        "train.legs.0.gate.min_recall: asks for recall",
+    ),
+    "skills without a suite": (
+        {"gate": {"max_skill_loss": 0.02}, "evaluate": {"suite": "tiny"}},
+        "gate.max_skill_loss: needs evaluate.suite quick, use, full",
+    ),
+    "a score without a suite": (
+        {"gate": {"conditions": [{"score": "needle/code", "at_least": 1}]}},
+        "gate.conditions.0: score 'needle/code' is not measured; known here: capacity/sees",
+    ),
+    "a sliding score without a stride": (
+        {"gate": {"conditions": [{"score": "perplexity/sliding", "at_most": 9}]}},
+        "gate.conditions.0: score 'perplexity/sliding' is not measured",
+    ),
+    "a score of another template": (
+        {
+            "evaluate": {"templates": ["code"]},
+            "gate": {"conditions": [{"score": "recall/prose", "at_least": 1}]},
+        },
+        "gate.conditions.0: score 'recall/prose' is not measured",
+    ),
+    "a length that is not measured": (
+        {"gate": {"conditions": [{"score": "recall/code", "length": 3, "at_least": 1}]}},
+        "gate.conditions.0: length 3 is not among evaluate.lengths; add it there",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", CONTRADICTIONS)
+def test_a_recipe_that_contradicts_itself_is_refused(fault: str) -> None:
+    sections, line = CONTRADICTIONS[fault]
+    with pytest.raises(RecipeError) as refusal:
+        parse_recipe(MINIMAL | sections, "mine.toml")
+    assert str(refusal.value).startswith(f"mine.toml: {line}")
+
+
+@pytest.mark.parametrize(
+    ("rope", "lengths", "measured"),
+    [
+        ({"factor": 8}, [0.5, 1, 2, 4], (0.5, 1, 2, 4, 8)),
+        ({"target_context_tokens": 1536}, [0.5, 2, 4], (0.5, 1, 2, 3, 4)),
+        ({"factor": 4}, [4, 1], (4, 1)),
+    ],
+)
+def test_both_ends_are_measured_whatever_is_asked(
+    rope: dict[str, Any], lengths: list[float], measured: tuple[float, ...]
+) -> None:
+    assert asked(rope=rope, evaluate={"lengths": lengths}).measured(512).lengths == measured
+
+
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
 def test_a_renamed_key_fails_under_its_old_name_and_a_recorded_one_is_read(
     tmp_path: Path, old: str, new: str
@@ -144,7 +222,7 @@ def test_a_missing_file_names_the_way_to_the_shipped_ones(tmp_path: Path) -> Non
 
 
 def test_overrides_change_one_value(tmp_path: Path) -> None:
-    path = write(tmp_path, "[rope]\nfactor = 4\n")
+    path = write(tmp_path, TEXT + "[rope]\nfactor = 4\n")
     recipe = load_recipe(path, ["train.steps=20", "rope.method=linear", 'data.sources=["a.txt"]'])
     assert (recipe.train.steps, recipe.rope.method, recipe.data.sources) == (20, "linear", ("a.txt",))
     for wrong in ("steps=20", "train.steps", "train.=3", "=", "a.b.c=1"):
@@ -155,7 +233,7 @@ def test_overrides_change_one_value(tmp_path: Path) -> None:
 def test_relative_paths_are_meant_from_the_recipe(tmp_path: Path) -> None:
     path = write(
         tmp_path,
-        '[base]\nmodel = "models/mine"\n[rope]\nfactor = 2\n'
+        '[base]\nmodel = "models/mine"\n[rope]\nfactor = 2\n[publish]\nname = "mine"\n'
         '[data]\nsources = ["books/*.txt", "/abs/x.txt", "s3://b/*.parquet", "stdlib:**/*.py"]\n',
     )
     recipe = load_recipe(path)
@@ -169,7 +247,7 @@ def test_relative_paths_are_meant_from_the_recipe(tmp_path: Path) -> None:
 
 
 def test_one_leg_unless_stages_are_given() -> None:
-    (leg,) = parse_recipe({"rope": {"target_context_tokens": 2048}}).curriculum(512)
+    (leg,) = asked(rope={"target_context_tokens": 2048}).curriculum(512)
     assert (leg.context_tokens, leg.factor, leg.steps, leg.learning_rate) == (2048, 4.0, 50, 5e-4)
 
 
@@ -196,8 +274,8 @@ def test_a_leg_s_gate_asks_for_what_it_names() -> None:
     recipe = load_recipe(recipe_path("demo"), [f"train.legs={legs}", "rope.factor=2"])
     plain, gated = recipe.curriculum(512)
     assert (plain.gate.asks, gated.gate.asks) == (False, True)
-    asked = recipe.evaluation_of(gated, 512)
-    assert (asked.lengths, asked.templates) == ((1.0, 2.0), ("code", "prose"))
+    measured = recipe.evaluation_of(gated, 512)
+    assert (measured.lengths, measured.templates) == ((1.0, 2.0), ("code", "prose"))
     assert recipe.evaluation_of(plain, 512).templates == ()
     gate = gated.gate.at_target()
     assert {name: value for name, value in gate if value} == {"min_recall": 0.5}
@@ -205,16 +283,16 @@ def test_a_leg_s_gate_asks_for_what_it_names() -> None:
 
 def test_the_first_leg_carries_nothing_over() -> None:
     legs = [{"context_tokens": 1024, "steps": 5, "carry": "weights"}] * 2
-    recipe = parse_recipe({"rope": {"factor": 2}, "train": {"legs": legs}})
+    recipe = asked(rope={"factor": 2}, train={"legs": legs})
     assert [leg.carry for leg in recipe.curriculum(512)] == ["adapter", "weights"]
 
 
 def test_a_curriculum_that_stops_short_is_refused() -> None:
-    recipe = parse_recipe({"rope": {"factor": 4}, "train": {"legs": [{"context_tokens": 1024, "steps": 5}]}})
+    recipe = asked(rope={"factor": 4}, train={"legs": [{"context_tokens": 1024, "steps": 5}]})
     with pytest.raises(RecipeError, match="the last leg's factor is 2 but rope asks for 4"):
         recipe.curriculum(512)
 
 
 def test_a_target_below_the_original_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"256 is below the base's original context of 512"):
-        parse_recipe({"rope": {"target_context_tokens": 256}}).curriculum(512)
+        asked(rope={"target_context_tokens": 256}).curriculum(512)

@@ -153,6 +153,23 @@ def recipe_show(recipe: RecipeArgument, set_: SetOption = None, json: JsonOption
     display.show_recipe(load_asked(recipe, set_), as_json=json)
 
 
+@recipe_app.command("check")
+def recipe_check(recipe: RecipeArgument, set_: SetOption = None) -> None:
+    """Look at a recipe and its base; refuse what contradicts itself, or say what will be measured."""
+    from yarn_ops.cli.rope import directory_of
+    from yarn_ops.models.files import read_config
+
+    asked = load_asked(recipe, set_)
+    stated = asked.base.original_context_tokens
+    original = stated or read_config(directory_of(asked.base.model, stated))["max_position_embeddings"]
+    legs = asked.curriculum(original)
+    lengths = ", ".join(f"{round(length * original):,}" for length in asked.measured(original).lengths)
+    typer.echo(
+        f"{asked.publish.name}: {original:,} to {round((legs[-1].factor or 1) * original):,} tokens, "
+        f"{sum(leg.steps for leg in legs)} steps; measured at {lengths} tokens"
+    )
+
+
 @recipe_app.command("list")
 def recipe_list() -> None:
     """Name the shipped recipes."""

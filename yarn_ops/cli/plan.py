@@ -171,7 +171,7 @@ def _evaluation(
     from yarn_ops.evals.plan import loads
     from yarn_ops.models.costs import costs, dimensions_of
 
-    dimensions, asked = dimensions_of(config, parameters), recipe.evaluate
+    dimensions, asked = dimensions_of(config, parameters), recipe.measured(original)
     if dimensions is None:
         raise RecipeError(f"{recipe.base.model}: its config names no heads and layers to reckon with")
     target = round(recipe.rope.resolve_factor(original) * original)

@@ -99,7 +99,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _explain(error: ValidationError) -> str:
     problems = error.errors()
     first = problems[0]
-    where = ".".join(str(part) for part in first["loc"]) or "recipe"
+    where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         renamed = RENAMED.get(where)
         text = f"{where}: is now {renamed}; write that"
@@ -111,7 +111,7 @@ def _explain(error: ValidationError) -> str:
         message = first["msg"].removeprefix("Value error, ")
         text = f"{where}: {message[:1].lower()}{message[1:]} (found {_shorten(first['input'])})"
         if first["type"] == "value_error":
-            text = f"{where}: {message}"
+            text = f"{where}: {message}" if where else message  # of the whole recipe: it names the key
     return text if len(problems) == 1 else f"{text} (and {len(problems) - 1} more)"
 
 

@@ -20,7 +20,7 @@ class Base(Section):
     """The model to extend."""
 
     model: str = Field(
-        "shipped:base512",
+        "",
         title="Base model",
         description="A directory; hf:org/name@revision; models:/name@alias or models:/name/version (MLflow); "
         "s3://bucket/prefix; or shipped:base512, the demo's. Safetensors only.",
@@ -106,7 +106,7 @@ class Data(Section):
     """The documents to train on and to measure with."""
 
     sources: tuple[Source, ...] = Field(
-        ("stdlib:**/*.py",),
+        (),
         min_length=1,
         title="Sources",
         description="Files or globs: text, JSON (lines, an array), Parquet, packed or not; local or s3://; "
@@ -179,6 +179,7 @@ class Data(Section):
     def of_windows(self) -> Data:
         """How windows are drawn and masked: all that training reads of the section beside its shards."""
         drawn = {name: getattr(self, name) for name in ("seed", "prefer_long", "document_mask")}
+        drawn["sources"] = ("stdlib:**/*.py",)  # as keys of trained legs have it, whatever it is trained on
         return Data().model_copy(update=drawn)
 
     @model_validator(mode="after")
@@ -324,9 +325,7 @@ class Gate(Section):
 class Publish(Section):
     """How the result is registered in MLflow."""
 
-    name: str = Field(
-        "demo-long", title="Model name", description="Registered model in MLflow.", pattern=MODEL_NAME
-    )
+    name: str = Field("", title="Model name", description="Registered model in MLflow.", pattern=MODEL_NAME)
     alias: str = Field(
         "champion", title="Alias", description="Moved to the new version when the gate passes.", pattern=ALIAS
     )

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from collections.abc import Iterator
+
+from pydantic import Field, model_validator
 
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import RecipeError
 from yarn_ops.recipe.section import Section
-from yarn_ops.recipe.sections import Base, Data, Evaluate, Gate, Publish, Rope
+from yarn_ops.recipe.sections import Base, Condition, Data, Evaluate, Gate, Publish, Rope
 from yarn_ops.recipe.training import NOT_IN_LOSSES, Leg, Train, loss_inputs
+
+NAMED = {
+    "base.model": "name the model to extend",
+    "data.sources": "name the documents to train on and to measure with",
+    "publish.name": "name the model that is registered",
+}
+"""fields without a default: a form that is emptied asks for nothing"""
+WITHOUT_SUITE = (
+    "perplexity/last-quarter", "perplexity/single-pass", "loss-by-position", "capacity/sees", "capacity/uses",
+)  # fmt: skip
+"""scores of every evaluation, beside those of the templates and of a sliding window"""
+WITH_SKILLS = ("quick", "use", "full")
+"""suites that measure short skills"""
 
 
 class Recipe(Section):
@@ -21,6 +36,74 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
     publish: Publish = Publish()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if fault := next(self._faults(), None):
+            raise ValueError(fault)
+        if self.base.original_context_tokens is not None:
+            try:
+                self.curriculum(self.base.original_context_tokens)
+            except RecipeError as error:
+                raise ValueError(str(error)) from None
+        return self
+
+    def _faults(self) -> Iterator[str]:
+        """What contradicts itself, whatever the base's original context is; each begins with its key."""
+        for key, remedy in NAMED.items():
+            section, name = key.split(".")
+            if not getattr(getattr(self, section), name):
+                yield f"{key}: is empty; {remedy}"
+        target, last = self.rope.target_context_tokens, self.train.legs[-1:]
+        if target is not None and last and last[0].factor is None and last[0].context_tokens != target:
+            yield (
+                f"train.legs: the last leg has {last[0].context_tokens} tokens and rope asks for {target}; "
+                "let the last leg reach the target context"
+            )
+        if target is not None and not last and (self.train.context_tokens or 0) > target:
+            yield (
+                f"train.context_tokens: {self.train.context_tokens} is above rope.target_context_tokens "
+                f"({target}); train on windows of the target context at most"
+            )
+        yield from self._unmeasured()
+
+    def _unmeasured(self) -> Iterator[str]:
+        """Of the gate: what it asks for and the evaluation does not measure."""
+        gate, asked = self.gate, self.evaluate
+        if not asked.templates and asked.suite == "none":
+            thresholds = ("min_recall_kept", "min_uses_share", "min_recall", "max_short_recall_loss")
+            found = [f"gate.{name}" for name in thresholds if getattr(gate, name) is not None]
+            legs = enumerate(self.train.legs)
+            found += [f"train.legs.{n}.gate.min_recall" for n, leg in legs if leg.gate.min_recall is not None]
+            if found:
+                yield f"{found[0]}: asks for recall, and evaluate.templates is empty; name one, or empty it"
+        if gate.max_skill_loss is not None and asked.suite not in WITH_SKILLS:
+            yield f"gate.max_skill_loss: needs evaluate.suite {', '.join(WITH_SKILLS)}; name one, or empty it"
+        for number, condition in enumerate(gate.conditions if asked.suite == "none" else ()):
+            if missing := self._not_measured(condition):
+                yield f"gate.conditions.{number}: {missing}"
+
+    def _not_measured(self, condition: Condition) -> str | None:
+        """Why an evaluation without a suite does not have the score of a condition."""
+        asked, task = self.evaluate, condition.score.removesuffix("/no-needle")
+        known = {*WITHOUT_SUITE, *(f"recall/{template}" for template in asked.templates)}
+        if asked.sliding_stride_tokens:
+            known.add("perplexity/sliding")
+        if task not in known:
+            return f"score {condition.score!r} is not measured; known here: {', '.join(sorted(known))}"
+        lengths = {1.0, self.rope.factor, condition.length if self.rope.factor is None else None}
+        if condition.length is not None and condition.length not in {*asked.lengths, *lengths}:
+            return f"length {condition.length:g} is not among evaluate.lengths; add it there"
+        return None
+
+    def measured(self, original_context_tokens: int) -> Evaluate:
+        """What to measure: as asked for, at the original and the target context in any case."""
+        asked, original = self.evaluate, original_context_tokens
+        there = {round(length * original) for length in asked.lengths}
+        ends = (1.0, self.rope.resolve_factor(original))
+        missing = {length for length in ends if round(length * original) not in there}
+        lengths = tuple(sorted({*asked.lengths, *missing}))
+        return asked.model_copy(update={"lengths": lengths}) if missing else asked
 
     def digest(self) -> str:
         """sha256 of the resolved recipe's canonical JSON."""
@@ -35,6 +118,11 @@ class Recipe(Section):
         target = round(factor * original_context_tokens)
         if not self.train.legs:
             window = self.train.context_tokens or target
+            if window > target:
+                raise RecipeError(
+                    f"train.context_tokens: {window} is above the target context of {target}; train on "
+                    "windows of the target context at most"
+                )
             leg = Leg(
                 context_tokens=window,
                 steps=self.train.steps,

@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from small_recipe import asked
 
 from yarn_ops.catalogue import ModelVersion
 from yarn_ops.cli import display
-from yarn_ops.recipe import parse_recipe
 from yarn_ops.records import (
     BaseModel,
     Checkpoint,
@@ -179,9 +179,7 @@ def test_no_name_commands_the_terminal(capsys: pytest.CaptureFixture[str]) -> No
     tags = {"base": hostile, "gate": hostile}
     version = ModelVersion(hostile, 1, "", "", tags, (hostile,), hostile, STARTED)
     display.show_models([version], as_json=False)
-    display.show_recipe(
-        parse_recipe({"rope": {"factor": 2}, "publish": {"tags": {"x": hostile}}}), as_json=False
-    )
+    display.show_recipe(asked(rope={"factor": 2}, publish={"tags": {"x": hostile}}), as_json=False)
     display.show_models([version], as_json=True)
     told = capsys.readouterr().out
     assert "owned" in told and "evil" in told

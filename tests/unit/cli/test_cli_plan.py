@@ -93,6 +93,10 @@ RECIPE = """\
 model = "shipped:base512"
 [rope]
 factor = 4
+[data]
+sources = ["stdlib:json/*.py"]
+[publish]
+name = "planned"
 [evaluate]
 suite = "quick"
 [train]
