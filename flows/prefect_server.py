@@ -10,6 +10,7 @@ import argparse
 import sys
 from typing import Any
 
+from flows.forms import CheckedForms
 from yarn_ops import guard
 from yarn_ops.errors import SettingsError, YarnOpsError
 from yarn_ops.settings import adopt_environment, read_settings
@@ -50,7 +51,7 @@ def main() -> None:
 
     repair()
     app = guard.Guard(
-        create_app(final=True, webserver_only=asked.no_services),
+        CheckedForms(create_app(final=True, webserver_only=asked.no_services)),
         guard.PREFECT,
         password=settings.prefect_auth,
         key=settings.session_key or settings.prefect_auth,

@@ -1,0 +1,152 @@
+"""Recipes that a page of Prefect or its API sends, checked before a run or a schedule of them exists.
+
+A form leaves out a field that was emptied. So in a section that a page sends, a field that is missing is
+empty: nothing, where the recipe allows that, and a fault elsewhere. Its default is for files and programs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from yarn_ops.errors import RecipeError
+from yarn_ops.guard import Application, Message, Receive, Send
+from yarn_ops.heads import Scope
+from yarn_ops.recipe import NAMED, Recipe, parse_recipe
+
+TAKES_RECIPES = re.compile(r"/api/deployments/[0-9a-f-]{36}(/create_flow_run|/schedules(/[0-9a-f-]{36})?)?/?")
+UNDECIDED = ("jinja", "workspace_variable")
+"""placeholders that Prefect fills in later: the run itself checks what comes of them"""
+BUSY = 503
+"""Prefect's answer while its SQLite is locked: nothing was kept, and the same may be asked again"""
+PATIENCE_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
+
+
+class CheckedForms:
+    """An ASGI application in front of Prefect's: refuses a faulty recipe with 409 and one line."""
+
+    def __init__(self, app: Application) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        writes = scope["type"] == "http" and scope["method"] in ("POST", "PATCH")
+        if not writes or not TAKES_RECIPES.fullmatch(scope["path"]):
+            return await self._app(scope, receive, send)
+        body = await _body(receive)
+        if body is None:
+            return
+        names = {bytes(name).lower() for name, _ in scope["headers"]}
+        try:
+            body = _checked(body, by_page=bool(names & {b"origin", b"sec-fetch-site"}))
+        except RecipeError as fault:
+            return await _answer(send, 409, {"detail": str(fault)})
+        kept = [(name, value) for name, value in scope["headers"] if bytes(name).lower() != b"content-length"]
+        scope = {**scope, "headers": [*kept, (b"content-length", str(len(body)).encode())]}
+        await self._insist(scope, body, receive, send)
+
+    async def _insist(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """Ask again while the database is locked, so that nothing a person asked for is lost."""
+        for pause_s in (*PATIENCE_S, None):
+            answer: list[Message] = []
+            sent: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+            async def hear(sent: list[Message] = sent) -> Message:
+                return sent.pop() if sent else await receive()
+
+            async def keep(message: Message, answer: list[Message] = answer) -> None:
+                answer.append(message)
+
+            await self._app(scope, hear, keep)
+            if pause_s is None or answer[0].get("status") != BUSY:
+                break
+            await asyncio.sleep(pause_s)
+        for message in answer:
+            await send(message)
+
+
+def filled_in(recipe: dict[str, Any], where: str = "recipe") -> dict[str, Any]:
+    """A form's values with what was emptied as null; RecipeError for a field that cannot be empty."""
+    filled = dict(recipe)
+    for section, field in Recipe.model_fields.items():
+        values = recipe.get(section)
+        if isinstance(values, dict):
+            filled[section] = values | dict.fromkeys(_emptied(field.annotation, section, values, where))
+    return filled
+
+
+def _emptied(kind: Any, section: str, values: dict[str, Any], where: str) -> Iterator[str]:
+    """The fields without a value that may be null; RecipeError for one that may not."""
+    assert isinstance(kind, type) and issubclass(kind, BaseModel)
+    for name, field in kind.model_fields.items():
+        if name in values or f"{section}.{name}" in NAMED or not field.get_default(call_default_factory=True):
+            continue
+        if type(None) not in getattr(field.annotation, "__args__", ()):
+            raise RecipeError(f"{where}: {section}.{name}: is empty; fill it in ({field.title})")
+        yield name
+
+
+def _checked(body: bytes, *, by_page: bool) -> bytes:
+    """The request's body, a page's with emptied fields as null; RecipeError where a recipe has a fault."""
+    try:
+        asked = json.loads(body)
+    except ValueError:
+        return body  # Prefect refuses it
+    for one in asked if isinstance(asked, list) else [asked]:
+        parameters = one.get("parameters") if isinstance(one, dict) else None
+        recipe = parameters.get("recipe") if isinstance(parameters, dict) else None
+        if (
+            parameters is None
+            or not isinstance(recipe, dict)
+            or any(f'"{kind}"' in json.dumps(recipe) for kind in UNDECIDED)
+        ):
+            continue
+        parameters["recipe"] = filled_in(recipe) if by_page else recipe
+        parse_recipe(_plain(parameters["recipe"]))
+    return json.dumps(asked).encode()
+
+
+def _undecided(recipe: dict[str, Any]) -> bool:
+    return any(f'"__prefect_kind": "{kind}"' in json.dumps(recipe) for kind in UNDECIDED)
+
+
+def _plain(value: Any) -> Any:
+    """Without Prefect's placeholders: {"__prefect_kind": "json", "value": "[1]"} is [1]."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "__prefect_kind" not in value:
+        return {name: _plain(item) for name, item in value.items() if not _is_unset(item)}
+    held = value["value"]
+    try:
+        return json.loads(held) if value["__prefect_kind"] == "json" and isinstance(held, str) else held
+    except ValueError:
+        raise RecipeError(f"not valid JSON: {held[:40]!r}; write e.g. {{}}") from None
+
+
+def _is_unset(value: Any) -> bool:
+    return isinstance(value, dict) and "__prefect_kind" in value and value.get("value") is None
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """The whole body; None when the client has left."""
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            return body
+
+
+async def _answer(send: Send, status: int, value: dict[str, str]) -> None:
+    body = json.dumps(value).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
