@@ -28,12 +28,13 @@ from flows.compare import ARMS, METHODS, compare
 from flows.engine import TRAINER
 from flows.extend import extend
 from flows.fit import fit
+from flows.forms import form_values
 from flows.grid import measure_cells
 from flows.reconcile import reconcile, settle
 from flows.reevaluate import FELL, reevaluate
 from flows.watch import watch
 from yarn_ops.errors import SettingsError, YarnOpsError
-from yarn_ops.recipe import Recipe, load_recipe
+from yarn_ops.recipe import load_recipe
 from yarn_ops.servers import CPU_POOL, GPU_POOL, POLL_S, START_S, answers
 from yarn_ops.settings import Settings, read_settings
 from yarn_ops.shipped import recipe_path
@@ -53,7 +54,7 @@ ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLi
 
 def deployments() -> list[RunnerDeployment]:
     """Everything that is offered: its form's first values, its pool, its schedule."""
-    demo = _form_values(load_recipe(recipe_path("demo")))
+    demo = form_values(load_recipe(recipe_path("demo")))
     return [
         _offer(
             extend, "extend-context", GPU_POOL, TRAINER,
@@ -167,14 +168,6 @@ def _ensure_alert(client: SyncPrefectClient) -> None:
             actions=[RunDeployment(source="selected", deployment_id=deployment.id, parameters=told)],
         )
     )
-
-
-def _form_values(recipe: Recipe) -> dict[str, Any]:
-    """A recipe's values for the form, without what is empty: an empty field of the form stays empty."""
-    return {
-        name: {key: value for key, value in section.items() if value is not None}
-        for name, section in recipe.model_dump(mode="json").items()
-    }
 
 
 def _until_served(settings: Settings) -> None:

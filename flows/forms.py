@@ -6,7 +6,6 @@ empty: nothing, where the recipe allows that, and a fault elsewhere. Its default
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -22,9 +21,6 @@ from yarn_ops.recipe import NAMED, Recipe, parse_recipe
 TAKES_RECIPES = re.compile(r"/api/deployments/[0-9a-f-]{36}(/create_flow_run|/schedules(/[0-9a-f-]{36})?)?/?")
 UNDECIDED = ("jinja", "workspace_variable")
 """placeholders that Prefect fills in later: the run itself checks what comes of them"""
-BUSY = 503
-"""Prefect's answer while its SQLite is locked: nothing was kept, and the same may be asked again"""
-PATIENCE_S = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 
 
 class CheckedForms:
@@ -47,26 +43,24 @@ class CheckedForms:
             return await _answer(send, 409, {"detail": str(fault)})
         kept = [(name, value) for name, value in scope["headers"] if bytes(name).lower() != b"content-length"]
         scope = {**scope, "headers": [*kept, (b"content-length", str(len(body)).encode())]}
-        await self._insist(scope, body, receive, send)
+        unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def _insist(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        """Ask again while the database is locked, so that nothing a person asked for is lost."""
-        for pause_s in (*PATIENCE_S, None):
-            answer: list[Message] = []
-            sent: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        async def hear() -> Message:
+            return unread.pop() if unread else await receive()
 
-            async def hear(sent: list[Message] = sent) -> Message:
-                return sent.pop() if sent else await receive()
+        await self._app(scope, hear, send)
 
-            async def keep(message: Message, answer: list[Message] = answer) -> None:
-                answer.append(message)
 
-            await self._app(scope, hear, keep)
-            if pause_s is None or answer[0].get("status") != BUSY:
-                break
-            await asyncio.sleep(pause_s)
-        for message in answer:
-            await send(message)
+def form_values(recipe: Recipe) -> dict[str, Any]:
+    """A whole recipe for a form, without what is empty and is so by default: that field stays empty."""
+    empty = {
+        name: {key for key, field in kind.model_fields.items() if field.default is None}
+        for name, kind in ((name, type(section)) for name, section in recipe)
+    }
+    return {
+        name: {key: value for key, value in section.items() if value is not None or key not in empty[name]}
+        for name, section in recipe.model_dump(mode="json").items()
+    }
 
 
 def filled_in(recipe: dict[str, Any], where: str = "recipe") -> dict[str, Any]:
@@ -105,8 +99,8 @@ def _checked(body: bytes, *, by_page: bool) -> bytes:
             or any(f'"{kind}"' in json.dumps(recipe) for kind in UNDECIDED)
         ):
             continue
-        parameters["recipe"] = filled_in(recipe) if by_page else recipe
-        parse_recipe(_plain(parameters["recipe"]))
+        plain = _plain(recipe)
+        parameters["recipe"] = form_values(parse_recipe(filled_in(plain) if by_page else plain))
     return json.dumps(asked).encode()
 
 

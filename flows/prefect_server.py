@@ -2,6 +2,9 @@
 
 Prefect 3.8 hands the computed attribute `state` of a flow run to a bulk INSERT. SQLAlchemy 2.0 ignored it
 there; 2.1 refuses, so that no schedule ever makes a run. Told to do nothing with it, 2.1 ignores it too.
+
+On SQLite its transactions begin as readers, and one that then wants to write while another writes fails at
+once ("database is locked", answered with 503): begun as writers they wait for each other.
 """
 
 from __future__ import annotations
@@ -23,8 +26,14 @@ WITHOUT_BLOCKS = {
 
 
 def repair() -> None:
-    """Let schedules make runs; nothing to do where SQLAlchemy is older than 2.1."""
+    """Let schedules make runs, which needs nothing before SQLAlchemy 2.1, and transactions on SQLite wait."""
+    from prefect.server.database.configurations import AioSqliteConfiguration
     from prefect.server.database.orm_models import FlowRun
+
+    begin = AioSqliteConfiguration.begin_transaction
+    AioSqliteConfiguration.begin_transaction = lambda self, session, with_for_update=False: begin(
+        self, session, with_for_update=True
+    )
 
     inplace = vars(FlowRun)["state"].inplace
     if hasattr(inplace, "bulk_dml"):

@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationInfo, field_validator
 from pydantic.config import JsonDict
+from pydantic_core import CoreSchema
 
 from yarn_ops.errors import RecipeError
 from yarn_ops.shown import form_pattern, holds_password
@@ -38,6 +39,24 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), hide_input_in_errors=True
     )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """For a run form: a field that is empty at first is a plain one; one that never is, is required."""
+        made = handler(schema)
+        shown = handler.resolve_ref_schema(made)
+        required = set(shown.get("required", ()))
+        for name, field in shown["properties"].items():
+            kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
+            if len(kinds) == 1 and field.get("default", ...) is None:
+                del field["anyOf"], field["default"]
+                field.update(kinds[0])
+            elif field.get("type") in ("string", "number", "integer") or "minItems" in field:
+                required.add(name)
+        shown["required"] = sorted(required)
+        return made
 
     @field_validator("*", mode="before")
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from yarn_ops.errors import RecipeError
 from yarn_ops.recipe.section import NO_PASSWORD, Fraction, Positive, RopeMethod, Section, SuiteChoice
@@ -18,8 +18,6 @@ Source = Annotated[str, Field(min_length=1, max_length=4096, json_schema_extra=N
 
 class Base(Section):
     """The model to extend."""
-
-    model_config = ConfigDict(json_schema_extra={"required": ["model"]})
 
     model: str = Field(
         "",
@@ -106,8 +104,6 @@ class Rope(Section):
 
 class Data(Section):
     """The documents to train on and to measure with."""
-
-    model_config = ConfigDict(json_schema_extra={"required": ["sources"]})
 
     sources: tuple[Source, ...] = Field(
         (),
@@ -328,8 +324,6 @@ class Gate(Section):
 
 class Publish(Section):
     """How the result is registered in MLflow."""
-
-    model_config = ConfigDict(json_schema_extra={"required": ["name"]})
 
     name: str = Field("", title="Model name", description="Registered model in MLflow.", pattern=MODEL_NAME)
     alias: str = Field(
