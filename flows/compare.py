@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from prefect import flow
-
 from flows.curriculum import train_legs
+from flows.outcome import run_flow
 from flows.reporting import show_comparison
 from flows.run import open_run
 from flows.stages.making import fetch_base, merge, patch, prepare, survey
@@ -28,7 +27,7 @@ METHODS: list[RopeMethod] = ["none", "linear", "ntk", "by-parts", "yarn"]
 ARMS: list[Arm] = [ZERO_SHOT, "lora"]
 
 
-@flow(name="compare-methods", flow_run_name="{recipe.publish.name}", persist_result=False)
+@run_flow("compare-methods", "compare {recipe.publish.name}")
 def compare(recipe: Recipe, methods: list[RopeMethod] = METHODS, arms: list[Arm] = ARMS) -> str:
     """Compare RoPE methods on one base: perplexity, recall and short-context change, by the recipe's gate.
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from prefect import flow
-
 from flows.curriculum import train_legs
+from flows.outcome import run_flow
 from flows.reporting import show_report
 from flows.run import open_run
 from flows.stages.making import fetch_base, merge, patch, prepare, rehearse, survey
@@ -17,13 +16,13 @@ from yarn_ops.records import BeforeAfter
 from yarn_ops.settings import read_settings
 
 
-@flow(name="extend-context", flow_run_name="{recipe.publish.name}", persist_result=False)
+@run_flow("extend-context", "{recipe.publish.name}")
 def extend(recipe: Recipe) -> str:
     """Extend a model's context, measure it at both ends, and register it in MLflow.
 
     Finished stages of an earlier run with the same inputs are reused. A model that fails its gate is
-    registered as rejected, the alias stays where it is, and the run ends Failed. A leg that fails its own
-    gate ends the run as well; then nothing is registered.
+    registered as rejected, the alias stays where it is, and the run ends Rejected. A leg that fails its own
+    gate ends the run so as well; then nothing is registered.
 
     Args:
         recipe: What to do.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from prefect import flow
-
+from flows.outcome import run_flow
 from flows.run import open_run
 from flows.stages.making import fetch_base, prepare, survey
 from flows.stages.measuring import search
@@ -12,7 +11,7 @@ from yarn_ops.records import Fit
 from yarn_ops.settings import read_settings
 
 
-@flow(name="fit-rope", flow_run_name="{recipe.publish.name}", persist_result=False)
+@run_flow("fit-rope", "fit {recipe.publish.name}")
 def fit(recipe: Recipe, method: FittedMethod = "yarn") -> Fit:
     """Search the parameters of a RoPE method zero-shot. Nothing is trained and nothing is registered.
 

@@ -8,8 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from prefect.settings import PREFECT_UI_URL
+
 from yarn_ops.recipe import Recipe
-from yarn_ops.registry import Registry, Run, RunEnd
+from yarn_ops.registry import Registry, Run, RunEnd, RunView
 from yarn_ops.release import Tracking
 
 STEP_FIGURES = (
@@ -17,6 +19,8 @@ STEP_FIGURES = (
     "flops_per_s", "mfu", "gpu_utilisation",
 )  # fmt: skip
 """of a step's event: what is logged as metrics"""
+NOTE = "mlflow.note.content"
+"""tag that MLflow shows as a run's description, in Markdown"""
 PARAMETER_CHARACTERS = 6000
 """MLflow keeps no longer value of a parameter"""
 
@@ -25,12 +29,13 @@ class MlflowRun:
     """Opened when the first stage has something to log: a run that only reuses leaves none."""
 
     def __init__(
-        self, tracking: Callable[[], Tracking], recipe: Recipe, registry: Registry, row: Run
+        self, tracking: Callable[[], Tracking], recipe: Recipe, registry: Registry, row: Run, mlflow: str
     ) -> None:
         self._tracking = tracking
         self._recipe = recipe
         self._registry = registry
         self._row = row
+        self._mlflow = mlflow
 
     @cached_property
     def id(self) -> str:
@@ -38,12 +43,24 @@ class MlflowRun:
         if self._row.mlflow_run_id is not None:
             return self._row.mlflow_run_id
         tracking, experiment, run = self._tracking(), self._recipe.publish.experiment, self._row.id
-        tags = {"run": run, "recipe": self._recipe.digest(), "git_commit": git_commit() or "unknown"}
-        run_id = tracking.start_run(experiment, run, tags)
+        view = self._registry.run_view(run)
+        tags = {
+            "kind": view.kind, "recipe": self._recipe.digest(), "git_commit": git_commit() or "unknown",
+            NOTE: self._links(view),
+        }  # fmt: skip
+        run_id = tracking.start_run(experiment, run, tags, view.name)
         tracking.log_params(run_id, flat_params(self._recipe))
         tied = self._registry.set_mlflow_run(run, run_id)
         tracking.keep_run(experiment, run, tied)
         return tied
+
+    def _links(self, view: RunView) -> str:
+        """Markdown: what the run is here, and its page in Prefect where services have pages."""
+        links = f"Run `{view.id}`; `yarn-ops runs show {view.id}`"
+        page = PREFECT_UI_URL.value()
+        if self._mlflow.startswith("http") and page and view.flow_run_id:
+            links += f"; [its page in Prefect]({page.rstrip('/')}/runs/flow-run/{view.flow_run_id})"
+        return links
 
     def log_picture(self, path: Path) -> None:
         self._tracking().log_picture(self.id, path)
@@ -55,7 +72,9 @@ class MlflowRun:
     def finish(self, status: RunEnd) -> None:
         """Tell MLflow how the run ended, if this attempt or an earlier one has opened a run there."""
         if self._row.mlflow_run_id is not None or "id" in self.__dict__:
-            self._tracking().finish(self.id, status)
+            extended = self._registry.run_view(self._row.id).kind == "extend"
+            outcome = "promoted" if extended and status == "completed" else status
+            self._tracking().finish(self.id, status, outcome)
 
 
 class StepSink:

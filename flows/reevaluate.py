@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
 
+from flows.outcome import run_flow
 from flows.reporting import show_capacity
 from flows.run import RunContext, open_run
 from flows.stages.making import fetch_base, prepare, survey
@@ -26,12 +26,12 @@ LAST = "yarn_ops.last_gate"
 """tag of the version: passed or failed, when it was last scored"""
 
 
-@flow(name="reevaluate", flow_run_name="{name}@{alias}", persist_result=False)
+@run_flow("reevaluate", "reevaluate {name}@{alias}")
 def reevaluate(name: str, alias: str = "champion", seed: int = 1) -> str:
     """Score a registered model again and judge it by its recipe's gate; an event tells how it went.
 
     The base is measured beside it, so a condition relative to the base stays one. A model that falls keeps
-    its alias: to move it is a person's decision. Its run ends Failed.
+    its alias: to move it is a person's decision. Its run ends Rejected.
 
     Args:
         name: The registered model.

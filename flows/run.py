@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
+from prefect.client.schemas.objects import FlowRun
 from prefect.context import get_run_context
 from prefect.exceptions import MissingContextError, TerminationSignal
-from prefect.logging.handlers import APILogHandler
 
 from flows.device import RunDevice
 from flows.liveness import sign
@@ -33,9 +33,6 @@ from yarn_ops.store.trees import fetch_tree
 SIGNALLED = (KeyboardInterrupt, TerminationSignal)
 """what asks a run to stop: a key or a command, Prefect"""
 
-P = ParamSpec("P")
-Result = TypeVar("Result")
-
 log = logging.getLogger(__name__)
 
 _CURRENT: ContextVar[RunContext] = ContextVar("run")
@@ -53,7 +50,7 @@ class RunContext:
         self.id = row.id
         self.attempts = row.attempts
         self.services = Services(settings, registry)
-        self.mlflow = MlflowRun(lambda: self.services.tracking, recipe, registry, row)
+        self.mlflow = MlflowRun(lambda: self.services.tracking, recipe, registry, row, settings.mlflow)
         self.device = RunDevice(settings, registry)
         self.progress = Progress(bars)
         self.makers: dict[str, Callable[[], Record]] = {}
@@ -106,7 +103,9 @@ def open_run(
     if compared is not None:
         asked |= {"compare": dict(compared)}
         identity = digest_of(asked)
-    row = registry.begin_run(asked, identity, git_commit=git_commit(), flow_run_id=_flow_run_id())
+    flow_run = _flow_run()
+    name, flow_run_id = (flow_run.name, str(flow_run.id)) if flow_run else (None, None)
+    row = registry.begin_run(asked, identity, name=name, git_commit=git_commit(), flow_run_id=flow_run_id)
     bars = ProgressBars()
     run = RunContext(settings, recipe, registry, row, bars)
     token = _CURRENT.set(run)
@@ -136,14 +135,6 @@ def _write_end_to_ledger(run: RunContext) -> None:
         run.write_to_ledger()
     except YarnOpsError as error:  # how it ended matters more; `gc` and a later run write it again
         log.warning("run %s: its end was not written to the store: %s", run.id, error)
-
-
-def run_here(flow: Callable[P, Result], *inputs: P.args, **named: P.kwargs) -> Result:
-    """Run a flow in this process; its logs are sent before a Prefect server of our own ends."""
-    try:
-        return flow(*inputs, **named)
-    finally:
-        APILogHandler().flush()
 
 
 @contextmanager
@@ -177,8 +168,8 @@ def _end_by(error: BaseException) -> tuple[RunEnd, str]:
     return "failed", str(error) if isinstance(error, YarnOpsError) else repr(error)
 
 
-def _flow_run_id() -> str | None:
+def _flow_run() -> FlowRun | None:
     try:
-        return str(get_run_context().flow_run.id)  # type: ignore[union-attr]
+        return get_run_context().flow_run  # type: ignore[union-attr]
     except (MissingContextError, AttributeError):
         return None

@@ -40,8 +40,8 @@ from yarn_ops.mlflow_client import (
 from yarn_ops.settings import Settings, adopt_environment, mlflow_environment
 from yarn_ops.shown import without_password
 
-END_STATUS = {"completed": "FINISHED", "rejected": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
-"""MLflow's word for each end of a run. A rejected model was measured to the end; its gate tag tells."""
+END_STATUS = {"completed": "FINISHED", "rejected": "KILLED", "failed": "FAILED", "stopped": "KILLED"}
+"""MLflow's word for each end of a run; the tag `outcome` has ours"""
 
 PICTURES = "pictures"
 """folder of a run's artifacts"""
@@ -102,22 +102,27 @@ class Tracking:
             )
         return Experiment(found.experiment_id, found.lifecycle_stage, found.artifact_location)
 
-    def start_run(self, experiment: str, name: str, tags: Mapping[str, str]) -> str:
-        """The id of the experiment's run of this name, begun with these tags unless there is one."""
-        experiment_id = self.ensure_experiment(experiment)
-        with self._mlflow() as client:
-            found = client.search_runs([experiment_id], f"run_name = '{name}'", max_results=1)
-            run = found[0] if found else client.create_run(experiment_id, run_name=name, tags=dict(tags))
-        run_id: str = run.info.run_id
-        return run_id
+    def start_run(self, experiment: str, run: str, tags: Mapping[str, str], name: str | None = None) -> str:
+        """The id of the experiment's run of ours, begun with these tags unless there is one.
 
-    def keep_run(self, experiment: str, name: str, run_id: str) -> None:
-        """Of the experiment's runs of this name keep this one: an answer that was lost is asked for again."""
+        run: the id of our run, by which it is found again. name: what MLflow shows; left out: that id.
+        """
         experiment_id = self.ensure_experiment(experiment)
         with self._mlflow() as client:
-            for run in client.search_runs([experiment_id], f"run_name = '{name}'"):
-                if run.info.run_id != run_id:
-                    gone(client.delete_run, run.info.run_id)
+            found = client.search_runs([experiment_id], f"tags.run = '{run}'", max_results=1)
+            if found:
+                return str(found[0].info.run_id)
+            tags = {**tags, "run": run}
+            made = client.create_run(experiment_id, run_name=name or run, tags=tags)
+        return str(made.info.run_id)
+
+    def keep_run(self, experiment: str, run: str, run_id: str) -> None:
+        """Of the experiment's runs of ours keep this one: an answer that was lost is asked for again."""
+        experiment_id = self.ensure_experiment(experiment)
+        with self._mlflow() as client:
+            for found in client.search_runs([experiment_id], f"tags.run = '{run}'"):
+                if found.info.run_id != run_id:
+                    gone(client.delete_run, found.info.run_id)
 
     def log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
         """What was asked for. The same again is fine; ReleaseError when a value differs from before."""
@@ -147,8 +152,12 @@ class Tracking:
         with self._mlflow() as client:
             client.log_artifact(run_id, str(path), PICTURES)
 
-    def finish(self, run_id: str, status: Literal["completed", "rejected", "failed", "stopped"]) -> None:
+    def finish(
+        self, run_id: str, status: Literal["completed", "rejected", "failed", "stopped"], outcome: str
+    ) -> None:
+        """Give the run its end; outcome: our word for it, as the tag `outcome`."""
         with self._mlflow() as client:
+            client.set_tag(run_id, "outcome", outcome)
             client.set_terminated(run_id, END_STATUS[status])
 
     def run(self, run_id: str) -> TrackedRun | None:

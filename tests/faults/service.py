@@ -284,7 +284,7 @@ class Service:
 
         client = MlflowClient(self.settings.mlflow, self.settings.mlflow)
         experiment = client.get_experiment_by_name("yarn-ops").experiment_id
-        runs = client.search_runs([experiment], f"run_name = '{run_id}'")
+        runs = client.search_runs([experiment], f"tags.run = '{run_id}'")
         states = [one.info.status for one in runs]
         return "" if states == ["FINISHED"] else f"MLflow runs {states}"
 

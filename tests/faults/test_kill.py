@@ -46,7 +46,9 @@ def finish(workplace: Workplace, finished: dict[str, int]) -> None:
     assert run is not None
     assert (run.status, tuple(stage.stage for stage in run.stages)) == ("completed", FLOW)
     assert [version.version for version in workplace.tracking.models()] == [1]
-    assert [(run.info.run_name, run.info.status) for run in workplace.mlflow_runs()] == [(run.id, "FINISHED")]
+    assert [(one.data.tags["run"], one.info.status) for one in workplace.mlflow_runs()] == [
+        (run.id, "FINISHED")
+    ]
 
 
 Reached = Callable[[Workplace], bool]

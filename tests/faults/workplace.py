@@ -143,7 +143,7 @@ class Workplace:
         if repeated:
             return f"repeated {repeated}"
         versions = [version.version for version in self.tracking.models()]
-        runs = [(one.info.run_name, one.info.status) for one in self.mlflow_runs()]
+        runs = [(one.data.tags["run"], one.info.status) for one in self.mlflow_runs()]
         if versions != [1] or runs != [(run.id, "FINISHED")]:
             return f"versions {versions}, MLflow runs {runs}"
         return ""

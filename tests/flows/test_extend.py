@@ -100,16 +100,16 @@ class Workplace:
         """By their names: our runs' ids."""
         client = self.mlflow()
         experiment = client.get_experiment_by_name("yarn-ops")
-        return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+        return {run.data.tags["run"]: run for run in client.search_runs([experiment.experiment_id])}
 
     def mlflow(self) -> Any:
         from mlflow import MlflowClient
 
         return MlflowClient(self.settings.mlflow, self.settings.mlflow)
 
-    def prefect_state(self, run: RunView) -> str:
+    def prefect_run(self, run: RunView) -> dict[str, Any]:
         answer = client(self.prefect_api).get(f"/flow_runs/{run.flow_run_id}").raise_for_status()
-        return str(answer.json()["state_type"])
+        return dict(answer.json())
 
     def _extending(self, *changes: str) -> subprocess.Popen[str]:
         options = [word for change in changes for word in ("--set", change)]
@@ -159,7 +159,9 @@ def test_two_at_once_compute_each_stage_once(workplace: Workplace, first: RunVie
     assert list(workplace.first_versions) == [1]
     runs = workplace.first_mlflow_runs.items()
     assert {name: run.info.status for name, run in runs} == {first.id: "FINISHED"}
-    assert workplace.prefect_state(first) == "COMPLETED"
+    known = workplace.prefect_run(first)
+    assert (known["state"]["type"], known["state"]["name"]) == ("COMPLETED", "Completed")
+    assert known["name"] == first.name == "small"
 
 
 def test_a_version_says_what_it_is(workplace: Workplace, first: RunView) -> None:
@@ -241,8 +243,11 @@ def test_a_failed_gate_registers_a_rejected_version_and_moves_no_alias(
     assert workplace.complaint == f"yarn-ops: {reason}"
     assert rejected.reason == reason
     assert "gain at 1024 tokens" in reason and reason.endswith("below 1000")
-    assert workplace.prefect_state(rejected) == "FAILED"
-    assert workplace.mlflow_runs()[rejected.id].info.status == "FINISHED"
+    state = workplace.prefect_run(rejected)["state"]
+    assert (state["type"], state["name"], state["message"]) == ("COMPLETED", "Rejected", reason)
+    tracked = workplace.mlflow_runs()[rejected.id]
+    assert (tracked.info.status, tracked.data.tags["outcome"]) == ("KILLED", "rejected")
+    assert workplace.mlflow_runs()[first.id].data.tags["outcome"] == "promoted"
 
 
 def champion(workplace: Workplace) -> int:

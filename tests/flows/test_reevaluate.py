@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SCORE_AGAIN = """
 from flows.reevaluate import reevaluate
-from flows.run import run_here
-print(run_here(reevaluate, 'small', 'champion', 1))
+from flows.outcome import run_here
+print(run_here(reevaluate, None, 'small', 'champion', 1))
 """
 
 

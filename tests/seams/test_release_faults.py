@@ -40,5 +40,5 @@ def test_a_run_whose_making_seemed_to_fail(mlflow_server: MlflowServer, tmp_path
         assert proxy.broken == 2
         tracking.keep_run(name, name, run)
         experiment = tracking.ensure_experiment(name)
-        found = tracking._client.search_runs([experiment], f"run_name = '{name}'")
+        found = tracking._client.search_runs([experiment], f"tags.run = '{name}'")
         assert [one.info.run_id for one in found] == [run]

@@ -64,7 +64,7 @@ def test_a_run_keeps_what_was_logged(tracking: Tracking, tmp_path: Path) -> None
     for step in range(3):
         tracking.log_metrics(run_id, step, {"loss": 2.0 / (step + 1), "learning_rate": 5e-4})
     tracking.log_picture(run_id, picture)
-    tracking.finish(run_id, "completed")
+    tracking.finish(run_id, "completed", "promoted")
 
     run = client(tracking).get_run(run_id)
     assert (run.info.run_name, run.info.status, run.data.tags["recipe"]) == ("demo", "FINISHED", "abc")
@@ -97,11 +97,11 @@ def test_a_run_is_told_until_it_is_deleted(tracking: Tracking) -> None:
 
 @pytest.mark.parametrize(
     ("status", "kept"),
-    [("completed", "FINISHED"), ("rejected", "FINISHED"), ("failed", "FAILED"), ("stopped", "KILLED")],
+    [("completed", "FINISHED"), ("rejected", "KILLED"), ("failed", "FAILED"), ("stopped", "KILLED")],
 )
 def test_every_end_has_its_status(tracking: Tracking, status: str, kept: str) -> None:
     run_id = tracking.start_run("ends", status, {})
-    tracking.finish(run_id, status)  # type: ignore[arg-type]
+    tracking.finish(run_id, status, status)  # type: ignore[arg-type]
     assert client(tracking).get_run(run_id).info.status == kept
 
 
@@ -115,4 +115,4 @@ def test_a_parameter_that_changed_is_refused_in_one_line(tracking: Tracking) -> 
 
 def test_an_unknown_run_is_refused_in_one_line(tracking: Tracking) -> None:
     with pytest.raises(ReleaseError, match="not found"):
-        tracking.finish("0" * 32, "completed")
+        tracking.finish("0" * 32, "completed", "completed")

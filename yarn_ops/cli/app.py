@@ -34,6 +34,10 @@ app.add_typer(db_app, name="db")
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A TOML file, or the name of a shipped recipe.")
 ]
+NameOption = Annotated[
+    str | None,
+    typer.Option("--name", metavar="TEXT", help="What the run is called; left out: as its model."),
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value.")
 ]

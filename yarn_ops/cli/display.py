@@ -47,14 +47,15 @@ def show_runs(runs: Sequence[RunSummary], *, as_json: bool) -> None:
     if not runs:
         CONSOLE.print("no runs yet; `yarn-ops extend RECIPE` makes one")
         return
-    table = _table("run", "status", "took", "base", "method", "release", shortened="base")
+    table = _table(
+        "run", "name", "kind", "status", "took", "release", shortened=("name", "status", "release")
+    )
     for run in runs:
         took = (
             "" if run.finished_at is None else _duration((run.finished_at - run.started_at).total_seconds())
         )
         release = "" if run.release is None else f"{run.release.name} {run.release.version}"
-        base, method = run.recipe.get("base", {}).get("model"), run.recipe.get("rope", {}).get("method")
-        table.add_row(run.id, _status(run), took, base, method, release)
+        table.add_row(run.id, run.name or "", run.kind, _status(run), took, release)
     CONSOLE.print(table, soft_wrap=False)
 
 
@@ -64,7 +65,7 @@ def _status(run: RunSummary) -> str:
     for stage in run.at_work if run.status == "running" else ():
         where = "" if stage.device is None else f" {'waits for' if stage.waits else 'on'} {stage.device}"
         told.append(f"{stage.stage}{where}")
-    return f"{run.status}: {', '.join(told)}" if told else run.status
+    return f"{run.status}: {', '.join(told)}" if told else run.outcome
 
 
 def show_run(run: RunView, *, as_json: bool = False) -> None:
@@ -73,9 +74,12 @@ def show_run(run: RunView, *, as_json: bool = False) -> None:
         _print_json(run.model_dump(mode="json"))
         return
     attempts = f", attempt {run.attempts}" if run.attempts > 1 else ""
-    CONSOLE.print(
-        f"run {run.id}: {run.status}{attempts}" + (f" ({run.reason})" if run.reason else ""), style="bold"
-    )
+    called = f"{run.kind} {run.name}" if run.name else run.kind
+    CONSOLE.print(f"run {run.id}, {called}: {run.outcome}{attempts}", style="bold")
+    if run.reason:
+        CONSOLE.print(run.reason)
+    base, rope = run.recipe.get("base", {}), run.recipe.get("rope", {})
+    CONSOLE.print(f"{base.get('model')}, {rope.get('method')}", style="dim")
     CONSOLE.print(_stage_table(run), soft_wrap=False)
     if any(stage.stage == "compare" and stage.record for stage in run.stages):
         show_comparison(run)
@@ -310,11 +314,12 @@ def show_garbage(found: Sequence[Garbage], *, removed: bool, as_json: bool) -> N
     CONSOLE.print(f"{'removed' if removed else 'to remove'}: {len(found)} things, {_size(total)}")
 
 
-def _table(*columns: str, shortened: str = "") -> Table:
-    """A table of which one column, at most, gives way where the terminal is narrow."""
+def _table(*columns: str, shortened: str | Sequence[str] = ()) -> Table:
+    """A table of which these columns give way where the terminal is narrow."""
+    giving = [shortened] if isinstance(shortened, str) else shortened
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in columns:
-        gives_way = column == shortened
+        gives_way = column in giving
         table.add_column(column, no_wrap=not gives_way, min_width=8 if gives_way else None, overflow="fold")
     return table
 

@@ -10,6 +10,7 @@ import typer
 from yarn_ops.cli.app import (
     ARMS_HELP,
     JsonOption,
+    NameOption,
     RecipeArgument,
     SetOption,
     app,
@@ -22,16 +23,16 @@ from yarn_ops.cli.app import (
 
 
 @app.command()
-def extend(recipe: RecipeArgument, set_: SetOption = None) -> None:
+def extend(recipe: RecipeArgument, set_: SetOption = None, name: NameOption = None) -> None:
     """Run a recipe here: extend, measure, judge and register one model."""
     import yarn_ops.cli.display as display
 
     asked = load_asked(recipe, set_)
     with services_of(asked, "flows.extend"):
         from flows import extend as extending
-        from flows.run import run_here
+        from flows.outcome import run_here
 
-        view = run_registry().run_view(run_here(extending.extend, asked))
+        view = run_registry().run_view(run_here(extending.extend, name, asked))
     display.show_run(view)
 
 
@@ -41,6 +42,7 @@ def compare(
     methods: Annotated[str, typer.Option(help="Separated by commas.")] = "none,linear,ntk,by-parts,yarn",
     arms: Annotated[str, typer.Option(help=ARMS_HELP)] = "zero-shot,lora",
     set_: SetOption = None,
+    name: NameOption = None,
 ) -> None:
     """Compare RoPE methods on a recipe's base and data, zero-shot and trained; the gate names the winner."""
     import yarn_ops.cli.display as display
@@ -53,9 +55,9 @@ def compare(
     )
     with services_of(asked, "flows.compare"):
         from flows import compare as comparing
-        from flows.run import run_here
+        from flows.outcome import run_here
 
-        view = run_registry().run_view(run_here(comparing.compare, asked, chosen, ways))
+        view = run_registry().run_view(run_here(comparing.compare, name, asked, chosen, ways))
     display.show_comparison(view)
 
 
@@ -94,6 +96,7 @@ def fit(
         Literal["yarn", "longrope"], typer.Option(help="Whose parameters: betas, or a factor for each pair.")
     ] = "yarn",
     set_: SetOption = None,
+    name: NameOption = None,
     json: JsonOption = False,
 ) -> None:
     """Search RoPE parameters for a recipe's base on its held-out documents; print a [rope] section."""
@@ -102,9 +105,9 @@ def fit(
     asked = load_asked(recipe, set_)
     with services_of(asked, "flows.fit"):
         from flows import fit as fitting
-        from flows.run import run_here
+        from flows.outcome import run_here
 
-        found = run_here(fitting.fit, asked, method)
+        found = run_here(fitting.fit, name, asked, method)
     rope.show_fit(found, as_json=json)
 
 

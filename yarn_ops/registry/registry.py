@@ -93,11 +93,14 @@ class Registry:
         recipe: Mapping[str, Any],
         recipe_digest: str,
         *,
+        name: str | None = None,
         git_commit: str | None = None,
         flow_run_id: str | None = None,
     ) -> Run:
         """One more attempt at this recipe's run that is neither completed nor rejected, else a new run."""
         attempt = {"status": "running", "reason": None, "git_commit": git_commit, "flow_run_id": flow_run_id}
+        if name is not None:
+            attempt["name"] = name
         statement = (
             self.database.insert(RunRow)
             .values(

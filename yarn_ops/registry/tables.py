@@ -78,6 +78,8 @@ class RunRow(Table):
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str | None]
+    """what its person calls it"""
     recipe_digest: Mapped[str]
     recipe: Mapped[dict[str, Any]]
     status: Mapped[str]

@@ -6,7 +6,7 @@ from collections import defaultdict
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -44,6 +44,8 @@ class RunSummary(_View):
     """A run as one line of a list. Times are UTC."""
 
     id: str
+    name: str | None = None
+    """what its person calls it"""
     recipe: dict[str, Any]
     recipe_digest: str
     status: str
@@ -58,6 +60,21 @@ class RunSummary(_View):
     finished_at: datetime | None
     release: ReleaseView | None = None
     at_work: tuple[StageAtWork, ...] = ()
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def kind(self) -> str:
+        """extend, compare, fit or reevaluate: what was done with the recipe."""
+        beside = self.recipe.get("compare") or {}
+        if "methods" in beside:
+            return "compare"
+        return next((kind for kind in ("fit", "reevaluate") if kind in beside), "extend")
+
+    @property
+    def outcome(self) -> str:
+        """The status; of an extension that passed its gate, promoted."""
+        promoted = self.status == "completed" and self.kind == "extend"
+        return "promoted" if promoted else self.status
 
 
 class StageView(_View):

@@ -25,6 +25,7 @@ from yarn_ops.records import (
 from yarn_ops.registry import ReleaseView, RunSummary, RunView, ScoreView, StageView
 
 STARTED = datetime(2026, 11, 23, 18, 34, tzinfo=UTC)
+NAME = "[bold] name"  # no markup
 ID = "20261123-183436-664890"
 BASE = "/models/of/[somebody]/with/a/long/path/llama-8k"
 
@@ -94,6 +95,7 @@ def run(*stages: StageView, status: str = "completed", reason: str | None = None
     )
     return RunView(
         id=ID,
+        name="a name",
         recipe={"base": {"model": BASE}, "rope": {"method": "by-parts"}},
         recipe_digest="d",
         status=status,
@@ -149,22 +151,20 @@ def test_a_run_that_measured_the_base_alone(capsys: pytest.CaptureFixture[str]) 
     )
     display.show_run(failed)
     out = capsys.readouterr().out
-    assert f"run {ID}: failed ({reason})\n" in out
+    assert f"run {ID}, extend a name: failed\n{reason}\n" in out
     assert "tokens      before      before" in out
     assert "after" not in out
-    assert [line.split()[:2] for line in out.splitlines() if line.startswith("train")] == [
+    assert [line.split()[:2] for line in out.splitlines() if line.startswith("train ")] == [
         ["train", "failed"]
     ]
 
 
 def test_a_list_of_runs_keeps_every_id_whole(capsys: pytest.CaptureFixture[str], columns: int) -> None:
-    whole = run()
+    whole = run().model_copy(update={"name": NAME})
     display.show_runs([RunSummary(**whole.model_dump(exclude={"stages", "scores"}))], as_json=False)
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert max(map(len, lines)) <= columns
-    assert lines[1].startswith(f"{ID}  completed  17.3 min  /models/")
-    assert lines[1].endswith("by-parts  llama-32k 12")
-    assert "[somebody]" in "".join("".join(line.split()) for line in lines)  # no markup
+    assert lines[1] == f"{ID}  {NAME}  extend  promoted  17.3 min  llama-32k 12"
 
 
 def test_no_name_commands_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,9 +173,7 @@ def test_no_name_commands_the_terminal(capsys: pytest.CaptureFixture[str]) -> No
     failed = run(stage("train", "failed"), status="failed", reason=hostile)
     summary = RunSummary(**failed.model_dump(exclude={"stages", "scores"}))
     display.show_run(failed)
-    display.show_runs(
-        [summary.model_copy(update={"recipe": {**summary.recipe, "base": {"model": hostile}}})], as_json=False
-    )
+    display.show_runs([summary.model_copy(update={"name": hostile})], as_json=False)
     tags = {"base": hostile, "gate": hostile}
     version = ModelVersion(hostile, 1, "", "", tags, (hostile,), hostile, STARTED)
     display.show_models([version], as_json=False)

@@ -1,0 +1,86 @@
+"""The flow around a run: named as its person named it, and ended as Rejected where a gate says so.
+
+Prefect's servers and pages make up a name where nobody gives one. Such a name is replaced by what is run.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import flow
+from prefect.context import FlowRunContext
+from prefect.logging.handlers import APILogHandler
+from prefect.states import Completed
+
+from yarn_ops.errors import GateFailed
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+REJECTED = "Rejected"
+"""name of the state of a run that was measured to its end and did not pass its gate"""
+GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau "
+    "upsilon phi chi psi omega"
+).replace(" ", "|")
+OF_THE_FORM = re.compile(rf"({GREEK})\d*-[a-z]+(-[a-z])?")
+"""made up by the form of Prefect's page, e.g. beta3-bilaren-y"""
+
+
+def run_flow(name: str, called: str) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
+    """Make a flow of what does a run. called: its name where a person gives none, of the parameters."""
+
+    def make(function: Callable[P, Result]) -> Callable[P, Result]:
+        @functools.wraps(function)
+        def run(*inputs: P.args, **named: P.kwargs) -> Any:
+            try:
+                return function(*inputs, **named)
+            except GateFailed as rejected:
+                return Completed(name=REJECTED, message=str(rejected), data=rejected)
+
+        made: Any = flow(name=name, flow_run_name=lambda: _name(called), persist_result=False)(run)
+        return made
+
+    return make
+
+
+def run_here(function: Callable[P, Result], name: str | None, *inputs: P.args, **named: P.kwargs) -> Result:
+    """Run a flow in this process; its logs are sent before a Prefect server of our own ends.
+
+    name: what a person calls the run. GateFailed where it was rejected.
+    """
+    asked: Any = function
+    if name is not None:
+        asked = asked.with_options(flow_run_name=lambda: name)
+    try:
+        found = asked(*inputs, **named)
+    finally:
+        APILogHandler().flush()
+    if isinstance(found, GateFailed):
+        raise found
+    done: Result = found
+    return done
+
+
+def _name(called: str) -> str:
+    """What the run is called already, unless that is made up."""
+    context = FlowRunContext.get()
+    assert context is not None and context.flow_run is not None
+    given = context.flow_run.name
+    return called.format(**context.parameters) if _is_made_up(given) else given
+
+
+def _is_made_up(name: str) -> bool:
+    return OF_THE_FORM.fullmatch(name) is not None or set(name.split("-")) <= _words()
+
+
+@functools.cache
+def _words() -> frozenset[str]:
+    """Of which Prefect's server makes names."""
+    from coolname.data import config
+
+    kinds: dict[str, Any] = config
+    return frozenset(word for kind in kinds.values() if kind["type"] == "words" for word in kind["words"])
