@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flows.outcome import run_flow
+from flows.reporting import show_fit
 from flows.run import open_run
 from flows.stages.making import fetch_base, prepare, survey
 from flows.stages.measuring import search
@@ -26,4 +27,6 @@ def fit(recipe: Recipe, method: FittedMethod = "yarn") -> Fit:
         base = fetch_base(recipe.base)
         corpus = survey(recipe.data)
         shards = prepare(recipe.data.of_shards(), corpus, base)
-        return search(recipe.evaluate, recipe.rope, method, base, shards)
+        found = search(recipe.evaluate, recipe.rope, method, base, shards)
+        show_fit(found)
+        return found

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import psutil
 from prefect import flow
+from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -70,6 +71,9 @@ def reconcile(sweep: bool = False) -> dict[str, int]:
     for kind, names in settled.items():
         for name in names:
             log.info("%s: %s", kind, name)
+    lines = [f"- {kind}: {name}" for kind, names in settled.items() for name in names]
+    told = f"{len(lines)} things put right"
+    create_markdown_artifact("\n".join(lines) or told, key="reconciled", description=told)
     return {kind: len(names) for kind, names in settled.items()}
 
 

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 from prefect.artifacts import create_markdown_artifact
 
 from flows.run import current_run
-from yarn_ops.records import CARD, SUMMARY, Comparison, Release, Report
+from yarn_ops.records import CARD, SUMMARY, Comparison, Fit, Release, Report
+from yarn_ops.rope.table import fit_section
 
 
 def show_report(release: Release, report: Report) -> None:
@@ -56,6 +57,15 @@ def show_comparison(comparison: Comparison) -> None:
         key="comparison",
         description=f"winner: {comparison.winner or 'none'}",
     )
+
+
+def show_fit(fit: Fit) -> None:
+    """The [rope] section that a search found, as an artifact and in the run's MLflow run."""
+    section = "\n".join(fit_section(fit))
+    run = current_run()
+    run.services.tracking.log_text(run.mlflow.id, section, "rope.toml")
+    told = "better than the defaults" if fit.adopted else "the defaults stay"
+    create_markdown_artifact(f"```toml\n{section}\n```", key="fit", description=f"[rope]: {told}")
 
 
 def _links(mlflow_uri: str, release: Release) -> str:

@@ -118,6 +118,8 @@ def open_run(
         registry.finish_run(run.id, "completed")
         _write_end_to_ledger(run)
     except BaseException as error:
+        if isinstance(error, GateFailed):
+            error.run_id = run.id
         status, reason = _end_by(error)
         registry.finish_run(run.id, status, reason)
         _write_end_to_ledger(run)

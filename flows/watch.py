@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow
+from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import StateType
@@ -43,7 +44,6 @@ def watch(recipe: Recipe) -> list[str]:
     registry = open_registry(settings.database)
     asked = []
     with get_client(sync_client=True) as client:
-        deployment = client.read_deployment_by_name(EXTEND)
         for version in try_mlflow(settings).asking(ASKING):
             try:
                 wanted = recipe_for(version, recipe)
@@ -53,11 +53,15 @@ def watch(recipe: Recipe) -> list[str]:
             if records.is_finished(registry, wanted.digest()) or _is_asked_for(client, wanted):
                 continue
             client.create_flow_run_from_deployment(
-                deployment.id, parameters={"recipe": wanted.model_dump(mode="json")}, tags=[tag_of(wanted)]
+                client.read_deployment_by_name(EXTEND).id,
+                parameters={"recipe": wanted.model_dump(mode="json")},
+                tags=[tag_of(wanted)],
             )
             asked.append(f"{version.name} {version.version} -> {wanted.publish.name}")
             log.info("asked for: %s", asked[-1])
     registry.close()
+    told = "\n".join(f"- {one}" for one in asked) or "no model version asks for an extension"
+    create_markdown_artifact(told, key="asked-for", description=f"{len(asked)} extensions asked for")
     return asked
 
 

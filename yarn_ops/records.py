@@ -321,10 +321,11 @@ CARD, SUMMARY = "README.md", "capacity.md"
 
 
 class Report(Record):
-    """Pictures (PNG), pages (HTML) and the model card (`CARD`)."""
+    """Pictures (PNG), pages (HTML), model card (`CARD`), and the verdict card (evals/report/verdict.py)."""
 
     pictures: tuple[str, ...]
     pages: tuple[str, ...] = ()
+    verdict: tuple[tuple[str, str], ...] = ()
 
 
 class Release(Record):

@@ -152,6 +152,11 @@ class Tracking:
         with self._mlflow() as client:
             client.log_artifact(run_id, str(path), PICTURES)
 
+    def log_text(self, run_id: str, text: str, name: str) -> None:
+        """Keep a text with the run, as a file of this name."""
+        with self._mlflow() as client:
+            client.log_text(run_id, text, name)
+
     def finish(
         self, run_id: str, status: Literal["completed", "rejected", "failed", "stopped"], outcome: str
     ) -> None:

@@ -9,6 +9,7 @@ from flows.mlflow_run import git_commit
 from flows.run import RunContext
 from flows.tasks import StageContext, stage
 from yarn_ops.catalogue import DIGEST_TAG
+from yarn_ops.evals.report.verdict import as_markdown
 from yarn_ops.progress import OnProgress
 from yarn_ops.recipe import Publish, Recipe
 from yarn_ops.records import (
@@ -45,7 +46,7 @@ def chart(context: StageContext, name: str, scores: BeforeAfter[Scorecard]) -> R
     return write_capacity_report(models, context.out)
 
 
-@stage("report", version=6)
+@stage("report", version=7)
 def draw(
     context: StageContext,
     recipe: Recipe,
@@ -66,6 +67,7 @@ def draw(
     name = recipe.publish.name
     extension = Extension(
         name=name,
+        alias=recipe.publish.alias,
         data=recipe.data,
         training=recipe.train,
         base=base,
@@ -171,16 +173,18 @@ def _brought_about(
     """
     tracking, run_id = run.services.tracking, release.mlflow_run_id
     artifacts = tracking.artifact_uri(run_id)
-    card = (report.path / CARD).read_bytes()
+    shown = (CARD, *report.record.pictures, *report.record.pages)
+    beside = {name: (report.path / name).read_bytes() for name in shown}
     target = f"{artifacts}/model"
     assert checkpoint.tree is not None
-    tree = compose_tree(run.services.store, checkpoint.tree, {CARD: card}, target, report=progress)
+    tree = compose_tree(run.services.store, checkpoint.tree, beside, target, report=progress)
     log_scores(run, run_id, scores)
     for name in (*report.record.pictures, *report.record.pages):
         kept = run.services.store.find(run.services.store.key_of(f"{artifacts}/{PICTURES}/{name}"))
-        if kept != (report.path / name).read_bytes():
+        if kept != beside[name]:
             tracking.log_picture(run_id, report.path / name)
-    tags, description = {**release.tags, DIGEST_TAG: tree.digest}, verdict.reasons
+    tags = {**release.tags, DIGEST_TAG: tree.digest}
+    description = as_markdown(report.record.verdict) if report.record.verdict else verdict.reasons
     release = release.model_copy(update={"tags": tags})
     for found in tracking.models():
         if (found.name, found.mlflow_run_id, found.version) == (release.name, run_id, release.version):

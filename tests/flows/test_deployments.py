@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,8 @@ from typing import Any
 import httpx
 import pytest
 from prefect.utilities.schema_tools.validation import ValidationError, validate
+from prefect_here import at, post
+from small_recipe import SMALL
 
 from flows.deploy import deployments
 from flows.forms import CheckedForms
@@ -133,44 +136,103 @@ def test_the_form_of_a_comparison_offers_methods_and_knows_arms() -> None:
     assert "lora+norms" in fields["arms"]["items"]["examples"]
 
 
-@pytest.fixture
-def work(environment: dict[str, str], small_recipe: Path) -> Any:
-    """What a run of a deployment returns, with these parameters over its own."""
+class Workplace:
+    """A person's state directory, and what the flows of deployments leave there."""
 
-    def run(name: str, **parameters: Any) -> str:
-        recipe = tomllib.loads(small_recipe.read_text("utf-8"))
+    def __init__(self, folder: Path, api: str) -> None:
+        self.recipe_path = folder / "small.toml"
+        self.recipe_path.write_text(SMALL, "utf-8")
+        self._environment = {**os.environ, "YARN_OPS_STATE_DIR": str(folder / "state"), **at(api)}
+        self._api = api
+
+    def cli(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return self._run("-m", "yarn_ops.cli", *arguments)
+
+    def work(self, name: str, **parameters: Any) -> str:
+        """What a run of a deployment returns, with these parameters over its own."""
+        recipe = tomllib.loads(self.recipe_path.read_text("utf-8"))
         recipe["evaluate"]["windows"] = 4
-        sent = json.dumps({"recipe": recipe, **parameters})
-        environment["PREFECT_API_URL"] = environment["YARN_OPS_PREFECT_API_URL"]
-        done = subprocess.run(
-            [sys.executable, "-c", WORKER, name, sent],
-            env=environment, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+        takes_recipe = any(one.name == name and "recipe" in one.parameters for one in deployments())
+        sent = json.dumps({**({"recipe": recipe} if takes_recipe else {}), **parameters})
+        done = self._run("-c", WORKER, name, sent, PREFECT_API_URL=self._api)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout.rpartition("result: ")[2].strip()
 
-    return run
+    def last_run(self, flow: str) -> dict[str, Any]:
+        """The flow's newest run in Prefect, with its artifacts."""
+        asked = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_DESC", "limit": 1}
+        (run,) = post(self._api, "/flow_runs/filter", **asked)
+        artifacts = post(self._api, "/artifacts/filter", flow_runs={"id": {"any_": [run["id"]]}})
+        return {**run, "artifacts": {one["key"]: one for one in artifacts}}
+
+    def shown(self, run_id: str, *options: str) -> str:
+        """What `runs show` prints."""
+        done = self.cli("runs", "show", run_id, *options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def _run(self, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *map(str, arguments)]
+        environment = {**self._environment, **variables}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, prefect_api: str) -> Workplace:
+    return Workplace(tmp_path_factory.mktemp("deployments"), prefect_api)
+
+
+ENDS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "extend-context": ("report", {}, "pull      yarn-ops pull small --alias champion --to ./small"),
+    "compare-methods": (
+        "comparison",
+        {"methods": ["yarn"], "arms": ["zero-shot"]},
+        "passed the gate; winner",
+    ),
+    "fit-rope": ("fit", {}, '[rope]\nmethod = "yarn"'),
+    "reevaluate": ("reevaluation", {"name": "small"}, "gate: passed"),
+    "measure-cells": ("measured-cells", {}, ""),
+    "alert": ("alert", {}, ""),
+    "watch-models": ("asked-for", {}, ""),
+    "reconcile": ("reconciled", {}, ""),
+}
+"""Of every deployment: its artifact, what to send, and what `runs show` prints of its row, if it does a run."""
+
+
+def test_the_end_of_every_deployment_is_known() -> None:
+    assert set(ENDS) == {one.name for one in deployments()}
 
 
 @pytest.mark.slow
-def test_a_comparison_asked_for_by_form(work: Any, cli: Any) -> None:
-    run_id = work("compare-methods", methods=["yarn"], arms=["zero-shot"])
-    run = json.loads(cli("runs", "show", run_id, "--json").stdout)
-    assert run["status"] == "completed"
-    (comparison,) = (stage["record"] for stage in run["stages"] if stage["stage"] == "compare")
-    assert [(one["method"], one["arm"]) for one in comparison["contenders"]] == [("yarn", "zero-shot")]
+@pytest.mark.parametrize("name", ENDS)
+def test_a_run_of_every_deployment_ends_in_an_artifact_and_a_row(place: Workplace, name: str) -> None:
+    artifact, sent, shown = ENDS[name]
+    place.work(name, **sent)
+    run = place.last_run(name)
+    assert run["state"]["type"] == "COMPLETED", run["state"]
+    assert run["artifacts"][artifact]["data"]
+    if shown:
+        (row,) = (
+            one for one in json.loads(place.cli("runs", "--json").stdout) if one["flow_run_id"] == run["id"]
+        )
+        assert (row["name"], row["status"]) == (run["name"], "completed")
+        assert shown in place.shown(row["id"])
+    if name == "fit-rope":
+        assert run["artifacts"]["fit"]["data"].startswith("```toml\n[rope]\n")
+        assert run["name"] == "fit small"
 
 
 @pytest.mark.slow
-def test_a_fit_by_command_and_by_form_is_one(work: Any, cli: Any, small_recipe: Path) -> None:
-    done = cli("fit", small_recipe, "--set", "evaluate.windows=4", "--json")
+def test_a_fit_by_command_and_by_form_is_one(place: Workplace) -> None:
+    done = place.cli("fit", place.recipe_path, "--set", "evaluate.windows=4", "--json", "--name", "ramps")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["rope"]["method"], found["rope"]["factor"]) == ("yarn", 2)
     assert found["adopted"] == (found["low_nats"] > 0)
     assert found["windows"] == 4 and found["evaluations"] > 2
-    again = work("fit-rope")
+    assert place.last_run("fit-rope")["name"] == "ramps"
+    again = place.work("fit-rope")
     assert f"gain_nats={found['gain_nats']}" in again
-    run = json.loads(cli("runs", "show", "--last", "--json").stdout)
+    run = json.loads(place.shown("--last", "--json"))
     (stage,) = (stage for stage in run["stages"] if stage["stage"] == "fit")
-    assert stage["reused"]
+    assert stage["reused"] and run["kind"] == "fit"

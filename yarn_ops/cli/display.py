@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from yarn_ops.evals.names import LAST_QUARTER, RECALL
+from yarn_ops.evals.report.verdict import as_text
 from yarn_ops.progress import PlainConsole
 
 if TYPE_CHECKING:
@@ -83,6 +84,12 @@ def show_run(run: RunView, *, as_json: bool = False) -> None:
     CONSOLE.print(_stage_table(run), soft_wrap=False)
     if any(stage.stage == "compare" and stage.record for stage in run.stages):
         show_comparison(run)
+    elif fits := [stage.record for stage in run.stages if stage.stage == "fit" and stage.record]:
+        from yarn_ops.records import Fit
+        from yarn_ops.rope.table import fit_section
+
+        for line in fit_section(Fit.model_validate(fits[-1])):
+            CONSOLE.print(line)
     elif cards := cards_of(run):
         CONSOLE.print(score_table(cards), soft_wrap=False)
     _show_outcome(run)
@@ -183,20 +190,27 @@ def _show_outcome(run: RunView) -> None:
         )
         for check in verdict["checks"]:
             CONSOLE.print(f"  {'✓' if check['passed'] else '✗'} {check['reason']}")
-    cards = cards_of(run)
-    for line in _reach(cards):
-        CONSOLE.print(line)
-    for reason in _advice(run, cards):
-        CONSOLE.print(f"advice: {reason}")
+    rows: Sequence[tuple[str, str]] = ()
     for stage in run.stages:
         record = stage.record or {}
         if stage.stage == "report" and record.get("tree"):
+            rows = record.get("verdict", ())
             folder = record["tree"]["uri"].removeprefix("file://")
             for picture in record["pictures"]:
                 CONSOLE.print(f"picture: {folder}/{picture}")
+    for line in _reach(cards_of(run)) if not rows else ():
+        CONSOLE.print(line)
     if run.release is not None:
         alias = f", alias {run.release.alias}" if run.release.alias else ""
         CONSOLE.print(f"release: {run.release.name} version {run.release.version}{alias}", style="bold")
+    show_verdict(rows)
+
+
+def show_verdict(rows: Sequence[tuple[str, str]]) -> None:
+    """The verdict card of an extension."""
+    for number, line in enumerate(as_text(rows, min(CONSOLE.width, 100))):
+        colour = "green" if line.startswith("promoted") else "red"
+        CONSOLE.print(line, style=f"bold {colour}" if not number else None)
 
 
 def _reach(cards: Sequence[Scorecard]) -> Iterator[str]:
@@ -210,16 +224,6 @@ def _reach(cards: Sequence[Scorecard]) -> Iterator[str]:
         ]
         if told:
             yield f"{name}: {', '.join(told)}"
-
-
-def _advice(run: RunView, cards: Sequence[Scorecard]) -> tuple[str, ...]:
-    """Advice from the measurements of an extension; none before base and result are measured."""
-    from yarn_ops.evals.advice import advise
-    from yarn_ops.records import BeforeAfter
-
-    if len(cards) != 2 or not any(stage.stage == "gate" for stage in run.stages):
-        return ()
-    return advise(BeforeAfter(*cards)).reasons
 
 
 def show_comparison(run: RunView) -> None:

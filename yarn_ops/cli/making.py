@@ -20,6 +20,7 @@ from yarn_ops.cli.app import (
     run_registry,
     services_of,
 )
+from yarn_ops.errors import GateFailed
 
 
 @app.command()
@@ -32,7 +33,12 @@ def extend(recipe: RecipeArgument, set_: SetOption = None, name: NameOption = No
         from flows import extend as extending
         from flows.outcome import run_here
 
-        view = run_registry().run_view(run_here(extending.extend, name, asked))
+        try:
+            run_id = run_here(extending.extend, name, asked)
+        except GateFailed as rejected:
+            display.show_run(run_registry().run_view(rejected.run_id or "last"))
+            raise
+        view = run_registry().run_view(run_id)
     display.show_run(view)
 
 

@@ -18,7 +18,7 @@ from yarn_ops.recipe import Base, Rope, parse_methods
 from yarn_ops.records import Fit
 from yarn_ops.rope.config import patch_config, rope_spec_of
 from yarn_ops.rope.methods import RopeSpec, attention_factor
-from yarn_ops.rope.table import pair_table, summary
+from yarn_ops.rope.table import fit_section, pair_table, summary
 
 
 def asked_spec(model: str, asked: dict[str, Any], original_context_tokens: int | None) -> RopeSpec:
@@ -70,26 +70,8 @@ def show_fit(fit: Fit, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(fit.model_dump(mode="json"), indent=2))
         return
-    CONSOLE.print("[rope]", style="bold")
-    for key in Rope.model_fields:
-        if key in fit.rope:
-            CONSOLE.print(f"{key} = {json.dumps(fit.rope[key])}")
-    for line in fit_report(fit):
-        CONSOLE.print(f"# {line}")
-
-
-def fit_report(fit: Fit) -> list[str]:
-    """Sentences that compare the found parameters with the defaults."""
-    gain = (
-        f"{fit.gain_nats:+.4f} nats a token [{fit.low_nats:+.4f}, {fit.high_nats:+.4f}] at "
-        f"{fit.target_context_tokens:,} tokens, {fit.short_gain_nats:+.4f} within the original context"
-    )
-    lines = [f"gain: {gain}; on {fit.windows} fresh windows, the defaults at {fit.default_loss_nats:.4f}"]
-    if not fit.adopted:
-        found = ", ".join(f"{key} = {json.dumps(value)}" for key, value in sorted(fit.found.items()))
-        lines.append(f"not surely better than the defaults, which stay; found: {found}")
-    cost = f"{fit.evaluations} evaluations, {fit.tokens:,} tokens, {fit.seconds:.0f} s"
-    return [*lines, f"cost: {cost}", *(f"not for {name}: {why}" for name, why in fit.unservable.items())]
+    for line in fit_section(fit):
+        CONSOLE.print(line, style="bold" if line.startswith("[") else None)
 
 
 def draw(spec: RopeSpec, path: Path) -> None:

@@ -60,11 +60,11 @@ class _Change:
         return math.log(1 + SHORT_LOSS) if self.of_perplexity else SHORT_RECALL_LOSS
 
 
-def advise(scores: BeforeAfter[Scorecard]) -> Advice:
-    """Advice from the same measurements of a base and of its extension."""
+def advise(scores: BeforeAfter[Scorecard], target_context_tokens: int) -> Advice:
+    """Advice on a promoted model, from the same measurements of a base and of its extension."""
     before, after = scores
     original = after.original_context_tokens
-    factor, on_factor = _sufficient_factor(after, original)
+    factor, on_factor = _sufficient_factor(after, original, target_context_tokens)
     short = list(_short_changes(before, after, original))
     of_kinds = ([one for one in short if one.of_perplexity], [one for one in short if not one.of_perplexity])
     changes = [max(some, key=lambda change: change.harm) for some in of_kinds if some]
@@ -80,8 +80,9 @@ def advise(scores: BeforeAfter[Scorecard]) -> Advice:
     return Advice(factor=factor, side_by_side=bool(too_much), reasons=tuple(reasons))
 
 
-def _sufficient_factor(after: Scorecard, original: int) -> tuple[float | None, list[str]]:
-    longer = sorted({score.context_tokens for score in _scores(after) if score.context_tokens > original})
+def _sufficient_factor(after: Scorecard, original: int, target: int) -> tuple[float | None, list[str]]:
+    lengths = {score.context_tokens for score in _scores(after)}
+    longer = sorted(length for length in lengths if original < length <= target)
     if not longer:
         return None, []
     used = original

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Literal
 
+from yarn_ops.recipe import Rope
+from yarn_ops.records import Fit
 from yarn_ops.rope.methods import RopeSpec, attention_factor, inverse_frequencies, turns
 
 Fate = Literal["kept", "blended", "interpolated"]
@@ -92,3 +95,23 @@ def _ranges(indices: list[int]) -> str:
         else:
             runs.append([index])
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def fit_section(fit: Fit) -> list[str]:
+    """A [rope] section of what a search found; as comments its gain, its cost, engines that do not serve it."""
+    values = [f"{key} = {json.dumps(fit.rope[key])}" for key in Rope.model_fields if key in fit.rope]
+    return ["[rope]", *values, *(f"# {line}" for line in _fit_report(fit))]
+
+
+def _fit_report(fit: Fit) -> list[str]:
+    """Sentences that compare the found parameters with the defaults."""
+    gain = (
+        f"{fit.gain_nats:+.4f} nats a token [{fit.low_nats:+.4f}, {fit.high_nats:+.4f}] at "
+        f"{fit.target_context_tokens:,} tokens, {fit.short_gain_nats:+.4f} within the original context"
+    )
+    lines = [f"gain: {gain}; on {fit.windows} fresh windows, the defaults at {fit.default_loss_nats:.4f}"]
+    if not fit.adopted:
+        found = ", ".join(f"{key} = {json.dumps(value)}" for key, value in sorted(fit.found.items()))
+        lines.append(f"not surely better than the defaults, which stay; found: {found}")
+    cost = f"{fit.evaluations} evaluations, {fit.tokens:,} tokens, {fit.seconds:.0f} s"
+    return [*lines, f"cost: {cost}", *(f"not for {name}: {why}" for name, why in fit.unservable.items())]

@@ -23,7 +23,7 @@ GOOD = {
 @pytest.fixture
 def advice(scorecard):
     def given(**changed):
-        return advise(BeforeAfter(scorecard(**BEFORE), scorecard(**{**GOOD, **changed})))
+        return advise(BeforeAfter(scorecard(**BEFORE), scorecard(**{**GOOD, **changed})), 2048)
 
     return given
 
@@ -78,7 +78,7 @@ def test_lost_recall_at_short_texts_is_served_by_the_base(advice):
 
 
 def test_what_was_not_measured_is_not_advised_on(scorecard):
-    nothing = advise(BeforeAfter(scorecard(perplexity={}), scorecard(perplexity={})))
+    nothing = advise(BeforeAfter(scorecard(perplexity={}), scorecard(perplexity={})), 2048)
     assert (nothing.factor, nothing.side_by_side, nothing.reasons) == (None, False, ())
 
 
@@ -103,7 +103,7 @@ def test_what_was_measured_on_the_same_windows_is_compared_window_by_window(scor
     before = with_items(scorecard(**BEFORE), {place: tuple(windows)})
     after = with_items(scorecard(**GOOD), {place: tuple(map(sum, zip(windows, changes, strict=True)))})
     assert (
-        advise(BeforeAfter(before, after))
+        advise(BeforeAfter(before, after), 2048)
         .reasons[1]
         .startswith(
             "serve base and extended side by side, texts up to 512 tokens by the base: "
@@ -118,12 +118,12 @@ def test_recall_is_compared_pair_by_pair(scorecard):
     before, after = (with_items(scorecard(**card), {place: found}) for card in (BEFORE, GOOD))
     assert (
         "code recall at 256 tokens changes by +0.00 [-0.03, +0.03]"
-        in advise(BeforeAfter(before, after)).reasons[1]
+        in advise(BeforeAfter(before, after), 2048).reasons[1]
     )
     others = with_items(scorecard(**GOOD), {place: found[::-1]})
     assert (
         "code recall at 256 tokens changes by +0.00 [-0.08, +0.08]"
-        in advise(BeforeAfter(before, others)).reasons[1]
+        in advise(BeforeAfter(before, others), 2048).reasons[1]
     )
 
 
@@ -131,4 +131,11 @@ def test_scores_of_other_windows_are_told_without_an_interval(scorecard):
     place = (LAST_QUARTER, 256)
     before = with_items(scorecard(**BEFORE), {place: (2.0, 2.4, 1.9, 2.8)})
     after = with_items(scorecard(**GOOD), {place: (2.0, 2.4, 1.9, 2.8, 2.2)})
-    assert "[" not in advise(BeforeAfter(before, after)).reasons[1]
+    assert "[" not in advise(BeforeAfter(before, after), 2048).reasons[1]
+
+
+def test_lengths_beyond_the_target_are_no_argument(scorecard) -> None:
+    broken = {key: {**values, 4096: 900.0 if key == "perplexity" else 0.0} for key, values in GOOD.items()}
+    scores = BeforeAfter(scorecard(**BEFORE), scorecard(**broken))
+    assert advise(scores, 2048).factor == 4
+    assert "at 4,096 tokens perplexity is 900.0" in advise(scores, 4096).reasons[0]

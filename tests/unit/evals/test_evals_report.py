@@ -50,6 +50,7 @@ def extension(scorecard) -> Extension:
     return Extension(
         capacities=BeforeAfter(capacity_of(before, "base"), capacity_of(after, "demo-long")),
         name="demo-long",
+        alias="champion",
         data=Data(sources=("stdlib:**/*.py", "/srv/private/texts/*.txt")),
         training=Train(),
         base=BaseModel(

@@ -12,6 +12,7 @@ from yarn_ops.evals.capacity import Capacity
 from yarn_ops.evals.intervals import figure
 from yarn_ops.evals.names import LAST_QUARTER, NO_NEEDLE, RECALL, SINGLE_PASS, SLIDING, template_of
 from yarn_ops.evals.report.families import family_rows, skill_rows, told
+from yarn_ops.evals.report.verdict import Rows, as_markdown, verdict_rows
 from yarn_ops.evals.sequential import stopped_early
 from yarn_ops.exercises import FAMILIES
 from yarn_ops.recipe import Data, Train
@@ -48,6 +49,7 @@ class Extension:
     """Everything recorded about one extended model."""
 
     name: str
+    alias: str
     data: Data
     training: Train
     base: BaseModel
@@ -58,6 +60,12 @@ class Extension:
     scores: BeforeAfter[Scorecard]
     verdict: Verdict
     capacities: BeforeAfter[Capacity]
+
+    @property
+    def rows(self) -> Rows:
+        """Its verdict card."""
+        target = self.patched.target_context_tokens
+        return verdict_rows(self.name, self.alias, self.verdict, self.scores, self.capacities, target)
 
     @property
     def trained_kinds(self) -> tuple[str, ...]:
@@ -91,6 +99,8 @@ def _summary(extension: Extension) -> Iterator[str]:
     patched = extension.patched
     yield f"# {extension.name}"
     yield ""
+    yield as_markdown(extension.rows)
+    yield ""
     yield (
         f"{_base_name(extension.base)}, extended from {patched.original_context_tokens:,} to "
         f"{patched.target_context_tokens:,} tokens of context "
@@ -99,7 +109,7 @@ def _summary(extension: Extension) -> Iterator[str]:
     yield ""
     yield "![Perplexity and recall against length, before and after](overview.png)"
     yield ""
-    yield f"By its own evaluation it {extension.capacities.after.verdict}; more on the page `capacity.html`."
+    yield "More on the page [capacity.html](capacity.html)."
     yield ""
     yield "![How far it sees and uses, before and after](capacity.png)"
 
@@ -163,7 +173,9 @@ def _gate(extension: Extension) -> Iterator[str]:
 
 
 def _advice(extension: Extension) -> Iterator[str]:
-    if reasons := advise(extension.scores).reasons:
+    if not extension.verdict.passed:
+        return
+    if reasons := advise(extension.scores, extension.patched.target_context_tokens).reasons:
         yield "## Advice"
         yield ""
         yield from (f"- {reason[0].upper()}{reason[1:]}." for reason in reasons)

@@ -28,6 +28,7 @@ def write_report(extension: Extension, losses: Sequence[tuple[int, float]], out:
     return Report(
         pictures=(*capacity.pictures, "overview.png", "perplexity.png", "recall.png", "training-loss.png"),
         pages=capacity.pages,
+        verdict=extension.rows,
     )
 
 

@@ -1,0 +1,112 @@
+"""The verdict card: what came of an extension and what to do next, the same wherever a person meets it.
+
+It is made once, with the report, as rows (label, text). The terminal prints `as_text` of them; Prefect's
+report, MLflow's description and the model card hold `as_markdown`.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from yarn_ops.records import BeforeAfter, Scorecard, Verdict
+
+if TYPE_CHECKING:  # torch and scipy: not for what only shows a card
+    from yarn_ops.evals.capacity import Capacity
+    from yarn_ops.evals.reach import Length
+
+Rows = tuple[tuple[str, str], ...]
+COMMANDS = ("pull", "serve", "look")
+"""labels of rows that hold a command"""
+COLUMNS = 80
+SHARE = 1
+"""of windows with exercises, as in the example of infra/docs/recipes.md"""
+REMEDIES = {
+    "base uses its window": "Take a base that finds what is within its own window: this one does not",
+    "long gain": "Train longer (train.steps) on documents as long as the target",
+    "long growth": "Train longer (train.steps) on documents as long as the target",
+    "short loss": "Train more gently (train.learning_rate), or for a shorter target",
+    "short recall loss": "Train more gently (train.learning_rate), or for a shorter target",
+    "skill loss": "Train more gently (train.learning_rate), or for a shorter target",
+}
+USE = ("recall kept", "share used", "recall at the target")
+"""checks of how much of its window a model uses"""
+
+
+def verdict_rows(
+    name: str,
+    alias: str,
+    verdict: Verdict,
+    scores: BeforeAfter[Scorecard],
+    capacities: BeforeAfter[Capacity],
+    target_context_tokens: int,
+) -> Rows:
+    """The card of one model: promoted or rejected, sees and uses, what failed, what next."""
+    original, directory = scores.after.original_context_tokens, f"./{name}"
+    before, after = (capacity.reach for capacity in capacities)
+    rows = [
+        (
+            "promoted" if verdict.passed else "rejected",
+            f"{name}, {original:,} to {target_context_tokens:,} tokens",
+        ),
+        ("sees", f"{_reached(before.sees)} → {_reached(after.sees)} tokens"),
+        ("uses", f"{_reached(before.uses)} → {_reached(after.uses)} tokens"),
+    ]
+    rows += [("fails", check.reason) for check in verdict.checks if not check.passed]
+    if verdict.passed:
+        from yarn_ops.evals.advice import advise
+
+        reasons = advise(scores, target_context_tokens).reasons
+        rows += [("next", f"{reason[0].upper()}{reason[1:]}") for reason in reasons]
+        rows.append(("pull", f"yarn-ops pull {name} --alias {alias} --to {directory}"))
+        rows.append(("serve", f"yarn-ops export {directory} --for vllm"))
+    else:
+        rows += [("next", step) for step in _remedies(verdict, after.uses, original)]
+        rows.append(("look", f"yarn-ops pull {name} --any-gate --to {directory}"))
+    return tuple(rows)
+
+
+def as_text(rows: Sequence[tuple[str, str]], columns: int = COLUMNS) -> Iterator[str]:
+    """Lines for a terminal; a command stays on one line, so that it can be copied."""
+    for label, text in rows:
+        head = f"{label:<10}"
+        if label in COMMANDS:
+            yield head + text
+        else:
+            indent = " " * len(head)
+            yield from textwrap.wrap(text, columns, initial_indent=head, subsequent_indent=indent)
+
+
+def as_markdown(rows: Sequence[tuple[str, str]]) -> str:
+    """A table whose head is the outcome."""
+    (outcome, what), *rest = rows
+    lines = [f"| **{outcome}** | **{what}** |", "|---|---|"]
+    for label, text in rest:
+        text = text.replace("|", "\\|")
+        lines.append(f"| {label} | {f'`{text}`' if label in COMMANDS else text} |")
+    return "\n".join(lines)
+
+
+def _reached(length: Length | None) -> str:
+    """2,048 [1,024, 2,048], with the 95 % interval where there is one."""
+    if length is None:
+        return "not measured"
+    within = "" if length.low == length.high else f" [{length.low:,}, {length.high:,}]"
+    return f"{length.tokens:,}{within}"
+
+
+def _remedies(verdict: Verdict, uses: Length | None, original: int) -> Iterator[str]:
+    """What to do about every check that failed; each once."""
+    failed = [check for check in verdict.checks if not check.passed]
+    for name in dict.fromkeys(check.name for check in failed if check.measured is not None):
+        if name in REMEDIES:
+            yield REMEDIES[name]
+    if any(check.name in USE and check.measured is not None for check in failed):
+        yield f"Train on exercises (train.exercises.share={SHARE})"
+        if uses is not None and uses.tokens > original:
+            yield f"Ask for rope.factor={uses.tokens / original:g}: it uses {uses.tokens:,} tokens"
+    if any(check.measured is None for check in failed):
+        yield "Measure what the gate asks for (section evaluate), or empty that threshold"
+    if any(" " in check.name and "/" in check.name for check in failed):  # conditions are named by scores
+        yield "See gate.conditions of its recipe: a changed gate costs seconds"
