@@ -59,7 +59,9 @@ def compare(recipe: Recipe, methods: list[RopeMethod] = METHODS, arms: list[Arm]
             card, parameters = contend(of_this_arm, method, arm, base, shards)
             scores.append(card)
             trained.append(parameters)
-        comparison = rank(recipe.gate, before, [" ".join(name) for name in names], scores, trained)
+        target = round(recipe.rope.resolve_factor(base.context_tokens) * base.context_tokens)
+        arms_named = [" ".join(name) for name in names]
+        comparison = rank(recipe.gate, before, arms_named, scores, trained, target)
         show_comparison(comparison)
         return run.id
 

@@ -6,9 +6,10 @@ Prefect's servers and pages make up a name where nobody gives one. Such a name i
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 from prefect import flow
 from prefect.context import FlowRunContext
@@ -41,6 +42,8 @@ def run_flow(name: str, called: str) -> Callable[[Callable[P, Result]], Callable
             except GateFailed as rejected:
                 return Completed(name=REJECTED, message=str(rejected), data=rejected)
 
+        run.__annotations__ = get_type_hints(function)  # Prefect would look their names up in this module
+        run.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
         made: Any = flow(name=name, flow_run_name=lambda: _name(called), persist_result=False)(run)
         return made
 

@@ -108,7 +108,7 @@ def search(
         )  # fmt: skip
 
 
-@stage("compare", version=2)
+@stage("compare", version=3)
 def rank(
     context: StageContext,
     gate: Gate,
@@ -116,6 +116,7 @@ def rank(
     names: list[str],
     scores: list[Scorecard],
     trained_parameters: list[int],
+    target_context_tokens: int,
 ) -> Comparison:
     """Every arm judged, in one table and one picture."""
     from yarn_ops.evals.report import comparison as comparisons
@@ -126,4 +127,4 @@ def rank(
             (name.split(" ") for name in names), scores, trained_parameters, strict=True
         )
     ]
-    return comparisons.compare(gate, before, entries, context.out)
+    return comparisons.compare(gate, before, entries, target_context_tokens, context.out)

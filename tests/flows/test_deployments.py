@@ -196,7 +196,7 @@ ENDS: dict[str, tuple[str, dict[str, Any], str]] = {
     "watch-models": ("asked-for", {}, ""),
     "reconcile": ("reconciled", {}, ""),
 }
-"""Of every deployment: its artifact, what to send, and what `runs show` prints of its row, if it does a run."""
+"""Of every deployment: its artifact, what to send, and what `runs show` prints of its run, if any."""
 
 
 def test_the_end_of_every_deployment_is_known() -> None:

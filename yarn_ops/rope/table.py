@@ -98,7 +98,7 @@ def _ranges(indices: list[int]) -> str:
 
 
 def fit_section(fit: Fit) -> list[str]:
-    """A [rope] section of what a search found; as comments its gain, its cost, engines that do not serve it."""
+    """A [rope] section of what was found; as comments its gain, its cost, engines that do not serve it."""
     values = [f"{key} = {json.dumps(fit.rope[key])}" for key in Rope.model_fields if key in fit.rope]
     return ["[rope]", *values, *(f"# {line}" for line in _fit_report(fit))]
 

@@ -44,7 +44,7 @@ def test_the_winner_recalls_most_of_those_that_pass(tmp_path: Path) -> None:
         Entry("by-parts", "lora", GOOD, 75_000),
         Entry("yarn", "lora", BETTER, 75_000),
     ]
-    comparison = compare(GATE, BASE, arms, tmp_path)
+    comparison = compare(GATE, BASE, arms, 2048, tmp_path)
     assert [contender.verdict.passed for contender in comparison.contenders] == [False, True, True]
     assert comparison.winner == "yarn, lora"
     assert (comparison.original_context_tokens, comparison.target_context_tokens) == (512, 2048)
@@ -54,21 +54,30 @@ def test_equal_recall_is_decided_by_perplexity(tmp_path: Path) -> None:
     other = card((10.3, 10.1, 9.7), (0.98, 0.97, 0.95))
     assert (
         compare(
-            GATE, BASE, [Entry("a", "lora", BETTER, 75_000), Entry("b", "lora", other, 75_000)], tmp_path
+            GATE,
+            BASE,
+            [Entry("a", "lora", BETTER, 75_000), Entry("b", "lora", other, 75_000)],
+            2048,
+            tmp_path,
         ).winner
         == "b, lora"
     )
 
 
 def test_no_winner_when_none_passes(tmp_path: Path) -> None:
-    assert compare(GATE, BASE, [Entry("ntk", "lora", BROKEN, 75_000)], tmp_path).winner is None
+    assert compare(GATE, BASE, [Entry("ntk", "lora", BROKEN, 75_000)], 2048, tmp_path).winner is None
 
 
 def test_what_is_written(tmp_path: Path) -> None:
     compare(
-        GATE, BASE, [Entry("ntk", "lora", BROKEN, 75_000), Entry("yarn", "lora", BETTER, 75_000)], tmp_path
+        GATE,
+        BASE,
+        [Entry("ntk", "lora", BROKEN, 75_000), Entry("yarn", "lora", BETTER, 75_000)],
+        2048,
+        tmp_path,
     )
     assert (tmp_path / TABLE).read_text("utf-8") == (
+        "**Winner: yarn, lora**\n\n"
         "| method | arm | trained | perplexity at 512 / 1,024 / 2,048 | code recall | short change | gate |\n"
         "| --- | --- | --- | --- | --- | --- | --- |\n"
         "| base | as it is |  | 10 / 120 / 280 | 0.98 / 0.00 / 0.00 [-0.02, 0.02] | +0.0 % |  |\n"
@@ -83,7 +92,7 @@ def test_what_is_written(tmp_path: Path) -> None:
 
 def test_more_arms_than_methods(tmp_path: Path) -> None:
     arms = ("zero-shot", "lora-only", "lora+norms")
-    comparison = compare(GATE, BASE, [Entry("yarn", arm, GOOD, 0) for arm in arms], tmp_path)
+    comparison = compare(GATE, BASE, [Entry("yarn", arm, GOOD, 0) for arm in arms], 2048, tmp_path)
     assert [contender.name for contender in comparison.contenders] == [f"yarn, {arm}" for arm in arms]
     assert (tmp_path / PICTURE).read_bytes().startswith(b"\x89PNG")
 
@@ -99,5 +108,5 @@ def test_the_short_change_has_the_interval_of_its_windows(tmp_path: Path) -> Non
         windows = (2.0 + change, 2.4 + 1.2 * change, 2.8 + 0.8 * change, 2.0 + change)
         return card.model_copy(update={"scores": (first.model_copy(update={"items": windows}), *others)})
 
-    compare(GATE, with_windows(BASE, 0), [Entry("yarn", "lora", with_windows(GOOD, 0.02), 0)], tmp_path)
+    compare(GATE, with_windows(BASE, 0), [Entry("yarn", "lora", with_windows(GOOD, 0.02), 0)], 2048, tmp_path)
     assert "| +2.0 % [+1.5, +2.6] |" in (tmp_path / TABLE).read_text("utf-8")

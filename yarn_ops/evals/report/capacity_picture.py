@@ -30,6 +30,8 @@ from yarn_ops.evals.reach import BLOW_UP, Length
 
 SEES_COLOUR, USES_COLOUR = "#9ecae1", "#08519c"
 COLOURS = (AFTER_COLOUR, BEFORE_COLOUR)
+CROWDED_NATS = 0.25
+"""ends of two curves that are closer get their figures above and below"""
 
 
 def draw_capacity(models: Sequence[Capacity], path: Path) -> None:
@@ -89,14 +91,17 @@ def _bar(axes: Any, place: float, length: Length | None, colour: str) -> None:
 
 
 def _loss(axes: Any, models: Sequence[Capacity]) -> None:
-    for model, colour in zip(models, COLOURS, strict=False):
-        losses = _losses(model)
-        if losses:
-            axes.plot(*zip(*losses, strict=True), **_line(colour))
-            axes.annotate(
-                f"{losses[-1][1]:.2f}", losses[-1], (6, 0), textcoords="offset points", va="center",
-                color=colour, weight="bold",
-            )  # fmt: skip
+    curves = [(colour, _losses(model)) for model, colour in zip(models, COLOURS, strict=False)]
+    curves = [(colour, losses) for colour, losses in curves if losses]
+    ends = [losses[-1][1] for _, losses in curves]
+    crowded = len(ends) > 1 and abs(ends[0] - ends[1]) < CROWDED_NATS
+    for place, (colour, losses) in enumerate(curves):
+        axes.plot(*zip(*losses, strict=True), **_line(colour))
+        shift = 0 if not crowded else 7 if place == ends.index(max(ends)) else -7
+        axes.annotate(
+            f"{ends[place]:.2f}", losses[-1], (6, shift), textcoords="offset points", va="center",
+            color=colour, weight="bold",
+        )  # fmt: skip
     lowest = min((loss for _, loss in _losses(models[0])), default=None)
     if lowest is not None:
         axes.axhline(lowest + BLOW_UP, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))

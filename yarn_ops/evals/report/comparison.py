@@ -27,24 +27,27 @@ class Entry(NamedTuple):
     trained_parameters: int
 
 
-def compare(gate: Gate, before: Scorecard, entries: Sequence[Entry], out: Path) -> Comparison:
-    """Judge every entry by the gate; write table, picture and rows into `out`.
+def compare(
+    gate: Gate, before: Scorecard, entries: Sequence[Entry], target_context_tokens: int, out: Path
+) -> Comparison:
+    """Judge every entry by the gate at the target; write table, picture and rows into `out`.
 
     The winner is, of those that pass, the one that recalls most at the target context, then the one with
     the lowest perplexity there; none when none passes.
     """
     from yarn_ops.evals.report.comparison_picture import draw_comparison
 
-    target = _lengths(before)[-1]
     contenders = tuple(
-        Contender(**entry._asdict(), verdict=judge(gate, BeforeAfter(before, entry.scores), target))
+        Contender(
+            **entry._asdict(), verdict=judge(gate, BeforeAfter(before, entry.scores), target_context_tokens)
+        )
         for entry in entries
     )
     comparison = Comparison(
         original_context_tokens=before.original_context_tokens,
-        target_context_tokens=target,
+        target_context_tokens=target_context_tokens,
         contenders=contenders,
-        winner=_winner(contenders),
+        winner=_winner(contenders, target_context_tokens),
         pictures=(PICTURE,),
     )
     out.mkdir(parents=True, exist_ok=True)
@@ -68,7 +71,14 @@ def table(comparison: Comparison, before: Scorecard) -> str:
         names = [contender.method, contender.arm, parameter_count(contender.trained_parameters)]
         rows.append(_row(names, contender.scores, before, lengths, tasks, verdict))
     lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+    reasons = [
+        f"- {contender.name} fails: {contender.verdict.reasons}"
+        for contender in comparison.contenders
+        if not contender.verdict.passed
+    ]
+    told = [f"**Winner: {comparison.winner or 'none passed the gate'}**", ""]
+    table = [f"| {' | '.join(cells)} |" for cells in lines]
+    return "\n".join([*told, *table, *([""] if reasons else []), *reasons]) + "\n"
 
 
 def parameter_count(count: int) -> str:
@@ -79,14 +89,12 @@ def parameter_count(count: int) -> str:
     return f"{count / scale:.3g} {unit}"
 
 
-def _winner(contenders: Iterable[Contender]) -> str | None:
+def _winner(contenders: Iterable[Contender], target: int) -> str | None:
     passed = [contender for contender in contenders if contender.verdict.passed]
-    return max(passed, key=_merit).name if passed else None
+    return max(passed, key=lambda contender: _merit(contender.scores, target)).name if passed else None
 
 
-def _merit(contender: Contender) -> tuple[float, float]:
-    card = contender.scores
-    target = _lengths(card)[-1]
+def _merit(card: Scorecard, target: int) -> tuple[float, float]:
     recalls = [value for task in RECALL if (value := card.value(task, target)) is not None]
     perplexity = card.value(LAST_QUARTER, target)
     return sum(recalls) / len(recalls) if recalls else 0.0, -(perplexity or float("inf"))

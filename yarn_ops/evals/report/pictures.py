@@ -30,6 +30,8 @@ from yarn_ops.evals.names import LAST_QUARTER, RECALL, template_of
 from yarn_ops.records import BeforeAfter, Score, Scorecard
 
 SMOOTH_STEPS = 5
+CLOSE = 2.0
+"""up to this ratio of target and original, their names would be printed over each other"""
 
 
 def draw_overview(scores: BeforeAfter[Scorecard], target_context_tokens: int, path: Path) -> None:
@@ -118,8 +120,9 @@ def _two_curves(axes: Any, curves: Sequence[Sequence[Score]], text: str) -> None
         axes.transAxes.inverted().transform(axes.transData.transform((1, end.value)))[1] for end, *_ in ends
     ]
     crowded = len(ends) == 2 and abs(heights[0] - heights[1]) < 0.07
-    for height, (score, colour, name) in zip(heights, ends, strict=True):
-        shift = 0 if not crowded else 8 if height == max(heights) else -8
+    upper = heights.index(max(heights)) if heights else 0
+    for place, (score, colour, name) in enumerate(ends):
+        shift = 0 if not crowded else 8 if place == upper else -8
         axes.annotate(
             f"{name} {text.format(score.value)}", (score.context_tokens, score.value), (9, shift),
             textcoords="offset points", va="center", color=colour, weight="bold", annotation_clip=False,
@@ -134,11 +137,12 @@ def _lengths(axes: Any, scores: BeforeAfter[Scorecard], target: int) -> None:
     length_axis(axes, ticks, [_tokens(tick) for tick in ticks])
     axes.set_xlim(ticks[0] / 1.12, ticks[-1] * 1.12)
     axes.axvspan(ticks[0] / 1.12, original, color=FAINT, alpha=0.45, linewidth=0, zorder=0)
-    for length, name in {original: "original", target: "target"}.items():
+    sides = ("center", "center") if target > CLOSE * original else ("right", "left")
+    for length, (name, side) in {original: ("original", sides[0]), target: ("target", sides[1])}.items():
         axes.axvline(length, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         axes.annotate(
             f"{name} context", (length, 1), (0, 5), xycoords=("data", "axes fraction"),
-            textcoords="offset points", ha="center", color=MUTED, fontsize=9,
+            textcoords="offset points", ha=side, color=MUTED, fontsize=9,
         )  # fmt: skip
 
 
