@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,6 +14,9 @@ from typing import Any
 from rich.console import Console
 
 OURS = ("yarn_ops", "flows", "prefect.flow_runs", "prefect.task_runs")
+ASKED_TO_END = re.compile(r"Crash detected! Execution was (aborted by an? (termination|interrupt)|cancelled)")
+"""what Prefect logs of a run that was stopped by a person or by the service"""
+STOPPED = "asked to stop: finished stages are kept, and the same recipe goes on from them"
 _ABOUT: ContextVar[Mapping[str, str]] = ContextVar("about", default=MappingProxyType({}))
 
 
@@ -36,6 +40,8 @@ def _install() -> None:
 
     def make(*args: Any, **values: Any) -> logging.LogRecord:
         record = standard(*args, **values)
+        if record.name.startswith("prefect.") and ASKED_TO_END.match(str(record.msg)):
+            record.msg, record.levelno, record.levelname = STOPPED, logging.WARNING, "WARNING"
         facts = _ABOUT.get()
         if facts and record.name.startswith(OURS):
             told = " ".join(f"{name}={value}" for name, value in facts.items()).replace("%", "%%")

@@ -14,6 +14,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from yarn_ops.processes import raise_missed
 from yarn_ops.progress import OnProgress, ProgressBars
+from yarn_ops.shown import duration
 
 ARTIFACT_EVERY_S = 2.0
 
@@ -59,6 +60,8 @@ class _Artifact:
         self._id: UUID | None = None
         self._last = 0.0
         self._done = 0.0
+        self._first: tuple[float, int] | None = None
+        """when the first report came, and what was done by then"""
 
     def update(self, done: int, total: int, note: str) -> None:
         with self._lock:
@@ -66,7 +69,15 @@ class _Artifact:
             if total <= 0 or now - self._last < ARTIFACT_EVERY_S:
                 return
             self._last, self._done = now, min(100.0, 100.0 * done / total)
-            self._task_run.run(self._write, note)
+            self._task_run.run(self._write, note + self._left(now, done, total))
+
+    def _left(self, now: float, done: int, total: int) -> str:
+        """; 40 s left: by what it took since the first report."""
+        if self._first is None or done <= self._first[1]:
+            self._first = self._first or (now, done)
+            return ""
+        seconds = (now - self._first[0]) / (done - self._first[1]) * (total - done)
+        return f"; {duration(seconds)} left"
 
     def finish(self) -> None:
         if self._id is not None and self._done < 100:

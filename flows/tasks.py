@@ -106,12 +106,13 @@ Obtain = Callable[[RunContext, _Call[R]], tuple[R, str, bool]]
 
 
 def stage(
-    name: str, version: int, mend: Callable[..., Any] | None = None
+    name: str, version: int, mend: Callable[..., Any] | None = None, of: Callable[..., str] = lambda *_: ""
 ) -> Callable[[Callable[Concatenate[StageContext, P], R]], Callable[P, R]]:
     """Make a Prefect task of a stage. Raise `version` when the same inputs give another result.
 
     `mend(run, record, *inputs)`: for a stage that leaves something outside of the store: restore what of a
-    finished record's claims no longer holds there; the record as it then is.
+    finished record's claims no longer holds there; the record as it then is. `of(*inputs)`: what tells its
+    tasks in one run apart.
     """
 
     def obtain(run: RunContext, call: _Call[R]) -> tuple[R, str, bool]:
@@ -127,7 +128,7 @@ def stage(
                     record = mended
         return record, key, reused
 
-    return lambda fn: _as_task(name, fn, obtain)
+    return lambda fn: _as_task(name, fn, obtain, of)
 
 
 def observation(name: str) -> Callable[[Callable[Concatenate[StageContext, P], R]], Callable[P, R]]:
@@ -135,10 +136,15 @@ def observation(name: str) -> Callable[[Callable[Concatenate[StageContext, P], R
 
     It runs every time; what it found is kept once, and a run that finds the same counts as reuse.
     """
-    return lambda fn: _as_task(name, fn, _observe)
+    return lambda fn: _as_task(name, fn, _observe, lambda *_: "")
 
 
-def _as_task(name: str, fn: Callable[Concatenate[StageContext, P], R], obtain: Obtain[R]) -> Callable[P, R]:
+def _as_task(
+    name: str,
+    fn: Callable[Concatenate[StageContext, P], R],
+    obtain: Obtain[R],
+    of: Callable[..., str],
+) -> Callable[P, R]:
     signature = inspect.signature(fn)
     own = signature.replace(parameters=list(signature.parameters.values())[1:])
 
@@ -151,9 +157,12 @@ def _as_task(name: str, fn: Callable[Concatenate[StageContext, P], R], obtain: O
         )
         return _use(current_run(), call, obtain)
 
+    def named(parameters: dict[str, Any]) -> str:
+        return f"{name} {of(*parameters.values())}".rstrip()
+
     run_stage.__signature__ = own  # type: ignore[attr-defined]
     as_task: Callable[P, R] = task(
-        name=name, task_run_name=name, description=fn.__doc__, cache_policy=NO_CACHE, persist_result=False
+        name=name, task_run_name=named, description=fn.__doc__, cache_policy=NO_CACHE, persist_result=False
     )(run_stage)
     return as_task
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segment
 
 from yarn_ops.shown import printable
@@ -33,6 +33,7 @@ class ProgressBars:
             BarColumn(bar_width=32),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False),
             console=PlainConsole(stderr=True),
             disable=not self.shown,

@@ -88,3 +88,10 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """A text on one line, printable and without passwords."""
     return printable(without_password(" ".join(text.split())))
+
+
+def duration(seconds: float) -> str:
+    """61.5 s, 17.3 min, 3.5 h."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"

@@ -55,7 +55,7 @@ def prepare(context: StageContext, data: Data, corpus: Corpus, base: BaseModel) 
     )
 
 
-@stage("patch", version=2)
+@stage("patch", version=2, of=lambda rope, factor, *_: f"{rope.method} ×{factor:g}")
 def patch(context: StageContext, rope: Rope, factor: float, base: BaseModel) -> PatchedModel:
     """Config and tokenizer rewritten for this factor, and proven."""
     patching = "yarn_ops.models.patch:patch"
@@ -78,7 +78,7 @@ def rehearse(
     return found
 
 
-@stage("train", version=2)
+@stage("train", version=2, of=lambda section, leg, *_: f"{leg.context_tokens} tokens")
 def train(
     context: StageContext,
     section: Train,
@@ -122,7 +122,8 @@ def train(
                 get_run_logger().info("step 1 of %d, loss %.3f", event["steps"], event["loss"])
                 threading.Thread(target=importlib.import_module, args=(AFTER_TRAINING,)).start()
             steps.log(event)
-            context.report(event["step"], event["steps"], f"loss {event['loss']:.3f}")
+            told = f"step {event['step']} of {event['steps']}, loss {event['loss']:.3f}"
+            context.report(event["step"], event["steps"], told)
 
     with context.alone_on("device"):
         return launch.run_trainer(
@@ -130,7 +131,7 @@ def train(
         )
 
 
-@stage("merge", version=1)
+@stage("merge", version=1, of=lambda base, patched, *_: f"{patched.method} ×{patched.factor:g}")
 def merge(
     context: StageContext,
     base: BaseModel | Checkpoint,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from flows.grid import Shared, helped, worker_of
 from flows.tasks import StageContext, stage
@@ -20,6 +21,7 @@ from yarn_ops.records import (
     ShardSet,
     Verdict,
 )
+from yarn_ops.shown import one_line
 
 
 def score(
@@ -33,7 +35,15 @@ def score(
     return evaluate(asked, model, shards, original_context_tokens, target)
 
 
-@stage("evaluate", version=VERSION)
+def _measured(section: Evaluate, model: BaseModel | Checkpoint, *others: Any) -> str:
+    """shipped:base512; yarn ×4, trained; yarn ×4, zero-shot."""
+    patched = next((one[0] for one in others if isinstance(one, list | tuple) and one), None)
+    if isinstance(model, Checkpoint):
+        return f"{model.method} ×{model.factor:g}, trained"
+    return f"{patched.method} ×{patched.factor:g}, zero-shot" if patched else one_line(model.source)
+
+
+@stage("evaluate", version=VERSION, of=_measured)
 def evaluate(
     context: StageContext,
     section: Evaluate,

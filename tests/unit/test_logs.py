@@ -33,3 +33,15 @@ def test_a_block_that_fails_leaves_no_facts_behind(caplog: pytest.LogCaptureFixt
         raise ValueError
     logging.getLogger("flows").warning("later")
     assert caplog.records[-1].getMessage() == "later"
+
+
+def test_a_stopped_run_did_not_crash(caplog: pytest.LogCaptureFixture) -> None:
+    with about(run="1"):
+        pass
+    log = logging.getLogger("prefect.flow_runs")
+    log.error("Crash detected! Execution was aborted by a termination signal.")
+    log.error("Crash detected! Request failed")
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "asked to stop: finished stages are kept, and the same recipe goes on from them"),
+        ("ERROR", "Crash detected! Request failed"),
+    ]

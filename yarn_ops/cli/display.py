@@ -11,6 +11,7 @@ from rich.table import Table
 from yarn_ops.evals.names import LAST_QUARTER, RECALL
 from yarn_ops.evals.report.verdict import as_text
 from yarn_ops.progress import PlainConsole
+from yarn_ops.shown import duration
 
 if TYPE_CHECKING:
     from yarn_ops.catalogue import ModelVersion
@@ -52,9 +53,7 @@ def show_runs(runs: Sequence[RunSummary], *, as_json: bool) -> None:
         "run", "name", "kind", "status", "took", "release", shortened=("name", "status", "release")
     )
     for run in runs:
-        took = (
-            "" if run.finished_at is None else _duration((run.finished_at - run.started_at).total_seconds())
-        )
+        took = "" if run.finished_at is None else duration((run.finished_at - run.started_at).total_seconds())
         release = "" if run.release is None else f"{run.release.name} {run.release.version}"
         table.add_row(run.id, run.name or "", run.kind, _status(run), took, release)
     CONSOLE.print(table, soft_wrap=False)
@@ -103,7 +102,7 @@ def _stage_table(run: RunView) -> Table:
         table.add_row(
             stage.stage,
             how,
-            "" if stage.seconds is None else _duration(stage.seconds),
+            "" if stage.seconds is None else duration(stage.seconds),
             _size(tree["size_bytes"]) if tree else "",
             tree["digest"][:12] if tree else "",
         )
@@ -345,10 +344,6 @@ def _toml_key(key: str) -> str:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, sort_keys=True))
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
 def _size(count: int) -> str:

@@ -25,7 +25,7 @@ from yarn_ops.errors import GateFailed
 
 @app.command()
 def extend(recipe: RecipeArgument, set_: SetOption = None, name: NameOption = None) -> None:
-    """Run a recipe here: extend, measure, judge and register one model."""
+    """Run a recipe here: extend, measure, judge and register."""
     import yarn_ops.cli.display as display
 
     asked = load_asked(recipe, set_)
@@ -50,7 +50,7 @@ def compare(
     set_: SetOption = None,
     name: NameOption = None,
 ) -> None:
-    """Compare RoPE methods on a recipe's base and data, zero-shot and trained; the gate names the winner."""
+    """Compare RoPE methods on a recipe's base and data. Zero-shot and trained; the gate names the winner."""
     import yarn_ops.cli.display as display
     from yarn_ops.recipe import parse_arms, parse_methods
 
@@ -85,7 +85,7 @@ def plan(
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Memory, time, disk and money that a recipe takes on so many machines; nothing is trained."""
+    """Tell memory, time, disk and money that a recipe takes. Nothing is trained."""
     import yarn_ops.cli.plan as planning
     from yarn_ops.cli.bill import GPU_HOUR, NODE_HOUR, Machines
 
@@ -105,7 +105,7 @@ def fit(
     name: NameOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Search RoPE parameters for a recipe's base on its held-out documents; print a [rope] section."""
+    """Search RoPE parameters for a recipe's base. On its held-out documents; prints a [rope] section."""
     import yarn_ops.cli.rope as rope
 
     asked = load_asked(recipe, set_)
@@ -143,7 +143,7 @@ def evaluate(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure how far a model sees and how far it uses; no recipe needed."""
+    """Measure how far a model sees and uses; no recipe needed."""
     import yarn_ops.cli.evaluate as evaluation
     from yarn_ops.settings import read_settings
 
@@ -156,7 +156,7 @@ def evaluate(
 
 @recipe_app.command("show")
 def recipe_show(recipe: RecipeArgument, set_: SetOption = None, json: JsonOption = False) -> None:
-    """Print a recipe resolved, every default written out, with its digest."""
+    """Print a recipe, every default written out, with its digest."""
     import yarn_ops.cli.display as display
 
     display.show_recipe(load_asked(recipe, set_), as_json=json)
@@ -164,7 +164,7 @@ def recipe_show(recipe: RecipeArgument, set_: SetOption = None, json: JsonOption
 
 @recipe_app.command("check")
 def recipe_check(recipe: RecipeArgument, set_: SetOption = None) -> None:
-    """Look at a recipe and its base; refuse what contradicts itself, or say what will be measured."""
+    """Check a recipe against its base. Refuses what contradicts itself, or says what is measured."""
     from yarn_ops.cli.rope import directory_of
     from yarn_ops.models.files import read_config
 
@@ -207,7 +207,7 @@ def rope_show(
     to: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it as well.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show which dimensions a method keeps, blends and interpolates, and how attention changes."""
+    """Show what a method does to every pair of dimensions. And how attention changes."""
     import yarn_ops.cli.rope as rope
 
     asked = {
@@ -242,7 +242,7 @@ def remedies_(
     to: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it as well.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare ways to answer from a long document: attention, rolling, blocks, search, agent; with costs."""
+    """Compare ways to answer from a long document. Attention, rolling, blocks, search, agent; with costs."""
     import yarn_ops.cli.remedies as remedies
 
     side = remedies.run(

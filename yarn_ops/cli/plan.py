@@ -154,9 +154,10 @@ def show(plan: RunPlan, *, as_json: bool) -> None:
 def _show_parts(parts: Sequence[BillItem]) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for head in ("part", "hours", "GPU hours", "$", "limited by", "to change"):
-        table.add_column(
-            head, justify="right" if head in ("hours", "GPU hours", "$") else "left", no_wrap=True
-        )
+        number = head in ("hours", "GPU hours", "$")
+        whole, least = (True, len(head)) if number or head == "part" else (False, None)
+        justify: Any = "right" if number else "left"
+        table.add_column(head, justify=justify, no_wrap=whole, min_width=least, overflow="fold")
     for part in parts:
         hours = (f"{part.seconds / 3600:,.2f}", f"{part.gpu_s / 3600:,.2f}", f"{part.money:,.2f}")
         table.add_row(part.name, *hours, part.limit, part.setting)

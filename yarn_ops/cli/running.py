@@ -56,7 +56,7 @@ def pull(
         bool, typer.Option("--any-gate", help="Versions that failed their gate too.")
     ] = False,
 ) -> None:
-    """Download the newest version that matches, every file verified, and prove its RoPE."""
+    """Download the newest version that matches. Every file is verified, and its RoPE proven."""
     tags = pairs_of(tag)
     from yarn_ops.cli.pull import pull_release
 
@@ -92,7 +92,7 @@ def export_(
         Path | None, typer.Option(metavar="DIR", help="The model that the adapter was trained on.")
     ] = None,
 ) -> None:
-    """Print the command that serves a model by its own RoPE and write the files it needs, or say why not."""
+    """Print the command that serves a model by its own RoPE. Writes the files it needs, or says why not."""
     from yarn_ops.errors import ExportError
     from yarn_ops.export.adapter import export_adapter
     from yarn_ops.export.model import export_model
@@ -129,7 +129,7 @@ def db_rebuild(
         ),
     ] = None,
 ) -> None:
-    """Make a lost or damaged registry again from what the store and MLflow know; nothing known is changed."""
+    """Make a lost registry again. From what the store and MLflow know; nothing known is changed."""
     from yarn_ops.rebuild import rebuild
     from yarn_ops.settings import read_settings
 
@@ -142,7 +142,7 @@ def up(
     prefect_port: Annotated[int, typer.Option(help="Wanted port of the Prefect server and UI.")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="Wanted port of the MLflow server.")] = 5000,
 ) -> None:
-    """Start the service on loopback: Prefect, MLflow, a worker, the deployments. Ctrl-C stops it."""
+    """Start the service on loopback. Prefect, MLflow, workers, deployments; Ctrl-C stops it."""
     from yarn_ops.cli.up import run_service
     from yarn_ops.settings import read_settings
 
@@ -167,7 +167,7 @@ def gc(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Remove what nothing refers to: broken-off uploads, unreferenced directories, stale working files."""
+    """Remove what nothing refers to. Broken-off uploads, unreferenced directories, stale working files."""
     from datetime import timedelta
 
     import yarn_ops.cli.display as display
@@ -194,7 +194,7 @@ def doctor(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Check every dependency: reachable, of the right version; the remedy where one is not."""
+    """Check every dependency, and say the remedy where one is wrong."""
     import yarn_ops.cli.display as display
     from yarn_ops.cli.doctor import examine
     from yarn_ops.settings import read_settings

@@ -8,6 +8,9 @@ import sys
 import time
 
 import pytest
+from typer.testing import CliRunner
+
+from yarn_ops.cli import app
 
 SLOW = {
     "torch",
@@ -73,3 +76,10 @@ def test_runs_are_listed_without_models_and_flows(tmp_path_factory: pytest.TempP
     imported = json.loads(done.stderr.splitlines()[-1])
     assert done.stdout == "no runs yet; `yarn-ops extend RECIPE` makes one\n"
     assert (SLOW - {"sqlalchemy"}).intersection(imported) == set()
+
+
+@pytest.mark.parametrize("group", [[], ["runs"], ["recipe"], ["rope"], ["db"]], ids=" ".join)
+def test_no_line_of_help_is_cut_at_80_columns(group: list[str]) -> None:
+    shown = CliRunner().invoke(app, [*group, "--help"], env={"COLUMNS": "80"}, prog_name="yarn-ops").output
+    lines = shown.partition("Commands:")[2].splitlines()
+    assert lines and not [line for line in lines if line.endswith("...") or len(line) > 80]
