@@ -45,7 +45,9 @@ PAGE_HEADERS = {
     b"cross-origin-resource-policy": b"same-origin",
     b"cross-origin-opener-policy": b"same-origin",
     b"referrer-policy": b"same-origin",
+    b"content-security-policy": b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'",
 }
+"""the last: a page talks to its own server alone, whatever its makers built in"""
 PAGE = """<!doctype html><meta charset="utf-8"><title>yarn-ops</title>
 <body style="font:16px sans-serif;margin:4em">
 <h1>{status}</h1><p>{reason}</p>

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from yarn_ops import processes, servers
+from yarn_ops.cli.up import USUAL_PORTS, kept_ports
 from yarn_ops.errors import SettingsError
 from yarn_ops.servers import Server, Service
 from yarn_ops.settings import Settings
@@ -130,3 +131,26 @@ def test_a_run_uses_the_server_of_its_settings(tmp_path: Path, api_url: str) -> 
     with servers.run_environment(settings) as environment:
         assert environment["PREFECT_API_URL"] == api_url
         assert "YARN_OPS_MLFLOW_URI" not in environment
+
+
+def test_ports_are_kept_with_the_state(settings: Settings) -> None:
+    free = servers.free_ports(2)
+    assert kept_ports(settings, dict(zip(("prefect", "mlflow"), free, strict=True)))[1] == []
+    again, told = kept_ports(settings, {"prefect": None, "mlflow": None})
+    assert ([*again.values()], told) == (free, [])
+    with socket.create_server((servers.LOOPBACK, free[0])):
+        with pytest.raises(SettingsError, match=f"port {free[0]} of prefect is taken; stop what listens"):
+            kept_ports(settings, {"prefect": None})
+        with pytest.raises(SettingsError, match="or give --mlflow-port another"):
+            kept_ports(settings, {"mlflow": free[0]})
+
+
+def test_a_usual_port_that_is_taken_is_replaced_once_and_said(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server((servers.LOOPBACK, 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setitem(USUAL_PORTS, "prefect", port)
+        ports, (line,) = kept_ports(settings, {"prefect": None})
+        assert line == f"port {port} is taken: prefect has {ports['prefect']}, from now on"
+    assert kept_ports(settings, {"prefect": None}) == (ports, [])

@@ -139,14 +139,18 @@ def db_rebuild(
 
 @app.command()
 def up(
-    prefect_port: Annotated[int, typer.Option(help="Wanted port of the Prefect server and UI.")] = 4200,
-    mlflow_port: Annotated[int, typer.Option(help="Wanted port of the MLflow server.")] = 5000,
+    prefect_port: Annotated[
+        int | None, typer.Option(help="Of the Prefect server and UI; left out: as before, or 4200.")
+    ] = None,
+    mlflow_port: Annotated[
+        int | None, typer.Option(help="Of the MLflow server; left out: as before, or 5000.")
+    ] = None,
 ) -> None:
     """Start the service on loopback. Prefect, MLflow, workers, deployments; Ctrl-C stops it."""
     from yarn_ops.cli.up import run_service
     from yarn_ops.settings import read_settings
 
-    run_service(read_settings(), prefect_port=prefect_port, mlflow_port=mlflow_port)
+    run_service(read_settings(), {"prefect": prefect_port, "mlflow": mlflow_port})
 
 
 @app.command()

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from rich.console import Console
 
 from yarn_ops import processes, servers, services
-from yarn_ops.passwords import for_browser, kept_password, with_passwords
+from yarn_ops.errors import SettingsError
+from yarn_ops.passwords import for_browser, kept_password, with_passwords, write_private
 from yarn_ops.servers import Server, Service
 from yarn_ops.settings import Settings
 
 WATCH_S = 0.5
+USUAL_PORTS = {"prefect": 4200, "mlflow": 5000}
 
 
-def run_service(settings: Settings, *, prefect_port: int, mlflow_port: int) -> None:
+def run_service(settings: Settings, wanted_ports: Mapping[str, int | None]) -> None:
     """Start the servers in dependency order, register the deployments, watch until asked to stop.
 
+    wanted_ports: {"prefect": …, "mlflow": …}; None: the port of the last start, to which links lead.
     SIGINT, SIGTERM and SIGHUP stop everything. Raises SettingsError when a service already runs on this
     state directory, or a part of it ends. Servers that the settings name elsewhere are used, not started.
     """
@@ -34,7 +39,8 @@ def run_service(settings: Settings, *, prefect_port: int, mlflow_port: int) -> N
             services.try_store(settings)
             services.try_prefect(settings)
             settings = with_passwords(settings, kept_password(settings))
-            console.print(_start(settings, started, prefect_port, mlflow_port), soft_wrap=True)
+            for line in _start(settings, started, wanted_ports):
+                console.print(line, soft_wrap=True)
             console.print(f"state, logs  {settings.home}", soft_wrap=True)
             console.print("Each address lets its browser in. Ctrl-C stops everything.", soft_wrap=True)
             _watch(started)
@@ -47,17 +53,19 @@ def run_service(settings: Settings, *, prefect_port: int, mlflow_port: int) -> N
     console.print("stopped.")
 
 
-def _start(settings: Settings, started: list[Server], prefect_port: int, mlflow_port: int) -> str:
+def _start(settings: Settings, started: list[Server], wanted_ports: Mapping[str, int | None]) -> list[str]:
     """All parts, each healthy before what needs it starts; the two servers come up side by side.
 
-    Returns the addresses for a browser, for a person to see.
+    Returns lines for a person: the addresses for a browser, and the ports that had to be others.
     """
     prefect_url, mlflow_uri = settings.prefect_api_url, settings.mlflow
+    here = {"prefect": prefect_url is None, "mlflow": not mlflow_uri.startswith("http")}
+    ports, told = kept_ports(settings, {name: wanted_ports[name] for name in here if here[name]})
     if prefect_url is None:
-        started.append(servers.start_prefect(settings, servers.free_port(prefect_port), services=True))
+        started.append(servers.start_prefect(settings, ports["prefect"], services=True))
         prefect_url = started[-1].url
     if not mlflow_uri.startswith("http"):
-        started.append(servers.start_mlflow(settings, servers.free_port(mlflow_port)))
+        started.append(servers.start_mlflow(settings, ports["mlflow"]))
         mlflow_uri = started[-1].url
     service = Service.of(settings, prefect_url, mlflow_uri)
     with servers.registering_deployments(settings, service):
@@ -71,7 +79,32 @@ def _start(settings: Settings, started: list[Server], prefect_port: int, mlflow_
         mlflow_ui = for_browser(settings, mlflow_ui)
     addresses = f"Prefect UI   {prefect_ui}\nMLflow UI    {mlflow_ui}"
     servers.announce(settings, service, addresses)
-    return addresses
+    return [*told, addresses]
+
+
+def kept_ports(settings: Settings, wanted: Mapping[str, int | None]) -> tuple[dict[str, int], list[str]]:
+    """The port of each server, kept with the state, and what a person is to know about them.
+
+    wanted: by its name; None: the one of the last start, at first the server's usual one or, where somebody
+    has that, a free one. SettingsError where a wanted or kept one is taken: links lead to it.
+    """
+    file = settings.home / "ports.json"
+    try:
+        kept: dict[str, int] = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        kept = {}
+    ports, told = {}, []
+    for name, asked in wanted.items():
+        port = asked or kept.get(name) or USUAL_PORTS[name]
+        ports[name] = servers.free_port(port)
+        if ports[name] != port and (asked or name in kept):
+            raise SettingsError(
+                f"port {port} of {name} is taken; stop what listens there, or give --{name}-port another"
+            )
+        if ports[name] != port:
+            told.append(f"port {port} is taken: {name} has {ports[name]}, from now on")
+    write_private(file, json.dumps({**kept, **ports}))
+    return ports, told
 
 
 def _watch(started: list[Server]) -> None:
