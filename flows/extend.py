@@ -49,7 +49,7 @@ def extend(recipe: Recipe) -> str:
             scores=scores, verdict=verdict,
         )  # fmt: skip
         release = publish(recipe.publish, base, checkpoint, scores, verdict, report)
-        show_report(release, report)
+        show_report(release, report, shards)
         if not verdict.passed:
             raise GateFailed(f"{release.name} version {release.version} was rejected: {verdict.reasons}")
         return run.id

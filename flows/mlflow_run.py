@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_UI_URL
 
 from yarn_ops.recipe import Recipe
 from yarn_ops.registry import Registry, Run, RunEnd, RunView
-from yarn_ops.release import Tracking
+from yarn_ops.release import PICTURES, Tracking
 
 STEP_FIGURES = (
     "loss", "learning_rate", "gradient_norm", "tokens_per_s", "step_s", "data_wait_s", "peak_bytes",
@@ -54,11 +54,22 @@ class MlflowRun:
         tracking.keep_run(experiment, run, tied)
         return tied
 
+    def shown_with(self, run_id: str) -> str:
+        """Markdown for a model version of this run of MLflow: links and the picture, where it has pages."""
+        links = self._links(self._registry.run_view(self._row.id))
+        picture = f"get-artifact?path={PICTURES}/overview.png&run_uuid={run_id}"
+        shown = f"\n\n![Perplexity and recall, before and after]({picture})"
+        return f"{links}; [its run in MLflow](#/runs/{run_id}){shown}" if self._has_pages else links
+
+    @property
+    def _has_pages(self) -> bool:
+        return self._mlflow.startswith("http")
+
     def _links(self, view: RunView) -> str:
         """Markdown: what the run is here, and its page in Prefect where services have pages."""
         links = f"Run `{view.id}`; `yarn-ops runs show {view.id}`"
         page = PREFECT_UI_URL.value()
-        if self._mlflow.startswith("http") and page and view.flow_run_id:
+        if self._has_pages and page and view.flow_run_id:
             links += f"; [its page in Prefect]({page.rstrip('/')}/runs/flow-run/{view.flow_run_id})"
         return links
 

@@ -9,13 +9,17 @@ from urllib.parse import urlsplit
 from prefect.artifacts import create_markdown_artifact
 
 from flows.run import current_run
-from yarn_ops.records import CARD, SUMMARY, Comparison, Fit, Release, Report
+from yarn_ops.records import CARD, SUMMARY, Comparison, Fit, Release, Report, ShardSet
 from yarn_ops.rope.table import fit_section
 
 
-def show_report(release: Release, report: Report) -> None:
+def show_report(release: Release, report: Report, shards: ShardSet) -> None:
     """The model card with its pictures as an artifact, below links into MLflow where it has a UI."""
     run = current_run()
+    counted = ("train_documents", "train_tokens", "held_out_documents", "held_out_tokens")
+    counts = {name: getattr(shards, name) for name in counted}
+    sources = {"sources": list(run.recipe.data.sources), **counts}
+    run.services.tracking.log_dataset(release.mlflow_run_id, "documents", shards.digest, sources)
     folder = run.fetch(report).path
     card = _without_front_matter((folder / CARD).read_text("utf-8"))
     create_markdown_artifact(

@@ -6,6 +6,7 @@ original_context_length, rope_method, factor, base, recipe, run, gate, git_commi
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,6 +46,8 @@ END_STATUS = {"completed": "FINISHED", "rejected": "KILLED", "failed": "FAILED",
 
 PICTURES = "pictures"
 """folder of a run's artifacts"""
+DATASET_DIGEST = 36
+"""MLflow keeps no longer digest of a data set"""
 BATCH_ENTITIES = 100
 """MLflow's limit on parameters in one call."""
 
@@ -151,6 +154,17 @@ class Tracking:
         """Show a picture with the run, as pictures/<file name>."""
         with self._mlflow() as client:
             client.log_artifact(run_id, str(path), PICTURES)
+
+    def log_dataset(self, run_id: str, name: str, digest: str, source: Mapping[str, Any]) -> None:
+        """Say what the run learnt from: a data set by its name, digest and where it comes from."""
+        with self._mlflow() as client:
+            from mlflow.entities import Dataset, DatasetInput, InputTag
+
+            told = json.dumps(dict(source))
+            data = Dataset(name, digest[:DATASET_DIGEST], "yarn-ops", told, profile=told)
+            client.log_inputs(
+                run_id, datasets=[DatasetInput(data, [InputTag("mlflow.data.context", "train")])]
+            )
 
     def log_text(self, run_id: str, text: str, name: str) -> None:
         """Keep a text with the run, as a file of this name."""

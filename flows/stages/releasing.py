@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Literal
 
 from flows.mlflow_run import git_commit
 from flows.run import RunContext
 from flows.tasks import StageContext, stage
 from yarn_ops.catalogue import DIGEST_TAG
+from yarn_ops.evals.names import LAST_QUARTER, NEEDLES, RECALL, SEES, USES
 from yarn_ops.evals.report.verdict import as_markdown
 from yarn_ops.progress import OnProgress
 from yarn_ops.recipe import Publish, Recipe
@@ -22,7 +25,6 @@ from yarn_ops.records import (
     PatchedModel,
     Release,
     Report,
-    Score,
     Scorecard,
     ShardSet,
     Verdict,
@@ -31,6 +33,8 @@ from yarn_ops.release import PICTURES
 from yarn_ops.store.trees import compose_tree
 from yarn_ops.upkeep import UNFINISHED
 
+CURVES = (LAST_QUARTER, *RECALL, *NEEDLES)
+"""scores that MLflow draws over tokens"""
 UNREGISTERED = 0
 """version number of a release that MLflow was not told of yet"""
 
@@ -184,7 +188,9 @@ def _brought_about(
         if kept != beside[name]:
             tracking.log_picture(run_id, report.path / name)
     tags = {**release.tags, DIGEST_TAG: tree.digest}
-    description = as_markdown(report.record.verdict) if report.record.verdict else verdict.reasons
+    description = verdict.reasons
+    if report.record.verdict:
+        description = f"{as_markdown(report.record.verdict)}\n\n{run.mlflow.shown_with(run_id)}".rstrip()
     release = release.model_copy(update={"tags": tags})
     for found in tracking.models():
         if (found.name, found.mlflow_run_id, found.version) == (release.name, run_id, release.version):
@@ -198,27 +204,47 @@ def _brought_about(
 
 
 def log_scores(run: RunContext, mlflow_run_id: str, scores: BeforeAfter[Scorecard]) -> None:
-    """All scores of base and result as MLflow metrics, how far each sees and uses among them; each once."""
-    there = run.services.tracking.run(mlflow_run_id)
-    logged = {} if there is None else there.metrics
-    measured = _figures(scores.before.scores, "before") | _figures(scores.after.scores, "after")
-    if not measured.items() <= logged.items():
-        metrics = score_metrics(scores.before, "before") | score_metrics(scores.after, "after")
-        run.services.tracking.log_metrics(mlflow_run_id, 0, metrics)
-
-
-def score_metrics(card: Scorecard, when: str) -> dict[str, float]:
-    """{task/tokens/when: value} of a scorecard's scores over all depths; {capacity/uses/when: tokens}."""
+    """In MLflow: five figures at a glance, curves over tokens, and every score in scores.json; each once."""
     from yarn_ops.evals.gate import with_capacity  # torch: not for a run that only reuses
 
-    return _figures(with_capacity(card).scores, when)
+    there = run.services.tracking.run(mlflow_run_id)
+    logged = {} if there is None else there.metrics
+    if curves(scores)[0].items() <= logged.items():
+        return
+    before, after = map(with_capacity, scores)
+    points = curves(BeforeAfter(before, after))[1]
+    tracking = run.services.tracking
+    for tokens, values in points.items():
+        tracking.log_metrics(mlflow_run_id, tokens, values)
+    tracking.log_metrics(mlflow_run_id, 0, headline(before, after))
+    rows = {name: [score.model_dump(mode="json", exclude={"items"}) for score in card.scores]
+            for name, card in (("before", before), ("after", after))}  # fmt: skip
+    tracking.log_text(mlflow_run_id, json.dumps(rows, indent=1), "scores.json")
 
 
-def _figures(scores: Iterable[Score], when: str) -> dict[str, float]:
-    return {
-        f"{score.task}/{when}"
-        if score.task.startswith("capacity/")
-        else f"{score.task}/{score.context_tokens}/{when}": score.value
-        for score in scores
-        if score.depth is None
+def curves(scores: BeforeAfter[Scorecard]) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
+    """Perplexity and found answers by length: {name: its value at the longest}, {tokens: {name: value}}."""
+    latest: dict[str, float] = {}
+    points: defaultdict[int, dict[str, float]] = defaultdict(dict)
+    for when, card in scores._asdict().items():
+        for task in CURVES:
+            for score in card.by_length(task):
+                latest[f"{task}/{when}"] = points[score.context_tokens][f"{task}/{when}"] = score.value
+    return latest, points
+
+
+def headline(before: Scorecard, after: Scorecard) -> dict[str, float]:
+    """Of the result: how far it sees and uses, its perplexity at the longest length and its best recall
+    there; and its perplexity / the base's at the original context."""
+    sees, uses, far = ([*after.by_length(task)][-1:] for task in (SEES, USES, LAST_QUARTER))
+    recalls = [score.value for task in RECALL for score in after.by_length(task)[-1:]]
+    original = after.original_context_tokens
+    short = [card.value(LAST_QUARTER, original) for card in (before, after)]
+    found = {
+        "sees_tokens": sees[0].value if sees else None,
+        "uses_tokens": uses[0].value if uses else None,
+        "perplexity_at_longest": far[0].value if far else None,
+        "recall_at_longest": max(recalls, default=None),
+        "short_perplexity_ratio": short[1] / short[0] if short[0] and short[1] else None,
     }
+    return {name: value for name, value in found.items() if value is not None}

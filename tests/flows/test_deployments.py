@@ -148,13 +148,13 @@ class Workplace:
     def cli(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         return self._run("-m", "yarn_ops.cli", *arguments)
 
-    def work(self, name: str, **parameters: Any) -> str:
+    def work(self, deployment: str, **parameters: Any) -> str:
         """What a run of a deployment returns, with these parameters over its own."""
         recipe = tomllib.loads(self.recipe_path.read_text("utf-8"))
         recipe["evaluate"]["windows"] = 4
-        takes_recipe = any(one.name == name and "recipe" in one.parameters for one in deployments())
+        takes_recipe = any(one.name == deployment and "recipe" in one.parameters for one in deployments())
         sent = json.dumps({**({"recipe": recipe} if takes_recipe else {}), **parameters})
-        done = self._run("-c", WORKER, name, sent, PREFECT_API_URL=self._api)
+        done = self._run("-c", WORKER, deployment, sent, PREFECT_API_URL=self._api)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout.rpartition("result: ")[2].strip()
 

@@ -74,8 +74,8 @@ def test_a_run_with_a_suite(cli, small_recipe: Path, state: Path, prefect_api: s
     experiment = client.get_experiment_by_name("yarn-ops")
     (found,) = client.search_runs([experiment.experiment_id])
     uses = next(s for s in measured[1].record["scores"] if s["task"] == "capacity/uses")
-    assert found.data.metrics["capacity/uses/after"] == uses["value"]
-    assert {"capacity/sees/before", "needle/code/1024/after"} <= set(found.data.metrics)
+    assert found.data.metrics["uses_tokens"] == uses["value"]
+    assert {"sees_tokens", "needle/code/after"} <= set(found.data.metrics)
     pictures = {Path(file.path).name for file in client.list_artifacts(found.info.run_id, "pictures")}
     assert {"capacity.html", "capacity.png"} <= pictures
     assert open_tracking(settings).models()

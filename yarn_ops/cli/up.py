@@ -76,7 +76,7 @@ def _start(settings: Settings, started: list[Server], wanted_ports: Mapping[str,
     if settings.prefect_api_url is None:
         prefect_ui = for_browser(settings, prefect_ui)
     if mlflow_uri != settings.mlflow:
-        mlflow_ui = for_browser(settings, mlflow_ui)
+        mlflow_ui = f"{for_browser(settings, mlflow_ui)}#/models"
     addresses = f"Prefect UI   {prefect_ui}\nMLflow UI    {mlflow_ui}"
     servers.announce(settings, service, addresses)
     return [*told, addresses]
