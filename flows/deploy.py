@@ -26,7 +26,7 @@ from prefect.settings import PREFECT_API_URL
 from flows.alert import alert
 from flows.compare import ARMS, METHODS, compare
 from flows.engine import TRAINER
-from flows.extend import extend
+from flows.extend import extend, extend_model
 from flows.fit import fit
 from flows.forms import form_values
 from flows.grid import measure_cells
@@ -34,7 +34,7 @@ from flows.reconcile import reconcile, settle
 from flows.reevaluate import FELL, reevaluate
 from flows.watch import watch
 from yarn_ops.errors import SettingsError, YarnOpsError
-from yarn_ops.recipe import load_recipe
+from yarn_ops.recipe import Recipe, load_recipe
 from yarn_ops.servers import CPU_POOL, GPU_POOL, POLL_S, START_S, answers
 from yarn_ops.settings import Settings, read_settings
 from yarn_ops.shipped import recipe_path
@@ -56,6 +56,14 @@ def deployments() -> list[RunnerDeployment]:
     """Everything that is offered: its form's first values, its pool, its schedule."""
     demo = form_values(load_recipe(recipe_path("demo")))
     return [
+        _offer(
+            extend_model, "extend-model", GPU_POOL, TRAINER,
+            description=_told_in("extend.md"),
+            parameters={
+                "base": "shipped:base512", "target_context_tokens": 2048, "documents": ["stdlib:**/*.py"],
+                "name": "demo-long", "preset": "standard",
+            },
+        ),
         _offer(
             extend, "extend-context", GPU_POOL, TRAINER,
             description=_told_in("extend.md"),
@@ -94,6 +102,28 @@ def deployments() -> list[RunnerDeployment]:
             concurrency_limit=ONE_AT_A_TIME,
         ),
     ]  # fmt: skip
+
+
+def schedule(recipe: Recipe, name: str, cron: str, *, active: bool) -> str:
+    """Make or renew the deployment that runs the recipe at these times; its address in Prefect's pages.
+
+    SettingsError where the times are none. A run that is due while the last one goes on is left out.
+    """
+    try:
+        times = Cron(cron, active=active, slug="schedule")
+    except ValueError as error:
+        raise SettingsError(f"--cron {cron!r}: {str(error).splitlines()[-1].strip()}") from None
+    with get_client(sync_client=True) as client:
+        ensure_pool(client, GPU_POOL, RUNS_AT_ONCE[GPU_POOL])
+    offered = _offer(
+        extend, name, GPU_POOL, TRAINER,
+        description=f"`{recipe.publish.name}` at `{cron}`, made by `yarn-ops schedule`.",
+        parameters={"recipe": form_values(recipe)},
+        schedules=[times],
+        concurrency_limit=ONE_AT_A_TIME,
+    )  # fmt: skip
+    made = offered.apply()
+    return f"{str(PREFECT_API_URL.value()).removesuffix('/api')}/deployments/deployment/{made}"
 
 
 def _offer(

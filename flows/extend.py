@@ -12,6 +12,9 @@ from flows.stages.releasing import draw, publish
 from flows.warm_trainer import warm_trainer
 from yarn_ops.errors import GateFailed
 from yarn_ops.recipe import Recipe
+from yarn_ops.recipe.presets import ModelName, Preset, ReleaseName, short_recipe
+from yarn_ops.recipe.section import Positive
+from yarn_ops.recipe.sections import Source
 from yarn_ops.records import BeforeAfter
 from yarn_ops.settings import read_settings
 
@@ -30,6 +33,36 @@ def extend(recipe: Recipe) -> str:
     Returns:
         The run's id in the registry.
     """
+    return extension(recipe)
+
+
+@run_flow("extend-model", "{name}")
+def extend_model(
+    base: ModelName,
+    target_context_tokens: Positive,
+    documents: list[Source],
+    name: ReleaseName,
+    preset: Preset = "standard",
+) -> str:
+    """Extend a model to a longer context: five fields, the rest by a preset. extend-context has every field.
+
+    Args:
+        base: The model: a directory, hf:org/name@revision, models:/name@alias, s3://bucket/prefix, or
+            shipped:base512, the demo's.
+        target_context_tokens: The context it shall have, e.g. 32768.
+        documents: Files or globs to train on and to measure with: text, .jsonl, .parquet; local or s3://.
+        name: What the model is called in MLflow, and the run after it.
+        preset: quick: a try; standard: as the demo; thorough: exercises that make it use its window, and a
+            suite that measures how far it does (a GPU).
+
+    Returns:
+        The run's id in the registry.
+    """
+    return extension(short_recipe(base, target_context_tokens, documents, name, preset))
+
+
+def extension(recipe: Recipe) -> str:
+    """Do the run of a recipe; its id in the registry. GateFailed where it was rejected."""
     with open_run(read_settings(), recipe) as run, warm_trainer(run):
         base = fetch_base(recipe.base)
         legs = recipe.curriculum(base.context_tokens)

@@ -17,6 +17,7 @@ from yarn_ops.errors import RecipeError
 from yarn_ops.guard import Application, Message, Receive, Send
 from yarn_ops.heads import Scope
 from yarn_ops.recipe import NAMED, Recipe, parse_recipe
+from yarn_ops.recipe.presets import PRESETS, short_recipe
 
 TAKES_RECIPES = re.compile(r"/api/deployments/[0-9a-f-]{36}(/create_flow_run|/schedules(/[0-9a-f-]{36})?)?/?")
 UNDECIDED = ("jinja", "workspace_variable")
@@ -92,6 +93,8 @@ def _checked(body: bytes, *, by_page: bool) -> bytes:
         return body  # Prefect refuses it
     for one in asked if isinstance(asked, list) else [asked]:
         parameters = one.get("parameters") if isinstance(one, dict) else None
+        if isinstance(parameters, dict) and "preset" in parameters and "documents" in parameters:
+            _short(parameters)
         recipe = parameters.get("recipe") if isinstance(parameters, dict) else None
         if (
             parameters is None
@@ -102,6 +105,18 @@ def _checked(body: bytes, *, by_page: bool) -> bytes:
         plain = _plain(recipe)
         parameters["recipe"] = form_values(parse_recipe(filled_in(plain) if by_page else plain))
     return json.dumps(asked).encode()
+
+
+def _short(parameters: dict[str, Any]) -> None:
+    """RecipeError where the answers of the short form make no recipe."""
+    given: dict[str, Any] = {
+        name: parameters.get(name) for name in ("base", "target_context_tokens", "documents", "name")
+    }
+    if empty := [name for name, value in given.items() if not value]:
+        raise RecipeError(f"{empty[0]}: is empty; fill it in")
+    if parameters["preset"] not in PRESETS:
+        raise RecipeError(f"preset: {parameters['preset']!r} is unknown; known are {', '.join(PRESETS)}")
+    short_recipe(**given, preset=parameters["preset"])
 
 
 def _undecided(recipe: dict[str, Any]) -> bool:

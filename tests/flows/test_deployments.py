@@ -125,7 +125,7 @@ def test_a_contradiction_is_refused_in_the_form_and_in_a_schedule() -> None:
 def test_every_run_has_the_command_that_imports_prefect_once() -> None:
     command = f"{sys.executable} -m flows.engine"
     for deployment in deployments():
-        trains = " --trainer" if deployment.name == "extend-context" else ""
+        trains = " --trainer" if deployment.name.startswith("extend-") else ""
         assert deployment.job_variables == {"command": command + trains}
 
 
@@ -182,7 +182,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, prefect_api: str) -> Workpla
     return Workplace(tmp_path_factory.mktemp("deployments"), prefect_api)
 
 
+SHORT = {"base": "shipped:base512", "target_context_tokens": 1024, "documents": ["stdlib:json/*.py"],
+         "name": "short", "preset": "quick"}  # fmt: skip
 ENDS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "extend-model": ("report", SHORT | {"documents": ["stdlib:asyncio/*.py", "stdlib:email/*.py"]}, "sees "),
     "extend-context": ("report", {}, "pull      yarn-ops pull small --alias champion --to ./small"),
     "compare-methods": (
         "comparison",

@@ -7,7 +7,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from yarn_ops.cli.app import JsonOption, TagOption, app, db_app, pairs_of, run_registry, runs_app, tracking
+from yarn_ops.cli.app import (
+    JsonOption,
+    RecipeArgument,
+    SetOption,
+    TagOption,
+    app,
+    db_app,
+    load_asked,
+    pairs_of,
+    run_registry,
+    runs_app,
+    tracking,
+)
 
 
 @runs_app.callback()
@@ -151,6 +163,22 @@ def up(
     from yarn_ops.settings import read_settings
 
     run_service(read_settings(), {"prefect": prefect_port, "mlflow": mlflow_port})
+
+
+@app.command()
+def schedule(
+    recipe: RecipeArgument,
+    cron: Annotated[str, typer.Option(metavar="TIMES", help="E.g. '0 2 * * *': every night at two.")],
+    name: Annotated[str | None, typer.Option(help="Of the deployment; left out: as the model's.")] = None,
+    pause: Annotated[bool, typer.Option("--pause", help="Make it, but do not run it yet.")] = False,
+    set_: SetOption = None,
+) -> None:
+    """Run a recipe at set times, in a deployment of its own. The same again changes times, recipe, --pause."""
+    from yarn_ops.cli.up import make_schedule
+    from yarn_ops.settings import read_settings
+
+    asked = load_asked(recipe, set_)
+    typer.echo(make_schedule(read_settings(), asked, name or asked.publish.name, cron, active=not pause))
 
 
 @app.command()

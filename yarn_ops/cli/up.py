@@ -13,8 +13,9 @@ from rich.console import Console
 from yarn_ops import processes, servers, services
 from yarn_ops.errors import SettingsError
 from yarn_ops.passwords import for_browser, kept_password, with_passwords, write_private
+from yarn_ops.recipe import Recipe
 from yarn_ops.servers import Server, Service
-from yarn_ops.settings import Settings
+from yarn_ops.settings import Settings, adopt_environment
 
 WATCH_S = 0.5
 USUAL_PORTS = {"prefect": 4200, "mlflow": 5000}
@@ -51,6 +52,21 @@ def run_service(settings: Settings, wanted_ports: Mapping[str, int | None]) -> N
                 signal.signal(number, signal.SIG_IGN)
             _stop(started)
     console.print("stopped.")
+
+
+def make_schedule(settings: Settings, recipe: Recipe, name: str, cron: str, *, active: bool) -> str:
+    """Have the running service run the recipe at these times; a line that says so, with its page."""
+    if settings.prefect_api_url is not None:
+        environment = servers.client_environment(settings, settings.prefect_api_url)
+    elif service := servers.running_service(settings):
+        environment = servers.service_environment(settings, service)
+    else:
+        raise SettingsError("no service runs on this state directory; start it with `yarn-ops up`")
+    adopt_environment(environment)
+    from flows import deploy
+
+    page = deploy.schedule(recipe, name, cron, active=active)
+    return f"{name}: {cron}{'' if active else ', paused'}; {page}"
 
 
 def _start(settings: Settings, started: list[Server], wanted_ports: Mapping[str, int | None]) -> list[str]:

@@ -1,0 +1,51 @@
+"""A recipe from five answers: what to extend, how far, on which documents, its name, how thoroughly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from yarn_ops.recipe.reading import parse_recipe
+from yarn_ops.recipe.section import NO_PASSWORD
+from yarn_ops.recipe.sections import MODEL_NAME
+from yarn_ops.recipe.whole import Recipe
+
+Preset = Literal["quick", "standard", "thorough"]
+ModelName = Annotated[str, Field(min_length=1, max_length=1024, json_schema_extra=NO_PASSWORD)]
+ReleaseName = Annotated[str, Field(pattern=MODEL_NAME)]
+PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
+    "quick": {
+        "train": {"steps": 20, "learning_rate": 2e-3},
+        "evaluate": {"windows": 8, "recall_windows": 12},
+    },
+    "standard": {
+        "train": {"steps": 50, "learning_rate": 2e-3, "warmup_steps": 10},
+        "evaluate": {"windows": 12, "recall_windows": 16},
+    },
+    "thorough": {
+        "train": {
+            "steps": 100,
+            "learning_rate": 1e-3,
+            "targets": ["all-linear"],
+            "exercises": {"share": 1.0},
+        },
+        "evaluate": {"windows": 32, "recall_windows": 50, "suite": "quick"},
+        "gate": {"max_short_growth": 1.03, "max_skill_loss": 0.02},
+    },
+}
+"""standard is the shipped recipe demo, thorough is 8k-to-32k, where they do not depend on the model"""
+
+
+def short_recipe(
+    base: str, target_context_tokens: int, documents: Sequence[str], name: str, preset: Preset
+) -> Recipe:
+    """The whole recipe; RecipeError where an answer is none."""
+    sections = {
+        "base": {"model": base},
+        "rope": {"target_context_tokens": target_context_tokens},
+        "data": {"sources": list(documents)},
+        "publish": {"name": name},
+    }
+    return parse_recipe(sections | PRESETS[preset])
