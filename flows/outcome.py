@@ -27,8 +27,8 @@ GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau "
     "upsilon phi chi psi omega"
 ).replace(" ", "|")
-OF_THE_FORM = re.compile(rf"({GREEK})\d*-[a-z]+(-[a-z])?")
-"""made up by the form of Prefect's page, e.g. beta3-bilaren-y"""
+OF_THE_FORM = re.compile(rf"({GREEK})(\d+(-[a-z]+){{1,2}}|-[a-z]+-[a-z])")
+"""made up by the form of Prefect's page, e.g. beta3-bilaren-y, sigma85-rokkaku-boundary"""
 
 
 def run_flow(name: str, called: str) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
@@ -73,10 +73,10 @@ def _name(called: str) -> str:
     context = FlowRunContext.get()
     assert context is not None and context.flow_run is not None
     given = context.flow_run.name
-    return called.format(**context.parameters) if _is_made_up(given) else given
+    return called.format(**context.parameters) if is_made_up(given) else given
 
 
-def _is_made_up(name: str) -> bool:
+def is_made_up(name: str) -> bool:
     return OF_THE_FORM.fullmatch(name) is not None or set(name.split("-")) <= _words()
 
 

@@ -13,12 +13,14 @@ from typing import Any
 
 import httpx
 import pytest
+from prefect.utilities.names import generate_slug
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 from prefect_here import at, post
 from small_recipe import SMALL
 
 from flows.deploy import deployments
 from flows.forms import CheckedForms
+from flows.outcome import is_made_up
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -239,3 +241,10 @@ def test_a_fit_by_command_and_by_form_is_one(place: Workplace) -> None:
     run = json.loads(place.shown("--last", "--json"))
     (stage,) = (stage for stage in run["stages"] if stage["stage"] == "fit")
     assert stage["reused"] and run["kind"] == "fit"
+
+
+def test_a_name_that_nobody_chose_is_known() -> None:
+    made_up = ["beta3-bilaren-y", "gamma430-remus", "sigma85-rokkaku-boundary", *map(generate_slug, [2] * 50)]
+    assert [name for name in made_up if not is_made_up(name)] == []
+    chosen = ["beta-test", "my run", "demo-long", "people's first", "extend {recipe}", "8k-to-32k"]
+    assert [name for name in chosen if is_made_up(name)] == []

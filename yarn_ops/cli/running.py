@@ -173,7 +173,7 @@ def schedule(
     pause: Annotated[bool, typer.Option("--pause", help="Make it, but do not run it yet.")] = False,
     set_: SetOption = None,
 ) -> None:
-    """Run a recipe at set times, in a deployment of its own. The same again changes times, recipe, --pause."""
+    """Run a recipe at set times, in a deployment of its own. The same again changes it."""
     from yarn_ops.cli.up import make_schedule
     from yarn_ops.settings import read_settings
 
