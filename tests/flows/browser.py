@@ -54,13 +54,31 @@ class Person:
         """Open the form, change the target context and the model's name, submit."""
         ui, deployment = self._service.service.prefect_ui_url, self._service.deployment["id"]
         self._page.goto(f"{ui}/deployments/deployment/{deployment}/run")
+        self._page.get_by_text("Run Name", exact=True).wait_for()
+        self._page.locator("input").first.fill(f"{name}, by hand")
         self._field("Target context (tokens) (Optional)").locator("input").last.fill(str(context_tokens))
-        self._field("Model name (Optional)").locator("textarea").fill(name)
+        self._field("Model name").locator("textarea").fill(name)
         self._page.mouse.wheel(0, -100_000)
         self._keep("run-form")
         self._page.get_by_role("button", name="Submit").click()
-        self._page.get_by_role("link", name=name, exact=True).first.click()
+        self._page.get_by_role("link", name=f"{name}, by hand", exact=True).first.click()
         self._page.get_by_text("Subflow Runs", exact=True).first.wait_for()  # a tab of the run's page
+
+    def empty_the_short_form(self) -> None:
+        """In the newer pages: the form of five fields, without its base, is refused in one line."""
+        ui, deployment = self._service.service.prefect_ui_url, self._service.short["id"]
+        self._page.goto(f"{ui}/v2/deployments/deployment/{deployment}/run")
+        fields = self._page.locator("textarea")
+        fields.nth(2).wait_for()
+        assert [field.input_value() for field in fields.all()] == [
+            "shipped:base512",
+            "stdlib:**/*.py",
+            "demo-long",
+        ]
+        self._keep("short-form")
+        fields.first.fill("")
+        self._page.get_by_role("button", name="Submit").click()
+        self._page.get_by_text("base: is empty; fill it in").wait_for()
 
     def watch(self) -> None:
         """See it train, and complete."""
@@ -70,7 +88,7 @@ class Person:
             self._page.wait_for_timeout(3_000)
             self._keep("running")
             self._page.get_by_text("Logs", exact=True).first.click()
-        ended = self._page.get_by_text(re.compile("^(Completed|Failed|Crashed|Cancelled)$")).first
+        ended = self._page.get_by_text(re.compile("^(Completed|Rejected|Failed|Crashed|Cancelled)$")).first
         ended.wait_for()
         assert ended.inner_text() == "Completed"
 
@@ -137,6 +155,7 @@ def main() -> None:
             with sync_playwright() as driver, browser(driver) as page:
                 page.goto(service.addresses["Prefect"])
                 person = Person(page, service, to)
+                person.empty_the_short_form()
                 person.extend("demo-long", 1536)
                 person.watch()
                 person.read_report("demo-long version 1, gate passed")

@@ -55,6 +55,11 @@ class Remote:
     def deployment(self) -> dict[str, Any]:
         return self._get(f"/deployments/name/{DEPLOYMENT}")
 
+    @property
+    def short(self) -> dict[str, Any]:
+        """The deployment with the form of five fields."""
+        return self._get("/deployments/name/extend-model/extend-model")
+
     def command(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """`yarn-ops …` in another shell."""
         return subprocess.run(

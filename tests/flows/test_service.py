@@ -49,10 +49,36 @@ def heard() -> Iterator[list[dict[str, Any]]]:
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory, heard: list[dict[str, Any]]) -> Iterator[Up]:
-    """One service for all; it has to end without leaving a process."""
+def called() -> Iterator[list[str]]:
+    """What asks for another host by way of the proxy that the environment names."""
+    hosts: list[str] = []
+
+    class Gate(BaseHTTPRequestHandler):
+        def do_CONNECT(self) -> None:
+            hosts.append(self.path)
+            self.send_error(403)
+
+        do_GET = do_POST = do_CONNECT
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gate) as server, pytest.MonkeyPatch.context() as patch:
+        Thread(target=server.serve_forever, daemon=True).start()
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            patch.setenv(name, f"http://127.0.0.1:{server.server_port}")
+        patch.setenv("no_proxy", "127.0.0.1,localhost")
+        yield hosts
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def up(
+    tmp_path_factory: pytest.TempPathFactory, heard: list[dict[str, Any]], called: list[str]
+) -> Iterator[Up]:
+    """One service for all; it has to end without leaving a process or having called out."""
     service = Up(tmp_path_factory.mktemp("service") / "state")
     yield service
+    assert called == []
     assert service.end(signal.SIGTERM) == []
     assert service.printed.endswith("stopping …\nstopped.\n")
 
@@ -70,7 +96,7 @@ def run(up: Up, recipe: Recipe) -> dict[str, Any]:
 
 def test_the_addresses_are_printed(up: Up) -> None:
     assert f"Prefect UI   {up.service.prefect_ui_url}/deployments?token=" in up.printed
-    assert f"MLflow UI    {up.service.mlflow_uri}/?token=" in up.printed
+    assert f"MLflow UI    {up.service.mlflow_uri}/?token=" in up.printed and "#/models\n" in up.printed
     kept = Path(up.environment["YARN_OPS_STATE_DIR"], "addresses").read_text()
     assert kept in up.printed and str(up.service.prefect_auth).partition(":")[2] not in up.printed
 
@@ -125,6 +151,20 @@ def test_both_pools_have_a_queue_for_urgent_runs(up: Up) -> None:
         ]
 
 
+@pytest.mark.slow
+def test_a_schedule_is_a_deployment_of_its_own(up: Up, small_recipe: Path) -> None:
+    for options, active in (([], True), (["--pause"], False)):
+        made = up.command("schedule", small_recipe, "--name", "every-night", "--cron", "0 2 * * *", *options)
+        assert made.returncode == 0, made.stderr
+        (found,) = up.post("/deployments/filter", deployments={"name": {"any_": ["every-night"]}})
+        (times,) = found["schedules"]
+        assert (times["schedule"]["cron"], times["active"]) == ("0 2 * * *", active)
+        assert found["parameters"]["recipe"]["publish"]["name"] == "small"
+        assert f"{up.service.prefect_ui_url}/deployments/deployment/{found['id']}" in made.stdout
+    wrong = up.command("schedule", small_recipe, "--cron", "at night")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("yarn-ops: --cron 'at night': ")
+
+
 def test_nightly_exists_and_is_paused(up: Up) -> None:
     (schedule,) = up.deployment["schedules"]
     assert schedule["slug"] == "nightly"
@@ -147,7 +187,8 @@ def test_somebody_is_told_of_a_release_that_fell(up: Up, heard: list[dict[str, A
 def test_a_run_completes_with_a_task_for_every_stage(up: Up, run: dict[str, Any]) -> None:
     assert run["state_type"] == "COMPLETED", run["state"]
     tasks = up.find("task_runs", run["id"])
-    assert {task["name"] for task in tasks} >= STAGES
+    assert {task["name"].split()[0] for task in tasks} >= STAGES
+    assert len({task["name"] for task in tasks}) == len(tasks)
     assert {task["state_type"] for task in tasks} == {"COMPLETED"}
 
 
@@ -159,6 +200,7 @@ def test_a_run_shows_its_progress_and_its_report(up: Up, run: dict[str, Any]) ->
     report = artifacts["report"]
     assert report["description"] == "small version 1, gate passed"
     assert report["data"].count("](data:image/png;base64,") == 4
+    assert "| **promoted** | **small, 512 to 1,024 tokens** |" in report["data"]
     assert f"{up.service.mlflow_uri}/#/models/small/versions/1" in report["data"]
 
 
@@ -219,6 +261,8 @@ def test_a_person_runs_the_form_in_a_browser(up: Up, run: dict[str, Any], recipe
         assert "extended from 512 to 1,536 tokens" in person.read_report(
             "from-the-form version 1, gate passed"
         )
-        assert "1536" in person.find_version("from-the-form")
+        version = person.find_version("from-the-form")
+        assert "1536" in version and "yarn-ops pull from-the-form --alias champion" in version
+        person.empty_the_short_form()
     ours = (up.service.prefect_ui_url, up.service.mlflow_uri, "data:", "blob:")
     assert [url for url in person.addresses if not url.startswith(ours)] == []
