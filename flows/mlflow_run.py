@@ -10,6 +10,7 @@ from typing import Any
 
 from prefect.settings import PREFECT_UI_URL
 
+from yarn_ops.evals.report.verdict import GLANCE
 from yarn_ops.recipe import Recipe
 from yarn_ops.registry import Registry, Run, RunEnd, RunView
 from yarn_ops.release import PICTURES, Tracking
@@ -57,7 +58,7 @@ class MlflowRun:
     def shown_with(self, run_id: str) -> str:
         """Markdown for a model version of this run of MLflow: links and the picture, where it has pages."""
         links = self._links(self._registry.run_view(self._row.id))
-        picture = f"get-artifact?path={PICTURES}/overview.png&run_uuid={run_id}"
+        picture = f"get-artifact?path={PICTURES}/{GLANCE}&run_uuid={run_id}"
         shown = f"\n\n![Perplexity and recall, before and after]({picture})"
         return f"{links}; [its run in MLflow](#/runs/{run_id}){shown}" if self._has_pages else links
 

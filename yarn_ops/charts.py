@@ -29,9 +29,9 @@ SHARES = LinearSegmentedColormap.from_list("shares", ["#eceff3", "#9ecae1", "#31
 DPI = 160
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
     """A PNG, the same bytes for the same figure."""
-    FigureCanvasAgg(figure).print_figure(path, dpi=DPI, metadata={"Software": None})
+    FigureCanvasAgg(figure).print_figure(path, dpi=dpi, metadata={"Software": None})
 
 
 def light_grid(axes: Any, axis: str = "y") -> None:

@@ -304,8 +304,7 @@ class Fit(Record):
     """of `found` against the defaults, on documents the search has not seen"""
     low_nats: float
     high_nats: float  # 95 % interval of `gain_nats`, over windows
-    short_gain_nats: float
-    """the part of it within the original context"""
+    short_gain_nats: float  # the part of it within the original context
     default_loss_nats: float
     windows: int
     target_context_tokens: int

@@ -12,7 +12,7 @@ from flows.run import RunContext
 from flows.tasks import StageContext, stage
 from yarn_ops.catalogue import DIGEST_TAG
 from yarn_ops.evals.names import LAST_QUARTER, NEEDLES, RECALL, SEES, USES
-from yarn_ops.evals.report.verdict import as_markdown
+from yarn_ops.evals.report.verdict import GLANCE, as_markdown
 from yarn_ops.progress import OnProgress
 from yarn_ops.recipe import Publish, Recipe
 from yarn_ops.records import (
@@ -178,14 +178,15 @@ def _brought_about(
     tracking, run_id = run.services.tracking, release.mlflow_run_id
     artifacts = tracking.artifact_uri(run_id)
     shown = (CARD, *report.record.pictures, *report.record.pages)
-    beside = {name: (report.path / name).read_bytes() for name in shown}
+    files = {name: (report.path / name).read_bytes() for name in shown}
+    beside = {name: content for name, content in files.items() if name != GLANCE}
     target = f"{artifacts}/model"
     assert checkpoint.tree is not None
     tree = compose_tree(run.services.store, checkpoint.tree, beside, target, report=progress)
     log_scores(run, run_id, scores)
     for name in (*report.record.pictures, *report.record.pages):
         kept = run.services.store.find(run.services.store.key_of(f"{artifacts}/{PICTURES}/{name}"))
-        if kept != beside[name]:
+        if kept != files[name]:
             tracking.log_picture(run_id, report.path / name)
     tags = {**release.tags, DIGEST_TAG: tree.digest}
     description = verdict.reasons

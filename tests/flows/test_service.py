@@ -200,7 +200,7 @@ def test_a_run_shows_its_progress_and_its_report(up: Up, run: dict[str, Any]) ->
     report = artifacts["report"]
     assert report["description"] == "small version 1, gate passed"
     assert report["data"].count("](data:image/png;base64,") == 4
-    assert "| **promoted** | **small, 512 to 1,024 tokens** |" in report["data"]
+    assert "**Promoted: small, 512 to 1,024 tokens**" in report["data"]
     assert f"{up.service.mlflow_uri}/#/models/small/versions/1" in report["data"]
 
 

@@ -87,8 +87,7 @@ def show_run(run: RunView, *, as_json: bool = False) -> None:
         from yarn_ops.records import Fit
         from yarn_ops.rope.table import fit_section
 
-        for line in fit_section(Fit.model_validate(fits[-1])):
-            CONSOLE.print(line)
+        CONSOLE.print("\n".join(fit_section(Fit.model_validate(fits[-1]))))
     elif cards := cards_of(run):
         CONSOLE.print(score_table(cards), soft_wrap=False)
     _show_outcome(run)
@@ -208,8 +207,7 @@ def _show_outcome(run: RunView) -> None:
 def show_verdict(rows: Sequence[tuple[str, str]]) -> None:
     """The verdict card of an extension."""
     for number, line in enumerate(as_text(rows, min(CONSOLE.width, 100))):
-        colour = "green" if line.startswith("promoted") else "red"
-        CONSOLE.print(line, style=f"bold {colour}" if not number else None)
+        CONSOLE.print(line, style="bold" if number == 0 else None)
 
 
 def _reach(cards: Sequence[Scorecard]) -> Iterator[str]:

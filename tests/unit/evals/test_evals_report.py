@@ -122,9 +122,10 @@ def test_report_writes_card_and_pictures(extension: Extension, tmp_path: Path) -
     for picture in record.pictures:
         png = (tmp_path / "a" / picture).read_bytes()
         width, height = struct.unpack(">II", png[16:24])
-        assert 900 <= width <= 2400 and 500 <= height <= 1400, picture
+        least = (700, 250) if picture == "glance.png" else (900, 500)
+        assert least[0] <= width <= 2400 and least[1] <= height <= 1400, picture
         assert png == (tmp_path / "b" / picture).read_bytes()
-        assert picture in ("perplexity.png",) or f"]({picture})" in card
+        assert picture in ("perplexity.png", "glance.png") or f"]({picture})" in card
 
 
 def test_pictures_stand_without_recall_or_losses(extension: Extension, scorecard, tmp_path: Path) -> None:

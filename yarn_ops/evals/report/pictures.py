@@ -14,6 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from yarn_ops.charts import (
     AFTER_COLOUR,
     BEFORE_COLOUR,
+    DPI,
     FAINT,
     MUTED,
     STYLE,
@@ -34,14 +35,16 @@ CLOSE = 2.0
 """up to this ratio of target and original, their names would be printed over each other"""
 
 
-def draw_overview(scores: BeforeAfter[Scorecard], target_context_tokens: int, path: Path) -> None:
+def draw_overview(
+    scores: BeforeAfter[Scorecard], target_context_tokens: int, path: Path, dpi: int = DPI
+) -> None:
     """Perplexity and recall against length side by side: the extension at a glance."""
     with rc_context(STYLE):
         figure = Figure(figsize=(12.5, 4.6), layout=ConstrainedLayoutEngine(wspace=0.08))
         left, right = figure.subplots(1, 2)
         _perplexity(left, scores, target_context_tokens)
         _recall(right, scores, target_context_tokens)
-        save(figure, path)
+        save(figure, path, dpi)
 
 
 def draw_perplexity(scores: BeforeAfter[Scorecard], target_context_tokens: int, path: Path) -> None:

@@ -20,6 +20,8 @@ Rows = tuple[tuple[str, str], ...]
 COMMANDS = ("pull", "serve", "look")
 """labels of rows that hold a command"""
 COLUMNS = 80
+GLANCE = "glance.png"
+"""file of a report: the picture that stands below the card in MLflow"""
 SHARE = 1
 """of windows with exercises, as in the example of infra/docs/recipes.md"""
 REMEDIES = {
@@ -62,7 +64,7 @@ def verdict_rows(
         rows.append(("pull", f"yarn-ops pull {name} --alias {alias} --to {directory}"))
         rows.append(("serve", f"yarn-ops export {directory} --for vllm"))
     else:
-        rows += [("next", step) for step in _remedies(verdict, after.uses, original)]
+        rows += [("next", step) for step in _remedies(verdict, after.uses, original, target_context_tokens)]
         rows.append(("look", f"yarn-ops pull {name} --any-gate --to {directory}"))
     return tuple(rows)
 
@@ -79,12 +81,10 @@ def as_text(rows: Sequence[tuple[str, str]], columns: int = COLUMNS) -> Iterator
 
 
 def as_markdown(rows: Sequence[tuple[str, str]]) -> str:
-    """A table whose head is the outcome."""
+    """The outcome and a list: a table's long cells are cut off in Prefect's pages."""
     (outcome, what), *rest = rows
-    lines = [f"| **{outcome}** | **{what}** |", "|---|---|"]
-    for label, text in rest:
-        text = text.replace("|", "\\|")
-        lines.append(f"| {label} | {f'`{text}`' if label in COMMANDS else text} |")
+    lines = [f"**{outcome.capitalize()}: {what}**", ""]
+    lines += [f"- {label}: {f'`{text}`' if label in COMMANDS else text}" for label, text in rest]
     return "\n".join(lines)
 
 
@@ -96,7 +96,7 @@ def _reached(length: Length | None) -> str:
     return f"{length.tokens:,}{within}"
 
 
-def _remedies(verdict: Verdict, uses: Length | None, original: int) -> Iterator[str]:
+def _remedies(verdict: Verdict, uses: Length | None, original: int, target: int) -> Iterator[str]:
     """What to do about every check that failed; each once."""
     failed = [check for check in verdict.checks if not check.passed]
     for name in dict.fromkeys(check.name for check in failed if check.measured is not None):
@@ -104,7 +104,7 @@ def _remedies(verdict: Verdict, uses: Length | None, original: int) -> Iterator[
             yield REMEDIES[name]
     if any(check.name in USE and check.measured is not None for check in failed):
         yield f"Train on exercises (train.exercises.share={SHARE})"
-        if uses is not None and uses.tokens > original:
+        if uses is not None and original < uses.tokens < target:
             yield f"Ask for rope.factor={uses.tokens / original:g}: it uses {uses.tokens:,} tokens"
     if any(check.measured is None for check in failed):
         yield "Measure what the gate asks for (section evaluate), or empty that threshold"

@@ -9,7 +9,11 @@ from yarn_ops.evals.capacity import Capacity
 from yarn_ops.evals.report import pictures
 from yarn_ops.evals.report.card import Extension, model_card
 from yarn_ops.evals.report.page import PAGE, PICTURE, write_page
+from yarn_ops.evals.report.verdict import GLANCE
 from yarn_ops.records import CARD, SUMMARY, Report
+
+GLANCE_DPI = 58
+"""725 pixels: MLflow shows pictures as large as they are, and cuts off what does not fit"""
 
 
 def write_report(extension: Extension, losses: Sequence[tuple[int, float]], out: Path) -> Report:
@@ -21,12 +25,14 @@ def write_report(extension: Extension, losses: Sequence[tuple[int, float]], out:
     models = [extension.capacities.after, extension.capacities.before]
     capacity = write_capacity_report(models, out, extension.trained_kinds)
     pictures.draw_overview(scores, target, out / "overview.png")
+    pictures.draw_overview(scores, target, out / GLANCE, dpi=GLANCE_DPI)
     pictures.draw_perplexity(scores, target, out / "perplexity.png")
     pictures.draw_recall(scores, out / "recall.png")
     pictures.draw_training_loss(losses, out / "training-loss.png")
     (out / CARD).write_text(model_card(extension), "utf-8")
+    drawn = (GLANCE, "overview.png", "perplexity.png", "recall.png", "training-loss.png")
     return Report(
-        pictures=(*capacity.pictures, "overview.png", "perplexity.png", "recall.png", "training-loss.png"),
+        pictures=(*capacity.pictures, *drawn),
         pages=capacity.pages,
         verdict=extension.rows,
     )
