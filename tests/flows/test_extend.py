@@ -246,10 +246,12 @@ def test_a_failed_gate_registers_a_rejected_version_and_moves_no_alias(
     assert (version.tags["gate"], version.aliases) == ("failed", ())
     assert champion(workplace) == before
     assert rejected.status == "rejected"
-    reason = f"small version {version.version} was rejected: {version.description}"
+    reason = rejected.reason
+    assert reason is not None and reason.endswith("below 1000")
+    assert reason.startswith(f"small version {version.version} was rejected: gain at 1024 tokens")
     assert workplace.complaint == f"yarn-ops: {reason}"
-    assert rejected.reason == reason
-    assert "gain at 1024 tokens" in reason and reason.endswith("below 1000")
+    assert version.description.startswith("**Rejected: small, 512 to 1,024 tokens**\n")
+    assert f"- fails: {reason.partition(': ')[2]}\n" in version.description
     state = workplace.prefect_run(rejected)["state"]
     assert (state["type"], state["name"], state["message"]) == ("COMPLETED", "Rejected", reason)
     tracked = workplace.mlflow_runs()[rejected.id]
