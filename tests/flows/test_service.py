@@ -118,7 +118,7 @@ def test_every_field_of_the_form_has_a_title_and_a_first_value_or_is_empty(up: U
         fields = schema["definitions"][reference["$ref"].rpartition("/")[2]]["properties"]
         assert all(field["title"] for field in fields.values())
         for name, field in fields.items():
-            assert name in values[section] or field["default"] is None
+            assert name in values[section] or field.get("default") is None
 
 
 def test_the_form_offers_choices_and_states_bounds(up: Up) -> None:
