@@ -72,6 +72,7 @@ def draw(
     extension = Extension(
         name=name,
         alias=recipe.publish.alias,
+        suite=recipe.evaluate.suite,
         data=recipe.data,
         training=recipe.train,
         base=base,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -79,7 +80,9 @@ def evaluate(
         measurements.close()
     if out is not None:
         try:
-            write_page(measured, out)
+            texts = ", ".join(map(kind_name, documents)) or "Python's standard library"
+            told = f"suite {suite}, seed {seed}; documents: {texts}; {date.today()}"
+            write_page(measured, out, asked=told)
             (out / "scores.json").write_text(json.dumps(facts(measured), indent=1), "utf-8")
         except OSError as error:
             raise EvaluationError(f"{out}: the report cannot be written ({error.strerror})") from None

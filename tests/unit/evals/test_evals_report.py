@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from yarn_ops import __version__
 from yarn_ops.evals.capacity import Capacity
 from yarn_ops.evals.gate import judge
 from yarn_ops.evals.reach import reach_of
@@ -51,6 +52,7 @@ def extension(scorecard) -> Extension:
         capacities=BeforeAfter(capacity_of(before, "base"), capacity_of(after, "demo-long")),
         name="demo-long",
         alias="champion",
+        suite="none",
         data=Data(sources=("stdlib:**/*.py", "/srv/private/texts/*.txt")),
         training=Train(),
         base=BaseModel(
@@ -118,6 +120,9 @@ def test_report_writes_card_and_pictures(extension: Extension, tmp_path: Path) -
         *record.pictures,
         *record.pages,
     }
+    page = (tmp_path / "a" / "capacity.html").read_text("utf-8")
+    asked = "scorecard without a suite; 202 held-out documents of stdlib:**/*.py, texts/*.txt; 2 models, "
+    assert asked in page and f"yarn-ops {__version__}" in page
     card = (tmp_path / "a" / "README.md").read_text("utf-8")
     for picture in record.pictures:
         png = (tmp_path / "a" / picture).read_bytes()

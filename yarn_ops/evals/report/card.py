@@ -50,6 +50,7 @@ class Extension:
 
     name: str
     alias: str
+    suite: str
     data: Data
     training: Train
     base: BaseModel
@@ -66,6 +67,13 @@ class Extension:
         """Its verdict card."""
         target = self.patched.target_context_tokens
         return verdict_rows(self.name, self.alias, self.verdict, self.scores, self.capacities, target)
+
+    @property
+    def asked(self) -> str:
+        """What it was measured by."""
+        documents = ", ".join(_source_name(source) for source in self.data.sources)
+        suite = f"suite {self.suite}" if self.suite != "none" else "scorecard without a suite"
+        return f"{suite}; {self.shards.held_out_documents:,} held-out documents of {documents}"
 
     @property
     def trained_kinds(self) -> tuple[str, ...]:

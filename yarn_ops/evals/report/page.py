@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 
+from yarn_ops import __version__
 from yarn_ops.evals.attention import Diagnosis
 from yarn_ops.evals.capacity import Capacity, interval, tokens
 from yarn_ops.evals.conditions import compared
@@ -77,24 +78,28 @@ small{color:#6a737d}
 
 
 def write_page(
-    models: Sequence[Capacity], out: Path, trained: Sequence[str] | None = None
+    models: Sequence[Capacity], out: Path, trained: Sequence[str] | None = None, asked: str = ""
 ) -> tuple[Path, Path]:
     """Write capacity.html and capacity.png into `out`; the paths of both.
 
     models: the one under test, then, if there is one, the base it is compared with. trained: the kinds of
-    exercises that it was trained on; None: not known.
+    exercises that it was trained on; None: not known. asked: what was measured how, for who finds the page
+    alone.
     """
     out.mkdir(parents=True, exist_ok=True)
     draw_capacity(models, out / PICTURE)
-    (out / PAGE).write_text(html(models, (out / PICTURE).read_bytes(), trained), "utf-8")
+    (out / PAGE).write_text(html(models, (out / PICTURE).read_bytes(), trained, asked), "utf-8")
     return out / PAGE, out / PICTURE
 
 
-def html(models: Sequence[Capacity], picture: bytes, trained: Sequence[str] | None = None) -> str:
+def html(
+    models: Sequence[Capacity], picture: bytes, trained: Sequence[str] | None = None, asked: str = ""
+) -> str:
     """The page; nothing in it points outside."""
     model = models[0]
     sections = (
         _head(model),
+        _asked(models, asked),
         _image(model, picture),
         _definitions(model),
         *(_measured(one) for one in models),
@@ -123,6 +128,14 @@ def _head(model: Capacity) -> Iterator[str]:
     yield _card("sees to", tokens(reach.sees), f"tokens {interval(reach.sees)}")
     yield _card("uses to", tokens(reach.uses), f"tokens {interval(reach.uses)}")
     yield "</div>"
+
+
+def _asked(models: Sequence[Capacity], asked: str) -> Iterator[str]:
+    """What was measured, how much of it, and by which version."""
+    samples = sum(score.samples for model in models for score in model.card.scores if score.depth is None)
+    told = [asked] if asked else []
+    told += [f"{len(models)} models, {samples:,} samples in all", f"yarn-ops {__version__}"]
+    yield f"<p><small>{escape('; '.join(told))}</small></p>"
 
 
 def _image(model: Capacity, picture: bytes) -> Iterator[str]:

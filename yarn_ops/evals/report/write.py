@@ -23,7 +23,7 @@ def write_report(extension: Extension, losses: Sequence[tuple[int, float]], out:
     """
     scores, target = extension.scores, extension.patched.target_context_tokens
     models = [extension.capacities.after, extension.capacities.before]
-    capacity = write_capacity_report(models, out, extension.trained_kinds)
+    capacity = write_capacity_report(models, out, extension.trained_kinds, extension.asked)
     pictures.draw_overview(scores, target, out / "overview.png")
     pictures.draw_overview(scores, target, out / GLANCE, dpi=GLANCE_DPI)
     pictures.draw_perplexity(scores, target, out / "perplexity.png")
@@ -39,10 +39,10 @@ def write_report(extension: Extension, losses: Sequence[tuple[int, float]], out:
 
 
 def write_capacity_report(
-    models: Sequence[Capacity], out: Path, trained: Sequence[str] | None = None
+    models: Sequence[Capacity], out: Path, trained: Sequence[str] | None = None, asked: str = ""
 ) -> Report:
     """Write page, picture and a summary in a few lines into `out`, as `write_page` does."""
-    write_page(models, out, trained)
+    write_page(models, out, trained, asked)
     lines = [f"- **{model.name}** {model.verdict}" for model in models]
     (out / SUMMARY).write_text(
         "\n".join([*lines, "", f"![How far it sees and uses]({PICTURE})", ""]), "utf-8"
