@@ -159,13 +159,13 @@ def _as_task(name: str, fn: Callable[Concatenate[StageContext, P], R], obtain: O
 
 
 def keyed_inputs(signature: inspect.Signature, *inputs: Any, **named: Any) -> tuple[Any, ...]:
-    """A call's inputs in the signature's order, however they were given, through the last one given.
+    """A call's inputs in the signature's order, however they were given, through the last that is no default.
 
     Defaults before it are filled in; keyword-only parameters are left out.
     """
     given = signature.bind(*inputs, **named).arguments
     parameters = [one for one in signature.parameters.values() if one.kind is not one.KEYWORD_ONLY]
-    while parameters and parameters[-1].name not in given:
+    while parameters and given.get(parameters[-1].name, parameters[-1].default) == parameters[-1].default:
         parameters.pop()
     return tuple(given.get(one.name, one.default) for one in parameters)
 
