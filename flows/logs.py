@@ -10,10 +10,21 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
 
+from prefect import get_run_logger
+from prefect.exceptions import MissingContextError
 from rich.console import Console
 
+LoggerOrAdapter = logging.Logger | logging.LoggerAdapter[Any]
 OURS = ("yarn_ops", "flows", "prefect.flow_runs", "prefect.task_runs")
 _ABOUT: ContextVar[Mapping[str, str]] = ContextVar("about", default=MappingProxyType({}))
+
+
+def run_logger() -> LoggerOrAdapter:
+    """Of the flow or task run in progress; without one, ours."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger("flows")
 
 
 @contextmanager

@@ -21,8 +21,9 @@ ARTIFACT_EVERY_S = 2.0
 class Progress:
     """Where the stages of a run report to."""
 
-    def __init__(self, bars: ProgressBars) -> None:
-        self._bars = bars
+    def __init__(self, bars: ProgressBars, in_prefect: bool) -> None:
+        """in_prefect: whether Prefect knows of the run."""
+        self._bars, self._in_prefect = bars, in_prefect
 
     @contextmanager
     def of(self, stage: str) -> Iterator[OnProgress]:
@@ -32,7 +33,8 @@ class Progress:
         def report(done: int, total: int, note: str) -> None:
             if threading.current_thread() is threading.main_thread():
                 raise_missed()
-            artifact.update(done, total, note)
+            if self._in_prefect:
+                artifact.update(done, total, note)
             bar(done, total, note)
 
         yield report

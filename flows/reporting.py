@@ -13,8 +13,13 @@ from yarn_ops.records import CARD, SUMMARY, Comparison, Release, Report
 
 
 def show_report(release: Release, report: Report) -> None:
-    """The model card with its pictures as an artifact, below links into MLflow where it has a UI."""
+    """The model card with its pictures as an artifact, below links into MLflow where it has a UI.
+
+    Nothing of a run that reuses all: Prefect has the artifacts of the run that it is the same as.
+    """
     run = current_run()
+    if run.reuses_all:
+        return
     folder = run.fetch(report).path
     card = _without_front_matter((folder / CARD).read_text("utf-8"))
     create_markdown_artifact(

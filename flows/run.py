@@ -39,6 +39,11 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 _CURRENT: ContextVar[RunContext] = ContextVar("run")
+_REUSES_ALL: ContextVar[bool] = ContextVar("reuses_all", default=False)
+
+
+class ToBeComputed(Stopped):
+    """A run that was to reuse all found a stage that is not finished."""
 
 
 class RunContext:
@@ -47,6 +52,8 @@ class RunContext:
     def __init__(
         self, settings: Settings, recipe: Recipe, registry: Registry, row: Run, bars: ProgressBars
     ) -> None:
+        self.reuses_all = _REUSES_ALL.get()
+        """Prefect does not know of it, and the first stage that is to be computed ends it"""
         self.settings = settings
         self.recipe = recipe
         self.registry = registry
@@ -55,11 +62,16 @@ class RunContext:
         self.services = Services(settings, registry)
         self.mlflow = MlflowRun(lambda: self.services.tracking, recipe, registry, row)
         self.device = RunDevice(settings, registry)
-        self.progress = Progress(bars)
+        self.progress = Progress(bars, in_prefect=not self.reuses_all)
         self.makers: dict[str, Callable[[], Record]] = {}
         """{digest of a tree: has the stage that made it make it again, if it is damaged}"""
         self.made_again: set[str] = set()
         self._verified: dict[str, Path] = {}
+
+    def require_computing(self, stage: str) -> None:
+        """ToBeComputed in a run that reuses all."""
+        if self.reuses_all:
+            raise ToBeComputed(f"{stage}: is to be computed")
 
     def write_to_ledger(self) -> None:
         """Write the run's state into the store, so that a lost registry can be rebuilt."""
@@ -144,6 +156,20 @@ def run_here(flow: Callable[P, Result], *inputs: P.args, **named: P.kwargs) -> R
         return flow(*inputs, **named)
     finally:
         APILogHandler().flush()
+
+
+def reuse_all(flow: Callable[P, Result], *inputs: P.args, **named: P.kwargs) -> Result | None:
+    """The result of a flow whose stages are all finished, done without Prefect; None where one is not.
+
+    Then nothing was computed, and the same run goes on in `run_here`.
+    """
+    token = _REUSES_ALL.set(True)
+    try:
+        return flow.fn(*inputs, **named)  # type: ignore[attr-defined,no-any-return]
+    except ToBeComputed:
+        return None
+    finally:
+        _REUSES_ALL.reset(token)
 
 
 @contextmanager

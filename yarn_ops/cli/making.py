@@ -26,12 +26,21 @@ def extend(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """Run a recipe here: extend, measure, judge and register one model."""
     import yarn_ops.cli.display as display
 
-    asked = load_asked(recipe, set_)
-    with services_of(asked, "flows.extend"):
+    asked, ended = load_asked(recipe, set_), None
+
+    def reusing() -> bool:
+        from flows import extend as extending
+        from flows.run import reuse_all
+
+        nonlocal ended
+        ended = reuse_all(extending.extend, asked)
+        return ended is not None
+
+    with services_of(asked, "flows.extend", reusing):
         from flows import extend as extending
         from flows.run import run_here
 
-        view = run_registry().run_view(run_here(extending.extend, asked))
+        view = run_registry().run_view(ended or run_here(extending.extend, asked))
     display.show_run(view)
 
 
