@@ -24,6 +24,7 @@ class Progress:
     def __init__(self, bars: ProgressBars, in_prefect: bool) -> None:
         """in_prefect: whether Prefect knows of the run."""
         self._bars, self._in_prefect = bars, in_prefect
+        self._untold: list[str] = []
 
     @contextmanager
     def of(self, stage: str) -> Iterator[OnProgress]:
@@ -42,9 +43,20 @@ class Progress:
         bar(1, 1, "")
 
     def finished(self, stage: str, how: str, seconds: float) -> None:
-        """One line a stage where no bars are drawn: in logs, under cron."""
+        """One line a stage where no bars are drawn: in logs, under cron.
+
+        Of a run that Prefect does not know of at its end: it may turn out to be none (`told`).
+        """
         if not self._bars.shown:
-            self._bars.say(f"{stage:<10} {how:<6} {seconds:6.1f} s")
+            self._untold.append(f"{stage:<10} {how:<6} {seconds:6.1f} s")
+        if self._in_prefect:
+            self.told()
+
+    def told(self) -> None:
+        """Say what was not said yet."""
+        for line in self._untold:
+            self._bars.say(line)
+        self._untold.clear()
 
     def waiting(self, stage: str, holder: str) -> None:
         """Say that the stage waits, because another process computes it."""

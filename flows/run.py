@@ -127,10 +127,13 @@ def open_run(
             run.services.ledger.sign(registry.name)
             run.write_to_ledger()
             yield run
+            run.progress.told()
         run.mlflow.finish("completed")
         registry.finish_run(run.id, "completed")
         _write_end_to_ledger(run)
     except BaseException as error:
+        if not isinstance(error, ToBeComputed):
+            run.progress.told()
         status, reason = _end_by(error)
         registry.finish_run(run.id, status, reason)
         _write_end_to_ledger(run)

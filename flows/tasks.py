@@ -136,7 +136,7 @@ def observation(name: str) -> Callable[[Callable[Concatenate[StageContext, P], R
     return lambda fn: _as_task(name, fn, _observe)
 
 
-class StageTask(Task[P, R]):
+class StageTask(Task[P, R]):  # type: ignore[misc]
     """A stage as a Prefect task; in a run that reuses all, which Prefect does not know of, a plain call."""
 
     def __call__(self, *inputs: P.args, **named: P.kwargs) -> R:  # type: ignore[override]
