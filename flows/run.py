@@ -20,7 +20,7 @@ from flows.mlflow_run import MlflowRun, git_commit
 from flows.progress import Progress
 from flows.services import Services
 from yarn_ops.digests import digest_of
-from yarn_ops.errors import GateFailed, Stopped, YarnOpsError
+from yarn_ops.errors import GateFailed, Stopped, YarnOpsError, service_fault
 from yarn_ops.processes import keeping_missed
 from yarn_ops.progress import ProgressBars
 from yarn_ops.recipe import Recipe, recorded_recipe
@@ -203,7 +203,7 @@ def _end_by(error: BaseException) -> tuple[RunEnd, str]:
         return "stopped", str(error)
     if not isinstance(error, Exception):
         return "stopped", "interrupted; run the same recipe again to go on"
-    return "failed", str(error) if isinstance(error, YarnOpsError) else repr(error)
+    return "failed", str(error) if isinstance(error, YarnOpsError) else service_fault(error) or repr(error)
 
 
 def _flow_run_id() -> str | None:
