@@ -11,13 +11,24 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
 
+from prefect import get_run_logger
+from prefect.exceptions import MissingContextError
 from rich.console import Console
 
+LoggerOrAdapter = logging.Logger | logging.LoggerAdapter[Any]
 OURS = ("yarn_ops", "flows", "prefect.flow_runs", "prefect.task_runs")
 ASKED_TO_END = re.compile(r"Crash detected! Execution was (aborted by an? (termination|interrupt)|cancelled)")
 """what Prefect logs of a run that was stopped by a person or by the service"""
 STOPPED = "asked to stop: finished stages are kept, and the same recipe goes on from them"
 _ABOUT: ContextVar[Mapping[str, str]] = ContextVar("about", default=MappingProxyType({}))
+
+
+def run_logger() -> LoggerOrAdapter:
+    """Of the flow or task run in progress; without one, ours."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger("flows")
 
 
 @contextmanager

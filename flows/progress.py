@@ -22,8 +22,10 @@ ARTIFACT_EVERY_S = 2.0
 class Progress:
     """Where the stages of a run report to."""
 
-    def __init__(self, bars: ProgressBars) -> None:
-        self._bars = bars
+    def __init__(self, bars: ProgressBars, in_prefect: bool) -> None:
+        """in_prefect: whether Prefect knows of the run."""
+        self._bars, self._in_prefect = bars, in_prefect
+        self._untold: list[str] = []
 
     @contextmanager
     def of(self, stage: str) -> Iterator[OnProgress]:
@@ -33,7 +35,8 @@ class Progress:
         def report(done: int, total: int, note: str) -> None:
             if threading.current_thread() is threading.main_thread():
                 raise_missed()
-            artifact.update(done, total, note)
+            if self._in_prefect:
+                artifact.update(done, total, note)
             bar(done, total, note)
 
         yield report
@@ -41,9 +44,20 @@ class Progress:
         bar(1, 1, "")
 
     def finished(self, stage: str, how: str, seconds: float) -> None:
-        """One line a stage where no bars are drawn: in logs, under cron."""
+        """One line a stage where no bars are drawn: in logs, under cron.
+
+        Of a run that Prefect does not know of at its end: it may turn out to be none (`told`).
+        """
         if not self._bars.shown:
-            self._bars.say(f"{stage:<10} {how:<6} {seconds:6.1f} s")
+            self._untold.append(f"{stage:<10} {how:<6} {seconds:6.1f} s")
+        if self._in_prefect:
+            self.told()
+
+    def told(self) -> None:
+        """Say what was not said yet."""
+        for line in self._untold:
+            self._bars.say(line)
+        self._untold.clear()
 
     def waiting(self, stage: str, holder: str) -> None:
         """Say that the stage waits, because another process computes it."""

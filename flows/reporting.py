@@ -14,8 +14,13 @@ from yarn_ops.rope.table import fit_section
 
 
 def show_report(release: Release, report: Report, shards: ShardSet) -> None:
-    """The model card with its pictures as an artifact, below links into MLflow where it has a UI."""
+    """The model card with its pictures as an artifact, below links into MLflow where it has a UI.
+
+    Nothing of a run that reuses all: Prefect has the artifacts of the run that it is the same as.
+    """
     run = current_run()
+    if run.reuses_all:
+        return
     counted = ("train_documents", "train_tokens", "held_out_documents", "held_out_tokens")
     counts = {name: getattr(shards, name) for name in counted}
     sources = {"sources": list(run.recipe.data.sources), **counts}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import get_run_context
@@ -20,7 +21,7 @@ from flows.mlflow_run import MlflowRun, git_commit
 from flows.progress import Progress
 from flows.services import Services
 from yarn_ops.digests import digest_of
-from yarn_ops.errors import GateFailed, Stopped, YarnOpsError
+from yarn_ops.errors import GateFailed, Stopped, YarnOpsError, service_fault
 from yarn_ops.processes import keeping_missed
 from yarn_ops.progress import ProgressBars
 from yarn_ops.recipe import Recipe, recorded_recipe
@@ -36,6 +37,16 @@ SIGNALLED = (KeyboardInterrupt, TerminationSignal)
 log = logging.getLogger(__name__)
 
 _CURRENT: ContextVar[RunContext] = ContextVar("run")
+_REUSES_ALL: ContextVar[bool] = ContextVar("reuses_all", default=False)
+_NAME: ContextVar[str | None] = ContextVar("name", default=None)
+"""of a run that Prefect does not know of"""
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
+
+class ToBeComputed(Stopped):
+    """A run that was to reuse all found a stage that is not finished."""
 
 
 class RunContext:
@@ -44,6 +55,8 @@ class RunContext:
     def __init__(
         self, settings: Settings, recipe: Recipe, registry: Registry, row: Run, bars: ProgressBars
     ) -> None:
+        self.reuses_all = _REUSES_ALL.get()
+        """Prefect does not know of it, and the first stage that is to be computed ends it"""
         self.settings = settings
         self.recipe = recipe
         self.registry = registry
@@ -52,11 +65,16 @@ class RunContext:
         self.services = Services(settings, registry)
         self.mlflow = MlflowRun(lambda: self.services.tracking, recipe, registry, row, settings.mlflow)
         self.device = RunDevice(settings, registry)
-        self.progress = Progress(bars)
+        self.progress = Progress(bars, in_prefect=not self.reuses_all)
         self.makers: dict[str, Callable[[], Record]] = {}
         """{digest of a tree: has the stage that made it make it again, if it is damaged}"""
         self.made_again: set[str] = set()
         self._verified: dict[str, Path] = {}
+
+    def require_computing(self, stage: str) -> None:
+        """ToBeComputed in a run that reuses all."""
+        if self.reuses_all:
+            raise ToBeComputed(f"{stage}: is to be computed")
 
     def write_to_ledger(self) -> None:
         """Write the run's state into the store, so that a lost registry can be rebuilt."""
@@ -104,7 +122,9 @@ def open_run(
         asked |= {"compare": dict(compared)}
         identity = digest_of(asked)
     flow_run = _flow_run()
-    name, flow_run_id = (flow_run.name, str(flow_run.id)) if flow_run else (None, None)
+    name, flow_run_id = _NAME.get() or recipe.publish.name, None
+    if flow_run is not None:
+        name, flow_run_id = flow_run.name, str(flow_run.id)
     row = registry.begin_run(asked, identity, name=name, git_commit=git_commit(), flow_run_id=flow_run_id)
     bars = ProgressBars()
     run = RunContext(settings, recipe, registry, row, bars)
@@ -114,12 +134,15 @@ def open_run(
             run.services.ledger.sign(registry.name)
             run.write_to_ledger()
             yield run
+            run.progress.told()
         run.mlflow.finish("completed")
         registry.finish_run(run.id, "completed")
         _write_end_to_ledger(run)
     except BaseException as error:
         if isinstance(error, GateFailed):
             error.run_id = run.id
+        if not isinstance(error, ToBeComputed):
+            run.progress.told()
         status, reason = _end_by(error)
         registry.finish_run(run.id, status, reason)
         _write_end_to_ledger(run)
@@ -137,6 +160,24 @@ def _write_end_to_ledger(run: RunContext) -> None:
         run.write_to_ledger()
     except YarnOpsError as error:  # how it ended matters more; `gc` and a later run write it again
         log.warning("run %s: its end was not written to the store: %s", run.id, error)
+
+
+def reuse_all(
+    flow: Callable[P, Result], name: str | None, *inputs: P.args, **named: P.kwargs
+) -> Result | None:
+    """The result of a flow whose stages are all finished, done without Prefect; None where one is not.
+
+    Then nothing was computed, and the same run goes on in `outcome.run_here`. name: what the run is called;
+    None: as its model. GateFailed where it was rejected.
+    """
+    token, named_token = _REUSES_ALL.set(True), _NAME.set(name)
+    try:
+        return inspect.unwrap(flow.fn)(*inputs, **named)  # type: ignore[attr-defined,no-any-return]
+    except ToBeComputed:
+        return None
+    finally:
+        _REUSES_ALL.reset(token)
+        _NAME.reset(named_token)
 
 
 @contextmanager
@@ -167,7 +208,7 @@ def _end_by(error: BaseException) -> tuple[RunEnd, str]:
         return "stopped", str(error)
     if not isinstance(error, Exception):
         return "stopped", "interrupted; run the same recipe again to go on"
-    return "failed", str(error) if isinstance(error, YarnOpsError) else repr(error)
+    return "failed", str(error) if isinstance(error, YarnOpsError) else service_fault(error) or repr(error)
 
 
 def _flow_run() -> FlowRun | None:

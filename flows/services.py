@@ -6,7 +6,6 @@ import os
 from functools import cached_property
 from pathlib import Path
 
-from yarn_ops.cluster import ClusterUnits
 from yarn_ops.data.files import Files
 from yarn_ops.data.shards import LocalUnits, Units
 from yarn_ops.registry import Registry
@@ -48,4 +47,6 @@ class Services:
         """Where documents are prepared: in this process, or on the cluster that the settings name."""
         if self._settings.cluster is None:
             return LocalUnits(work / "units", self.files, os.cpu_count() or 1)
+        from yarn_ops.cluster import ClusterUnits  # Dask
+
         return ClusterUnits(self._settings, work / "units", self.ledger)

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar
 
-from prefect import get_run_logger, task
+from prefect import Task
 from prefect.cache_policies import NO_CACHE
 from pydantic import ValidationError
 
-from flows.logs import about
+from flows.logs import about, run_logger
 from flows.run import RunContext, current_run
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import Damaged, LeaseLost, StoreError
@@ -81,9 +81,7 @@ class StageContext:
 
         def waits(first: QueuedStage) -> None:
             doing = "is on it" if first.has_it else "comes first"
-            get_run_logger().info(
-                "waits for %s: %s of run %s %s", device.name, first.stage, first.run_id, doing
-            )
+            run_logger().info("waits for %s: %s of run %s %s", device.name, first.stage, first.run_id, doing)
             self.run.progress.waiting(self.name, first.holder)
 
         with device.occupied(self.held, waits):
@@ -118,7 +116,7 @@ def stage(
     def obtain(run: RunContext, call: _Call[R]) -> tuple[R, str, bool]:
         key = stage_key(name, version, call.inputs)
         with about(key=key[:12]):
-            get_run_logger().info("begins")
+            run_logger().info("begins")
             record, reused = _obtain(run, key, call)
             if reused and mend is not None:
                 mended = mend(run, record, *call.inputs)
@@ -137,6 +135,15 @@ def observation(name: str) -> Callable[[Callable[Concatenate[StageContext, P], R
     It runs every time; what it found is kept once, and a run that finds the same counts as reuse.
     """
     return lambda fn: _as_task(name, fn, _observe, lambda *_: "")
+
+
+class StageTask(Task[P, R]):  # type: ignore[misc]
+    """A stage as a Prefect task; in a run that reuses all, which Prefect does not know of, a plain call."""
+
+    def __call__(self, *inputs: P.args, **named: P.kwargs) -> R:  # type: ignore[override]
+        if current_run().reuses_all:
+            return self.fn(*inputs, **named)
+        return super().__call__(*inputs, **named)  # type: ignore[no-any-return]
 
 
 def _as_task(
@@ -161,20 +168,20 @@ def _as_task(
         return f"{name} {of(*parameters.values())}".rstrip()
 
     run_stage.__signature__ = own  # type: ignore[attr-defined]
-    as_task: Callable[P, R] = task(
-        name=name, task_run_name=named, description=fn.__doc__, cache_policy=NO_CACHE, persist_result=False
-    )(run_stage)
-    return as_task
+    return StageTask(
+        run_stage, name=name, task_run_name=named, description=fn.__doc__, cache_policy=NO_CACHE,
+        persist_result=False,
+    )  # fmt: skip
 
 
 def keyed_inputs(signature: inspect.Signature, *inputs: Any, **named: Any) -> tuple[Any, ...]:
-    """A call's inputs in the signature's order, however they were given, through the last one given.
+    """A call's inputs in the signature's order, however they were given, through the last that is no default.
 
     Defaults before it are filled in; keyword-only parameters are left out.
     """
     given = signature.bind(*inputs, **named).arguments
     parameters = [one for one in signature.parameters.values() if one.kind is not one.KEYWORD_ONLY]
-    while parameters and parameters[-1].name not in given:
+    while parameters and given.get(parameters[-1].name, parameters[-1].default) == parameters[-1].default:
         parameters.pop()
     return tuple(given.get(one.name, one.default) for one in parameters)
 
@@ -195,7 +202,7 @@ def _use(run: RunContext, call: _Call[R], obtain: Obtain[R]) -> R:
             run.write_to_ledger()
         how = "reused" if reused else "done"
         with about(key=key[:12]):
-            get_run_logger().info("%s in %.1f s", how, seconds)
+            run_logger().info("%s in %.1f s", how, seconds)
     run.progress.finished(call.name, how, seconds)
     if record.tree is not None:
         run.makers.setdefault(record.tree.digest, lambda: _use(run, call, obtain))
@@ -208,7 +215,7 @@ def _make_again(run: RunContext, damaged: Damaged) -> None:
     make = run.makers.get(digest or "")
     if digest is None or make is None or digest in run.made_again:
         raise damaged
-    get_run_logger().warning("%s", damaged)
+    run_logger().warning("%s", damaged)
     run.made_again.add(digest)
     tree = make().tree
     if tree is None or tree.digest != digest:
@@ -239,8 +246,9 @@ def _obtain(run: RunContext, key: str, call: _Call[R]) -> tuple[R, bool]:
         if record is not None:
             return record, True
         reason = "its record or its bytes are not what was stored"
-        get_run_logger().warning("%s; made again", reason)
+        run_logger().warning("%s; made again", reason)
         run.registry.discard(key, finished, reason)
+    run.require_computing(call.name)
     with _lease(run, call.name, key) as held:
         if held.record is not None:  # somebody else made it while we waited
             return call.made.model_validate(held.record), True
@@ -287,6 +295,8 @@ def _observe(run: RunContext, call: _Call[R]) -> tuple[R, str, bool]:
             tree = found.tree_at(run.services.store.uri_of(f"{ARTIFACTS}/{found.digest}"))
             record = record.model_copy(update={"tree": tree})
             key = stage_key(call.name, 1, (record,))
+            if run.registry.finished(key) is None:
+                run.require_computing(call.name)
             with _lease(run, call.name, key) as held:  # before the first byte is stored: gc sees a holder
                 put_tree(run.services.store, context.out, own=found, owner=run.services.ledger, report=report)
                 if held.record is not None:

@@ -7,7 +7,7 @@ the client, which makes what is missing and knows what to say.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -205,3 +205,12 @@ def _answer(uri: str, path: str, asked: Mapping[str, Any], auth: tuple[str, str]
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise OSError(str(error)) from None
     return found
+
+
+def listed(versions: list[ModelVersion], shown: Iterable[str], most: int = 3) -> str:
+    """The newest versions with their aliases and some tags, e.g. `3 (champion, factor=4), 2 (no factor)`."""
+    words = []
+    for version in versions[:most]:
+        tags = [f"{tag}={version.tags[tag]}" if tag in version.tags else f"no {tag}" for tag in shown]
+        words.append(f"{version.version} ({', '.join([*version.aliases, *tags])})")
+    return ", ".join(words) + (f" and {len(versions) - most} older" if len(versions) > most else "")

@@ -24,7 +24,42 @@
 An exception outside this tree that reaches a user is a fault of ours.
 """
 
+import errno
+
 from yarn_ops.shown import one_line
+
+MOST_LETTERS = 400
+
+
+SERVICES = {
+    "boto3": "S3", "botocore": "S3", "s3transfer": "S3", "mlflow": "MLflow", "prefect": "Prefect",
+    "httpx": "a server", "requests": "a server", "urllib3": "a server", "sqlalchemy": "the database",
+    "psycopg": "the database", "sqlite3": "the database", "alembic": "the database",
+    "distributed": "the cluster",
+}  # fmt: skip
+"""packages through which services are asked, and what their errors are about"""
+SURROUNDINGS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE,
+    errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT,
+    errno.ENETUNREACH, errno.EHOSTUNREACH,
+}  # fmt: skip
+"""errors of the operating system that say something of the machine, not of us"""
+
+
+def service_fault(error: BaseException) -> str | None:
+    """One line about an error of a service or of the operating system; None where it is another kind.
+
+    For what no part of ours has told better: an outer bound, so that none of these ends in a traceback.
+    """
+    for kind in type(error).__mro__:
+        service = SERVICES.get(kind.__module__.partition(".")[0])
+        if service is not None:
+            text = str(getattr(error, "orig", None) or error) or type(error).__name__
+            return one_line(f"{service}: {text}"[:MOST_LETTERS]) + "; `yarn-ops doctor` asks every service"
+    if isinstance(error, OSError) and error.errno in SURROUNDINGS:
+        where = f"{error.filename}: " if error.filename else ""
+        return one_line(f"{where}{error.strerror or error}; correct it and run again")
+    return None
 
 
 class YarnOpsError(Exception):

@@ -222,7 +222,8 @@ def pattern_search(
 
 def draw_parts(reader: ShardReader, window_tokens: int, section: Evaluate) -> tuple[Ids, Ids]:
     """Windows to search on and windows to verify on, int64 [W, window_tokens + 1], of different documents."""
-    windows = spread(reader, window_tokens, 4 * section.windows, section.seed)
+    verifying = max(section.windows, LEAST_MEAN_SAMPLES)  # fewer have no interval
+    windows = spread(reader, window_tokens, section.windows + 3 * verifying, section.seed)
     searched = windows[: section.windows]
     known = {document for window in searched for document in window.document_ids}
     fresh = [window for window in windows[section.windows :] if known.isdisjoint(window.document_ids)]
@@ -232,7 +233,7 @@ def draw_parts(reader: ShardReader, window_tokens: int, section: Evaluate) -> tu
             f"other held-out documents, and verifying takes {LEAST_MEAN_SAMPLES}; add documents, raise "
             "data.held_out_fraction or search on fewer windows"
         )
-    return _stacked(searched), _stacked(fresh[: section.windows])
+    return _stacked(searched), _stacked(fresh[:verifying])
 
 
 def losses_under(network: PreTrainedModel, spec: RopeSpec, windows: Ids) -> NDArray[np.float32]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
+import uuid
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from yarn_ops.errors import service_fault
 from yarn_ops.shown import without_password
 
 FAILURES = {
@@ -38,8 +42,16 @@ def open_client(uri: str) -> Any:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def cause(error: Exception, uri: str) -> str:
-    """Why MLflow, or the database below it, refused: one line, without the password in `uri`."""
+def fault(error: Exception, uri: str) -> str | None:
+    """Why MLflow, or what is below it, refused: one line, without the password in `uri`, or None."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if isinstance(error, mlflow_exception() | SQLAlchemyError | OSError):
+        return _cause(error, uri)
+    return service_fault(error)
+
+
+def _cause(error: Exception, uri: str) -> str:
     text = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
     for symptom, told in FAILURES.items():
         if symptom in text:
@@ -83,6 +95,17 @@ def complete(client: Any, version: Any, tags: Mapping[str, str], description: st
             client.set_model_version_tag(version.name, str(version.version), tag, value)
     if (version.description or "") != description:
         client.update_model_version(version.name, str(version.version), description)
+
+
+def probe_artifacts(location: str) -> None:
+    """Write a small file below `location` as MLflow's client writes artifacts, and remove it."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "probe").write_bytes(b"probe")
+        artifacts = get_artifact_repository(f"{location}/probe-{uuid.uuid4().hex}")
+        artifacts.log_artifact(f"{folder}/probe")
+        artifacts.delete_artifacts()
 
 
 def create_experiment(client: Any, name: str, location: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
@@ -22,20 +22,22 @@ from yarn_ops.catalogue import (
     Experiment,
     ModelVersion,
     TrackedRun,
+    listed,
     read_experiment,
     read_run,
     read_versions,
 )
 from yarn_ops.errors import ReleaseError
 from yarn_ops.mlflow_client import (
-    cause,
     complete,
     create_experiment,
     ensure_model,
+    fault,
     gone,
     mlflow_exception,
     open_client,
     pages,
+    probe_artifacts,
     registered,
 )
 from yarn_ops.settings import Settings, adopt_environment, mlflow_environment
@@ -126,6 +128,11 @@ class Tracking:
             for found in client.search_runs([experiment_id], f"tags.run = '{run}'"):
                 if found.info.run_id != run_id:
                     gone(client.delete_run, found.info.run_id)
+
+    def try_artifacts(self, experiment: str) -> None:
+        """Write and remove a small artifact, which MLflow's client does in a way of its own."""
+        with self._mlflow():
+            probe_artifacts(f"{self._artifact_root}/{experiment}")
 
     def log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
         """What was asked for. The same again is fine; ReleaseError when a value differs from before."""
@@ -259,7 +266,7 @@ class Tracking:
                 f"model {name!r}: version {candidates[0].version} matches but did not pass its gate; "
                 "add --any-gate to use it"
             )
-        there = _listed(every, tags or (GATE_TAG,))
+        there = listed(every, tags or (GATE_TAG,))
         raise ReleaseError(f"model {name!r}: no version {_wanted(tags, alias, version)}; there is {there}")
 
     def behind(self, reference: str) -> ModelVersion:
@@ -325,13 +332,14 @@ class Tracking:
 
     @contextmanager
     def _mlflow(self) -> Iterator[Any]:
-        """The client; failures of MLflow, and of the database or disk below it, become ReleaseError."""
-        from sqlalchemy.exc import SQLAlchemyError
-
+        """The client; failures of MLflow, and of the database, S3 or disk below it, become ReleaseError."""
         try:
             yield self._client
-        except (mlflow_exception(), SQLAlchemyError, OSError) as error:
-            raise ReleaseError(f"MLflow at {self._shown}: {cause(error, self.uri)}") from None
+        except Exception as error:
+            told = fault(error, self.uri)
+            if told is None:
+                raise
+            raise ReleaseError(f"MLflow at {self._shown}: {told}") from None
 
     @cached_property
     def _client(self) -> Any:
@@ -366,12 +374,3 @@ def _wanted(tags: Mapping[str, str] | None, alias: str | None, version: int | No
     parts += [f"alias {alias}"] if alias is not None else []
     parts += [f"number {version}"] if version is not None else []
     return "with " + " and ".join(parts)
-
-
-def _listed(versions: list[ModelVersion], shown: Iterable[str], most: int = 3) -> str:
-    """The newest versions with their aliases and some tags, e.g. `3 (champion, factor=4), 2 (no factor)`."""
-    words = []
-    for version in versions[:most]:
-        tags = [f"{tag}={version.tags[tag]}" if tag in version.tags else f"no {tag}" for tag in shown]
-        words.append(f"{version.version} ({', '.join([*version.aliases, *tags])})")
-    return ", ".join(words) + (f" and {len(versions) - most} older" if len(versions) > most else "")

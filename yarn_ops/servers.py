@@ -31,6 +31,9 @@ GPU_POOL = "yarn-ops-gpu"
 """for flows that train or measure; on a machine without a GPU the processor does it"""
 WORK_POOLS = (CPU_POOL, GPU_POOL)
 
+QUIET = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
+"""a terminal shows our own progress"""
+
 
 @dataclass(frozen=True)
 class Service:
@@ -159,12 +162,15 @@ def _addresses_file(settings: Settings) -> Path:
 
 @contextmanager
 def run_environment(
-    settings: Settings, meanwhile: Callable[[dict[str, str]], None] = lambda environment: None
+    settings: Settings,
+    meanwhile: Callable[[dict[str, str]], None] = lambda environment: None,
+    needless: Callable[[dict[str, str]], bool] = lambda environment: False,
 ) -> Iterator[dict[str, str]]:
     """The environment of a run in this process. Its Prefect API is the one in the settings, the running
     service's (then with the service's MLflow, to whose pages a report can link), or our own while it lasts.
 
     meanwhile: what to do with it before the server answers, which takes seconds where it is our own.
+    needless: asked before one of our own is started: whether nobody will need it.
     """
     settings.make_home()
     server = None
@@ -173,10 +179,11 @@ def run_environment(
     elif service := running_service(settings):
         environment = service_environment(settings, service)
     else:
-        ours = with_passwords(settings, new_password())
-        server = start_prefect(ours, free_port(), services=False)
-        environment = client_environment(ours, server.url)
-    environment["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # a terminal shows our own progress
+        ours, port = with_passwords(settings, new_password()), free_port()
+        environment = client_environment(ours, prefect_url(port)) | QUIET
+        if not needless(environment):
+            server = start_prefect(ours, port, services=False)
+    environment |= QUIET
     try:
         meanwhile(environment)
         if server is not None:

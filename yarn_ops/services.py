@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -35,6 +36,8 @@ def require_services(settings: Settings, experiment: str) -> None:
     try_prefect(settings)
     if settings.mlflow_uri is not None:  # the embedded one is a file of ours, made when first needed
         try_mlflow(settings).ensure_experiment(experiment)
+    if settings.store.startswith("s3://"):
+        try_mlflow(settings).try_artifacts(experiment)
     try_device(settings)
 
 
@@ -67,15 +70,18 @@ def try_prefect(settings: Settings) -> None:
     url = settings.prefect_api_url
     if url is None:
         return
-    status = _status(f"{url}/admin/version", settings.prefect_auth)
-    if status is None:
+    answer = _ask("GET", f"{url}/admin/version", settings.prefect_auth)
+    if answer is None:
         raise SettingsError(
             f"YARN_OPS_PREFECT_API_URL: nothing answers at {url}; start it, or unset the variable"
         )
-    if status == 401:
+    if answer.status_code == 401:
         raise SettingsError(
             f"YARN_OPS_PREFECT_AUTH: {url} refuses this user and password; write user:password"
         )
+    if answer.status_code != 200 or not re.fullmatch(r'"\d+\.[^"]{1,40}"', answer.text):
+        hint = "" if url.endswith("/api") else "; a Prefect server's ends in /api"
+        raise SettingsError(f"YARN_OPS_PREFECT_API_URL: what answers at {url} is no Prefect API{hint}")
 
 
 def try_workers(settings: Settings, api_url: str) -> list[str]:

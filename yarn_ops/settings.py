@@ -17,6 +17,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from yarn_ops.errors import SettingsError
 from yarn_ops.shown import holds_password, without_password
 
+UNSET = "\0"
+"""in an environment: a variable that is to be taken out; none can have this value"""
+OF_OTHER_KEYS = ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE")
+"""what belongs to other keys of S3 than the settings'"""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ADDRESSES = ("database_url", "store_url", "s3_endpoint_url", "mlflow_uri", "prefect_api_url", "cluster")
 
 
@@ -43,6 +48,7 @@ class Settings(BaseSettings):
     s3_endpoint_url: str | None = Field(None, description="of an S3 server that is not AWS")
     s3_access_key: SecretStr | None = Field(None, description="default: boto3's own chain")
     s3_secret_key: SecretStr | None = None
+    s3_session_token: SecretStr | None = Field(None, description="that belongs to temporary keys")
     s3_region: str | None = None
     mlflow_uri: str | None = Field(
         None, description="tracking and model registry: http://… or sqlite:///file; default SQLite"
@@ -90,6 +96,21 @@ class Settings(BaseSettings):
                 "are written %2F, %40, %3F, %23, %5B and %5D"
             )
         return _readable(url)
+
+    @field_validator("s3_endpoint_url", "prefect_api_url")
+    @classmethod
+    def _of_the_web(cls, url: str | None) -> str | None:
+        if url is not None and not re.match("https?://[^/]", url):
+            raise ValueError("write http://host:port or https://host:port")
+        return None if url is None else url.rstrip("/")
+
+    @field_validator("state_dir")
+    @classmethod
+    def _named_in_addresses(cls, folder: Path) -> Path:
+        """MLflow and SQLAlchemy take %, ? and # in an address of a file for something else, if quoted too."""
+        if re.search("[%?#\\x00-\\x1f]", str(folder)):
+            raise ValueError("holds %, ?, # or a control character, which libraries mistake; choose another")
+        return folder
 
     @field_serializer(*ADDRESSES)
     def _masked(self, url: str | None) -> str | None:
@@ -147,7 +168,11 @@ class MlflowServerSettings(BaseSettings):
 
 
 def read_settings() -> Settings:
-    """Settings from the environment; SettingsError in one line that names the variable."""
+    """Settings from the environment; SettingsError in one line that names the variable.
+
+    From then on this process, and those that it starts, reach the loopback interface without a proxy.
+    """
+    _spare_loopback()
     try:
         settings = Settings()
     except ValidationError as error:
@@ -190,7 +215,9 @@ def mlflow_environment(settings: Settings) -> dict[str, str]:
         "MLFLOW_TRACKING_PASSWORD": settings.mlflow_password,
         "AWS_ACCESS_KEY_ID": settings.s3_access_key,
         "AWS_SECRET_ACCESS_KEY": settings.s3_secret_key,
+        "AWS_SESSION_TOKEN": settings.s3_session_token,
     }
+    others = {} if settings.s3_access_key is None else dict.fromkeys(OF_OTHER_KEYS, UNSET)
     values = {
         "MLFLOW_TRACKING_USERNAME": settings.mlflow_username,
         "MLFLOW_S3_ENDPOINT_URL": settings.s3_endpoint_url,
@@ -200,7 +227,7 @@ def mlflow_environment(settings: Settings) -> dict[str, str]:
     if settings.s3_endpoint_url is not None:  # servers other than AWS need not know its newer checksums
         values["AWS_REQUEST_CHECKSUM_CALCULATION"] = "when_required"
         values["AWS_RESPONSE_CHECKSUM_VALIDATION"] = "when_required"
-    return {name: value for name, value in values.items() if value is not None}
+    return others | {name: value for name, value in values.items() if value is not None}
 
 
 def clean_environment() -> dict[str, str]:
@@ -211,7 +238,12 @@ def clean_environment() -> dict[str, str]:
 
 def child_environment(values: Mapping[str, str]) -> dict[str, str]:
     """This process's environment with `values` on top, for a child process."""
-    return {**os.environ, **values}
+    return without_unset({**os.environ, **values})
+
+
+def without_unset(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of an environment that are to be there."""
+    return {name: value for name, value in environment.items() if value != UNSET}
 
 
 def started_by_torchrun() -> bool:
@@ -220,5 +252,22 @@ def started_by_torchrun() -> bool:
 
 
 def adopt_environment(values: Mapping[str, str]) -> None:
-    """Put `values` into this process's environment; before the packages that read them are imported."""
-    os.environ.update(values)
+    """Put `values` into this process's environment, before the packages that read them are imported.
+
+    An UNSET one is taken out of it.
+    """
+    kept = without_unset(values)
+    os.environ.update(kept)
+    for name in values.keys() - kept.keys():
+        os.environ.pop(name, None)
+
+
+def _spare_loopback() -> None:
+    """Add the loopback interface to what is asked for without a proxy, where one is named."""
+    if not any(name.lower().endswith("_proxy") for name in os.environ):
+        return
+    for name in ("no_proxy", "NO_PROXY"):
+        spared = os.environ.get(name, os.environ.get(name.swapcase(), ""))
+        missing = [host for host in LOOPBACK if host not in spared.split(",")]
+        if spared.strip() != "*" and missing:
+            os.environ[name] = ",".join([*filter(None, [spared]), *missing])

@@ -6,8 +6,7 @@ import importlib
 import threading
 from collections.abc import Sequence
 
-from prefect import get_run_logger
-
+from flows.logs import run_logger
 from flows.mlflow_run import StepSink
 from flows.tasks import StageContext, observation, stage
 from yarn_ops import bases
@@ -119,7 +118,7 @@ def train(
     def on_event(event: Event) -> None:
         if event["event"] == "step":
             if event["step"] == 1:
-                get_run_logger().info("step 1 of %d, loss %.3f", event["steps"], event["loss"])
+                run_logger().info("step 1 of %d, loss %.3f", event["steps"], event["loss"])
                 threading.Thread(target=importlib.import_module, args=(AFTER_TRAINING,)).start()
             steps.log(event)
             told = f"step {event['step']} of {event['steps']}, loss {event['loss']:.3f}"

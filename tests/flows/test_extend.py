@@ -33,6 +33,16 @@ ANY_QUALITY = (
     "gate.min_long_gain=0.001", "gate.max_long_growth=1000", "gate.max_short_growth=1000",
 )  # fmt: skip
 
+REUSE = """
+import sys
+from pathlib import Path
+from flows.extend import extend
+from flows.run import reuse_all
+from yarn_ops.recipe import load_recipe
+
+print(reuse_all(extend, None, load_recipe(Path(sys.argv[2]))))
+"""
+
 
 class Workplace:
     """The recipe on one state directory: what one test computes the next one reuses."""
@@ -60,6 +70,15 @@ class Workplace:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def types_alone(self, *arguments: object, program: str = "") -> subprocess.CompletedProcess[str]:
+        """A command, or a program of Python, where no Prefect server is named."""
+        way = ["-c", program] if program else ["-m", "yarn_ops.cli"]
+        environment = {**self._environment}
+        for variable in at(self.prefect_api):
+            del environment[variable]
+        command = [sys.executable, *way, *map(str, arguments)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
 
     def extend(self, *changes: str, status: int = 0) -> RunView:
         """The run that `yarn-ops extend` made of the recipe with these `--set`."""
@@ -266,6 +285,26 @@ def champion(workplace: Workplace) -> int:
 
 ENDS = ["gate", "report", "publish"]
 TRAINS = ["train", "merge", "evaluate", *ENDS]
+
+
+def test_the_same_again_needs_no_prefect_server(workplace: Workplace, first: RunView) -> None:
+    done = workplace.types_alone("extend", workplace.recipe_path)
+    again = workplace.run()
+    assert done.returncode == 0 and done.stderr.count(" reused ") == len(FLOW), done.stderr
+    assert (again.status, again.flow_run_id, computed(again)) == ("completed", None, [])
+    assert again.id != first.id and again.release == first.release
+    assert not (workplace.settings.home / "logs/prefect-server.log").exists()
+
+
+def test_what_is_not_all_there_is_left_to_a_run_with_prefect(workplace: Workplace, first: RunView) -> None:
+    (directory(the("report", first)) / "manifest.json").unlink()
+    done = workplace.types_alone("extend", workplace.recipe_path, program=REUSE)
+    assert (done.returncode, done.stdout) == (0, "None\n"), done.stderr
+    assert " reused " not in done.stderr  # it goes on in another, which says so
+    left = workplace.run()
+    assert (left.status, left.reason) == ("stopped", "report: is to be computed")
+    again = workplace.extend()
+    assert (again.id, again.status, computed(again)) == (left.id, "completed", ["report"])
 
 
 @pytest.mark.slow

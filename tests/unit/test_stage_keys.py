@@ -96,6 +96,7 @@ def test_a_key_does_not_depend_on_how_inputs_are_given() -> None:
     signature = inspect.signature(evaluate)
     assert keyed_inputs(signature, "m", 5, log="here") == ("m", 5)
     assert keyed_inputs(signature, tokens=5, model="m", log="there") == ("m", 5)
+    assert keyed_inputs(signature, "m", 5, None, by=(), log="") == ("m", 5)
     assert keyed_inputs(signature, "m", 5, by=("p",), log="") == ("m", 5, None, ("p",))
     with pytest.raises(TypeError):
         keyed_inputs(signature, "m", log="")

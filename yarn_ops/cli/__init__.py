@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import sys
+from io import TextIOWrapper
 
 from typer.exceptions import TyperException
 
 from yarn_ops import processes
 from yarn_ops.cli import making, running  # noqa: F401  (they register their commands)
 from yarn_ops.cli.app import app
-from yarn_ops.errors import YarnOpsError
+from yarn_ops.errors import YarnOpsError, service_fault
 from yarn_ops.shown import printable
 
 
@@ -18,12 +19,20 @@ def main() -> None:
     """Entry point: a user's fault is one line on standard error and exit code 2."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, processes.interrupt)  # what a command started, it also ends
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal need not have every letter
     try:
         sys.exit(app(prog_name="yarn-ops", standalone_mode=False))
     except YarnOpsError as error:
         complaint = f"yarn-ops: {error}"
     except TyperException as error:
         complaint = _usage(error)
+    except Exception as error:
+        told = service_fault(error)
+        if told is None:
+            raise
+        complaint = f"yarn-ops: {told}"
     sys.stderr.write(f"{complaint}\n")
     sys.exit(2)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,13 +67,14 @@ def options(
 
 
 @contextmanager
-def services_of(recipe: Recipe, flow: str) -> Iterator[None]:
+def services_of(recipe: Recipe, flow: str, reusing: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Within the block, a run of the recipe finds every service it needs, Prefect's server among them.
 
-    flow: the module of the run's flow; it is imported while the server starts.
+    flow: the module of the run's flow; it is imported while the server starts. reusing: of a recipe whose run
+    came to its end before: do it without a server, and tell whether all of it could be reused.
     """
     from yarn_ops import servers
-    from yarn_ops.services import require_services
+    from yarn_ops.services import open_run_registry, require_services
     from yarn_ops.settings import adopt_environment, read_settings
 
     settings = read_settings()
@@ -83,8 +84,14 @@ def services_of(recipe: Recipe, flow: str) -> Iterator[None]:
         adopt_environment(environment)
         importlib.import_module(flow)
 
+    def needless(environment: dict[str, str]) -> bool:
+        if not open_run_registry(settings).came_to_its_end(recipe.digest()):
+            return False
+        prepare(environment)
+        return reusing()
+
     try:
-        with servers.run_environment(settings, prepare):
+        with servers.run_environment(settings, prepare, needless):
             yield
     except KeyboardInterrupt:
         sys.stderr.write("yarn-ops: stopped; the same command goes on from here\n")

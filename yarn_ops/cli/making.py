@@ -28,17 +28,25 @@ def extend(recipe: RecipeArgument, set_: SetOption = None, name: NameOption = No
     """Run a recipe here: extend, measure, judge and register."""
     import yarn_ops.cli.display as display
 
-    asked = load_asked(recipe, set_)
-    with services_of(asked, "flows.extend"):
-        from flows import extend as extending
-        from flows.outcome import run_here
+    asked, ended = load_asked(recipe, set_), None
 
-        try:
-            run_id = run_here(extending.extend, name, asked)
-        except GateFailed as rejected:
-            display.show_run(run_registry().run_view(rejected.run_id or "last"))
-            raise
-        view = run_registry().run_view(run_id)
+    def reusing() -> bool:
+        from flows import extend as extending
+        from flows.run import reuse_all
+
+        nonlocal ended
+        ended = reuse_all(extending.extend, name, asked)
+        return ended is not None
+
+    try:
+        with services_of(asked, "flows.extend", reusing):
+            from flows import extend as extending
+            from flows.outcome import run_here
+
+            view = run_registry().run_view(ended or run_here(extending.extend, name, asked))
+    except GateFailed as rejected:
+        display.show_run(run_registry().run_view(rejected.run_id or "last"))
+        raise
     display.show_run(view)
 
 

@@ -87,10 +87,9 @@ def plan_run(
 
     from yarn_ops.models.files import read_config
     from yarn_ops.models.loading import lay_out
-    from yarn_ops.train.layout_search import predict
+    from yarn_ops.train.layout_search import predict, training_shape
     from yarn_ops.train.lora import make_trainable
     from yarn_ops.train.parallel.layout import StepShape, usable_processes
-    from yarn_ops.train.plan import ModelShape
 
     machines = machines or Machines()
     directory = directory_of(recipe.base.model, recipe.base.original_context_tokens)
@@ -99,7 +98,7 @@ def plan_run(
     model = lay_out(directory)
     make_trainable(model, recipe.train)
     whole, float8 = recipe.train.method == "full", recipe.train.precision == "fp8"
-    shape = ModelShape.of(model, element_bytes=2, weight_bytes=4 if whole else 2)
+    shape = training_shape(model, recipe.train, "cuda")
     legs, processes = [], 1
     for leg in recipe.curriculum(original):
         window = leg.context_tokens
@@ -148,6 +147,11 @@ def show(plan: RunPlan, *, as_json: bool) -> None:
         )
     CONSOLE.print(table)
     _show_parts(plan.parts)
+    took = {part.name: part.seconds / 60 for part in plan.parts}
+    CONSOLE.print(
+        f"training {took['training']:,.1f} minutes, measuring base and result {took['evaluation']:,.1f}: "
+        f"{took['evaluation'] / took['training']:.2f} of it"
+    )
     CONSOLE.print(f"{plan.models_a_night:,} such models in a night of ten hours on all of these machines")
 
 

@@ -119,13 +119,16 @@ class DocumentTable:
         return np.memmap(path, "<u4", mode="r", shape=(len(numbers), PLACES))
 
 
-def choose(documents: DocumentTable, data: Data, measured: DocumentTable | None) -> Mask:
+def choose(
+    documents: DocumentTable, data: Data, measured: DocumentTable | None, work: Path | None = None
+) -> Mask:
     """Set every document's fate, and return which documents are held out (bool [documents]).
 
     Of equal documents, and of near duplicates, the first is kept. A document's side of the split is decided
     by its text and `data.seed` alone: held out where its draw from [0, 1) is below `data.held_out_fraction`;
     besides, the lowest draw of all is held out and the highest trained on, so that neither side is empty.
     Then those to train on are left out that have a passage in common with one held out, or `measured`.
+    `work`: where scratch files lie for as long as it takes.
     """
     fates = documents.fates
     longest = np.inf if data.max_document_tokens is None else data.max_document_tokens
@@ -133,7 +136,7 @@ def choose(documents: DocumentTable, data: Data, measured: DocumentTable | None)
     fates[kept & ((documents.tokens < data.min_document_tokens) | (documents.tokens > longest))] = Fate.LENGTH
     _drop_duplicates(documents)
     if data.near_duplicate_similarity is not None:
-        _drop_near_duplicates(documents, data.near_duplicate_similarity)
+        _drop_near_duplicates(documents, data.near_duplicate_similarity, work)
     held_out = _held_out(documents, data)
     if data.shared_words is not None:
         _drop_contaminated(documents, held_out, measured)
@@ -177,11 +180,11 @@ def _drop_duplicates(documents: DocumentTable) -> None:
     fates[texts[later]] = np.where(reasons == Fate.KEPT, Fate.DUPLICATE, reasons)[later]
 
 
-def _drop_near_duplicates(documents: DocumentTable, similarity: float) -> None:
+def _drop_near_duplicates(documents: DocumentTable, similarity: float, work: Path | None) -> None:
     numbers = np.flatnonzero(documents.fates == Fate.KEPT)
     if not len(numbers):
         return
-    with tempfile.TemporaryDirectory(prefix="yarn-ops-") as place:
+    with tempfile.TemporaryDirectory(prefix="near-", dir=work) as place:
         first = first_near_duplicates(documents.signatures(numbers, Path(place)), similarity)
     documents.fates[numbers[first != np.arange(len(first))]] = Fate.NEAR_DUPLICATE
 

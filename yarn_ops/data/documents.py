@@ -32,7 +32,7 @@ Kind = Literal["text", "chat", "blank line", "no text"]
 Render = Callable[[Chat], str]
 
 
-class Row(NamedTuple):
+class RowText(NamedTuple):
     """What a row holds."""
 
     text: str | None
@@ -189,7 +189,7 @@ class _Stretch:
         """A row as a person finds it."""
         return f"{self.uri}, {noun} {row + 1}" + (f" from {self.start:,} on" if self.start else "")
 
-    def row_of(self, data: bytes, row: int, noun: str) -> Row:
+    def row_of(self, data: bytes, row: int, noun: str) -> RowText:
         """What a row of JSON has."""
         where = self.where(row, noun)
         try:
@@ -202,7 +202,7 @@ class _Stretch:
             )
         return self.text_of(value, where)
 
-    def text_of(self, row: Mapping[str, Any], where: str) -> Row:
+    def text_of(self, row: Mapping[str, Any], where: str) -> RowText:
         """The text of a row, or its chat as a text."""
         value, name = row.get(self.text_field), self.text_field
         if value is None:
@@ -211,9 +211,9 @@ class _Stretch:
         if value is None or value == []:
             fields = ", ".join(map(str, row)) or "none"
             fault = f"{name!r} is null" if name in row else f"no field {name!r}, it has: {fields[:200]}"
-            return Row(None, "no text", f"{where}: {fault}")
+            return RowText(None, "no text", f"{where}: {fault}")
         if isinstance(value, str) and name == self.text_field:
-            return Row(_sound(value, name, where), "text")
+            return RowText(_sound(value, name, where), "text")
         chat = chat_of(value, row)
         if chat is None:
             expected = "a string" if name == self.text_field else "a list of messages with role and content"
@@ -223,7 +223,7 @@ class _Stretch:
         if self.render is None:
             raise DataError(f"{where}: {name!r} is a chat, and there is no chat template for it; give texts")
         try:
-            return Row(_sound(self.render(chat), name, where), "chat")
+            return RowText(_sound(self.render(chat), name, where), "chat")
         except DataError as error:
             raise DataError(f"{where}: {str(error).removeprefix(where).lstrip(': ')}") from None
 
@@ -235,7 +235,7 @@ class _Without:
         self._rows = self._without = 0
         self._first = ""
 
-    def counting(self, rows: Iterator[Row]) -> Iterator[Row]:
+    def counting(self, rows: Iterator[RowText]) -> Iterator[RowText]:
         for row in rows:
             self._rows += row.kind != "blank line"
             self._without += row.kind == "no text"
@@ -249,7 +249,7 @@ class _Without:
             raise DataError(f"{self._first}{more}; set data.text_field")
 
 
-def _json_lines(stretch: _Stretch) -> Iterator[Row]:
+def _json_lines(stretch: _Stretch) -> Iterator[RowText]:
     """The lines that begin in the stretch."""
     file, at = stretch.file, stretch.start
     if at:
@@ -266,11 +266,11 @@ def _json_lines(stretch: _Stretch) -> Iterator[Row]:
         at += len(line)
         line = line.removeprefix(UTF8_MARK) if not row and not stretch.start else line
         stretch.check_growth(at - stretch.start + ROW_BYTES * row)
-        yield stretch.row_of(line, row, "line") if line.strip() else Row(None, "blank line")
+        yield stretch.row_of(line, row, "line") if line.strip() else RowText(None, "blank line")
         row += 1
 
 
-def _json_values(stretch: _Stretch) -> Iterator[Row]:
+def _json_values(stretch: _Stretch) -> Iterator[RowText]:
     grown_bytes = row = 0
     try:
         for row, value in enumerate(json_values(stretch.file, MOST_ROW_BYTES), 1):
@@ -289,7 +289,7 @@ def _too_long(where: str) -> DataError:
     )
 
 
-def _parquet_rows(stretch: _Stretch) -> Iterator[Row]:
+def _parquet_rows(stretch: _Stretch) -> Iterator[RowText]:
     grown_bytes = 0
     rows = read_rows(stretch.file, stretch.uri, stretch.text_field, stretch.start, stretch.stop)
     for row, values in enumerate(rows):
@@ -311,7 +311,7 @@ def _sound(text: str, name: str, where: str) -> str:
     return text
 
 
-_ROW_READERS: dict[Form, Callable[[_Stretch], Iterator[Row]]] = {
+_ROW_READERS: dict[Form, Callable[[_Stretch], Iterator[RowText]]] = {
     "lines": _json_lines,
     "values": _json_values,
     "parquet": _parquet_rows,

@@ -133,7 +133,8 @@ def _stdlib_uris(pattern: str) -> dict[str, str]:
             f"{pattern}: write stdlib: and a path or glob below the standard library, e.g. stdlib:**/*.py"
         )
     root = _stdlib_root()
-    found = [path.relative_to(root) for path in _Glob(pattern, root, follow_links=True).find(relative)]
+    glob = _Glob(pattern, root, follow_links=True, left_out=NOT_STDLIB)
+    found = [path.relative_to(root) for path in glob.find(relative)]
     return {STDLIB + path.as_posix(): "" for path in found if not NOT_STDLIB.intersection(path.parts)}
 
 
@@ -161,11 +162,16 @@ def _path_uris(pattern: str, follow_links: bool) -> dict[str, str]:
 class _Glob:
     """What a pattern names below its root, the folders before its first sign; every folder is read once.
 
+    left_out: names of folders that `**` does not go into.
+
     Unlike Path.glob it leaves hidden files out and means the same in every Python version.
     """
 
-    def __init__(self, pattern: str, root: Path, follow_links: bool) -> None:
+    def __init__(
+        self, pattern: str, root: Path, follow_links: bool, left_out: frozenset[str] = frozenset()
+    ) -> None:
         self._pattern, self._root, self._follow_links = pattern, root, follow_links
+        self._left_out = left_out
         self._roots = [Path(os.path.realpath("/" if follow_links else root))]
         self._place_of_folder = lru_cache(MOST_FOLDERS)(self._place_below)
 
@@ -208,7 +214,7 @@ class _Glob:
                 ahead += sorted(inner, reverse=True)
 
     def _goes_on(self, entry: os.DirEntry[str]) -> bool:
-        if entry.name.startswith(".") or not entry.is_dir():
+        if entry.name.startswith(".") or entry.name in self._left_out or not entry.is_dir():
             return False
         if entry.is_symlink() and not self._follow_links:
             self._place_below(Path(entry))

@@ -82,7 +82,8 @@ def prepare(
         if others
         else None
     )
-    held_out = choose(documents, data, measured)
+    out.mkdir(parents=True, exist_ok=True)
+    held_out = choose(documents, data, measured, out)
     kept = documents.fates == Fate.KEPT
     left_out = audit.dropped(documents.fates)
     _check_sides(int((kept & ~held_out).sum()), int(held_out.sum()), corpus.record.files, left_out)

@@ -23,6 +23,7 @@ from yarn_ops.evals.scorecard import scorecard_cells, scorecard_lengths
 from yarn_ops.evals.subject import Subject, open_subject
 from yarn_ops.models.checkpoints import tensor_shapes
 from yarn_ops.models.costs import costs, dimensions_of
+from yarn_ops.models.device import freed_memory
 from yarn_ops.models.files import read_config
 from yarn_ops.recipe import Evaluate
 from yarn_ops.records import BaseModel, Checkpoint, Local, PatchedModel, Scorecard, ShardSet
@@ -106,10 +107,11 @@ def measure(subject: Subject, plan: CellPlan, model_digest: str, worker: Worker)
     model_digest: of the model as it is read. EvaluationError when no cell can be measured.
     """
     model = subject.under_test(worker.device, worker.precision)
-    measured = PlanRun(plan, model, model_digest, worker).measure()
-    reach = reach_of(measured.scores)
-    looked = _attention(plan, reach)
-    seen = PlanRun(looked, model, model_digest, worker).measure().scores if looked.cells else ()
+    with freed_memory(kept=worker.device == "cpu"):
+        measured = PlanRun(plan, model, model_digest, worker).measure()
+        reach = reach_of(measured.scores)
+        looked = _attention(plan, reach)
+        seen = PlanRun(looked, model, model_digest, worker).measure().scores if looked.cells else ()
     parameters = sum(math.prod(shape) for shape in tensor_shapes(subject.path).values())
     dimensions = dimensions_of(subject.config, parameters)
     return Capacity(

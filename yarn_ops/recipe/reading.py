@@ -30,7 +30,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises RecipeError in one line that names the file, the key and the nearest known key.
     """
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        values = tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe; `yarn-ops recipe list` names the shipped ones") from None
     except (OSError, UnicodeDecodeError) as error:

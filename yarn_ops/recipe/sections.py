@@ -336,6 +336,7 @@ class Publish(Section):
 
     @model_validator(mode="after")
     def _not_reserved(self) -> Publish:
-        if self.alias == "latest" or (self.alias[0] == "v" and self.alias[1:].isdigit()):
+        alias = self.alias.lower()
+        if alias == "latest" or (alias[0] == "v" and alias[1:].isdigit()):
             raise ValueError(f"alias {self.alias!r} is reserved by MLflow; choose another")
         return self

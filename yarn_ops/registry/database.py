@@ -35,6 +35,7 @@ POSTGRESQL_OPTIONS = {
     # A dead network must fail a renewal while its lease still lives, not after the kernel's 15 minutes.
     "tcp_user_timeout": 15_000,
     "keepalives_idle": 15,
+    "client_encoding": "utf8",  # whatever the database's is
 }
 VERSIONS = Path(__file__).parent / "migrations" / "versions"
 MIGRATION_LOCK = 0x7961726E  # any number of ours: upgrades of one PostgreSQL database take turns
@@ -77,6 +78,7 @@ def open_database(url: str) -> Database:
     if address.get_backend_name() == "sqlite" and not _sqlite_path(address).is_file():
         raise RegistryError(f"{database.name}: no such database; run `yarn-ops db upgrade`")
     with _failures_of(database.name), database.engine.begin() as connection:
+        _check_encoding(connection, database.name)
         _check_revision(connection, database.name)
     return database
 
@@ -93,6 +95,7 @@ def upgrade(url: str) -> None:
     engine = _engine(address)
     try:
         with _failures_of(name), engine.begin() as connection:
+            _check_encoding(connection, name)
             if engine.name == "postgresql":
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
             if _is_current(connection):
@@ -139,6 +142,15 @@ def sqlite_damage(path: Path, timeout_s: float = CHECK_S) -> str | None:
     except sqlite3.DatabaseError as error:
         return str(error) if _DAMAGE.search(str(error)) else None
     return None
+
+
+def _check_encoding(connection: Connection, name: str) -> None:
+    """RegistryError where a PostgreSQL database has not every letter."""
+    if connection.engine.name != "postgresql":
+        return
+    encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
+    if encoding not in ("UTF8", "SQL_ASCII"):
+        raise RegistryError(f"{name}: the database's encoding is {encoding}; make one with ENCODING 'UTF8'")
 
 
 def _check_revision(connection: Connection, name: str) -> None:
@@ -198,11 +210,25 @@ def _make_parent(path: Path, name: str) -> None:
 def _engine(address: URL) -> Engine:
     json: Any = {"json_serializer": canonical_json, "json_deserializer": read_json}
     if address.get_backend_name() == "postgresql":
-        return create_engine(address, connect_args=POSTGRESQL_OPTIONS, pool_pre_ping=True, **json)
+        options = {**POSTGRESQL_OPTIONS, **_psycopg_options(address)}
+        plain = address.difference_update_query(list(options))
+        return create_engine(plain, connect_args=options, pool_pre_ping=True, **json)
     engine = create_engine(address, connect_args={"timeout": BUSY_TIMEOUT_S}, **json)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_immediate)
     return engine
+
+
+def _psycopg_options(address: URL) -> dict[str, Any]:
+    """What an address says to psycopg itself, which takes numbers and truths where an address has texts."""
+    options: dict[str, Any] = dict(address.query)
+    found = {name: options[name] for name in POSTGRESQL_OPTIONS if name in options}
+    found.pop("client_encoding", None)
+    if (threshold := options.get("prepare_threshold")) is not None:
+        if threshold != "None" and not str(threshold).isdigit():
+            raise RegistryError(f"{_shown(address)}: prepare_threshold is no number; write one, or None")
+        found["prepare_threshold"] = None if threshold == "None" else int(threshold)
+    return found
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:

@@ -144,6 +144,13 @@ class Registry:
         assert tied is not None
         return tied
 
+    def came_to_its_end(self, recipe_digest: str) -> bool:
+        """Whether a run of this recipe was completed or rejected before."""
+        with self.database.begin() as session:
+            ended = RunRow.status.in_(("completed", "rejected"))
+            asked = select(RunRow.id).where(RunRow.recipe_digest == recipe_digest, ended)
+            return session.scalar(asked.limit(1)) is not None
+
     def runs(self, limit: int = 20) -> list[views.RunSummary]:
         """The newest runs, newest first."""
         with self.database.begin() as session:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from yarn_ops import registry, servers
 from yarn_ops.servers import LOOPBACK, WORK_POOLS, Service, answers
-from yarn_ops.settings import Settings, as_environment, clean_environment
+from yarn_ops.settings import Settings, as_environment, clean_environment, without_unset
 from yarn_ops.stack.part import StackPart
 from yarn_ops.stack.plan import BUCKET, DATABASES, StackPaths, StackPlan, database_url, settings_of
 from yarn_ops.stack.postgres import Postgres
@@ -100,7 +100,7 @@ class Stack:
 
     def _part(self, name: str, process: tuple[list[str], dict[str, str]], health: str) -> StackPart:
         command, environment = process
-        whole = clean_environment() | as_environment(self.settings) | environment
+        whole = without_unset(clean_environment() | as_environment(self.settings) | environment)
         return self._marked(
             StackPart(name, command, whole, lambda: answers(health), folder=self.paths.folder)
         )

@@ -94,6 +94,7 @@ class StoreOptions:
     access_key: str | None = field(default=None, repr=False)
     secret_key: str | None = field(default=None, repr=False)
     region: str | None = None
+    session_token: str | None = field(default=None, repr=False)
 
 
 def store_options(settings: Settings) -> StoreOptions:
@@ -103,6 +104,7 @@ def store_options(settings: Settings) -> StoreOptions:
         access_key=_plain(settings.s3_access_key),
         secret_key=_plain(settings.s3_secret_key),
         region=settings.s3_region,
+        session_token=_plain(settings.s3_session_token),
     )
 
 

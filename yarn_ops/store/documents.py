@@ -135,7 +135,7 @@ def _store_of(bucket: str, options: StoreOptions, _process_id: int) -> S3Store:
     """One client a process: connections do not survive a fork."""
     from yarn_ops.store.s3 import S3Store
 
-    return S3Store(f"{S3}{bucket}", options)
+    return S3Store(f"{S3}{bucket}", options, any_key=True)  # others have named these
 
 
 def _split(uri: str) -> tuple[str, str]:

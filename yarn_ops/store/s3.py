@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import botocore.session
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
@@ -63,7 +64,9 @@ REMEDIES = {
 class S3Store:
     """A `Store` whose keys lie below s3://bucket/prefix."""
 
-    def __init__(self, url: str, options: StoreOptions) -> None:
+    def __init__(self, url: str, options: StoreOptions, *, any_key: bool = False) -> None:
+        """any_key: take keys that no path could have."""
+        self._check = (lambda key: key) if any_key else check_key
         self._options = options
         self.bucket, _, prefix = url.removeprefix("s3://").rstrip("/").partition("/")
         if not self.bucket:
@@ -78,7 +81,7 @@ class S3Store:
         return f"s3://{join(self.bucket, self._prefix)}" if self._prefix else f"s3://{self.bucket}"
 
     def uri_of(self, key: str) -> str:
-        return f"{self.url}/{check_key(key)}"
+        return f"{self.url}/{self._check(key)}"
 
     def key_of(self, uri: str) -> str:
         plain = uri.rstrip("/")
@@ -193,18 +196,19 @@ class S3Store:
             response_checksum_validation="when_required",
         )
         with self._errors(self.url):
-            session = boto3.session.Session()
+            session = _session(options)
             return session.client(
                 "s3",
                 endpoint_url=options.endpoint_url,
                 aws_access_key_id=options.access_key,
                 aws_secret_access_key=options.secret_key,
+                aws_session_token=options.session_token,
                 region_name=options.region or session.region_name or "us-east-1",
                 config=config,
             )
 
     def _named(self, key: str) -> dict[str, str]:
-        return {"Bucket": self.bucket, "Key": join(self._prefix, check_key(key))}
+        return {"Bucket": self.bucket, "Key": join(self._prefix, self._check(key))}
 
     def _pieces(self, key: str, start: int, stop: int, **condition: str) -> Iterator[bytes]:
         """A connection that breaks is made again, at the first byte that is missing."""
@@ -246,6 +250,14 @@ class S3Store:
         if isinstance(error, NoCredentialsError | PartialCredentialsError):
             return "no keys; set YARN_OPS_S3_ACCESS_KEY and YARN_OPS_S3_SECRET_KEY"
         return str(error)
+
+
+def _session(options: StoreOptions) -> boto3.session.Session:
+    """A session of boto3; of a profile only where the keys come from it."""
+    if options.access_key is None:
+        return boto3.session.Session()
+    without_profile = {"profile": (None, None, None, None)}
+    return boto3.session.Session(botocore_session=botocore.session.Session(without_profile))
 
 
 def _code(error: ClientError) -> str:

@@ -78,10 +78,11 @@ def awaited_job() -> Job | None:
 
 def train(job: Job, stop: threading.Event, rank: int, size: int) -> int:
     """Run the job between its first and its last event, as one of `size` processes; the exit status."""
-    from yarn_ops.models.device import resolve_device
+    from yarn_ops.models.device import freed_memory, resolve_device
     from yarn_ops.train.parallel.ranks import join
 
-    with join(resolve_device(job.device), job.work_dir, rank, size) as ranks:
+    device = resolve_device(job.device)
+    with freed_memory(kept=device == "cpu"), join(device, job.work_dir, rank, size) as ranks:
         return _train(job, stop, ranks)
 
 

@@ -12,9 +12,7 @@ that no tolerance has to hide a lost tensor in rounding noise:
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from torch import Tensor
 from yarn_ops.atomic import atomic_write
 from yarn_ops.data.windows import ShardReader, spread
 from yarn_ops.errors import MergeError, TrainError
-from yarn_ops.models.device import Device, one_thread, resolve_device
+from yarn_ops.models.device import Device, freed_memory, one_thread, resolve_device
 from yarn_ops.models.files import (
     CONFIG,
     GENERATION_CONFIG,
@@ -51,11 +49,6 @@ MERGE_TOLERANCE = 0.01
 """of a log-probability, all in float32. base512: 2e-5; with any one of its nine norms lost, from 0.05"""
 ROUNDING_TOLERANCE = 3e-3
 """mean divergence in nats, bfloat16 weights against float32: 0.3 % of perplexity. base512: 4e-5"""
-
-M_MMAP_THRESHOLD = -3  # glibc's malloc.h
-RETURNED_BYTES = 4 << 20
-LARGEST_KEPT_BYTES = 32 << 20
-"""the most that glibc keeps by its own rule"""
 COMPARED_AT_ONCE = 1 << 18
 """elements of a tensor: 1 MiB, which a processor's cache holds"""
 
@@ -79,7 +72,7 @@ def merge(
     parted = PartedModel(config, rope_spec_of(config), device=resolve_device(device))
     windows = held_out_windows(shards.path, patched.record)
     total = len(parted.parts)
-    with _freed_tensors_returned(), atomic_write(out) as draft:
+    with freed_memory(kept=False), atomic_write(out) as draft:
         try:
             _write_directory(config, patched.path, draft)
             merging = _Merging(parted, base.path, adapter.path, draft)
@@ -98,22 +91,6 @@ def merge(
         parameters=base.record.parameters,
         merge_difference=difference,
     )
-
-
-@contextmanager
-def _freed_tensors_returned() -> Iterator[None]:
-    """Else glibc keeps freed blocks of up to 32 MiB, in a heap for every thread that has read a tensor."""
-    _allocate_apart(RETURNED_BYTES)
-    try:
-        yield
-    finally:
-        _allocate_apart(LARGEST_KEPT_BYTES)
-
-
-def _allocate_apart(least_bytes: int) -> None:
-    """Have glibc map blocks of so many bytes each by itself, and unmap them when they are freed."""
-    with suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, least_bytes)
 
 
 def held_out_windows(shards: Path, patched: PatchedModel) -> list[Tensor]:

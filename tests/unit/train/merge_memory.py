@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from yarn_ops.data.layout import ShardWriter, TokenWriter
+from yarn_ops.models import device
 from yarn_ops.recipe import Rope, Train
 from yarn_ops.rope.config import patch_config
-from yarn_ops.train import merge as merging
 from yarn_ops.train.lora import PEFT_NAME, PEFT_PREFIX, make_trainable, save_adapter, trained_parameters
 from yarn_ops.train.weight_files import WeightFiles
 
@@ -77,7 +77,7 @@ def status(field: str) -> int:
 
 
 def main(root: Path) -> None:
-    merging.RETURNED_BYTES = RETURNED_BYTES
+    device.RETURNED_BYTES = RETURNED_BYTES
     forked = multiprocessing.get_context("fork")  # what a preparation frees is not for a merge to fill again
     for name, layers in (("small", 1), ("large", 12)):
         preparing = forked.Process(target=prepare, args=(root / name, layers))
