@@ -33,6 +33,7 @@ def unsupported(model: Any, tokens: int) -> str | None:
         return f"its attention slides over {window} tokens"
     return None
 
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # glibc's malloc.h
 USUAL = {M_TRIM_THRESHOLD: 64 << 20, M_MMAP_THRESHOLD: 32 << 20, M_MMAP_MAX: 1 << 16}
 """what glibc starts with, or comes to by its own rule after large blocks"""
