@@ -10,10 +10,24 @@ from urllib.parse import unquote
 MASK = "***"
 SECRET_WORDS = ("token", "secret", "passw", "pwd", "signature", "credential", "api-key", "api_key", "apikey",
                 "access-key", "access_key", "accesskey")  # fmt: skip
-SECRET_NAMES = ("sig", "key", "sas", "auth", "authorization")
+SECRET_NAMES = ("sig", "key", "sas", "auth", "authorization", "pass", "pw")
 
 _PARAMETER = rf"[^=?&;#\s]*(?:{'|'.join(SECRET_WORDS)})[^=?&;#\s]*|{'|'.join(SECRET_NAMES)}"
-_PARAMETERS = re.compile(rf"([?&;#](?:{_PARAMETER})=)[^&;#\s'\"]+", re.IGNORECASE)
+_VALUE = r"(?:[^&;#\s'\"]|['\"](?=[^\s,;:)\]}'\"]))+"  # a quote within it is a part of it, one behind it none
+_PARAMETERS = re.compile(rf"([?&;#](?:{_PARAMETER})=){_VALUE}", re.IGNORECASE)
+_SECRET = (
+    r"[\w.-]*(?:passw|passphrase|secret|pwd|api[-_]?key|access[-_]?key|credential"
+    r"|(?:access|auth|session|security|refresh|api)[-_]?token)[\w-]*"
+)
+_QUOTED = r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'"
+_PAIRS = re.compile(
+    rf"((?:(?<![\w.?&;#-]){_SECRET}\s*=\s*|['\"]{_SECRET}['\"]\s*[:=]\s*))(?:{_QUOTED}|[^\s,;&)\]}}]+)",
+    re.IGNORECASE,
+)
+"""of a connection string, an environment, JSON or a dict"""
+_HEADERS = re.compile(
+    r"(authorization['\"]?\s*[:=]\s*['\"]?(?:basic|bearer|token)\s+|\bBearer\s+)[^\s'\"]{6,}", re.IGNORECASE
+)
 _USERS = re.compile(r"((?::|%3a)(?:/|%2f){2})(\S*)(@|%40)", re.IGNORECASE)
 _AUTHORITY = re.compile(r"(?:^|:)//(.*)@", re.DOTALL)
 _BARE_USER = re.compile(r"(?!\w+://|(?:hf|models|shipped|stdlib|mailto):)[^/\s:@]+:\S*@\S*")
@@ -23,12 +37,15 @@ UNQUOTED = 3
 
 
 def without_password(text: str) -> str:
-    """A text with the passwords masked in every address that it holds, and in their parameters.
+    """A text with the passwords masked in every address, parameter, pair and header that it holds.
 
     A user before a password stays, and so does one alone, but not in http://, where it is often a token.
     What is behind a colon and before the last @ of an address counts as its password, whatever else it holds.
     """
-    return _PARAMETERS.sub(rf"\1{MASK}", _USERS.sub(_masked, text))
+    text = _USERS.sub(_masked, text)
+    for named in (_PARAMETERS, _PAIRS, _HEADERS):
+        text = named.sub(rf"\1{MASK}", text)
+    return text
 
 
 def _masked(address: re.Match[str]) -> str:

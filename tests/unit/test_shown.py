@@ -41,6 +41,19 @@ ADDRESSES_WITH_SECRETS = [
     "https://host/model?sig=hunter2",
     "https://host/model#api_key=hunter2",
     "postgresql://host/db?user=me&password=hunter2",
+    "postgresql://host/db?user=me&password=a'hunter2",
+    "https://host/model?pass=hunter2",
+    "https://host/model?pw=hunter2&x=1",
+]
+ELSEWHERE = [
+    "connection to host=h user=me password=hunter2 dbname=x failed",
+    "host=h password='hun ter2 hunter2' dbname=x",
+    '{"aws_secret_access_key": "hunter2", "a": 1}',
+    "{'password': 'hun\\'hunter2', 'a': 1}",
+    "YARN_OPS_S3_SECRET_KEY=hunter2 yarn-ops doctor",
+    "Authorization: Bearer hunter2hunter2",
+    "{'authorization': 'Basic hunter2hunter2'}",
+    "asked with Bearer hunter2hunter2",
 ]
 WITHOUT_SCHEME = [
     "me:hunter2@host/db",
@@ -60,6 +73,9 @@ HARMLESS = [
     "mailto:me@example.com",
     "written by me@example.com: see https://example.com/a?page=2&author=me",
     "recall/code",
+    "YARN_OPS_S3_SECRET_KEY: write one",
+    "tokenizer: makes token 8193, --set train.window_tokens=512, eos_token=<|eos|>",
+    "a server with basic authentication, its passwords: none",
 ]
 FIELDS: list[tuple[str, str, Any]] = [
     ("base", "model", None),
@@ -107,6 +123,13 @@ def test_what_holds_none_is_taken(text: str) -> None:
 def test_every_error_is_without_it(text: str, around: str) -> None:
     shown = str(YarnOpsError(around.format(text)))
     assert SECRET not in shown and "***" in shown
+
+
+@pytest.mark.parametrize("text", ELSEWHERE)
+def test_no_error_has_it_outside_of_addresses(text: str) -> None:
+    shown = str(YarnOpsError(text))
+    assert SECRET not in shown and "***" in shown
+    assert ("dbname=x" in shown, "'a': 1" in shown) == ("dbname=x" in text, "'a': 1" in text)
 
 
 PASSWORDS = st.text("abz019/@:?#%&=+-._~!$'()[]\\", min_size=4, max_size=20).map(lambda text: f"Qx{text}xQ")

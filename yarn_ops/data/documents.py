@@ -191,20 +191,23 @@ class _Stretch:
 
     def row_of(self, data: bytes, row: int, noun: str) -> RowText:
         """What a row of JSON has."""
-        where = self.where(row, noun)
         try:
             value = read_json(data)
         except ValueError as error:
-            raise DataError(f"{where}: not JSON ({error}); correct the {noun}") from None
+            raise DataError(f"{self.where(row, noun)}: not JSON ({error}); correct the {noun}") from None
         if not isinstance(value, dict):
             raise DataError(
-                f"{where}: expected an object with {self.text_field!r}, found {type(value).__name__}"
+                f"{self.where(row, noun)}: expected an object with {self.text_field!r}, "
+                f"found {type(value).__name__}"
             )
-        return self.text_of(value, where)
+        return self.text_of(value, row, noun)
 
-    def text_of(self, row: Mapping[str, Any], where: str) -> RowText:
+    def text_of(self, row: Mapping[str, Any], number: int, noun: str) -> RowText:
         """The text of a row, or its chat as a text."""
         value, name = row.get(self.text_field), self.text_field
+        if isinstance(value, str) and value.isascii():  # what most are
+            return RowText(value, "text")
+        where = self.where(number, noun)
         if value is None:
             name = next((chat for chat in CHATS if row.get(chat) is not None), name)
             value = row.get(name)
@@ -293,7 +296,7 @@ def _parquet_rows(stretch: _Stretch) -> Iterator[RowText]:
     grown_bytes = 0
     rows = read_rows(stretch.file, stretch.uri, stretch.text_field, stretch.start, stretch.stop)
     for row, values in enumerate(rows):
-        found = stretch.text_of(values, stretch.where(row, "row"))
+        found = stretch.text_of(values, row, "row")
         if len(found.text or "") > MOST_ROW_BYTES:
             raise DataError(
                 f"{stretch.where(row, 'row')}: longer than {MOST_ROW_BYTES:,} letters; cut it into documents"

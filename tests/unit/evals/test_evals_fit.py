@@ -12,6 +12,7 @@ from yarn_ops.data import corpus, shards
 from yarn_ops.data.files import LocalFiles
 from yarn_ops.data.windows import ShardReader, spread
 from yarn_ops.errors import EvaluationError, RecipeError
+from yarn_ops.evals.intervals import LEAST_MEAN_SAMPLES
 from yarn_ops.fit import draw_parts, fit, longrope_space, losses_under, pattern_search, yarn_space
 from yarn_ops.models.files import read_config
 from yarn_ops.models.inspection import inspect_checkpoint
@@ -136,6 +137,13 @@ def test_parts_share_no_document(documents):
     assert searched.shape == (4, 513) and fresh.shape == (4, 513)
     found = {row.tobytes() for row in searched} & {row.tobytes() for row in fresh}
     assert not found
+
+
+@pytest.mark.parametrize("windows", [1, 2, 3])
+def test_a_search_on_few_windows_is_verified_on_enough_for_an_interval(documents, windows):
+    reader = ShardReader(documents.path, "held_out")
+    searched, fresh = draw_parts(reader, 512, SECTION.model_copy(update={"windows": windows}))
+    assert (len(searched), len(fresh)) == (windows, LEAST_MEAN_SAMPLES)
 
 
 def test_too_few_documents_to_verify_is_told(base, documents):
