@@ -147,10 +147,7 @@ class StageTask(Task[P, R]):  # type: ignore[misc]
 
 
 def _as_task(
-    name: str,
-    fn: Callable[Concatenate[StageContext, P], R],
-    obtain: Obtain[R],
-    of: Callable[..., str],
+    name: str, fn: Callable[Concatenate[StageContext, P], R], obtain: Obtain[R], of: Callable[..., str]
 ) -> Callable[P, R]:
     signature = inspect.signature(fn)
     own = signature.replace(parameters=list(signature.parameters.values())[1:])

@@ -214,3 +214,29 @@ def listed(versions: list[ModelVersion], shown: Iterable[str], most: int = 3) ->
         tags = [f"{tag}={version.tags[tag]}" if tag in version.tags else f"no {tag}" for tag in shown]
         words.append(f"{version.version} ({', '.join([*version.aliases, *tags])})")
     return ", ".join(words) + (f" and {len(versions) - most} older" if len(versions) > most else "")
+
+
+def model_version(version: Any, aliases: Mapping[str, Any]) -> ModelVersion:
+    # Searching leaves a version's aliases out; the registered model has them all.
+    number = int(version.version)
+    return ModelVersion(
+        name=version.name,
+        version=number,
+        source=version.source,
+        mlflow_run_id=version.run_id or "",
+        tags=dict(version.tags),
+        aliases=tuple(sorted(alias for alias, target in aliases.items() if int(target) == number)),
+        description=version.description or "",
+        created_at=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
+    )
+
+
+def matches(version: ModelVersion, tags: Mapping[str, str]) -> bool:
+    return all(version.tags.get(tag) == value for tag, value in tags.items())
+
+
+def wanted(tags: Mapping[str, str] | None, alias: str | None, version: int | None) -> str:
+    parts = [f"tag {tag}={value}" for tag, value in (tags or {}).items()]
+    parts += [f"alias {alias}"] if alias is not None else []
+    parts += [f"number {version}"] if version is not None else []
+    return "with " + " and ".join(parts)

@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -23,9 +22,12 @@ from yarn_ops.catalogue import (
     ModelVersion,
     TrackedRun,
     listed,
+    matches,
+    model_version,
     read_experiment,
     read_run,
     read_versions,
+    wanted,
 )
 from yarn_ops.errors import ReleaseError
 from yarn_ops.mlflow_client import (
@@ -50,6 +52,7 @@ PICTURES = "pictures"
 """folder of a run's artifacts"""
 DATASET_DIGEST = 36
 """MLflow keeps no longer digest of a data set"""
+USED_AS = "mlflow.data.context"
 BATCH_ENTITIES = 100
 """MLflow's limit on parameters in one call."""
 
@@ -169,9 +172,7 @@ class Tracking:
 
             told = json.dumps(dict(source))
             data = Dataset(name, digest[:DATASET_DIGEST], "yarn-ops", told, profile=told)
-            client.log_inputs(
-                run_id, datasets=[DatasetInput(data, [InputTag("mlflow.data.context", "train")])]
-            )
+            client.log_inputs(run_id, datasets=[DatasetInput(data, [InputTag(USED_AS, "train")])])
 
     def log_text(self, run_id: str, text: str, name: str) -> None:
         """Keep a text with the run, as a file of this name."""
@@ -254,7 +255,7 @@ class Tracking:
         candidates = [
             found
             for found in every
-            if _matches(found, tags or {})
+            if matches(found, tags or {})
             and (alias is None or alias in found.aliases)
             and (version is None or version == found.version)
         ]
@@ -267,7 +268,7 @@ class Tracking:
                 "add --any-gate to use it"
             )
         there = listed(every, tags or (GATE_TAG,))
-        raise ReleaseError(f"model {name!r}: no version {_wanted(tags, alias, version)}; there is {there}")
+        raise ReleaseError(f"model {name!r}: no version {wanted(tags, alias, version)}; there is {there}")
 
     def behind(self, reference: str) -> ModelVersion:
         """The version that models:/name@alias or models:/name/version names, of any gate."""
@@ -284,7 +285,7 @@ class Tracking:
             with self._mlflow() as client:
                 names = [model.name for model in pages(client.search_registered_models)]
             found = [version for name in sorted(names) for version in self._versions(name)]
-        return [version for version in found if GATE_TAG in version.tags and _matches(version, tags or {})]
+        return [version for version in found if GATE_TAG in version.tags and matches(version, tags or {})]
 
     def sources(self) -> list[str]:
         """The URIs of all versions' directories, of any program."""
@@ -303,7 +304,7 @@ class Tracking:
         """Every usable version, of any program, that carries this tag; oldest first."""
         with self._mlflow() as client:
             found = pages(client.search_model_versions, filter_string=f"tags.`{tag}` LIKE '%'")
-        versions = [_model_version(version, {}) for version in found if version.status == "READY"]
+        versions = [model_version(version, {}) for version in found if version.status == "READY"]
         return sorted(versions, key=lambda version: (version.created_at, version.name))
 
     def set_tag(self, name: str, version: int, tag: str, value: str) -> None:
@@ -325,7 +326,7 @@ class Tracking:
                     return []
                 raise
             found = pages(client.search_model_versions, filter_string=f"name = '{name}'")
-        versions = [_model_version(version, aliases) for version in found if version.status == "READY"]
+        versions = [model_version(version, aliases) for version in found if version.status == "READY"]
         return sorted(versions, key=lambda version: version.version, reverse=True)
 
     # The client
@@ -348,29 +349,3 @@ class Tracking:
     @property
     def _shown(self) -> str:
         return without_password(self.uri)
-
-
-def _model_version(version: Any, aliases: Mapping[str, Any]) -> ModelVersion:
-    # Searching leaves a version's aliases out; the registered model has them all.
-    number = int(version.version)
-    return ModelVersion(
-        name=version.name,
-        version=number,
-        source=version.source,
-        mlflow_run_id=version.run_id or "",
-        tags=dict(version.tags),
-        aliases=tuple(sorted(alias for alias, target in aliases.items() if int(target) == number)),
-        description=version.description or "",
-        created_at=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
-    )
-
-
-def _matches(version: ModelVersion, tags: Mapping[str, str]) -> bool:
-    return all(version.tags.get(tag) == value for tag, value in tags.items())
-
-
-def _wanted(tags: Mapping[str, str] | None, alias: str | None, version: int | None) -> str:
-    parts = [f"tag {tag}={value}" for tag, value in (tags or {}).items()]
-    parts += [f"alias {alias}"] if alias is not None else []
-    parts += [f"number {version}"] if version is not None else []
-    return "with " + " and ".join(parts)
