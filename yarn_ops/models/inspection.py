@@ -28,6 +28,7 @@ from yarn_ops.models.checkpoints import (
 from yarn_ops.models.files import CONFIG, read_config, tokenizer_files
 from yarn_ops.models.sizes import Shapes, check_sizes
 from yarn_ops.records import BaseModel
+from yarn_ops.rope.architectures import require_window
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.fields import rope_thetas, rope_type
 from yarn_ops.rope.methods import RopeSpec
@@ -78,6 +79,7 @@ def inspect_checkpoint(
     context_tokens = _original_context(path, config, original_context_tokens)
     try:
         spec = rope_spec_of(config)
+        require_window(config)
     except RopeError as error:
         raise BaseModelError(f"{path / CONFIG}: {error}") from None
 

@@ -187,6 +187,14 @@ def require_full_attention(config: Mapping[str, Any], target_context_tokens: int
         )
 
 
+def require_window(config: Mapping[str, Any]) -> None:
+    """RopeError where transformers makes a mask of a window that the config takes away."""
+    architecture = architecture_of(config)
+    makes_mask = architecture.sliding in ("all by default", "some by default") and not architecture.switched
+    if makes_mask and not isinstance(config.get("sliding_window", architecture.sliding_window), int):
+        raise RopeError("sliding_window: null, which this class does not run with; write the base's own")
+
+
 def _windowed_layers(config: Mapping[str, Any]) -> tuple[Literal["none", "some", "all"], int]:
     """Which layers attend within a window only, and how many tokens that is."""
     architecture = architecture_of(config)

@@ -105,7 +105,7 @@ def _fields(
         theta=_theta(config, architecture),
         head_dim=_head_dim(config, architecture),
         rotary_fraction=_rotary_fraction(config, architecture),
-        context_tokens=int(number(config, "max_position_embeddings")),
+        context_tokens=positive(config, "max_position_embeddings"),
         original_context_tokens=_original(config, scaling),
         others=others,
     )
@@ -117,6 +117,13 @@ def number(values: Mapping[str, Any], key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         found = "missing" if value is None else repr(value)
         raise RopeError(f"{key}: {found} where config.json needs a number")
+    return value
+
+
+def positive(values: Mapping[str, Any], key: str) -> int:
+    """A whole number above 0, as `number`."""
+    if (value := int(number(values, key))) <= 0:
+        raise RopeError(f"{key}: {value} where config.json needs a number above 0")
     return value
 
 
@@ -177,16 +184,16 @@ def _rotary_fraction(config: Mapping[str, Any], architecture: Architecture) -> f
 
 def _head_dim(config: Mapping[str, Any], architecture: Architecture) -> int:
     if config.get(architecture.width_key) is not None:
-        return int(number(config, architecture.width_key))
+        return positive(config, architecture.width_key)
     if architecture.width_key not in config and architecture.head_dim is not None:
         return architecture.head_dim
-    return int(number(config, "hidden_size")) // int(number(config, "num_attention_heads"))
+    return positive(config, "hidden_size") // positive(config, "num_attention_heads")
 
 
 def _original(config: Mapping[str, Any], scaling: Mapping[str, Any]) -> int | None:
     stated = {ORIGINAL: config.get(ORIGINAL), f"rope_scaling.{ORIGINAL}": scaling.get(ORIGINAL)}
     stated = {name: value for name, value in stated.items() if value is not None}
-    return int(_agreed(stated)) if stated else None
+    return positive({ORIGINAL: _agreed(stated)}, ORIGINAL) if stated else None
 
 
 def _stated(config: Mapping[str, Any], keys: set[str], nested_key: str) -> dict[str, Any]:

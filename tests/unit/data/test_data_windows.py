@@ -158,3 +158,19 @@ def test_windows_before_do_not_depend_on_how_many_are_asked_for(tmp_path: Path) 
     few, many = spread(reader, 100, 4, seed=1), spread(reader, 100, 16, seed=1)
     for ours, theirs in zip(few, many, strict=False):
         np.testing.assert_array_equal(ours.ids, theirs.ids)
+
+
+def test_every_window_begins_with_what_the_tokenizer_puts_before_a_text(tmp_path: Path) -> None:
+    dtype = np.dtype("<u2")
+    folder = tmp_path / "shards"
+    with ShardWriter(folder, dtype) as writer, TokenWriter(folder / "tokens-00000.bin", dtype) as file:
+        for number in range(6):
+            tokens = np.full(100 + 40 * number, 5, np.uint16)
+            tokens[0] = 7
+            for split in ("train", "held_out"):
+                writer.index(split, f"{split}-{number}", file.append(tokens))
+    writer.finish([file.tokens], {"prefix": [7]})
+    reader = ShardReader(tmp_path / "shards", "train")
+    sampler = WindowSampler(reader, window_tokens=50, seed=0, prefer_long=1)
+    windows = [sampler.window(index) for index in range(30)] + spread(reader, 50, 30, 0)
+    assert all(window.ids[0] == 7 and len(window.ids) == 51 for window in windows)
