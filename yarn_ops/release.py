@@ -120,8 +120,7 @@ class Tracking:
             found = client.search_runs([experiment_id], f"tags.run = '{run}'", max_results=1)
             if found:
                 return str(found[0].info.run_id)
-            tags = {**tags, "run": run}
-            made = client.create_run(experiment_id, run_name=name or run, tags=tags)
+            made = client.create_run(experiment_id, run_name=name or run, tags={**tags, "run": run})
         return str(made.info.run_id)
 
     def keep_run(self, experiment: str, run: str, run_id: str) -> None:
