@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ class Texts:
     sentence: str
     window_tokens: int
     documents: int = 1
+    prefix: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     def window(self, index: int) -> Window:
         needed = self.window_tokens + 1

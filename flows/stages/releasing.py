@@ -180,7 +180,7 @@ def _brought_about(
     artifacts = tracking.artifact_uri(run_id)
     shown = (CARD, *report.record.pictures, *report.record.pages)
     files = {name: (report.path / name).read_bytes() for name in shown}
-    beside = {name: content for name, content in files.items() if name != GLANCE}
+    beside = {name: files[name] for name in (CARD, *report.record.pictures) if name != GLANCE}
     target = f"{artifacts}/model"
     assert checkpoint.tree is not None
     tree = compose_tree(run.services.store, checkpoint.tree, beside, target, report=progress)

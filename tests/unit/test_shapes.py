@@ -202,13 +202,15 @@ def test_every_variable_is_one_that_a_program_reads() -> None:
 )
 def test_a_client_gets_every_address_and_secret(client: str, monkeypatch: pytest.MonkeyPatch) -> None:
     variables = dict(environments())[client]
-    samples = {"YARN_OPS_DATABASE_URL": "postgresql://a:b@c/d", "YARN_OPS_STORE_URL": "s3://bucket/store"}
+    samples = {"YARN_OPS_DATABASE_URL": "postgresql://a:b@c/d", "YARN_OPS_STORE_URL": "s3://bucket/store",
+               "YARN_OPS_S3_ENDPOINT_URL": "http://c:1"}  # fmt: skip
     for name, value in variables.items():
         if name.startswith("YARN_OPS_"):
             monkeypatch.setenv(name, samples.get(name, value))
     settings = read_settings()
     embedded = {"state_dir", "lease_s", "device", "work_dir", "alert_url", "cluster", "processes"}
     embedded |= {"server_names", "session_key"}  # a server's own
+    embedded |= {"s3_session_token"}  # of temporary keys, which outlive no worker
     missing = [
         name
         for name, field in Settings.model_fields.items()

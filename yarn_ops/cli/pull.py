@@ -28,8 +28,11 @@ from yarn_ops.store.pull import pull_tree
 
 CARD = "README.md"
 KNOWN = frozenset((CARD, CONFIG, GENERATION_CONFIG, INDEX, *TOKENIZER_FILES))
-LISTED = re.compile(rf"[A-Za-z0-9][\w.-]*\.safetensors|{TEMPLATES}/[A-Za-z0-9][\w.-]*\.jinja")
-"""names of weights and of chat templates"""
+LISTED = re.compile(
+    rf"[A-Za-z0-9][\w.-]*\.safetensors|{TEMPLATES}/[A-Za-z0-9][\w.-]*\.jinja|[a-z][a-z-]*\.png"
+)
+"""names of weights, of chat templates and of the card's pictures"""
+PNG = b"\x89PNG\r\n\x1a\n"
 DATA = ("tokenizer.json", "vocab.json")
 """JSON that no program reads as settings: large, and any word may be a key of it"""
 CODE_KEYS = ("auto_map", "custom_pipelines", "custom_generate", "trust_remote_code", "quantization_config")
@@ -98,10 +101,18 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     tensor_shapes(folder)
     known = {CARD, *checkpoint_files(folder)}
     for name in manifest.files:
-        if name not in known:
+        if name.endswith(".png"):
+            _require_picture(folder / name)
+        elif name not in known:
             raise ReleaseError(f"{name}: belongs to no checkpoint; the model was not taken")
         if name.endswith(".json") and name not in DATA:
             _refuse_code(folder / name)
+
+
+def _require_picture(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(PNG)) != PNG:
+            raise ReleaseError(f"{path.name}: is no picture; the model was not taken")
 
 
 def _refuse_code(path: Path) -> None:

@@ -14,6 +14,8 @@ from yarn_ops.shipped import recipes
 HOSTILE = """
 base.model = "/models/[v2]/:smile:/größe"
 rope.factor = 4
+data.sources = ["d"]
+publish.name = "n"
 train.legs = [{context_tokens = 1024, steps = 3}, {context_tokens = 2048, steps = 4, learning_rate = 1e-5}]
 publish.tags.plain = "a"
 publish.tags."two words" = 'quotes " and \\\\ strokes'

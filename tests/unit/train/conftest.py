@@ -103,7 +103,7 @@ def make_job(tiny: Path, tmp_path: Path) -> MakeJob:
             {
                 "train": train,
                 "leg": {"context_tokens": context_tokens, "steps": steps, "factor": FACTOR} | (leg or {}),
-                "data": data or {},
+                "data": {"sources": ["text"], **(data or {})},
                 "base_dir": tiny / "base",
                 "patched_dir": tiny / "patched",
                 "shards_dir": tiny / "shards",

@@ -117,7 +117,7 @@ def _summary(extension: Extension) -> Iterator[str]:
     yield ""
     yield "![Perplexity and recall against length, before and after](overview.png)"
     yield ""
-    yield "More on the page [capacity.html](capacity.html)."
+    yield "More on the page `pictures/capacity.html` among the files of its run in MLflow."
     yield ""
     yield "![How far it sees and uses, before and after](capacity.png)"
 
