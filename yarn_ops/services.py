@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import uuid
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 PROBE = b"probe"
 ANSWER_S = 5.0
+PAUSES_S = (0.5, 1.0, 2.0)
+"""before a server that answers that it cannot just now is asked again"""
 
 
 def require_services(settings: Settings, experiment: str) -> None:
@@ -70,7 +73,11 @@ def try_prefect(settings: Settings) -> None:
     url = settings.prefect_api_url
     if url is None:
         return
-    answer = _ask("GET", f"{url}/admin/version", settings.prefect_auth)
+    for pause_s in PAUSES_S:
+        answer = _ask("GET", f"{url}/admin/version", settings.prefect_auth)
+        if answer is None or answer.status_code < 500:
+            break
+        time.sleep(pause_s)
     if answer is None:
         raise SettingsError(
             f"YARN_OPS_PREFECT_API_URL: nothing answers at {url}; start it, or unset the variable"
@@ -80,8 +87,9 @@ def try_prefect(settings: Settings) -> None:
             f"YARN_OPS_PREFECT_AUTH: {url} refuses this user and password; write user:password"
         )
     if answer.status_code != 200 or not re.fullmatch(r'"\d+\.[^"]{1,40}"', answer.text):
+        told = f"is no Prefect API (status {answer.status_code})"
         hint = "" if url.endswith("/api") else "; a Prefect server's ends in /api"
-        raise SettingsError(f"YARN_OPS_PREFECT_API_URL: what answers at {url} is no Prefect API{hint}")
+        raise SettingsError(f"YARN_OPS_PREFECT_API_URL: what answers at {url} {told}{hint}")
 
 
 def try_workers(settings: Settings, api_url: str) -> list[str]:

@@ -78,9 +78,9 @@ LENGTHS = {
         ["evaluate.lengths=[0.1, 1]"],
         ["evaluate.lengths: 51 tokens cannot hold 4 code pairs", "measure longer windows"],
     ),
-    "training windows longer than the corpus": (
+    "training windows longer than the target": (
         ["train.context_tokens=9000000"],
-        ["train: corpus too short for one window of 9000000 tokens", "add documents"],
+        ["train.context_tokens: 9000000 is above the target context of 1024", "at most"],
     ),
 }
 

@@ -79,7 +79,9 @@ SETTINGS = {
 def warm(person: Person, tmp_path_factory: pytest.TempPathFactory) -> Person:
     """Somebody whose process has imported what a run imports."""
     recipe = tmp_path_factory.mktemp("warm") / "recipe.toml"
-    recipe.write_text("base.model = '/nowhere'\nrope.factor = 2\ndata.sources = ['d']\npublish.name = 'n'\n", "utf-8")
+    recipe.write_text(
+        "base.model = '/nowhere'\nrope.factor = 2\ndata.sources = ['d']\npublish.name = 'n'\n", "utf-8"
+    )
     told(person.types("extend", recipe, YARN_OPS_DEVICE="auto"), "/nowhere: no such directory")
     return person
 

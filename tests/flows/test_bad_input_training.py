@@ -59,5 +59,5 @@ def test_a_loss_that_is_not_finite(person: Person, small_recipe: Path) -> None:
     )
     assert answer.stages[-1] == "rehearse"
     run = person.types("runs", "show", "--last")
-    assert "failed (training: the" in run.out
+    assert ": failed\ntraining: the" in run.out
     assert [line.split()[1] for line in run.out.splitlines() if line.startswith("train ")] == ["failed"]

@@ -300,7 +300,8 @@ def test_a_password_of_any_letters_opens_the_database_and_is_not_shown(
 # Recipes, terminals
 
 
-RECIPE = '\ufeff[base]\nmodel = "m"\n[rope]\nfactor = 2\n[data]\nsources = ["d"]\n[publish]\nname = "n"\ntags = {of = "Grüße → 中"}\n'
+RECIPE = '\ufeff[base]\nmodel = "m"\n[rope]\nfactor = 2\n[data]\nsources = ["d"]\n'
+RECIPE += '[publish]\nname = "n"\ntags = {of = "Grüße → 中"}\n'
 
 
 def test_a_recipe_with_a_mark_on_a_terminal_without_its_letters(tmp_path: Path) -> None:

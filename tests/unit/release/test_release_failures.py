@@ -54,7 +54,7 @@ tracking.log_metrics(run_id, 0, {"loss": 1.0})
 uri = tracking.artifact_uri(run_id)
 tracking.register("m", uri + "/model", run_id, {"gate": "passed"})
 tracking.find("m")
-tracking.finish(run_id, "completed")
+tracking.finish(run_id, "completed", "promoted")
 """
     here = tmp_path / "here"
     here.mkdir()
