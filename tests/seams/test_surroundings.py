@@ -104,7 +104,7 @@ def test_who_spares_everything_goes_on_to(monkeypatch: pytest.MonkeyPatch) -> No
 PREFECTS: dict[str, tuple[bytes, int, str, str | None]] = {
     "the API": (b'"3.8.8"', 200, "/api", None),
     "a slash at the end": (b'"3.8.8"', 200, "/api/", None),
-    "without /api": (PAGE, 200, "", "is no Prefect API; a Prefect server's ends in /api"),
+    "without /api": (PAGE, 200, "", "is no Prefect API (status 200); a Prefect server's ends in /api"),
     "another server": (PAGE, 200, "/api", "is no Prefect API"),
     "another API": (b'{"version": 3}', 200, "/api", "is no Prefect API"),
     "nothing there": (b"", 404, "/api", "is no Prefect API"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 BUSY_TIMEOUT_S = 15
+LOCKED_S = 0.05
 """How long SQLite waits for another writer: well below a third of the default lease."""
 
 CHECK_S = 5.0
@@ -112,7 +114,7 @@ def migrations(connection: Connection) -> Config:
     """Alembic's configuration for the migrations of this package, run on `connection`."""
     from alembic.config import Config
 
-    config = Config()
+    config = Config(stdout=sys.stdout)  # its default is what that was when Alembic was imported
     config.set_main_option("script_location", "yarn_ops.registry:migrations")
     config.attributes["connection"] = connection
     return config
@@ -232,11 +234,17 @@ def _psycopg_options(address: URL) -> dict[str, Any]:
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
-    connection.text_factory = lambda data: data.decode(
-        "utf-8", "replace"
-    )  # damaged text is seen where it is used
+    connection.text_factory = lambda data: data.decode("utf-8", "replace")  # damage is seen where it is used
     connection.isolation_level = None  # the driver starts no transaction by itself; `_begin_immediate` does
-    connection.execute("PRAGMA journal_mode = WAL")
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:  # of several that make the same new file a write-ahead one, SQLite has none wait
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(LOCKED_S)
     connection.execute("PRAGMA foreign_keys = ON")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from yarn_ops import cli
+from yarn_ops.cli import display
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ def yarn_ops(
     def run(*arguments: object, **variables: str) -> Answer:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
+        if "COLUMNS" in variables:  # read when the console was made
+            monkeypatch.setattr(display.CONSOLE, "width", int(variables["COLUMNS"]))
         monkeypatch.setattr(sys, "argv", ["yarn-ops", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             cli.main()
