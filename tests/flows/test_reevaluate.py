@@ -6,6 +6,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,13 @@ def score_again(environment: dict[str, str], api: str) -> subprocess.CompletedPr
 
 
 def events(api: str, name: str) -> list[dict[str, Any]]:
-    return post(api, "/events/filter", filter={"event": {"name": [name]}})["events"]
+    """Of this name; the server keeps what it was sent a moment later."""
+    for _ in range(20):
+        found = post(api, "/events/filter", filter={"event": {"name": [name]}})["events"]
+        if found:
+            return found
+        time.sleep(0.5)
+    return []
 
 
 def test_a_model_holds_and_then_falls(
