@@ -15,19 +15,20 @@ from yarn_ops.recipe.whole import Recipe
 Preset = Literal["quick", "standard", "thorough"]
 ModelName = Annotated[str, Field(min_length=1, max_length=1024, json_schema_extra=NO_PASSWORD)]
 ReleaseName = Annotated[str, Field(pattern=MODEL_NAME)]
+TEXT_ALONE = {"share": 0.0}
 PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
     "quick": {
-        "train": {"steps": 20, "learning_rate": 2e-3},
+        "train": {"steps": 20, "learning_rate": 2e-3, "exercises": TEXT_ALONE},
         "evaluate": {"windows": 8, "recall_windows": 12},
     },
     "standard": {
-        "train": {"steps": 50, "learning_rate": 2e-3, "warmup_steps": 10},
+        "train": {"steps": 50, "learning_rate": 2e-3, "warmup_steps": 10, "exercises": TEXT_ALONE},
         "evaluate": {"windows": 12, "recall_windows": 16},
     },
     "thorough": {
         "train": {
             "steps": 100,
-            "learning_rate": 1e-3,
+            "learning_rate": 1.5e-3,
             "targets": ["all-linear"],
             "exercises": {"share": 1.0},
         },
