@@ -26,11 +26,11 @@ from transformers import DynamicCache, PreTrainedModel
 
 from yarn_ops.data.haystack import Ids
 from yarn_ops.evals.examples import Question, Tokens
-from yarn_ops.models import suffix
+from yarn_ops.models import lean, suffix
 from yarn_ops.models.head import Head
 
 CHUNK_TOKENS, GPU_CHUNK_TOKENS = 4096, 16_384
-"""read at once"""
+"""read at once; the second on a GPU, by an attention that makes no mask of a chunk's rows × keys"""
 GRAIN_TOKENS = {"cuda": suffix.PLANNED_TOKENS}
 """read again at most, to begin where a kernel has begun before"""
 PACKED_ROWS = 1024
@@ -80,8 +80,9 @@ class SharedReader:
     ) -> None:
         """`grain_tokens`: what is kept of a text is cut to a multiple of it; None: as suits the device."""
         self.model = model
-        on_cpu = model.device.type == "cpu"
-        self.chunk_tokens = chunk_tokens or (CHUNK_TOKENS if on_cpu else GPU_CHUNK_TOKENS)
+        maskless = lean.installed(model) or model.config._attn_implementation.startswith(suffix.NAME)
+        large = maskless and model.device.type == "cuda"
+        self.chunk_tokens = chunk_tokens or (GPU_CHUNK_TOKENS if large else CHUNK_TOKENS)
         self._grain = grain_tokens or GRAIN_TOKENS.get(model.device.type, 1)
         self.read_tokens = 0
         self._ids: Ids = np.empty(0, dtype=np.int64)

@@ -22,8 +22,6 @@ COMMANDS = ("pull", "serve", "look")
 COLUMNS = 80
 GLANCE = "glance.png"
 """file of a report: the picture that stands below the card in MLflow"""
-SHARE = 1
-"""of windows with exercises, as in the example of infra/docs/recipes.md"""
 REMEDIES = {
     "base uses its window": "Take a base that finds what is within its own window: this one does not",
     "long gain": "Train longer (train.steps) on documents as long as the target",
@@ -103,7 +101,7 @@ def _remedies(verdict: Verdict, uses: Length | None, original: int, target: int)
         if name in REMEDIES:
             yield REMEDIES[name]
     if any(check.name in USE and check.measured is not None for check in failed):
-        yield f"Train on exercises (train.exercises.share={SHARE})"
+        yield "Train on exercises (train.exercises.share=1), or longer on them (train.steps)"
         if uses is not None and original < uses.tokens < target:
             yield f"Ask for rope.factor={uses.tokens / original:g}: it uses {uses.tokens:,} tokens"
     if any(check.measured is None for check in failed):
