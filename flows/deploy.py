@@ -42,6 +42,8 @@ from yarn_ops.shipped import recipe_path
 NIGHTLY = "0 2 * * *"
 RUNS_AT_ONCE = {CPU_POOL: 2, GPU_POOL: 3}
 """Admission only: one of a machine's runs has the GPU, by its lease; the others prepare, merge, register."""
+CRASHED = "yarn-ops.run.crashed"
+"""automation: reconciles when a run of the GPU pool crashed"""
 EVERY_HOUR = "17 * * * *"
 EVERY_FIVE_MINUTES = "*/5 * * * *"
 BEFORE_DAWN = "40 3 * * *"
@@ -151,6 +153,7 @@ def register() -> None:
         for deployment in deployments():
             _ensure_deployment(client, deployment)
         _ensure_alert(client)
+        _ensure_healing(client)
 
 
 def ensure_pool(client: SyncPrefectClient, name: str, runs_at_once: int) -> None:
@@ -196,6 +199,27 @@ def _ensure_alert(client: SyncPrefectClient) -> None:
             description="A released model no longer passes its gate.",
             trigger=EventTrigger(expect={FELL}, posture=Posture.Reactive, threshold=1, within=timedelta(0)),
             actions=[RunDeployment(source="selected", deployment_id=deployment.id, parameters=told)],
+        )
+    )
+
+
+def _ensure_healing(client: SyncPrefectClient) -> None:
+    """The automation that reconciles at once when a run of ours crashed, i.e. its process was killed."""
+    if client.read_automations_by_name(CRASHED):
+        return
+    deployment = client.read_deployment_by_name("reconcile/reconcile")
+    client.create_automation(
+        AutomationCore(
+            name=CRASHED,
+            description="The process of a run was lost: it is taken up again, and somebody is told.",
+            trigger=EventTrigger(
+                expect={"prefect.flow-run.Crashed"},
+                match_related={"prefect.resource.role": "work-pool", "prefect.resource.name": GPU_POOL},
+                posture=Posture.Reactive,
+                threshold=1,
+                within=timedelta(0),
+            ),
+            actions=[RunDeployment(source="selected", deployment_id=deployment.id)],
         )
     )
 

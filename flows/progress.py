@@ -59,6 +59,10 @@ class Progress:
             self._bars.say(line)
         self._untold.clear()
 
+    def say(self, line: str) -> None:
+        """To who sits before a terminal, or reads the worker's log."""
+        self._bars.say(line)
+
     def waiting(self, stage: str, holder: str) -> None:
         """Say that the stage waits, because another process computes it."""
         self._bars.say(f"{stage:<10} waits for process {holder}, which is at it")

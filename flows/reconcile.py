@@ -6,6 +6,7 @@ Everything here can be repeated, and interrupted anywhere.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Scheduled
 
 from flows.liveness import abandoned, runs_on_this_machine, sign
-from yarn_ops import upkeep
+from yarn_ops import notify, upkeep
 from yarn_ops.errors import YarnOpsError
 from yarn_ops.processes import birth
 from yarn_ops.registry import Registry, RunEnd, open_registry
@@ -46,6 +47,10 @@ UNDER_WAY = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 ENDED_BADLY = (StateType.CRASHED, StateType.FAILED)
 MOST_ATTEMPTS = 6
 LOOK_BACK = timedelta(days=1)
+LOST = ("flow run taken up again", "run closed")
+"""kinds of what is put right: of these somebody is told"""
+
+log = logging.getLogger(__name__)
 
 SERVICE_FAULTS = re.compile(
     r"encountered an exception:? "
@@ -93,9 +98,19 @@ def settle(settings: Settings, *, sweep: bool = False, alone: bool = False) -> d
         done["version without its run"] = [f"{name} {version}" for name, version in halves]
         if sweep:
             done |= _sweep(settings, registry)
+        _tell(settings, done)
         return done
     finally:
         registry.close()
+
+
+def _tell(settings: Settings, done: dict[str, list[str]]) -> None:
+    """Tell of runs that lost their process or a service: they could not tell it themselves."""
+    rows = tuple((kind, name) for kind in LOST for name in done[kind])
+    if rows:
+        title = f"{len(rows)} run{'s' if len(rows) > 1 else ''} lost a process or a service"
+        for fault in notify.tell(settings, notify.Notice("fell", title, rows)):
+            log.warning(fault)
 
 
 def _orphan_trainers(work: Path) -> Iterator[str]:

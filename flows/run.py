@@ -14,12 +14,15 @@ from typing import Any, ParamSpec, TypeVar
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import get_run_context
 from prefect.exceptions import MissingContextError, TerminationSignal
+from prefect.settings import PREFECT_UI_URL
 
 from flows.device import RunDevice
 from flows.liveness import sign
+from flows.logs import run_logger
 from flows.mlflow_run import MlflowRun, git_commit
 from flows.progress import Progress
 from flows.services import Services
+from yarn_ops import notify
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import GateFailed, Stopped, YarnOpsError, service_fault
 from yarn_ops.processes import keeping_missed
@@ -75,6 +78,12 @@ class RunContext:
         """ToBeComputed in a run that reuses all."""
         if self.reuses_all:
             raise ToBeComputed(f"{stage}: is to be computed")
+
+    @property
+    def page(self) -> str | None:
+        """The run's page in Prefect; None where it has none."""
+        flow_run, pages = _flow_run(), PREFECT_UI_URL.value()
+        return f"{pages.rstrip('/')}/runs/flow-run/{flow_run.id}" if flow_run is not None and pages else None
 
     def write_to_ledger(self) -> None:
         """Write the run's state into the store, so that a lost registry can be rebuilt."""
@@ -138,6 +147,7 @@ def open_run(
         run.mlflow.finish("completed")
         registry.finish_run(run.id, "completed")
         _write_end_to_ledger(run)
+        _tell_end(run)
     except BaseException as error:
         if isinstance(error, GateFailed):
             error.run_id = run.id
@@ -150,6 +160,8 @@ def open_run(
             run.mlflow.finish(status)
         except Exception as also:  # what ended the run matters more, and may have ended MLflow's import
             log.warning("run %s: its end was not told to MLflow: %r", run.id, also)
+        if not isinstance(error, (ToBeComputed, *SIGNALLED)):
+            _tell_end(run)
         raise
     finally:
         _CURRENT.reset(token)
@@ -160,6 +172,25 @@ def _write_end_to_ledger(run: RunContext) -> None:
         run.write_to_ledger()
     except YarnOpsError as error:  # how it ended matters more; `gc` and a later run write it again
         log.warning("run %s: its end was not written to the store: %s", run.id, error)
+
+
+def _tell_end(run: RunContext) -> None:
+    """Tell who wants to know; nothing of a run that reused all, of which nothing is new.
+
+    A release that fell below its gate tells of itself by an event (`flows.reevaluate`).
+    """
+    if run.settings.notify is None or run.reuses_all:
+        return
+    try:
+        view = run.registry.run_view(run.id)
+        if (view.kind, view.status) == ("reevaluate", "rejected"):
+            return
+        faults = notify.tell(run.settings, notify.run_notice(view, run.page))
+    except YarnOpsError as error:  # the registry is away: how the run ended matters more
+        faults = (str(error),)
+    for fault in faults:
+        run.progress.say(fault)
+        run_logger().warning(fault)
 
 
 def reuse_all(

@@ -21,6 +21,7 @@ UNSET = "\0"
 """in an environment: a variable that is to be taken out; none can have this value"""
 OF_OTHER_KEYS = ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE")
 """what belongs to other keys of S3 than the settings'"""
+RENAMED = {"YARN_OPS_ALERT_URL": "YARN_OPS_NOTIFY"}
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 ADDRESSES = ("database_url", "store_url", "s3_endpoint_url", "mlflow_uri", "prefect_api_url", "cluster")
 
@@ -65,8 +66,9 @@ class Settings(BaseSettings):
     session_key: SecretStr | None = Field(
         None, description="what our servers make browsers' cookies from: one for Prefect's and MLflow's"
     )
-    alert_url: SecretStr | None = Field(
-        None, description="a webhook that is told, as JSON, of every release that falls below its gate"
+    notify: SecretStr | None = Field(
+        None,
+        description="who is told what came of a run: webhooks, e-mail, Apprise addresses, by spaces between",
     )
     cluster: str | None = Field(
         None, description="a Dask scheduler, tcp://host:8786, whose workers prepare documents; default none"
@@ -173,6 +175,9 @@ def read_settings() -> Settings:
     From then on this process, and those that it starts, reach the loopback interface without a proxy.
     """
     _spare_loopback()
+    for old, new in RENAMED.items():
+        if old in os.environ:
+            raise SettingsError(f"{old}: is now {new}; write that")
     try:
         settings = Settings()
     except ValidationError as error:

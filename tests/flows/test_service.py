@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import psutil
 import pytest
 from browser import Person, browser, chromium
 from playwright import sync_api as playwright
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.timeout(400)
 
 @pytest.fixture(scope="module")
 def heard() -> Iterator[list[dict[str, Any]]]:
-    """What is told at YARN_OPS_ALERT_URL."""
+    """What is told at YARN_OPS_NOTIFY."""
     told: list[dict[str, Any]] = []
 
     class Ear(BaseHTTPRequestHandler):
@@ -43,7 +44,7 @@ def heard() -> Iterator[list[dict[str, Any]]]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Ear) as server, pytest.MonkeyPatch.context() as patch:
         Thread(target=server.serve_forever, daemon=True).start()
-        patch.setenv("YARN_OPS_ALERT_URL", f"http://127.0.0.1:{server.server_port}/hook")
+        patch.setenv("YARN_OPS_NOTIFY", f"http://127.0.0.1:{server.server_port}/hook")
         yield told
         server.shutdown()
 
@@ -177,10 +178,39 @@ def test_somebody_is_told_of_a_release_that_fell(up: Up, heard: list[dict[str, A
     payload = {"name": "small", "version": 3, "reasons": reasons}
     up.emit("yarn-ops.release.fell", "yarn-ops.release.small.3", payload)
     up.emit("yarn-ops.release.held", "yarn-ops.release.other.1", {**payload, "name": "other"})
-    wait_until(lambda: bool(heard), timeout_s=120)
-    (alert,) = heard
-    assert (alert["name"], alert["version"]) == ("small", "3")
-    assert alert["text"] == f"small version 3 fell below its gate: {'; '.join(reasons)}"
+    fell = "small version 3 fell below its gate"
+    wait_until(lambda: any(one["title"] == fell for one in heard), timeout_s=120)
+    (alert,) = (one for one in heard if one["title"] == fell)
+    assert (alert["name"], alert["kind"]) == ("small", "fell")
+    assert alert["card"][0] == {"label": "fell", "text": "; ".join(reasons)}
+
+
+@pytest.mark.slow
+def test_somebody_is_told_of_a_run_whose_process_was_killed(
+    up: Up, heard: list[dict[str, Any]], recipe: Recipe
+) -> None:
+    """Within seconds of the worker's noticing it, not at the next reconcile of the clock; and of its end."""
+    recipe["publish"]["name"] = "killed"
+    recipe["train"]["steps"] = 12
+    run_id = up.begin(recipe)
+    wait_until(up.trains, timeout_s=120)
+    (process,) = (one for one in up.processes() if of_run(one, run_id))
+    process.kill()
+    told = f"killed ({run_id}), attempt 2"
+    wait_until(lambda: any(row["text"] == told for one in heard for row in one["card"]), timeout_s=120)
+    wait_until(lambda: any(one["title"] == "killed was promoted" for one in heard), timeout_s=200)
+    (promoted,) = (one for one in heard if one["title"] == "killed was promoted")
+    assert promoted["card"][0] == {"label": "promoted", "text": "killed, 512 to 1,024 tokens"}
+    assert promoted["links"] == {"Run": f"{up.service.prefect_ui_url}/runs/flow-run/{run_id}"}
+
+
+def of_run(process: psutil.Process, run_id: str) -> bool:
+    """Whether it is the engine of a flow run."""
+    try:
+        mine = process.environ().get("PREFECT__FLOW_RUN_ID") == run_id
+        return mine and "flows.engine" in process.cmdline()
+    except psutil.Error:
+        return False
 
 
 @pytest.mark.slow

@@ -208,7 +208,7 @@ def test_a_client_gets_every_address_and_secret(client: str, monkeypatch: pytest
         if name.startswith("YARN_OPS_"):
             monkeypatch.setenv(name, samples.get(name, value))
     settings = read_settings()
-    embedded = {"state_dir", "lease_s", "device", "work_dir", "alert_url", "cluster", "processes"}
+    embedded = {"state_dir", "lease_s", "device", "work_dir", "notify", "cluster", "processes"}
     embedded |= {"server_names", "session_key"}  # a server's own
     embedded |= {"s3_session_token"}  # of temporary keys, which outlive no worker
     missing = [

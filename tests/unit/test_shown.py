@@ -190,7 +190,7 @@ def test_doctor_shows_none_of_what_does_not_answer(tmp_path: Path) -> None:
             "mlflow_uri": "http://me:hunter2@127.0.0.1:9",
             "prefect_api_url": "http://me:hunter2@127.0.0.1:9/api",
             "prefect_auth": f"me:{SECRET}",
-            "alert_url": f"http://127.0.0.1:9/{SECRET}",
+            "notify": f"http://127.0.0.1:9/{SECRET}",
             "cluster": "tcp://me:hunter2@127.0.0.1:9",
         }
     )

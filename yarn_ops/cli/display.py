@@ -188,11 +188,10 @@ def _show_outcome(run: RunView) -> None:
         )
         for check in verdict["checks"]:
             CONSOLE.print(f"  {'✓' if check['passed'] else '✗'} {check['reason']}")
-    rows: Sequence[tuple[str, str]] = ()
+    rows = run.verdict_card
     for stage in run.stages:
         record = stage.record or {}
         if stage.stage == "report" and record.get("tree"):
-            rows = record.get("verdict", ())
             folder = record["tree"]["uri"].removeprefix("file://")
             for picture in record["pictures"]:
                 CONSOLE.print(f"picture: {folder}/{picture}")

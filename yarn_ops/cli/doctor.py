@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 
 from yarn_ops import servers, services
 from yarn_ops.errors import YarnOpsError
+from yarn_ops.notify import require_addresses
 from yarn_ops.registry import database
 from yarn_ops.settings import Settings
 from yarn_ops.shown import one_line
@@ -44,6 +45,7 @@ def examine(settings: Settings) -> list[Finding]:
         ("workers", _workers),
         ("cluster", services.try_cluster),
         ("device", _device),
+        ("notify", _notify),
     ]
     return [_finding(name, check, settings) for name, check in checks]
 
@@ -144,6 +146,11 @@ def _workers(settings: Settings) -> str:
             return "none: runs are done by who asks for them"
         settings, address = service.settings(settings), service.prefect_api_url
     return f"of {', '.join(services.try_workers(settings, address))}"
+
+
+def _notify(settings: Settings) -> str:
+    """Of every address its kind: the address itself is a secret."""
+    return ", ".join(require_addresses(settings)) or "nobody is told"
 
 
 def _device(settings: Settings) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import signal
 import time
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from rich.console import Console
 
-from yarn_ops import processes, servers, services
+from yarn_ops import notify, processes, servers, services
 from yarn_ops.errors import SettingsError
 from yarn_ops.passwords import for_browser, kept_password, with_passwords, write_private
 from yarn_ops.recipe import Recipe
@@ -44,7 +45,7 @@ def run_service(settings: Settings, wanted_ports: Mapping[str, int | None]) -> N
                 console.print(line, soft_wrap=True)
             console.print(f"state, logs  {settings.home}", soft_wrap=True)
             console.print("Each address lets its browser in. Ctrl-C stops everything.", soft_wrap=True)
-            _watch(started)
+            _watch(settings, started, console)
         except KeyboardInterrupt:
             console.print("stopping …")
         finally:
@@ -123,10 +124,21 @@ def kept_ports(settings: Settings, wanted: Mapping[str, int | None]) -> tuple[di
     return ports, told
 
 
-def _watch(started: list[Server]) -> None:
+def _watch(settings: Settings, started: list[Server], console: Console) -> None:
+    """Until a part ends by itself, of which somebody is told: SettingsError."""
     while True:
         for server in started:
-            server.check()
+            try:
+                server.check()
+            except SettingsError as fell:
+                rows = (
+                    ("fell", str(fell)),
+                    ("next", "Start it again with yarn-ops up: runs go on where they were"),
+                )
+                notice = notify.Notice("fell", f"the service on {platform.node()} stopped", rows)
+                for fault in notify.tell(settings, notice):
+                    console.print(fault, soft_wrap=True)
+                raise
         time.sleep(WATCH_S)
 
 

@@ -117,6 +117,12 @@ class RunView(RunSummary):
     """in the order of their first use, then those that were not finished"""
     scores: tuple[ScoreView, ...]
 
+    @property
+    def verdict_card(self) -> tuple[tuple[str, str], ...]:
+        """Of the newest report, as rows (label, text); nothing before there is one."""
+        reports = [stage.record for stage in self.stages if stage.stage == "report" and stage.record]
+        return tuple((label, text) for label, text in reports[-1].get("verdict", ())) if reports else ()
+
 
 def read_runs(session: Session, limit: int) -> list[RunSummary]:
     """The newest runs, newest first, each with its release."""

@@ -42,7 +42,7 @@ def test_a_fresh_machine_is_healthy(yarn_ops: Any, state: Path) -> None:
     assert answer.status == 0
     assert list(found) == [
         "python", "packages", "state directory", "registry", "store", "mlflow", "prefect", "workers",
-        "cluster", "device",
+        "cluster", "device", "notify",
     ]  # fmt: skip
     assert all(each["healthy"] and not each["remedy"] for each in found.values())
     assert found["registry"]["found"] == f"sqlite:///{state}/registry.db, no runs yet"
@@ -127,7 +127,7 @@ def test_one_wrong_thing_does_not_hide_the_others(yarn_ops: Any, state: Path) ->
     answer = yarn_ops("doctor", YARN_OPS_MLFLOW_URI=NOBODY, YARN_OPS_DEVICE="cpu", COLUMNS="80")
     assert answer.status == 2
     lines = answer.out.splitlines()
-    assert [line[0] for line in lines if line[0] in "✓✗"] == list("✓✓✓✓✓✗✓✓✓✓")
+    assert [line[0] for line in lines if line[0] in "✓✗"] == list("✓✓✓✓✓✗✓✓✓✓✓")
     assert "    → start it, or correct YARN_OPS_MLFLOW_URI" in lines
 
 
