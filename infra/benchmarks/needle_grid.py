@@ -27,8 +27,9 @@ from yarn_ops.data.haystack import Haystack
 from yarn_ops.evals.cells import ModelUnderTest, Size
 from yarn_ops.evals.examples import Example, Question
 from yarn_ops.evals.journal import JsonLines
+from yarn_ops.evals.packed import Reply
 from yarn_ops.evals.plan import SIZES, CellPlan, suite_cells
-from yarn_ops.evals.reader import Reply, SharedReader, WholeReader
+from yarn_ops.evals.reader import SharedReader, WholeReader
 from yarn_ops.evals.reader_choice import open_reader
 from yarn_ops.evals.run import PlanRun, Worker
 from yarn_ops.evals.tasks import needles

@@ -192,7 +192,7 @@ class Bench:
             found = {}
             for task in HELD_OUT_TASKS:
                 samples = GRIDS[task](self.haystack, length, 8, self.asked.texts, 5)
-                scores = scoring.recall(task, scoring.ask_all(reader, samples), length, 8, 5)
+                scores = scoring.recall(task, scoring.ask_all(reader, [samples]), length, 8, 5)
                 found[task] = [
                     round(scores[0].value, 3),
                     [round(s.value, 2) for s in scores if s.depth is not None],

@@ -19,7 +19,9 @@ from transformers import PreTrainedModel
 
 from yarn_ops.data.haystack import Ids
 from yarn_ops.errors import EvaluationError
+from yarn_ops.models import lean
 from yarn_ops.models.head import Head
+from yarn_ops.models.suffix import PLANNED_TOKENS
 
 BATCH_TOKENS, GPU_BATCH_TOKENS = 8192, 32_768
 """tokens of one forward, so many that a small model fills a GPU; a longer window runs alone"""
@@ -81,7 +83,10 @@ def _judged(
     head, rows = Head.of(model), max(1, LOGITS_AT_ONCE // model.config.vocab_size)
     judged = []
     for ids_BT in _batches(windows, BATCH_TOKENS if model.device.type == "cpu" else GPU_BATCH_TOKENS):
-        hidden_PD = _hidden(model, ids_BT[:, :-1].to(model.device))[:, -scored_tokens:].flatten(0, 1)
+        read_BT, tokens = ids_BT[:, :-1].to(model.device), ids_BT.shape[1] - 1
+        if lean.installed(model) and tokens > PLANNED_TOKENS:  # its kernel; what is beyond is not looked at
+            read_BT = F.pad(read_BT, (0, -tokens % PLANNED_TOKENS))
+        hidden_PD = _hidden(model, read_BT)[:, tokens - scored_tokens : tokens].flatten(0, 1)
         target_P = ids_BT[:, -scored_tokens:].to(model.device).flatten()
         judged += [
             judge(head.logits(some_PD), some_P)

@@ -7,51 +7,41 @@ side at the same positions, under a mask in which none sees another.
 
 On a GPU, chunks end at multiples of the chunk and what is shared is cut at multiples of a grain, since a
 kernel is planned anew for every length it has not met. What a text has beyond its last grain is read with the
-questions, in the same forward: of short texts the forwards cost more than their tokens.
+questions, in the same forward: of short texts the forwards cost more than their tokens. There, too, texts
+are read side by side, as rows of one batch, where one alone would not fill the chip: those that begin alike
+are one row until they part.
 
-Axes: R rows of packed questions, N tokens read, B = 1, V vocabulary.
+Axes: B texts, R rows of packed questions, N tokens read, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel
 
 from yarn_ops.data.haystack import Ids
-from yarn_ops.evals.examples import Question, Tokens
+from yarn_ops.evals.examples import Example, Question, Tokens
+from yarn_ops.evals.packed import Reply, pack, packs, replies_of
 from yarn_ops.models import lean, suffix
+from yarn_ops.models.costs import BYTES, costs, dimensions_of
 from yarn_ops.models.head import Head
 
 CHUNK_TOKENS, GPU_CHUNK_TOKENS = 4096, 16_384
 """read at once; the second on a GPU, by an attention that makes no mask of a chunk's rows × keys"""
 GRAIN_TOKENS = {"cuda": suffix.PLANNED_TOKENS}
 """read again at most, to begin where a kernel has begun before"""
-PACKED_ROWS = 1024
-
-
-@dataclass(frozen=True)
-class Reply:
-    """To one question, teacher-forced."""
-
-    right: tuple[bool, ...]
-    """of each answer token: whether it is the likeliest"""
-    nll: float | None = None
-    """nats, of the whole answer; None: not looked at"""
-    chosen: bool | None = None
-    """whether the answer is likelier than every choice; None without choices"""
-    written: Tokens = ()
-    """what would have been written instead of the answer, where that was kept"""
-
-    @property
-    def exact(self) -> bool:
-        return all(self.right)
+FILLING_FLOP = {"cuda": 2e13}
+"""of one forward over texts side by side: the chip is then busy for longer than Python takes to call it"""
+CACHE_SHARE = 0.25
+"""of the device's memory that the keys and values of texts side by side may take"""
+REST_TOKENS = 256
+"""of a text, as many at most are read with its questions, under their mask, where texts are side by side"""
 
 
 class Reader(Protocol):
@@ -67,6 +57,10 @@ class Reader(Protocol):
 
     def ask(self, questions: Sequence[Question]) -> list[Reply]: ...
 
+    def ask_side_by_side(self, examples: Sequence[Example]) -> list[list[Reply]] | None:
+        """Replies by example; None where reading one after the other is as quick."""
+        ...
+
     def write(self, prompt: Tokens, tokens: int, enough: Callable[[list[int]], bool]) -> list[int]:
         """Greedy continuation of the text and `prompt`, until `enough` says so."""
         ...
@@ -81,6 +75,7 @@ class SharedReader:
         """`grain_tokens`: what is kept of a text is cut to a multiple of it; None: as suits the device."""
         self.model = model
         maskless = lean.installed(model) or model.config._attn_implementation.startswith(suffix.NAME)
+        self._sees_all_before = maskless  # a mask says what rows see of each other alone
         large = maskless and model.device.type == "cuda"
         self.chunk_tokens = chunk_tokens or (GPU_CHUNK_TOKENS if large else CHUNK_TOKENS)
         self._grain = grain_tokens or GRAIN_TOKENS.get(model.device.type, 1)
@@ -106,15 +101,89 @@ class SharedReader:
         self._ids, self._rest = ids[:shared], ids[shared:]
 
     def forget(self) -> None:
-        self._cut(len(self._ids))
+        self._cut(self._length())
         self._rest = self._rest[:0]
 
     @torch.inference_mode()
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
-        packs = [*_packs(questions)]
-        if len(packs) > 1:
+        some = [*packs(questions)]
+        if len(some) > 1:
             self._read_rest()
-        return [reply for some in packs for reply in replies_of(some, self.logits(some))]
+        return [reply for one in some for reply in replies_of(one, self.logits(one))]
+
+    @torch.inference_mode()
+    def ask_side_by_side(self, examples: Sequence[Example]) -> list[list[Reply]] | None:
+        some = sorted(range(len(examples)), key=lambda index: len(examples[index].context))
+        batches = [*self._batches([examples[index] for index in some])]
+        if len(batches) == len(examples) or any(len([*packs(each.questions)]) > 1 for each in examples):
+            return None
+        replies = (
+            replies_of(each.questions, logits)
+            for batch in batches
+            for each, logits in zip(batch, self.logits_side_by_side(batch), strict=True)
+        )
+        by_index = dict(zip(some, replies, strict=True))
+        return [by_index[index] for index in range(len(examples))]
+
+    def _batches(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
+        """Texts, ascending in length, so many at a time as fill the chip and fit its memory."""
+        filling = FILLING_FLOP.get(self.model.device.type, 0)
+        parameters = self.model.num_parameters()
+        dimensions = dimensions_of(self.model.config.to_dict(), parameters)
+        batch: list[Example] = []
+        for each in examples:
+            longest, shortest = len(each.context), len((batch or [each])[0].context)
+            rows = max(_rows(one) for one in (*batch, each)) + min(longest, REST_TOKENS)
+            count = len(batch) + 1
+            fits = dimensions is not None and (
+                count * 2 * parameters * min(longest, self._grain + rows) <= filling
+                and count * rows <= GPU_CHUNK_TOKENS
+                and longest - shortest <= REST_TOKENS
+                and count * costs(dimensions, [longest + rows])[0].kv_bytes
+                <= self._cache_bytes() * BYTES / self.model.dtype.itemsize
+            )
+            if batch and not fits:
+                yield batch
+                batch = []
+            batch.append(each)
+        yield batch
+
+    def _cache_bytes(self) -> float:
+        """What keys and values may take: the same on every device of a kind, so that scores are, too."""
+        device = self.model.device
+        if device.type != "cuda":
+            return float("inf")
+        return CACHE_SHARE * torch.cuda.get_device_properties(device).total_memory
+
+    @torch.inference_mode()
+    def logits_side_by_side(self, examples: Sequence[Example]) -> Iterator[Tensor]:
+        """float32 [answer tokens, V], example by example; nothing read before counts."""
+        self.forget()
+        texts = [each.context for each in examples]
+        together = min(map(len, texts))
+        step = max(self._grain, self.chunk_tokens // len(texts) // self._grain * self._grain)
+        *starts, last = range(0, together // self._grain * self._grain + 1, self._grain)
+        edges = sorted({*starts[:: step // self._grain], last})
+        if together - last > REST_TOKENS:
+            edges.append(together)
+        row_of = [0] * len(texts)
+        for start, end in pairwise(edges):
+            rows: dict[tuple[int, bytes], int] = {}
+            for index, text in enumerate(texts):
+                parted = row_of[index], text[start:end].tobytes()
+                row_of[index] = rows.setdefault(parted, len(rows))
+            self._select([row for row, _ in rows])
+            self._through(np.stack([np.frombuffer(read, dtype=np.int64) for _, read in rows]))
+        self._select(row_of)
+        yield from self._answers(
+            [text[edges[-1] :].tolist() for text in texts], [each.questions for each in examples]
+        )
+        self.forget()
+
+    def _select(self, rows: Sequence[int]) -> None:
+        """Make these rows of the cache, some of them several times, its rows."""
+        if self._length() and [*rows] != [*range(self._cache.batch_size)]:
+            self._cache.batch_select_indices(torch.tensor(rows, device=self.model.device))
 
     @torch.inference_mode()
     def write(self, prompt: Tokens, tokens: int, enough: Callable[[list[int]], bool]) -> list[int]:
@@ -152,21 +221,37 @@ class SharedReader:
     @torch.inference_mode()
     def logits(self, questions: Sequence[Question]) -> Tensor:
         """float32 [all answer tokens, V]: what comes before each token of each question's answers."""
-        kept, rest, device = self._length(), self._rest.tolist(), self.model.device
-        packed = _pack(questions, kept + len(rest))
-        rows = len(rest) + len(packed.ids)
-        mask = torch.ones(rows, kept + rows, dtype=torch.bool).tril(kept)
-        mask[len(rest) :, kept + len(rest) :] = packed.mask
+        return next(self._answers([self._rest.tolist()], [questions]))
+
+    def _answers(self, rests: Sequence[list[int]], asked: Sequence[Sequence[Question]]) -> Iterator[Tensor]:
+        """As `logits`, for each row of the cache: of what its text still has, and its questions."""
+        kept, device = self._length(), self.model.device
+        packed = [pack(questions, kept + len(rest)) for rest, questions in zip(rests, asked, strict=True)]
+        rows = max(len(rest) + len(one.ids) for rest, one in zip(rests, packed, strict=True))
+        ids = torch.zeros(len(rests), rows, dtype=torch.int64)
+        positions = torch.full_like(ids, kept)
+        seen = torch.ones(rows, rows, dtype=torch.bool).tril().repeat(len(rests), 1, 1, 1)
+        for row, (rest, one) in enumerate(zip(rests, packed, strict=True)):
+            first, end = len(rest), len(rest) + len(one.ids)
+            ids[row, :end] = torch.tensor([*rest, *one.ids])
+            positions[row, :end] = torch.tensor([*range(kept, kept + first), *one.positions])
+            seen[row, 0, first:, first:] = torch.eye(rows - first, dtype=torch.bool)  # those that pad
+            seen[row, 0, first:end, first:end] = one.mask
+        seen = seen.to(device)
+        if not self._sees_all_before:
+            seen = torch.cat((seen.new_ones(*seen.shape[:3], kept), seen), -1)
         hidden = self.model.base_model(
-            input_ids=torch.tensor([[*rest, *packed.ids]], device=device),
-            position_ids=torch.tensor([[*range(kept, kept + len(rest)), *packed.positions]], device=device),
-            attention_mask=mask.to(device)[None, None],
+            input_ids=ids.to(device),
+            position_ids=positions.to(device),
+            attention_mask=seen,
             past_key_values=self._cache,
             use_cache=True,
-        ).last_hidden_state[0, len(rest) :]
+        ).last_hidden_state
         self._cut(rows)
-        self.read_tokens += rows
-        return Head.of(self.model).logits(hidden[packed.asked])
+        self.read_tokens += sum(len(rest) + len(one.ids) for rest, one in zip(rests, packed, strict=True))
+        head = Head.of(self.model)
+        for row, (rest, one) in enumerate(zip(rests, packed, strict=True)):
+            yield head.logits(hidden[row, [len(rest) + at for at in one.asked]])
 
     def _read_rest(self) -> None:
         """Have the whole text in the cache."""
@@ -175,11 +260,12 @@ class SharedReader:
             self._ids, self._rest = np.concatenate([self._ids, self._rest]), self._rest[:0]
 
     def _through(self, ids: Ids) -> Tensor:
-        start = self._length()
-        self.read_tokens += len(ids)
+        """ids: int64 [N], or [B, N] of the rows of the cache; hidden states [B, N, D]."""
+        start, ids = self._length(), np.atleast_2d(ids)
+        self.read_tokens += ids.size
         return self.model.base_model(
-            input_ids=torch.from_numpy(ids)[None].to(self.model.device),
-            position_ids=torch.arange(start, start + len(ids), device=self.model.device)[None],
+            input_ids=torch.from_numpy(ids).to(self.model.device),
+            position_ids=torch.arange(start, start + ids.shape[1], device=self.model.device)[None],
             past_key_values=self._cache,
             use_cache=True,
         ).last_hidden_state
@@ -208,6 +294,9 @@ class WholeReader:
 
     def forget(self) -> None:
         self._ids = self._ids[:0]
+
+    def ask_side_by_side(self, examples: Sequence[Example]) -> None:
+        return None
 
     @torch.inference_mode()
     def ask(self, questions: Sequence[Question]) -> list[Reply]:
@@ -240,69 +329,8 @@ class WholeReader:
         return Head.of(self.model).logits(hidden)
 
 
-@dataclass(frozen=True)
-class _Packed:
-    ids: list[int]
-    positions: list[int]
-    asked: list[int]
-    """rows whose prediction is an answer token: question by question, answer and then choices"""
-    mask: Tensor
-    """bool [R, R]"""
-
-
-def _pack(questions: Sequence[Question], start: int) -> _Packed:
-    ids: list[int] = []
-    positions: list[int] = []
-    owner: list[int] = []
-    branch: list[int] = []
-    asked: list[int] = []
-    for number, question in enumerate(questions):
-        ids += question.prompt
-        positions += range(start, start + len(question.prompt))
-        owner += [number] * len(question.prompt)
-        branch += [0] * len(question.prompt)
-        last, after = len(ids) - 1, start + len(question.prompt)
-        for which, answer in enumerate(question.answers, start=1):
-            asked += [last, *range(len(ids), len(ids) + len(answer) - 1)]
-            ids += answer[:-1]
-            positions += range(after, after + len(answer) - 1)
-            owner += [number] * (len(answer) - 1)
-            branch += [which] * (len(answer) - 1)
-    owners, branches, rows = torch.tensor(owner), torch.tensor(branch), torch.arange(len(ids))
-    mine = owners[:, None] == owners[None]
-    prompt_or_same = (branches[None] == 0) | (branches[:, None] == branches[None])
-    return _Packed(ids, positions, asked, mine & prompt_or_same & (rows[None] <= rows[:, None]))
-
-
-def _packs(questions: Sequence[Question]) -> Iterator[list[Question]]:
-    """The questions in order, so many at a time that their rows stay few."""
-    some: list[Question] = []
-    rows = 0
-    for question in questions:
-        needed = len(question.prompt) + sum(map(len, question.answers))
-        if some and rows + needed > PACKED_ROWS:
-            yield some
-            some, rows = [], 0
-        some.append(question)
-        rows += needed
-    if some:
-        yield some
-
-
-def replies_of(questions: Sequence[Question], logits: Tensor) -> list[Reply]:
-    """logits: float32 [all answer tokens, V], in the order of `_Packed.asked`."""
-    targets = [token for question in questions for answer in question.answers for token in answer]
-    target = torch.tensor(targets, device=logits.device)
-    nll = F.cross_entropy(logits, target, reduction="none").double().cpu().numpy()
-    right = (logits.argmax(-1) == target).cpu().numpy()
-    replies, at = [], 0
-    for question in questions:
-        sums, hits = [], tuple(map(bool, right[at : at + len(question.answer)]))
-        for answer in question.answers:
-            sums.append(float(nll[at : at + len(answer)].sum()))
-            at += len(answer)
-        replies.append(Reply(hits, sums[0], sums[0] < min(sums[1:]) if question.choices else None))
-    return replies
+def _rows(example: Example) -> int:
+    return sum(len(one.prompt) + sum(map(len, one.answers)) for one in example.questions)
 
 
 def _common_prefix(one: Ids, other: Ids) -> int:

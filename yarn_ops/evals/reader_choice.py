@@ -9,7 +9,7 @@ one may be twice as far from it as the usual one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from yarn_ops.data.haystack import Ids
-from yarn_ops.evals.examples import Question, Tokens
-from yarn_ops.evals.reader import Reader, SharedReader, WholeReader
+from yarn_ops.evals.examples import Example, Question, Tokens
+from yarn_ops.evals.reader import FILLING_FLOP, Reader, SharedReader, WholeReader
 from yarn_ops.models import lean, suffix
 from yarn_ops.rope.methods import LENGTH_DEPENDENT, RopeSpec
 
@@ -107,16 +107,27 @@ class _Probe:
         self._allowed = max(EXACT_NATS, FURTHER * self._distance(whole))
 
     def reads_alike(self) -> bool:
-        """Whether chunks, a cut and packed questions, by the attention that is set, are near enough."""
-        return self._alike(SharedReader(self._model, self._chunk, self._grain), [self._other, self._text])
+        """Whether chunks, a cut and packed questions, by the attention that is set, are near enough; where
+        texts are read side by side, those too."""
+        reader = SharedReader(self._model, self._chunk, self._grain)
+        alike = self._alike(lambda: self._answers(reader, [self._other, self._text]))
+        if self._model.device.type not in FILLING_FLOP:
+            return alike
+        return alike and self._alike(lambda: self._side_by_side(reader))
 
     def whole_alike(self) -> bool:
         """Whether whole forwards are near enough."""
-        return self._alike(WholeReader(self._model), [self._text])
+        return self._alike(lambda: self._answers(WholeReader(self._model), [self._text]))
 
-    def _alike(self, reader: SharedReader | WholeReader, texts: Sequence[Ids]) -> bool:
+    def _side_by_side(self, reader: SharedReader) -> Tensor:
+        """As `_answers`, beside a text that begins alike and is shorter."""
+        texts = [(self._other[:-1], self._questions[:1]), (self._text, self._questions)]
+        _, logits = reader.logits_side_by_side([Example(ids, tuple(asked)) for ids, asked in texts])
+        return logits.log_softmax(-1)
+
+    def _alike(self, answers: Callable[[], Tensor]) -> bool:
         try:
-            distance = self._distance(self._answers(reader, texts))
+            distance = self._distance(answers())
         except torch.OutOfMemoryError:
             raise
         except (

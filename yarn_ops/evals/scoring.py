@@ -6,7 +6,7 @@ outcome, is joined to the scores that it would have had whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -15,7 +15,8 @@ from yarn_ops.evals.examples import Example, Question
 from yarn_ops.evals.forward import correct_predictions
 from yarn_ops.evals.intervals import ERROR, mean_interval, shares_interval
 from yarn_ops.evals.names import CHOICE, NATS, NO_NEEDLE
-from yarn_ops.evals.reader import Reader, Reply
+from yarn_ops.evals.packed import Reply
+from yarn_ops.evals.reader import Reader
 from yarn_ops.evals.sequential import Looks, exact_interval
 from yarn_ops.records import Score
 
@@ -26,14 +27,26 @@ Keeps = Callable[[str, float | None], bool]
 """(task, depth) -> whether a score keeps its outcomes"""
 
 
-def ask_all(reader: Reader, examples: Iterable[Example]) -> list[Answered]:
-    """Every question of one text with the model's reply, in order; nothing read before counts."""
-    reader.forget()
-    asked: list[Answered] = []
-    for example in examples:
-        reader.read(example.context)
-        asked += zip(example.questions, reader.ask(example.questions), strict=True)
-    return asked
+def ask_all(reader: Reader, texts: Iterable[Sequence[Example]]) -> list[Answered]:
+    """Every question with the model's reply, in order. texts: examples that begin alike; nothing read before
+    a text counts."""
+    texts = [*texts]
+    side_by_side = reader.ask_side_by_side([example for text in texts for example in text])
+    replies = _one_by_one(reader, texts) if side_by_side is None else iter(side_by_side)
+    return [
+        pair
+        for text in texts
+        for example in text
+        for pair in zip(example.questions, next(replies), strict=True)
+    ]
+
+
+def _one_by_one(reader: Reader, texts: Iterable[Sequence[Example]]) -> Iterator[list[Reply]]:
+    for text in texts:
+        reader.forget()
+        for example in text:
+            reader.read(example.context)
+            yield reader.ask(example.questions)
 
 
 def ask_in_turn(model: PreTrainedModel, examples: Sequence[Example]) -> list[Answered]:

@@ -25,7 +25,8 @@ NAME = "yarn-ops-suffix"
 for a package, a kernel on the hub or a mask of its own by that name."""
 PLANNED_TOKENS = 1024
 """cuDNN plans anew for every shape it has not met, which takes longer than attending: it gets rows and keys
-in multiples of this alone, so that its shapes come again; what is left goes the way that plans nothing"""
+in multiples of this alone, of one text, so that its shapes come again; what is left goes the way that plans
+nothing"""
 aten = torch.ops.aten
 
 Kernel = Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
@@ -109,7 +110,8 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: floa
 
 
 def _cudnn(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    if q.shape[2] % PLANNED_TOKENS or k.shape[2] % PLANNED_TOKENS:
+    several = len(q) > 1 and q.shape[2] != k.shape[2]  # behind a cache, whose rows and keys vary
+    if several or q.shape[2] % PLANNED_TOKENS or k.shape[2] % PLANNED_TOKENS:
         return _tiled(q, k, v, causal, scale)
     output, sums, *_ = aten._scaled_dot_product_cudnn_attention(
         q, k, v, None, True, 0.0, causal, False, scale=scale

@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from yarn_ops.data.haystack import Ids
 from yarn_ops.evals.examples import Question, Tokens
-from yarn_ops.evals.reader import Reply
+from yarn_ops.evals.packed import Reply
 
 ASKED_TOKENS = 64
 """room that a cut text leaves for a question and its answer"""

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from yarn_ops.data.haystack import Decode, Encode, Ids
 from yarn_ops.evals.bm25 import Bm25
 from yarn_ops.evals.examples import Question
-from yarn_ops.evals.reader import Reply
+from yarn_ops.evals.packed import Reply
 from yarn_ops.remedies.remedy import FullMemory, answer, reply_to, write
 
 WORD = re.compile(r"\w+")

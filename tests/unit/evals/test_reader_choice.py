@@ -28,7 +28,8 @@ from transformers.integrations.hub_kernels import is_kernel
 from transformers.utils.generic import is_flash_attention_requested
 
 import yarn_ops
-from yarn_ops.evals import reader_choice
+from yarn_ops.evals import forward, reader_choice
+from yarn_ops.evals.forward import correct_predictions, token_losses
 from yarn_ops.evals.reader import SharedReader, WholeReader
 from yarn_ops.evals.reader_choice import _Probe, open_reader, quicken
 from yarn_ops.models import lean, pre_rope, suffix
@@ -251,3 +252,21 @@ def test_smollm2_is_read_by_each_kernel_of_the_gpu(kernel: str):
     probe = _Probe(model)
     model.set_attn_implementation(f"{suffix.NAME}-{kernel}")
     assert probe.reads_alike()
+
+
+def test_windows_longer_than_what_a_kernel_plans_for_are_filled_up(lean_on_cpu: None, monkeypatch):
+    """For the lean forward; what is beyond a window changes none of its losses and predictions."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+    windows = torch.randint(0, model.config.vocab_size, (3, 40)).numpy()
+    losses, right = token_losses(model, windows, 20), correct_predictions(model, windows, 20)
+    quicken(model, SPEC)
+    assert lean.installed(model)
+    monkeypatch.setattr(forward, "PLANNED_TOKENS", 16)
+    read: list[int] = []
+    model.base_model.register_forward_pre_hook(
+        lambda _, __, options: read.append(options["input_ids"].shape[1]), with_kwargs=True
+    )
+    torch.testing.assert_close(token_losses(model, windows, 20), losses, rtol=1e-5, atol=1e-5)
+    assert (correct_predictions(model, windows, 20) == right).all()
+    assert read == [48, 48]

@@ -14,8 +14,8 @@ from yarn_ops.evals.cells import Size
 from yarn_ops.evals.examples import Question
 from yarn_ops.evals.intervals import paired_share_interval
 from yarn_ops.evals.journal import JsonLines
+from yarn_ops.evals.packed import Reply
 from yarn_ops.evals.reach import LEAST_SHORT
-from yarn_ops.evals.reader import Reply
 from yarn_ops.evals.sequential import Looks, exact_interval, stopped_early
 from yarn_ops.records import Score
 

@@ -10,7 +10,8 @@ import torch
 from suite_parts import SIZES, SPEC, documents
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from yarn_ops.evals.examples import Question
+from yarn_ops.evals import reader as reading
+from yarn_ops.evals.examples import Example, Question
 from yarn_ops.evals.reader import SharedReader, WholeReader
 from yarn_ops.evals.reader_choice import open_reader
 from yarn_ops.evals.tasks import needles
@@ -99,7 +100,7 @@ def test_a_grain_changes_where_reading_begins_and_nothing_else(tiny_llama, grain
             assert ours.nll == pytest.approx(theirs.nll, abs=1e-4)
     assert coarse.read_tokens - fine.read_tokens == 30 % grain_tokens + 10 % grain_tokens
     assert coarse.write((3,), 9, lambda ids: False) == fine.write((3,), 9, lambda ids: False)
-    many = QUESTIONS * 40  # more than one forward's
+    many = QUESTIONS * 60  # more than one forward's
     coarse.read(texts()[1])
     fine.read(texts()[1])
     for ours, theirs in zip(coarse.ask(many), fine.ask(many), strict=True):
@@ -136,3 +137,56 @@ def test_suffix_attention_is_the_masked_one():
 def test_on_a_cpu_the_suffix_kernel_reads(tiny_llama):
     open_reader(tiny_llama, SPEC)
     assert tiny_llama.config._attn_implementation == f"{suffix.NAME}-cpu"
+
+
+def many_examples(lengths=(61, 57, 57, 57, 57, 57)) -> list[Example]:
+    """The texts, one of them twice and one longer, each with questions of its own."""
+    rng = np.random.default_rng(1)
+    whole = [*texts(), texts()[1], np.concatenate([texts()[0], rng.integers(0, 97, 400)])]
+    return [
+        Example(text, tuple(QUESTIONS[: 1 + index % 3])) for index, text in enumerate([whole[0][:-4], *whole])
+    ]
+
+
+@pytest.mark.parametrize("grain_tokens", [1, 4, 16])
+@pytest.mark.parametrize("attention", ["sdpa", f"{suffix.NAME}-cpu"])
+def test_texts_side_by_side_are_answered_as_alone(monkeypatch, tiny_llama, grain_tokens, attention):
+    """Beginnings that are shared are read once; lengths and questions differ."""
+    suffix.register_attention("cpu")
+    tiny_llama.set_attn_implementation(attention)
+    examples, alone = many_examples(), SharedReader(tiny_llama, 16, grain_tokens)
+    assert alone.ask_side_by_side(examples) is None  # on a CPU one alone fills it
+    monkeypatch.setattr(reading, "FILLING_FLOP", {"cpu": 1e12})
+    monkeypatch.setattr(reading, "REST_TOKENS", 8)
+    beside = SharedReader(tiny_llama, 32, grain_tokens)
+    answered = beside.ask_side_by_side(examples)
+    for example, ours in zip(examples, answered, strict=True):
+        alone.read(example.context)
+        theirs = alone.ask(example.questions)
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.nll == pytest.approx(other.nll, abs=1e-4)
+            assert (one.right, one.chosen) == (other.right, other.chosen)
+    whole = sum(len(example.context) for example in examples)
+    assert beside.read_tokens < whole
+    examples.append(Example(examples[0].context, tuple(QUESTIONS * 60)))  # more than one forward's
+    assert beside.ask_side_by_side(examples) is None
+
+
+def test_as_many_are_side_by_side_as_fill_the_chip_and_fit(monkeypatch, tiny_llama):
+    examples, beside = many_examples()[:-1], SharedReader(tiny_llama, 32, 16)
+
+    def batches() -> list[int]:
+        return [len(batch) for batch in beside._batches(sorted(examples, key=lambda one: len(one.context)))]
+
+    monkeypatch.setattr(reading, "FILLING_FLOP", {"cpu": 1e12})
+    assert batches() == [6]
+    monkeypatch.setattr(reading, "FILLING_FLOP", {"cpu": 3 * 2 * tiny_llama.num_parameters() * 57})
+    assert batches() == [3, 3]
+    monkeypatch.setattr(reading, "FILLING_FLOP", {"cpu": 1e12})
+    sizes = tiny_llama.config
+    of_token = 2 * 4 * sizes.num_hidden_layers * sizes.num_key_value_heads * sizes.head_dim
+    monkeypatch.setattr(SharedReader, "_cache_bytes", lambda _: 2.5 * (57 + 57 + 40) * of_token)
+    assert batches() == [2, 2, 2]
+    monkeypatch.setattr(SharedReader, "_cache_bytes", lambda _: of_token)
+    assert batches() == [1] * 6
+    assert beside.ask_side_by_side(examples) is None

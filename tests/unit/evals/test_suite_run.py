@@ -29,7 +29,7 @@ def needle_scores(model, encode, texts: int = 2, lengths: tuple[int, ...] = LENG
     haystack, reader = documents(encode), WholeReader(model)
     scores: list[Score] = []
     for length in lengths:
-        asked = scoring.ask_all(reader, needles.grid("prose", haystack, length, 4, texts, 0))
+        asked = scoring.ask_all(reader, [needles.grid("prose", haystack, length, 4, texts, 0)])
         scores += scoring.recall("needle/prose", asked, length, 4, 0)
     return scores
 
@@ -63,7 +63,7 @@ def test_induction_continues_what_is_there_and_nothing_else(task, match, encode)
 
     def scores(**options) -> tuple[Score, ...]:
         reader = WholeReader(Induction(8192, match, **options))
-        asked = scoring.ask_all(reader, examples_of(task, size, haystack, 256))
+        asked = scoring.ask_all(reader, [examples_of(task, size, haystack, 256)])
         return scoring.recall(task, asked, 256, 4, 0, by_token=task == "copy")
 
     right = scores()

@@ -59,13 +59,9 @@ def grid_task(
         def measured(texts: range, under_test: ModelUnderTest) -> tuple[Score, ...]:
             examples = _examples(make, haystack, length, size.parts, size.texts, seed)
             of_text = len(examples) // size.texts
-            asked = [
-                pair
-                for text in texts
-                for pair in scoring.ask_all(
-                    under_test.reader, examples[text * of_text : (text + 1) * of_text]
-                )
-            ]
+            asked = scoring.ask_all(
+                under_test.reader, [examples[text * of_text : (text + 1) * of_text] for text in texts]
+            )
             keeps = None if whole else scoring.every_outcome
             return scoring.recall(name, asked, length, size.parts, seed, keeps, by_token=by_token)
 

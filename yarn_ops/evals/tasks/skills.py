@@ -18,6 +18,7 @@ from yarn_ops.evals.cells import Cell, ModelUnderTest, Size
 from yarn_ops.evals.examples import WRONG_CHOICES, Example, Question, Tokens
 from yarn_ops.evals.intervals import mean_interval, shares_interval
 from yarn_ops.evals.names import CHAT, CHAT_ENDS, CLOZE, ORDER
+from yarn_ops.evals.scoring import ask_all
 from yarn_ops.records import Score
 
 ITEMS = 128
@@ -38,16 +39,15 @@ def cell(haystack: Haystack, size: Size, length: int, lengths: Sequence[int], se
     def measure(under_test: ModelUnderTest) -> tuple[Score, ...]:
         rng = np.random.default_rng([seed, *b"skills"])
         found: dict[str, list[float]] = {}
-        under_test.reader.forget()
-        for task, example in examples(haystack, rng):
-            under_test.reader.read(example.context)
-            replies = under_test.reader.ask(example.questions)
+        tasks, asked = zip(*examples(haystack, rng), strict=True)
+        replies = (reply for _, reply in ask_all(under_test.reader, [asked]))
+        for task, reply in zip(tasks, replies, strict=False):
             if task in (CLOZE, ORDER):
-                found.setdefault(task, []).append(float(bool(replies[0].chosen)))
+                found.setdefault(task, []).append(float(bool(reply.chosen)))
                 continue
-            answer, ends = replies
+            ends = next(replies)
             found.setdefault(CHAT_ENDS, []).append(float(ends.exact))
-            found.setdefault(CHAT, []).append((answer.nll or 0.0) / len(answer.right))
+            found.setdefault(CHAT, []).append((reply.nll or 0.0) / len(reply.right))
         return tuple(
             Score.of(
                 task, length, float(np.mean(items)),
