@@ -60,7 +60,7 @@ class Run:
         for parameter in self.learning:
             parameter.data = parameter.data.float()
         layers = self.model.base_model.layers
-        sharded = ShardedLayers(layers, "cuda", ranks.size) if ranks.layout.sharded else None
+        absent = ShardedLayers(layers, "cuda", ranks.size) if ranks.layout.sharded else None
         self.backbone = Backbone(
             self.model,
             torch.bfloat16,
@@ -68,7 +68,7 @@ class Run:
             window=tokens,
             policies=policies,
             ranks=ranks,
-            sharded=sharded,
+            absent=absent,
         )
         self.loss_of = CausalLoss(self.model, self.backbone, torch.bfloat16, ranks.context_group)
         self.optimizer = torch.optim.AdamW(self.learning, lr=1e-4, fused=True)

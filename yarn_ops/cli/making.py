@@ -78,12 +78,18 @@ def compare(
 @app.command()
 def plan(
     recipe: RecipeArgument,
-    gpu: Annotated[str | None, typer.Option(help="H100 or H200; without it, the GPU that is here.")] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="H100, H200, 24GB (any size) or H200:24GB; without it, the GPU that is here."),
+    ] = None,
     nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
     gpus: Annotated[int, typer.Option(help="GPUs of each machine.")] = 1,
     documents_gb: Annotated[
         float, typer.Option(min=0, metavar="GB", help="Text to prepare; it is not looked at.")
     ] = 1.0,
+    host_gb: Annotated[
+        float, typer.Option(min=0, metavar="GB", help="Host memory that the steps of a GPU may take.")
+    ] = 96.0,
     gpu_hour: Annotated[
         float | None, typer.Option(metavar="$", help="Price of a GPU's hour; left out: 3, assumed.")
     ] = None,
@@ -99,7 +105,7 @@ def plan(
 
     prices = (GPU_HOUR if gpu_hour is None else gpu_hour, NODE_HOUR if node_hour is None else node_hour)
     machines = Machines(nodes, gpus, *prices)
-    found = planning.plan_run(load_asked(recipe, set_), gpu, machines, documents_gb * 1e9)
+    found = planning.plan_run(load_asked(recipe, set_), gpu, machines, documents_gb * 1e9, host_gb)
     planning.show(found, as_json=json)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
     from yarn_ops.train.plan import ModelShape, Rates
 
 GIB = 1 << 30
-HOST_BYTES = 96 * GIB
-"""of a machine that is not this one, for each GPU"""
+HOST_GB = 96.0
+"""of a machine that is not this one, for each GPU: host memory that a step may take"""
+DRIVER_BYTES = GIB // 2
+"""of a card's memory, which the driver and CUDA take"""
+SIZED = re.compile(r"(?:(?P<name>\w+):)?(?P<size>\d+(?:\.\d+)?) ?GB", re.IGNORECASE)
+"""a card of any size: 24GB, H200:24GB"""
 PROCESS_GIB = 8
 """of a trainer process beside what it keeps on the host: imports, CUDA, a shard of weights on its way"""
 SHM_GIB = 2
@@ -46,7 +51,7 @@ class LegPlan:
     mfu: float | None
     """of the GPUs' measured peak"""
     shared: str
-    """how several GPUs share a step; "" for one"""
+    """how several GPUs share a step, or how much one streams; "" for neither"""
 
 
 @dataclass(frozen=True)
@@ -80,16 +85,21 @@ class RunPlan:
 
 
 def plan_run(
-    recipe: Recipe, gpu: str | None, machines: Machines | None = None, document_bytes: float = 1e9
+    recipe: Recipe,
+    gpu: str | None,
+    machines: Machines | None = None,
+    document_bytes: float = 1e9,
+    host_gb: float = HOST_GB,
 ) -> RunPlan:
-    """By a measured GPU's name, or by this machine's own GPU; TrainError where a leg does not fit."""
+    """By a measured GPU's name, a size (`_device`), or this machine's own GPU; TrainError where a leg does
+    not fit. `host_gb`: of host memory for each GPU."""
     import torch
 
     from yarn_ops.models.files import read_config
     from yarn_ops.models.loading import lay_out
-    from yarn_ops.train.layout_search import predict, training_shape
+    from yarn_ops.train.layout_search import predict, step_shape, training_shape
     from yarn_ops.train.lora import make_trainable
-    from yarn_ops.train.parallel.layout import StepShape, usable_processes
+    from yarn_ops.train.parallel.layout import usable_processes
 
     machines = machines or Machines()
     directory = directory_of(recipe.base.model, recipe.base.original_context_tokens)
@@ -104,10 +114,10 @@ def plan_run(
         window = leg.context_tokens
         positions = window * recipe.train.batch_windows
         device, memory, rates, peak = _device(gpu, shape, positions, window, float8)
-        step = StepShape.of(recipe.train, window, config)
+        step = step_shape(model, recipe.train, window, config)
         processes = usable_processes(machines.gpus, step)
         found = predict(
-            processes, step, recipe.train, shape, rates, memory_bytes=memory, host_bytes=HOST_BYTES
+            processes, step, recipe.train, shape, rates, memory_bytes=memory, host_bytes=host_gb * GIB
         )
         legs.append(_leg(shape, found, leg.steps, window, step.windows, peak))
     adapter = shape.trained * torch.float32.itemsize
@@ -193,7 +203,11 @@ def _evaluation(
 def _device(
     gpu: str | None, shape: ModelShape, positions: int, window: int, float8: bool
 ) -> tuple[str, float, Rates, float | None]:
-    """Name, bytes, rates and peak FLOP/s of the asked GPU, or of the one that is here, which is probed."""
+    """Name, bytes, rates and peak FLOP/s of the asked GPU, or of the one that is here, which is probed.
+
+    A measured GPU may be asked for by name, and with another memory (`H200:24GB`). A size alone (`24GB`)
+    answers what fits any such card, with the seconds of the first measured GPU.
+    """
     import torch
 
     from yarn_ops.train.attention import choose_kernel
@@ -201,14 +215,19 @@ def _device(
     from yarn_ops.train.probe import measure_rates
 
     if gpu is not None:
-        known = known_gpu(gpu)
+        sized = SIZED.fullmatch(gpu.strip())
+        known = known_gpu((sized["name"] or GPUS[0].name) if sized else gpu)
         if known is None:
             names = ", ".join(each.name for each in GPUS)
             raise RecipeError(
-                f"--gpu {gpu}: not measured yet; choose from {names}, or plan where that GPU is"
+                f"--gpu {gpu}: not measured yet; choose from {names}, or a size such as 24GB, or plan "
+                "where that GPU is"
             )
         rates = known.rates._replace(products=known.float8_products) if float8 else known.rates
-        return known.name, known.memory_bytes, rates, known.peak_flops
+        if sized is None:
+            return known.name, known.memory_bytes, rates, known.peak_flops
+        name = f"{sized['size']} GB at an {known.name}'s rates"
+        return name, float(sized["size"]) * GIB - DRIVER_BYTES, rates, known.peak_flops
     if not torch.cuda.is_available():
         names = " or ".join(f"--gpu {each.name}" for each in GPUS)
         raise RecipeError(f"plan: no GPU here to plan for; name one: {names}")

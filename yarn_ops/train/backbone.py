@@ -12,9 +12,8 @@ from transformers import PreTrainedModel
 from yarn_ops.errors import TrainError
 from yarn_ops.models.device import unsupported
 from yarn_ops.train.attention import choose_kernel
-from yarn_ops.train.decoder import Decoder
+from yarn_ops.train.decoder import AbsentLayers, Decoder
 from yarn_ops.train.parallel.ranks import Ranks
-from yarn_ops.train.parallel.sharding import ShardedLayers
 from yarn_ops.train.plan import (
     LayerPolicy,
     ModelShape,
@@ -30,7 +29,9 @@ from yarn_ops.train.probe import measure_rates
 CPU_RATES = Rates(1e11, 1e11, 1e11, 1e10, 1e10)
 """any: on a CPU the plan follows from memory alone"""
 CPU_SHARE = 0.5
-"""of the free host memory that a step may take"""
+"""of the free host memory that a step on a CPU may take"""
+PINNED_SHARE = 0.8
+"""of the free host memory that the steps on its GPUs may take"""
 
 
 class TransformersBackbone:
@@ -62,17 +63,18 @@ class Backbone:
         policies: Sequence[LayerPolicy] | None = None,
         float8: bool = False,
         ranks: Ranks | None = None,
-        sharded: ShardedLayers | None = None,
+        absent: AbsentLayers | None = None,
     ) -> None:
         """`windows` × `window` tokens are a micro-batch. `policies`: of each layer; None: the planner
         chooses, and raises TrainError where no policy fits the memory. `float8`: `quantise` will be called.
-        `ranks`: the processes that share a step, which all choose alike; `sharded`: their layers."""
+        `ranks`: the processes that share a step, which all choose alike; `absent`: the layers that their
+        layout shards or streams."""
         ranks = ranks or Ranks()
-        context = ranks.layout.context
-        self._positions, self._window = windows * window // context, window
+        layout = ranks.layout
+        self._positions, self._window = windows * window // layout.context, window
         self.shape = ModelShape.of(
             model, element_bytes=dtype.itemsize, weight_bytes=next(model.parameters()).dtype.itemsize
-        ).shared(context, ranks.size if sharded else 1)
+        ).laid_out(layout)
         self.fallback_reason = unsupported(model, window)
         """why transformers' own forward runs; None when ours does"""
         self.flops = model_flops(self.shape, self._positions, window)
@@ -82,7 +84,7 @@ class Backbone:
                 f"train.precision: fp8 is for our own layers, and {self.fallback_reason}; use bf16"
             )
         memory, host, *rates = ranks.minimum(
-            capacity(self.shape, model.device.type, dtype, self._positions, window, float8)
+            capacity(self.shape, model.device.type, dtype, self._positions, window, float8, ranks.size)
         )
         self._rates = Rates(*rates)
         if policies is None:
@@ -94,9 +96,10 @@ class Backbone:
         self._forward: Decoder | TransformersBackbone
         if self.fallback_reason is None:
             self._forward = Decoder(
-                model, dtype, self.plan.policies, context_group=ranks.context_group, sharded=sharded
+                model, dtype, self.plan.policies, context_group=ranks.context_group, absent=absent
             )
         else:
+            assert absent is None
             if any(policy.keep != "everything" for policy in self.plan.policies):
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self._forward = TransformersBackbone(model, dtype)
@@ -121,12 +124,26 @@ class Backbone:
 
 
 def capacity(
-    shape: ModelShape, device: str, dtype: torch.dtype, positions: int, window: int, float8: bool
+    shape: ModelShape,
+    device: str,
+    dtype: torch.dtype,
+    positions: int,
+    window: int,
+    float8: bool,
+    processes: int = 1,
 ) -> tuple[float, ...]:
-    """Bytes that weights and step may take on the device, bytes on the host, then the fields of `Rates`."""
-    host = CPU_SHARE * psutil.virtual_memory().available
+    """Bytes that weights and step may take on the device, bytes on the host, then the fields of `Rates`.
+
+    What torch may take of a GPU (`set_per_process_memory_fraction`) limits it; the GPUs of a host share its
+    memory. Host memory that the shape's streamed layers have taken already counts as free.
+    """
+    available = psutil.virtual_memory().available
     if device == "cpu":
+        host = CPU_SHARE * available
         return host + shape.fixed_bytes, host, *CPU_RATES
     kernel = choose_kernel(device, dtype, shape.head_width, documents=False)
     rates = measure_rates(shape, positions, window, kernel, float8=float8)
-    return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved(), host, *rates
+    free, total = torch.cuda.mem_get_info()
+    memory = min(free + torch.cuda.memory_reserved(), total * torch.cuda.get_per_process_memory_fraction())
+    here = min(processes, torch.cuda.device_count())
+    return memory, PINNED_SHARE * available / here + shape.pinned_bytes, *rates

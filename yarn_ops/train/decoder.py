@@ -27,8 +27,11 @@ from yarn_ops.train.parallel.sharding import ShardedLayers
 from yarn_ops.train.parameter_stacks import ParameterStack, stacked
 from yarn_ops.train.plan import TILE_ROWS, LayerPolicy
 from yarn_ops.train.projection import Linear
+from yarn_ops.train.streaming import StreamedLayers
 
 ADAPTER = "default"
+AbsentLayers = ShardedLayers | StreamedLayers
+"""layers whose frozen weights are not all on this device"""
 
 
 class Decoder:
@@ -41,10 +44,10 @@ class Decoder:
         policies: Sequence[LayerPolicy],
         *,
         context_group: ContextGroup | None = None,
-        sharded: ShardedLayers | None = None,
+        absent: AbsentLayers | None = None,
     ) -> None:
         """`policies`: of each layer. `context_group`: the processes that share each window; every call then
-        gets this process's part of it. `sharded`: the layers, where processes shard them."""
+        gets this process's part of it. `absent`: the layers, where they are sharded or streamed."""
         backbone = model.base_model
         self._embed: nn.Module = model.get_input_embeddings()
         self._layers: list[Any] = list(backbone.layers)
@@ -52,7 +55,7 @@ class Decoder:
         self._head_width: int = self._layers[0].self_attn.head_dim
         self._eps: float = model.config.rms_norm_eps
         self._dtype, self._offload = dtype, HostOffload()
-        self._context_group, self._sharded = context_group, sharded
+        self._context_group, self._absent = context_group, absent
         self._float8: dict[nn.Module, Float8Weight] = {}
         self._adapters = [stack for layer in self._layers for stack in _adapters(layer)]
         self.policies = list(policies)
@@ -105,7 +108,7 @@ class Decoder:
 
     def _gathered(self, place: int, then: int) -> AbstractContextManager[None]:
         """A block in which layer `place` has its weights; those of `then` are fetched meanwhile."""
-        return nullcontext() if self._sharded is None else self._sharded.gathered(place, then)
+        return nullcontext() if self._absent is None else self._absent.gathered(place, then)
 
     def _weights(self, layer: Any, adapters: Iterator[Tensor]) -> Weights:
         """The layer's parameters; its adapters are taken from `adapters`, in the order of `_adapters`."""

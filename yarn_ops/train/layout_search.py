@@ -1,12 +1,17 @@
-"""The layout of a run on several processes: the fastest that fits, of those that its recipe allows."""
+"""The layout of a run: the fastest that fits, of those that its recipe allows.
+
+Several processes share windows, tokens and frozen layers; one process streams frozen layers from host memory,
+where that makes a step fit or leaves room to keep so much more that it is faster.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from yarn_ops.errors import TrainError
-from yarn_ops.models.device import resolve_device, resolve_dtype, torch_dtype
+from yarn_ops.models.device import resolve_device, resolve_dtype, torch_dtype, unsupported
 from yarn_ops.models.files import read_config
 from yarn_ops.models.loading import lay_out
 from yarn_ops.recipe import Train
@@ -15,31 +20,35 @@ from yarn_ops.train.job import Job
 from yarn_ops.train.lora import make_trainable
 from yarn_ops.train.parallel.layout import Layout, StepShape
 from yarn_ops.train.parallel.ranks import Ranks
-from yarn_ops.train.plan import ModelShape, Rates, StepPlan, plan_step
+from yarn_ops.train.plan import LADDER, ModelShape, Rates, StepPlan, plan_step
 
 LINK_BYTES = 200e9
 """bytes that a process sends in a second; an all-reduce of 1 GiB on two H100 has 329 GB/s of bus bandwidth"""
+STREAM_SHARES = 8
+"""as many numbers of streamed layers are tried"""
+STREAM_GAIN = 0.98
+"""of a step's seconds without streaming that one with it may take to be chosen"""
 
 
 def choose_layout(job: Job, ranks: Ranks) -> None:
     """Set the layout of a job in `ranks`, the same in every process, before a model is loaded.
 
-    TrainError where none fits. Of one process nothing is asked.
+    TrainError where none fits. Of one process on a CPU nothing is asked.
     """
-    if ranks.size == 1:
-        return
     device = resolve_device(job.device)
+    if ranks.size == 1 and device == "cpu":
+        return
     dtype = torch_dtype(resolve_dtype(job.train.precision, device))
     model = lay_out(job.patched_dir)
     make_trainable(model, job.train)
     shape = training_shape(model, job.train, device)
     window, float8 = job.leg.context_tokens, job.train.precision == "fp8"
     memory, host, *rates = ranks.minimum(
-        capacity(shape, device, dtype, job.train.batch_windows * window, window, float8)
+        capacity(shape, device, dtype, job.train.batch_windows * window, window, float8, ranks.size)
     )
     found = predict(
         ranks.size,
-        StepShape.of(job.train, window, read_config(job.patched_dir)),
+        step_shape(model, job.train, window, read_config(job.patched_dir)),
         job.train,
         shape,
         Rates(*rates),
@@ -55,6 +64,13 @@ def training_shape(model: Any, train: Train, device: Literal["cpu", "cuda"]) -> 
     element_bytes = torch_dtype(resolve_dtype(train.precision, device)).itemsize
     weight_bytes = element_bytes if train.method == "lora" else torch_dtype("fp32").itemsize
     return ModelShape.of(model, element_bytes=element_bytes, weight_bytes=weight_bytes)
+
+
+def step_shape(model: Any, train: Train, window: int, config: Mapping[str, Any]) -> StepShape:
+    """The sizes of a step of windows of so many tokens; `ours` asks the whole config, not the architecture
+    alone."""
+    step = StepShape.of(train, window, config)
+    return replace(step, ours=step.ours and unsupported(model, window) is None)
 
 
 class Prediction(NamedTuple):
@@ -86,10 +102,16 @@ def predict(
     for layout in _allowed(processes, step, train, shape):
         windows = min(step.batch_windows, step.windows // layout.data)  # of a micro-batch
         positions = windows * step.tokens // layout.context
-        shared = shape.shared(layout.context, processes if layout.sharded else 1)
+        if layout.mapped and found:
+            break  # files are for hosts that cannot hold what is streamed
         try:
             plan = plan_step(
-                shared, positions, step.tokens, rates, memory_bytes=memory_bytes, host_bytes=host_bytes
+                shape.laid_out(layout),
+                positions,
+                step.tokens,
+                rates,
+                memory_bytes=memory_bytes,
+                host_bytes=host_bytes,
             )
         except TrainError as error:
             refusal = error
@@ -97,14 +119,21 @@ def predict(
         micro_batches = -(-step.windows // (layout.data * windows))
         step_s = micro_batches * (plan.step_s + _communication_s(shape, layout, positions))
         found.append(Prediction(step_s, layout, plan))
+        if processes == 1 and set(plan.policies) == {LADDER[-1]}:
+            break
     if found:
-        return min(found, key=lambda each: each.step_s)
+        return min(found, key=lambda each: each.step_s / (STREAM_GAIN if each.layout.streamed else 1))
     raise refusal or _impossible(processes, step, train)
 
 
 def _allowed(processes: int, step: StepShape, train: Train, shape: ModelShape) -> Iterable[Layout]:
     if processes == 1:  # what the recipe says of several does not apply
         yield Layout()
+        if step.ours and not shape.full and train.precision != "fp8":
+            shares = range(1, STREAM_SHARES + 1)
+            counts = sorted({-(-shape.layers * share // STREAM_SHARES) for share in shares})
+            for mapped in (False, True):
+                yield from (Layout(streamed=count, mapped=mapped) for count in counts)
         return
     sharding = {"auto": (False, True), "yes": (True,), "no": (False,)}[train.shard_base]
     if shape.full or train.precision == "fp8" or not step.ours:

@@ -27,6 +27,7 @@ from yarn_ops.recipe import Train
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.train.backbone import Backbone
 from yarn_ops.train.batches import Batch, BatchReader
+from yarn_ops.train.decoder import AbsentLayers
 from yarn_ops.train.events import EventLog, NoEvents
 from yarn_ops.train.job import Job
 from yarn_ops.train.layout_search import choose_layout
@@ -37,6 +38,7 @@ from yarn_ops.train.parallel.ranks import Ranks
 from yarn_ops.train.parallel.sharding import ShardedLayers
 from yarn_ops.train.plan import known_gpu
 from yarn_ops.train.snapshot import Snapshot, save_snapshot
+from yarn_ops.train.streaming import StreamedLayers, streamed_places
 
 BETAS = (0.9, 0.95)  # Llama 2, section 2.2; YaRN's runs kept them
 FINAL_LOSS_STEPS = 5
@@ -86,7 +88,7 @@ class Loop:
         self._dtype = resolve_dtype(job.train.precision, self._device)
         self._float8 = job.train.precision == "fp8"
         self._batches = BatchReader(job, ranks, self._device)
-        self._model, sharded = load_model(job, self._device, self._dtype, ranks)
+        self._model, absent = load_model(job, self._device, self._dtype, ranks)
         self._parameters = trained_parameters(self._model)
         self._backbone = Backbone(
             self._model,
@@ -95,7 +97,7 @@ class Loop:
             window=job.leg.context_tokens,
             float8=self._float8,
             ranks=ranks,
-            sharded=sharded,
+            absent=absent,
         )
         self._loss = CausalLoss(self._model, self._backbone, torch_dtype(self._dtype), ranks.context_group)
         self._optimizer = make_optimizer(list(self._parameters.values()), job.train.weight_decay)
@@ -240,8 +242,8 @@ class Loop:
     def _report_plan(self) -> None:
         plan = self._backbone.plan
         facts: dict[str, Any] = {"predicted_s": plan.step_s} if self._device == "cuda" else {}
-        if self._ranks.size > 1:
-            facts["layout"] = self._ranks.layout.describe()
+        if layout := self._ranks.layout.describe():
+            facts["layout"] = layout
         self._events.emit("plan", kept=plan.describe(), predicted_bytes=plan.peak_bytes, **facts)
 
     def _accumulate(self, batch: Batch, target_tokens: float) -> float:
@@ -288,11 +290,11 @@ class Loop:
 
 def load_model(
     job: Job, device: str, dtype: Dtype, ranks: Ranks
-) -> tuple[PreTrainedModel, ShardedLayers | None]:
+) -> tuple[PreTrainedModel, AbsentLayers | None]:
     """The base, its RoPE proven, with what trains unfrozen and the previous leg's adapter loaded; and its
-    layers where `ranks` shard them. A sharded base is loaded to host memory: no device has to hold all of
-    it."""
-    config = read_config(job.patched_dir)
+    layers where the layout of `ranks` shards or streams them. Such a base is loaded to host memory: no device
+    has to hold all of it."""
+    config, layout = read_config(job.patched_dir), ranks.layout
     # Frozen weights can lie in bf16; what learns is kept in float32 (`make_trainable`).
     frozen_bf16 = dtype == "bf16" and job.train.method == "lora"
     model = load_proven(
@@ -300,15 +302,19 @@ def load_model(
         config,
         rope_spec_of(config),
         dtype=torch.bfloat16 if frozen_bf16 else torch.float32,
-        device="cpu" if ranks.layout.sharded else device,
+        device="cpu" if layout.sharded or layout.streamed else device,
     )
     make_trainable(model, job.train)
     if job.previous_dir is not None:
         load_trained(model, job.previous_dir)
-    if not ranks.layout.sharded:
-        return model, None
-    sharded = ShardedLayers(model.base_model.layers, device, ranks.size)
-    return model.to(device), sharded
+    layers = model.base_model.layers
+    absent: AbsentLayers | None = None
+    if layout.sharded:
+        absent = ShardedLayers(layers, device, ranks.size)
+    elif layout.streamed:
+        places = streamed_places(len(layers), layout.streamed)
+        absent = StreamedLayers(layers, places, device, mapped=layout.mapped)
+    return model.to(device), absent
 
 
 def make_optimizer(parameters: Collection[nn.Parameter], weight_decay: float) -> torch.optim.AdamW:

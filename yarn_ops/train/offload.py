@@ -1,4 +1,4 @@
-"""Activation offload: tensors that lie in pinned host memory between forward and backward.
+"""Pinned host memory, and activation offload: tensors that lie there between forward and backward.
 
 Copies run on a CUDA stream of their own: out as soon as a tensor is there, and back one layer before the
 backward, which goes through the layers in reverse, needs it.
@@ -6,8 +6,42 @@ backward, which goes through the layers in reverse, needs it.
 
 from __future__ import annotations
 
+import mmap
+import weakref
+from contextlib import suppress
+
 import torch
 from torch import Tensor
+
+from yarn_ops.errors import TrainError
+from yarn_ops.train.plan import GIB
+
+
+def pinned_memory(size: int) -> Tensor:
+    """So many bytes (uint8) that a GPU copies from and to by itself. TrainError where the host has them not.
+
+    Torch's own allocator rounds to powers of two: a third of a large host would be lost.
+    """
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise TrainError(_not_pinned(size, error)) from None
+    with suppress(OSError):  # a kernel without large pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    tensor = torch.frombuffer(memory, dtype=torch.uint8)
+    tensor.zero_()  # by all threads: the driver would ask for every page with one
+    runtime, address = torch.cuda.cudart(), tensor.data_ptr()
+    if status := int(runtime.cudaHostRegister(address, size, 0)):
+        raise TrainError(_not_pinned(size, f"CUDA error {status}"))
+    weakref.finalize(tensor, runtime.cudaHostUnregister, address).atexit = False
+    return tensor
+
+
+def _not_pinned(size: int, reason: object) -> str:
+    return (
+        f"training: the host does not pin {size / GIB:.1f} GiB of memory ({reason}); raise its limit of "
+        "locked memory, or lower rope.factor"
+    )
 
 
 class HostOffload:
@@ -24,8 +58,9 @@ class HostOffload:
             return OffloadedTensor(self, tensor)
         place = len(self._out)
         if place == len(self._buffers):
-            self._buffers.append(torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True))
-        offloaded = OffloadedTensor(self, self._buffers[place], tensor.device)
+            self._buffers.append(pinned_memory(tensor.nbytes))
+        host = self._buffers[place][: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        offloaded = OffloadedTensor(self, host, tensor.device)
         self._out.append(offloaded)
         stream = self._side()
         stream.wait_stream(torch.cuda.current_stream())

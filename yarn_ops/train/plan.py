@@ -7,11 +7,13 @@ the device (`probe`) or from a table of measured GPUs.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from yarn_ops.errors import TrainError
+from yarn_ops.train.parallel.layout import Layout
 
 GIB = 1 << 30
 
@@ -41,6 +43,10 @@ TILE_ROWS = 1 << 15
 """positions of the MLP at a time, where its products are not kept"""
 HEAD_BYTES = GIB
 """of the logits that are in memory at a time"""
+STREAM_SLOTS = 2
+"""layers whose streamed weights the device holds at a time"""
+FILE_BYTES_PER_S = 2e9
+"""of weights that are read from their files: an assumption, a drive's and not the page cache's"""
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,10 @@ class ModelShape:
     """processes that share a window, each with its part of the positions"""
     shards: int = 1
     """processes that shard the frozen layers"""
+    streamed: int = 0
+    """layers whose frozen weights are copied from host memory a layer ahead"""
+    mapped: bool = False
+    """streamed weights stay in their files and are read each time they are copied"""
 
     @classmethod
     def of(cls, model: Any, *, element_bytes: int, weight_bytes: int) -> ModelShape:
@@ -104,18 +114,31 @@ class ModelShape:
 
     @property
     def fixed_bytes(self) -> int:
-        """Bytes of weights, gradients and optimizer. Of sharded layers: this process's shards, and gathered
-        copies of the layer in use and the next."""
-        unsharded = (self.parameters - self.trained) * self.weight_bytes + self.trained * TRAINED_BYTES
-        if self.shards == 1:
-            return unsharded
-        gathered = 3 * self.layer_bytes // self.layers  # what arrives is copied to its places
-        return unsharded - self.layer_bytes + self.layer_bytes // self.shards + gathered
+        """Bytes of weights, gradients and optimizer on the device. Of sharded layers: this process's shards,
+        and gathered copies of the layer in use and the next; of streamed layers these two alone."""
+        whole = (self.parameters - self.trained) * self.weight_bytes + self.trained * TRAINED_BYTES
+        layer_bytes = self.layer_bytes // self.layers
+        if self.shards > 1:  # what arrives is copied to its places
+            return whole - self.layer_bytes + self.layer_bytes // self.shards + 3 * layer_bytes
+        return whole - max(0, self.streamed - STREAM_SLOTS) * layer_bytes
 
-    def shared(self, context: int, shards: int) -> ModelShape:
-        """The shape for one process, where `context` of them share a window and `shards` the frozen
-        layers."""
-        return replace(self, context=context, shards=shards)
+    @property
+    def pinned_bytes(self) -> int:
+        """Bytes of host memory that streamed layers take: their weights; where these stay in their files, the
+        two copies on their way."""
+        return min(self.streamed, STREAM_SLOTS if self.mapped else self.layers) * (
+            self.layer_bytes // self.layers
+        )
+
+    def laid_out(self, layout: Layout) -> ModelShape:
+        """The shape for one process of this layout."""
+        return replace(
+            self,
+            context=layout.context,
+            shards=layout.processes if layout.sharded else 1,
+            streamed=layout.streamed,
+            mapped=layout.mapped,
+        )
 
 
 class Rates(NamedTuple):
@@ -185,15 +208,26 @@ def step_cost(
     shape: ModelShape, policies: Sequence[LayerPolicy], positions: int, window: int, rates: Rates
 ) -> StepPlan:
     """Seconds and peak memory of one micro-batch: `positions` tokens in windows of `window`."""
-    seconds = sum(_layer_seconds(shape, policy, positions, window, rates) for policy in policies)
+    counts = Counter(policies)
+    each = [
+        (count, *_layer_seconds(shape, policy, positions, window, rates)) for policy, count in counts.items()
+    ]
+    kept, host = (
+        sum(n * _kept_bytes(shape, policy, positions) for policy, n in counts.items() if policy.on_host == on)
+        for on in (False, True)
+    )
+    # Weights arrive in both passes; on their way back, offloaded tensors share the link with them.
+    streamed_bytes = shape.streamed * shape.layer_bytes / shape.layers
+    arrive_s = streamed_bytes / (FILE_BYTES_PER_S if shape.mapped else rates.host_bytes)
+    seconds = max(sum(count * forward for count, forward, _ in each), arrive_s)
+    back_s = arrive_s + host / rates.host_bytes
+    seconds += max(sum(count * backward for count, _, backward in each), back_s)
     head = 2 * 2 * shape.vocabulary * shape.hidden * positions
     seconds += head / rates.products + 8 * shape.vocabulary * positions * shape.element_bytes / rates.bytes
     seconds += 2 * shape.trained * TRAINED_BYTES / rates.bytes
-    kept = sum(_kept_bytes(shape, policy, positions) for policy in policies if not policy.on_host)
-    host = sum(_kept_bytes(shape, policy, positions) for policy in policies if policy.on_host)
     fetched = 2 * _kept_bytes(shape, LADDER[0], positions) if host else 0  # one in use and one on its way
     peak = shape.fixed_bytes + kept + fetched + _working_bytes(shape, policies, positions)
-    return StepPlan(tuple(policies), seconds, peak, host)
+    return StepPlan(tuple(policies), seconds, peak, host + shape.pinned_bytes)
 
 
 def plan_step(
@@ -213,7 +247,7 @@ def plan_step(
             policies = better
     plan = step_cost(shape, policies, positions, window, rates)
     if plan.host_bytes > host_bytes:
-        raise TrainError(_too_large(shape, plan.host_bytes, host_bytes, positions, "host memory"))
+        raise TrainError(_too_large(shape, plan.host_bytes, host_bytes, positions, "of host memory"))
     return plan
 
 
@@ -235,24 +269,27 @@ def _attention_flops(shape: ModelShape, positions: int, window: int) -> float:
 
 def _layer_seconds(
     shape: ModelShape, policy: LayerPolicy, positions: int, window: int, rates: Rates
-) -> float:
+) -> tuple[float, float]:
+    """Of forward and backward."""
     d, f = shape.hidden, shape.mlp
-    products = (3 if shape.full else 2) * _layer_parameters(shape)
+    forward_products = _layer_parameters(shape)
+    products = (2 if shape.full else 1) * forward_products
     if policy.keep != "everything":
         products += 2 * d * f  # gate, up
     if policy.keep in ("outputs", "input"):
         products += d * (2 * shape.attention_width + 2 * shape.kv_width)  # q, k, v, o
     attention = _attention_flops(shape, positions, window)
-    forwards = 2 if policy.keep == "input" else 1
-    seconds = 2 * products * positions / rates.products
-    seconds += forwards * attention / rates.attention_forward + 2.5 * attention / rates.attention_backward
+    attention_s = attention / rates.attention_forward
+    forward = 2 * forward_products * positions / rates.products + attention_s
+    backward = 2 * products * positions / rates.products + 2.5 * attention / rates.attention_backward
+    backward += attention_s * (policy.keep == "input")
     again = {"everything": 0, "attention": 4 * f + 2 * d, "outputs": 4 * f + 10 * d, "input": 4 * f + 14 * d}
-    passes = PASSES_HIDDEN * d + PASSES_MLP * f + again[policy.keep]
-    seconds += passes * positions * shape.element_bytes / rates.bytes
-    if policy.on_host:
-        copied = 2 * _kept_bytes(shape, policy, positions) / rates.host_bytes
-        return max(seconds, copied)
-    return seconds
+    pass_s = positions * shape.element_bytes / rates.bytes
+    once = PASSES_HIDDEN * d + PASSES_MLP * f
+    forward += once / 3 * pass_s
+    backward += (once * 2 / 3 + again[policy.keep]) * pass_s
+    copied = _kept_bytes(shape, policy, positions) / rates.host_bytes if policy.on_host else 0.0
+    return max(forward, copied), max(backward, copied)
 
 
 PASSES_HIDDEN = 60
@@ -292,7 +329,9 @@ def _too_large(
     shape: ModelShape, needed: float, there: float, positions: int, what: str = "of the device's memory"
 ) -> str:
     knob = "a smaller rope.factor or train.batch_windows"
-    if shape.fixed_bytes > there:
+    if what == "of host memory":
+        knob += ", or a host that has as much free"
+    elif shape.fixed_bytes > there:
         knob = "a smaller base" if not shape.full else "train.method lora"
     return (
         f"training: a step of {positions:,} tokens needs {needed / GIB:.1f} GiB {what}, there are "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -22,9 +23,18 @@ def measure_rates(
 ) -> Rates:
     """Rates of products (bf16; `float8`: in 8 bits, with quantising their left operand), attention by
     `kernel` and copies on the current CUDA device. TrainError where it cannot multiply in 8 bits."""
+    heads = (shape.heads, shape.kv_heads, shape.head_width)
     rows, tokens = min(positions, PROBE_POSITIONS), min(window, PROBE_POSITIONS)
-    x = _random(rows, shape.hidden)
-    weight = _random(shape.mlp, shape.hidden)
+    return _measured(shape.hidden, shape.mlp, heads, rows, tokens, kernel, float8)
+
+
+@functools.cache
+def _measured(
+    hidden: int, mlp: int, heads: tuple[int, int, int], rows: int, tokens: int, kernel: Kernel, float8: bool
+) -> Rates:
+    """`heads`: of queries, of keys, and their width."""
+    x = _random(rows, hidden)
+    weight = _random(mlp, hidden)
     if float8:
         require_float8()
         eight = to_rows(weight)
@@ -32,24 +42,26 @@ def measure_rates(
     else:
         product = _seconds(lambda: x @ weight.t())
 
-    q, grad = (_random(1, tokens, shape.heads, shape.head_width) for _ in range(2))
-    k, v = (_random(1, tokens, shape.kv_heads, shape.head_width) for _ in range(2))
+    queries, keys, width = heads
+    q, grad = (_random(1, tokens, queries, width) for _ in range(2))
+    k, v = (_random(1, tokens, keys, width) for _ in range(2))
     attended = attend(kernel, q, k, v, None)
     forward = _seconds(lambda: attend(kernel, q, k, v, None))
     backward = _seconds(lambda: attend_backward(kernel, grad, q, k, v, attended, None))
-    flops = 4 * shape.attention_width * tokens**2 / 2
+    flops = 4 * queries * width * tokens**2 / 2
 
     source = torch.empty(PROBE_BYTES, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     host = torch.empty(PROBE_BYTES, dtype=torch.uint8, pin_memory=True)
     copy = _seconds(lambda: target.copy_(source))
     to_host = _seconds(lambda: host.copy_(source, non_blocking=True))
+    from_host = _seconds(lambda: source.copy_(host, non_blocking=True))
     return Rates(
-        products=SUSTAINED * 2 * rows * shape.hidden * shape.mlp / product,
+        products=SUSTAINED * 2 * rows * hidden * mlp / product,
         attention_forward=SUSTAINED * flops / forward,
         attention_backward=SUSTAINED * 2.5 * flops / backward,
         bytes=2 * PROBE_BYTES / copy,
-        host_bytes=PROBE_BYTES / to_host,
+        host_bytes=PROBE_BYTES / max(to_host, from_host),
     )
 
 

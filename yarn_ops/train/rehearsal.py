@@ -13,9 +13,9 @@ from yarn_ops.models.files import read_config
 from yarn_ops.models.loading import lay_out
 from yarn_ops.recipe import Leg, Train
 from yarn_ops.records import Local, PatchedModel, Rehearsal, ShardSet
-from yarn_ops.train.layout_search import predict, training_shape
+from yarn_ops.train.layout_search import predict, step_shape, training_shape
 from yarn_ops.train.lora import make_trainable, trained_parameters
-from yarn_ops.train.parallel.layout import StepShape, usable_processes
+from yarn_ops.train.parallel.layout import usable_processes
 from yarn_ops.train.plan import GPUS
 from yarn_ops.train.precision import trainer_environment
 
@@ -46,7 +46,7 @@ def rehearse(
         host = psutil.virtual_memory().total
         memory = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else host
         for leg in legs:
-            step = StepShape.of(train, leg.context_tokens, config)
+            step = step_shape(model, train, leg.context_tokens, config)
             usable = usable_processes(processes, step)
             rates = GPUS[0].rates  # any: whether a step fits is a question of memory
             predict(usable, step, train, shape, rates, memory_bytes=memory, host_bytes=host)

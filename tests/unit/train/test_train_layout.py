@@ -57,11 +57,11 @@ def test_a_base_that_one_device_does_not_hold_is_sharded() -> None:
 def test_sharding_and_cutting_take_memory_off_each_device() -> None:
     least = [LADDER[1]] * LLAMA_8B.layers
     peaks = [
-        step_cost(LLAMA_8B.shared(context, shards), least, 131072 // context, 131072, H100.rates).peak_bytes
-        for context, shards in ((1, 1), (1, 2), (2, 1), (2, 2))
+        step_cost(LLAMA_8B.laid_out(layout), least, 131072 // layout.context, 131072, H100.rates).peak_bytes
+        for layout in (Layout(), Layout(2, 1, True), Layout(context=2), Layout(context=2, sharded=True))
     ]
     assert peaks == sorted(peaks, reverse=True)
-    assert LLAMA_8B.shared(1, 2).fixed_bytes < 0.67 * LLAMA_8B.fixed_bytes
+    assert LLAMA_8B.laid_out(Layout(2, 1, True)).fixed_bytes < 0.67 * LLAMA_8B.fixed_bytes
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
     data     groups, each with its own share of the step's windows
     context  processes of a group, each with an equal part of every window's tokens
     sharded  each process keeps one part of every frozen layer; a layer is gathered while it is used
+    streamed frozen layers that lie in host memory (mapped: in their files) and are copied a layer ahead
 
 Nothing here loads torch: the launcher asks, too.
 """
@@ -23,15 +24,22 @@ class Layout(NamedTuple):
     data: int = 1
     context: int = 1
     sharded: bool = False
+    streamed: int = 0
+    """layers; of one process"""
+    mapped: bool = False
 
     @property
     def processes(self) -> int:
         return self.data * self.context
 
     def describe(self) -> str:
-        """Such as `data × 2, context × 2, base sharded`."""
-        parts = [f"{name} × {count}" for name, count in (("data", self.data), ("context", self.context))]
-        return ", ".join(part for part in (*parts, "base sharded" * self.sharded) if part and part[-1] != "1")
+        """Such as `data × 2, context × 2, base sharded`, or `32 layers streamed`."""
+        counts = (("data", self.data), ("context", self.context))
+        parts = [f"{name} × {count}" for name, count in counts if count > 1]
+        parts += ["base sharded"] * self.sharded
+        if self.streamed:
+            parts.append(f"{self.streamed} layers streamed{' from files' * self.mapped}")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,8 @@ class Ranks:
         """Share steps by this layout from now on. All ranks call it, with the same layout."""
         assert layout.processes == self.size
         self.layout, self.context_group = layout, None
+        if self.size == 1:
+            return
         if layout.context > 1:
             for first in range(0, self.size, layout.context):
                 group = dist.new_group(list(range(first, first + layout.context)), timeout=PATIENCE)

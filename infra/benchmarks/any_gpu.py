@@ -1,0 +1,340 @@
+"""The LoRA step on cards of other sizes: one GPU whose memory is capped, frozen weights streamed.
+
+    python infra/benchmarks/any_gpu.py --out rows.jsonl [--rows 8b-32k,8b-32k-24] [--seconds 240] [--host 100]
+
+Random weights of each row's shape, LoRA r=16 on every linear layer, batch 1, YaRN ×4. A row is foretold by
+the planner, from rates that are probed in the row's process, before its model is made; then a step of two
+such layers compiles the kernels, and `--steps` steps of the whole model are timed (each of forward, backward
+and optimizer). A row named `…-resident` may not stream. Rows run in the order given, each in a process of its
+own, a line for each event as soon as it is known; one that fails is a line too, and one that would not end
+within `--seconds` is named as left out.
+
+    same     gradients of a streamed and a resident step of a small shape: equal to the last bit?
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # as every trainer has it
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # imports that ask for a GPU spoil no fork
+
+import argparse
+import gc
+import json
+import multiprocessing
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import inject_adapter_in_model
+from torch import nn
+from train_step import LORA, PEAK_FLOPS, SHAPES, SMALL, shape_config
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from yarn_ops.cli.plan import DRIVER_BYTES
+from yarn_ops.recipe import Train
+from yarn_ops.train.attention import choose_kernel
+from yarn_ops.train.backbone import Backbone
+from yarn_ops.train.batches import IGNORED, Batch
+from yarn_ops.train.layout_search import Prediction, predict
+from yarn_ops.train.loss import CausalLoss
+from yarn_ops.train.parallel.layout import Layout, StepShape
+from yarn_ops.train.parallel.ranks import Ranks
+from yarn_ops.train.plan import GIB, LADDER, ModelShape, Rates, model_flops, plan_step
+from yarn_ops.train.probe import measure_rates
+from yarn_ops.train.streaming import StreamedLayers, streamed_places
+
+
+class Row(NamedTuple):
+    """One row of the table."""
+
+    shape: str
+    tokens: int
+    card_gb: float | None
+    """None: the whole GPU"""
+    resident: bool = False
+    expected_s: float = 60.0
+    """of the row's process, by which it is left out when too little time is left"""
+
+
+ROWS = {
+    "8b-32k": Row("llama-3-8b", 32768, None, resident=True, expected_s=30),
+    "8b-32k-24": Row("llama-3-8b", 32768, 24, expected_s=30),
+    "8b-32k-12": Row("llama-3-8b", 32768, 12, expected_s=30),
+    "32b-32k-24": Row("qwen-2.5-32b", 32768, 24, expected_s=75),
+    "32b-32k-resident": Row("qwen-2.5-32b", 32768, None, resident=True, expected_s=45),
+    "8b-131k-24": Row("llama-3-8b", 131072, 24, expected_s=75),
+    "70b-32k": Row("llama-3-70b", 32768, None, expected_s=110),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", default=",".join(["same", *ROWS]))
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=240, help="of all rows together")
+    parser.add_argument("--host", type=float, default=100, help="GiB of host memory that a step may pin")
+    parser.add_argument("--layers", type=int, help="fewer than the shapes have, to try the script")
+    parser.add_argument("--tokens", type=int, help="other than the rows have, to try the script")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the script")
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    asked.start = "fork"
+    ends = time.monotonic() + asked.seconds
+    for name in asked.rows.split(","):
+        for line in lines_of(name, asked, ends - time.monotonic()):
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+            if asked.out:
+                with asked.out.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def lines_of(name: str, asked: argparse.Namespace, left_s: float) -> Iterator[dict[str, Any]]:
+    """What a row's process tells, until it ends or its time is over.
+
+    It is a fork of this one, in which all is imported and the GPU has not been touched (where an import did,
+    it is a new process); its memory is gone when it ends, and what it compiled stays on disk.
+    """
+    expected_s = 20.0 if name == "same" else ROWS[name].expected_s
+    if left_s < expected_s:
+        yield {"row": name, "left_out": f"{left_s:.0f} s were left, it takes about {expected_s:.0f}"}
+        return
+    starting: Any = multiprocessing.get_context(asked.start)
+    mine, its = starting.Pipe(duplex=False)
+    process = starting.Process(target=measure_in_child, args=(name, asked, its))
+    began = time.monotonic()
+    process.start()
+    its.close()
+    ended = False
+    while not ended:
+        if not mine.poll(max(0.0, began + left_s - time.monotonic())):
+            process.kill()
+            yield {"row": name, "failed": f"not done after {left_s:.0f} s"}
+            break
+        try:
+            line = mine.recv()
+        except EOFError:
+            line = {"failed": "its process ended"}
+        ended = line.get("done") or "failed" in line
+        if "re-initialize CUDA" in line.get("failed", ""):
+            process.join()
+            asked.start = "spawn"
+            yield from lines_of(name, asked, began + left_s - time.monotonic())
+            return
+        yield {"row": name, "at_s": round(time.monotonic() - began, 1), **line}
+    process.join()
+
+
+def measure_in_child(name: str, asked: argparse.Namespace, told: Connection) -> None:
+    try:
+        if name == "same":
+            told.send({**same(asked.device), "done": True})
+        else:
+            for line in measured(ROWS[name], asked):
+                told.send(line)
+    except Exception as error:
+        told.send({"failed": f"{type(error).__name__}: {error}"[:400]})
+        raise
+
+
+def measured(row: Row, asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What was foretold of a row, then each step, then the row."""
+    tokens, device = asked.tokens or row.tokens, asked.device
+    values = SHAPES[row.shape]
+    layers = asked.layers or values["num_hidden_layers"]
+    config = shape_config(values | {"num_hidden_layers": layers}, tokens)
+    memory, rates = card(row.card_gb, config, tokens, device)
+    found = foretold(config, tokens, row.resident, rates, memory, asked.host * GIB)
+    plan = found.plan
+    yield {
+        "shape": row.shape, "tokens": tokens, "card_gb": row.card_gb, "cap_gib": round(memory / GIB, 2),
+        "layout": found.layout.describe() or "resident", "kept": plan.describe(),
+        "predicted_s": round(plan.step_s, 3), "predicted_gib": round(plan.peak_bytes / GIB, 2),
+        "predicted_host_gib": round(plan.host_bytes / GIB, 1),
+        "rates": {name: f"{rate:.3g}" for name, rate in rates._asdict().items()},
+    }  # fmt: skip
+    small = shape_config(values | {"num_hidden_layers": 2}, tokens)
+    streams = bool(found.layout.streamed)
+    run = Run(small, tokens, device, found._replace(layout=Layout(streamed=2 * streams)), keeps=2)
+    run.step()
+    yield {"compiled": True}
+    del run
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    run = Run(config, tokens, device, found)
+    yield {"made": True}
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for number in range(asked.steps):
+        step_s, loss = run.step()
+        line: dict[str, Any] = {"step": number, "step_s": round(step_s, 3), "loss": round(loss, 4)}
+        flops = model_flops(shape_of(run.model), tokens, tokens)
+        line["mfu"] = round(flops / step_s / PEAK_FLOPS, 3)
+        if device == "cuda":
+            line["peak_gib"] = round(torch.cuda.max_memory_allocated() / GIB, 2)
+            line["reserved_gib"] = round(torch.cuda.max_memory_reserved() / GIB, 2)
+        if run.backbone.plan != plan:
+            line["stepped_down_to"] = run.backbone.plan.describe()
+        yield line | {"done": number + 1 == asked.steps}
+
+
+def card(size_gb: float | None, config: LlamaConfig, tokens: int, device: str) -> tuple[float, Rates]:
+    """Bytes that torch may take of a card of this size, from now on, and the GPU's rates."""
+    if device == "cpu":
+        return (size_gb or 1e3) * GIB, Rates(1e11, 1e11, 1e11, 1e10, 1e10)
+    free, total = torch.cuda.mem_get_info()
+    memory = free if size_gb is None else size_gb * GIB - DRIVER_BYTES
+    torch.cuda.set_per_process_memory_fraction(memory / total)
+    shape = shape_of(adapted(config))
+    kernel = choose_kernel("cuda", torch.bfloat16, shape.head_width, documents=False)
+    rates = measure_rates(shape, tokens, tokens, kernel)
+    torch.cuda.empty_cache()
+    return memory, rates
+
+
+def foretold(
+    config: LlamaConfig, tokens: int, resident: bool, rates: Rates, memory: float, host: float
+) -> Prediction:
+    shape = shape_of(adapted(config))
+    if resident:
+        plan = plan_step(shape, tokens, tokens, rates, memory_bytes=memory, host_bytes=host)
+        return Prediction(plan.step_s, Layout(), plan)
+    step = StepShape(1, 1, tokens, shape.heads, shape.kv_heads, ours=True)
+    return predict(1, step, Train(), shape, rates, memory_bytes=memory, host_bytes=host)
+
+
+def adapted(config: LlamaConfig) -> LlamaForCausalLM:
+    """A model with adapters, in bf16 and its adapters in float32, without values (meta device)."""
+    config._attn_implementation = "sdpa"
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            model = LlamaForCausalLM(config).requires_grad_(False).train()
+            inject_adapter_in_model(LORA, model)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def shape_of(model: LlamaForCausalLM) -> ModelShape:
+    return ModelShape.of(model, element_bytes=2, weight_bytes=2)
+
+
+@torch.no_grad()
+def filled(module: nn.Module, device: str) -> nn.Module:
+    """Random values: norms 1, matrices normal with 0.02, adapters too, so that all gradients are of use."""
+    module.to_empty(device=device)
+    for parameter in module.parameters():
+        if parameter.ndim == 1:
+            parameter.fill_(1.0)
+        else:
+            parameter.normal_(std=0.02)
+    return module
+
+
+class Run:
+    """A model, its layers as a prediction lays them out, and its optimizer."""
+
+    def __init__(
+        self, config: LlamaConfig, tokens: int, device: str, found: Prediction, keeps: int | None = None
+    ) -> None:
+        torch.manual_seed(0)
+        self.config, self.tokens, self.device = config, tokens, device
+        self.model = model = adapted(config)
+        backbone, layout = model.base_model, found.layout
+        # Each is made where it computes, when it is come to: a streamed one leaves before the next is made.
+        made = (filled(layer, device) for layer in backbone.layers)
+        places = streamed_places(config.num_hidden_layers, layout.streamed)
+        absent = StreamedLayers(made, places, device) if layout.streamed else None
+        list(made)
+        for part in (backbone.embed_tokens, backbone.norm, model.lm_head):
+            filled(part, device)
+        with torch.device(device):
+            backbone.rotary_emb = type(backbone.rotary_emb)(config=config)
+        self.learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.learning, lr=1e-4, fused=True)
+        ranks = Ranks()
+        ranks.use_layout(layout)
+        # The last layers keep most: a model that only compiles takes what both ends of it keep.
+        policies = found.plan.policies
+        policies = policies if keeps is None else (policies[0], policies[-1])
+        self.backbone = Backbone(
+            model, torch.bfloat16, windows=1, window=tokens, policies=policies, ranks=ranks, absent=absent
+        )
+        self.loss_of = CausalLoss(model, self.backbone, torch.bfloat16)
+        self.random = torch.Generator().manual_seed(1)
+
+    def step(self) -> tuple[float, float]:
+        """Seconds and loss; as the trainer, it begins again with less kept where memory is short."""
+        ids = torch.randint(0, self.config.vocab_size, (1, self.tokens), generator=self.random).to(
+            self.device
+        )
+        while True:
+            began = self._now()
+            try:
+                loss = self.backward(ids)
+            except torch.OutOfMemoryError:
+                if not self.backbone.step_down():
+                    raise
+                self.optimizer.zero_grad(set_to_none=True)
+                torch.cuda.empty_cache()
+                continue
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            return self._now() - began, loss
+
+    def backward(self, ids: torch.Tensor) -> float:
+        targets = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], IGNORED)], dim=1)
+        batch = Batch(ids, targets, None, ids.numel() - 1, frozenset())
+        loss = self.loss_of(batch).total / batch.target_tokens
+        loss.backward()
+        return float(loss.detach())
+
+    def _now(self) -> float:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def same(device: str) -> dict[str, Any]:
+    """Whether three steps' gradients of a streamed model are a resident one's to the last bit."""
+    tokens = 4096 if device == "cuda" else 64
+    config = shape_config(SMALL | {"num_hidden_layers": 6}, tokens)
+    shape = shape_of(adapted(config))
+    rates = Rates(1e12, 1e12, 1e12, 1e12, 1e12)
+    plan = plan_step(shape, tokens, tokens, rates, memory_bytes=100 * GIB, host_bytes=GIB)
+    mixed = tuple(LADDER[place % len(LADDER)] for place in range(shape.layers))
+    gradients: dict[int, list[torch.Tensor]] = {}
+    for streamed in (0, 0, 3, shape.layers):
+        found = Prediction(0, Layout(streamed=streamed), replace(plan, policies=mixed))
+        run = Run(config, tokens, device, found)
+        seen = []
+        for _ in range(3):
+            ids = torch.randint(0, config.vocab_size, (1, tokens), generator=run.random).to(device)
+            run.backward(ids)
+            seen += [parameter.grad.clone() for parameter in run.learning if parameter.grad is not None]
+        twice = gradients.get(streamed)
+        gradients[streamed] = seen
+        if twice is not None:
+            repeats = all(map(torch.equal, twice, seen))
+    equal = {
+        streamed: sum(map(torch.equal, seen, gradients[0]))
+        for streamed, seen in gradients.items()
+        if streamed
+    }
+    return {"resident_repeats_itself": repeats, "equal_gradients": equal, "of": len(gradients[0])}
+
+
+if __name__ == "__main__":
+    main()
