@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
+import torch
+
 from yarn_ops.errors import TrainError
 from yarn_ops.models.device import resolve_device, resolve_dtype, torch_dtype, unsupported
 from yarn_ops.models.files import read_config
@@ -42,20 +44,36 @@ def choose_layout(job: Job, ranks: Ranks) -> None:
     model = lay_out(job.patched_dir)
     make_trainable(model, job.train)
     shape = training_shape(model, job.train, device)
-    window, float8 = job.leg.context_tokens, job.train.precision == "fp8"
+    config, window, float8 = (
+        read_config(job.patched_dir),
+        job.leg.context_tokens,
+        job.train.precision == "fp8",
+    )
     memory, host, *rates = ranks.minimum(
         capacity(shape, device, dtype, job.train.batch_windows * window, window, float8, ranks.size)
     )
     found = predict(
         ranks.size,
-        step_shape(model, job.train, window, read_config(job.patched_dir)),
+        step_shape(model, job.train, window, config),
         job.train,
         shape,
         Rates(*rates),
         memory_bytes=memory,
         host_bytes=host,
     )
+    require_readable(found.layout, config, dtype)
     ranks.use_layout(found.layout)
+
+
+def require_readable(layout: Layout, config: Mapping[str, Any], dtype: torch.dtype) -> None:
+    """TrainError where the layout streams from files whose weights are not of the dtype that is computed in:
+    loading would convert them all, in host memory that is not there."""
+    held = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    if layout.mapped and held != str(dtype).removeprefix("torch."):
+        raise TrainError(
+            f"training: the base fits neither the GPU nor the host, and its files hold {held}, not "
+            f"{str(dtype).removeprefix('torch.')}; use a host with more memory, or convert the files"
+        )
 
 
 def training_shape(model: Any, train: Train, device: Literal["cpu", "cuda"]) -> ModelShape:

@@ -122,6 +122,7 @@ class _Slot:
             self._staging = self.memory if device == "cpu" else pinned_memory(size)
         if device != "cpu":
             self.free, self.ready = torch.cuda.Event(), torch.cuda.Event()
+            self.free.record()  # after what used this memory before it was a slot
 
     def fill(self, block: Tensor, stream: torch.cuda.Stream | None) -> None:
         """Copy a block of the host, on `stream`."""

@@ -131,9 +131,29 @@ def test_a_plan_for_several_machines(yarn_ops: Any, recipe: Path) -> None:
     assert "4 × H100" in shown and "YARN_OPS_GRID_WORKERS=5" in shown and "in a night" in shown
 
 
+def test_a_card_of_any_size(yarn_ops: Any, recipe: Path) -> None:
+    def leg(*options: Any) -> tuple[str, dict[str, Any]]:
+        answer = yarn_ops("plan", recipe, *options, "--json")
+        assert answer.status == 0, answer.err
+        plan = json.loads(answer.out)
+        return plan["device"], plan["legs"][0]
+
+    name, whole = leg("--gpu", "24GB")
+    assert name == "24 GB at an H100's rates" and whole["step_s"] == leg("--gpu", "h100")[1]["step_s"]
+    assert leg("--gpu", "H200:24 gb")[0] == "24 GB at an H200's rates"
+    small = leg("--gpu", f"{0.52 + whole['peak_bytes'] / 2**30:.2f}GB")[1]
+    assert small["peak_bytes"] < whole["peak_bytes"] and small["step_s"] > whole["step_s"]
+
+
 @pytest.mark.parametrize(
     ("option", "complaint"),
-    [(("--nodes", 0), "0 nodes of 1 GPUs: name at least one of each"), (("--gpu", "T4"), "not measured yet")],
+    [
+        (("--nodes", 0), "0 nodes of 1 GPUs: name at least one of each"),
+        (("--gpu", "T4"), "not measured yet"),
+        (("--gpu", "T4:16GB"), "not measured yet"),
+        (("--gpu", "0GB"), "of the device's memory"),
+        (("--gpu", "0.9GB", "--set", "rope.factor=64", "--host-gb", "0.001"), "GiB of"),
+    ],
 )
 def test_faults_are_one_line(yarn_ops: Any, recipe: Path, option: tuple[Any, ...], complaint: str) -> None:
     answer = yarn_ops("plan", recipe, "--gpu", "H100", *option)

@@ -41,6 +41,34 @@ def test_hidden_states_and_every_gradient_are_transformers(config: Any, whole: b
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
+@pytest.mark.parametrize(
+    ("config", "values"),
+    [
+        *((config, {"head_dim": width}) for config in (LlamaConfig, Qwen3Config) for width in (64, 96, 256)),
+        (LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
+        (Qwen3Config, {"attention_bias": True}),
+        (Qwen3Config, {"num_attention_heads": 6, "num_key_value_heads": 1, "head_dim": 16}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("whole", [False, True], ids=["lora", "full"])
+def test_heads_of_any_width_and_biases(config: Any, values: dict[str, Any], whole: bool) -> None:
+    model = small_model(config, whole=whole, **values)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.1)
+    ids_BT = torch.randint(0, 96, (1, sum(LENGTHS)))
+    expected = model.model(input_ids=ids_BT).last_hidden_state
+    expected_gradients = gradients(model, expected)
+    hidden = decode(model, ids_BT, False, LADDER[-1])
+    torch.testing.assert_close(hidden, expected, rtol=1e-5, atol=1e-5)
+    found = gradients(model, hidden)
+    assert found.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-12, name
+
+
 def test_float32_gradients_are_float64s_to_its_rounding() -> None:
     model = small_model(LlamaConfig, dtype=torch.float32)
     ids_BT = torch.randint(0, 96, (1, sum(LENGTHS)))

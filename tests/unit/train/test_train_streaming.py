@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config
 from yarn_ops.errors import TrainError
 from yarn_ops.recipe import Train
 from yarn_ops.train.decoder import Decoder
-from yarn_ops.train.layout_search import Prediction, predict
+from yarn_ops.train.events import EventLog
+from yarn_ops.train.layout_search import Prediction, predict, require_readable
+from yarn_ops.train.loop import run_job
+from yarn_ops.train.lora import TENSORS
 from yarn_ops.train.parallel.layout import Layout, StepShape
+from yarn_ops.train.parallel.ranks import Ranks
 from yarn_ops.train.plan import GIB, GPUS, LADDER, ModelShape
 from yarn_ops.train.streaming import StreamedLayers, streamed_places
 
@@ -87,6 +92,26 @@ def test_weights_of_a_mapped_file_stay_there(tmp_path: Path) -> None:
     for place in (0, 1, 2, 3, 3, 2, 1, 0):
         with absent.gathered(place, place + 1):
             assert torch.equal(model.model.layers[place].mlp.up_proj.weight, expected[place])
+
+
+@pytest.mark.parametrize("layout", [Layout(streamed=1), Layout(streamed=2), Layout(streamed=2, mapped=True)])
+def test_a_leg_writes_the_same_adapter(make_job: Any, trained: Any, layout: Layout) -> None:
+    """Loading, the proof by the model's own forward, steps and adapter; and the event says what streams."""
+    resident = trained(make_job("resident", steps=3))
+    job, ranks = make_job("streamed", steps=3), Ranks()
+    job.work_dir.mkdir(parents=True)
+    ranks.use_layout(layout)
+    run_job(job, EventLog(job.events, steps=3, through_step=0), threading.Event(), None, ranks)
+    written = [(each.out_dir / TENSORS).read_bytes() for each in (job, resident)]
+    assert written[0] == written[1]
+    assert layout.describe() in job.events.read_text("utf-8")
+
+
+def test_files_of_another_precision_cannot_be_read_as_they_are() -> None:
+    require_readable(Layout(streamed=2, mapped=True), {"dtype": "bfloat16"}, torch.bfloat16)
+    require_readable(Layout(streamed=2), {"dtype": "float32"}, torch.bfloat16)
+    with pytest.raises(TrainError, match=r"files hold float32, not bfloat16; use a host with more memory"):
+        require_readable(Layout(streamed=2, mapped=True), {"torch_dtype": "float32"}, torch.bfloat16)
 
 
 def test_what_fits_whole_is_not_streamed() -> None:
