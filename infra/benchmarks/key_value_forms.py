@@ -1,6 +1,6 @@
-"""Why key-value lines are not learnt: the same pairs in three forms, by three alphabets, at three lengths.
+"""Why key-value lines are not learnt: the same pairs in three forms, by three alphabets.
 
-    python infra/benchmarks/key_value_forms.py BASE DOCUMENTS_GLOB OUT ARM [ARM …] --factor 1 --batch 4
+    python infra/benchmarks/key_value_forms.py BASE DOCUMENTS_GLOB OUT ARM [ARM …] --factor 1 --batch 4 --lengths .037,.122,.366
 
 An ARM as in use.py, e.g. exercises:families=table:context=2048:steps=100. Of each cell: how often the value's
 first token is right, its tokens one by one, the whole value (teacher-forced), and how often its first is
@@ -21,7 +21,6 @@ from use import Bench, main
 from yarn_ops.evals.tasks.pairs import KEY_VALUE, KEY_VALUE_TASK
 from yarn_ops.exercises.draw import DIGITS, LETTERS
 
-LENGTHS = (300, 1000, 3000)
 TEXTS, QUESTIONS = 4, 8
 ALPHABETS = {
     "hex": ("0123456789abcdef", 8),
@@ -42,7 +41,7 @@ class FormsBench(Bench):
         began, found = time.perf_counter(), {}
         for form in FORMS:
             for alphabet in ALPHABETS:
-                for tokens in LENGTHS:
+                for tokens in self.lengths():
                     found[f"{form}/{alphabet}/{tokens}"] = shares(model, self.encode, form, alphabet, tokens)
         self.note(arm, found, began)
 

@@ -2,9 +2,10 @@
 
     python infra/benchmarks/use.py BASE DOCUMENTS_GLOB OUT ARM [ARM …] [--factor 4] [--windows 12] [--seed 0]
 
-An ARM is NAME[:KEY=VALUE…]: base, zero-shot, or text / exercises with keys steps, lr, share, weight, seed,
-context (tokens of a training window) and families (joined by +); ruler=SAMPLES asks eight of RULER's tasks
-as well (the answers are written, which takes minutes). Every arm is trained and measured in this process; a
+An ARM is NAME[:KEY=VALUE…]: base, zero-shot, or text / exercises with keys steps, lr, rank, share, weight,
+seed, context (tokens of a training window), legs (CONTEXTxSTEPS joined by +, instead of steps and context)
+and families (joined by +); ruler=SAMPLES asks eight of RULER's tasks as well (the answers are written, which
+takes minutes). Every arm is trained and measured in this process; a
 line a cell goes to OUT/rows.jsonl as it is found. Recall and the held-out tasks are the evaluation's own,
 whose forms no exercise has.
 """
@@ -143,35 +144,46 @@ class Bench:
             "families": keys["families"].split("+") if "families" in keys else [],
         }
         values = self.bare.recipe.train.model_dump() | {
-            "exercises": exercises, "learning_rate": float(keys.get("lr", 1e-3)), "checkpoint_every": 10_000,
-            "seed": seed, "precision": keys.get("precision", "auto"),
+            "exercises": exercises, "learning_rate": float(keys.get("lr", 1.5e-3)), "checkpoint_every": 10_000,
+            "seed": seed, "precision": keys.get("precision", "auto"), "rank": int(keys.get("rank", 16)),
         }  # fmt: skip
         length = int(keys.get("context", self.asked.factor * self.original))
-        job = Job(
-            train=Train.model_validate(values),
-            leg=Leg(context_tokens=length, steps=steps, factor=float(self.asked.factor)),
-            data=self.bare.recipe.data.model_copy(update={"seed": seed}),
-            base_dir=self.asked.base,
-            patched_dir=self.patched.path,
-            shards_dir=self.bare.shards.path,
-            out_dir=self.asked.folder / "adapter",
-            work_dir=self.asked.folder / "work",
-            device="auto",
-            threads=torch.get_num_threads(),
-        )
-        job.work_dir.mkdir(exist_ok=True)
-        torch.manual_seed(seed)
-        choose_layout(job, Ranks())
-        loop = Loop(job, NoEvents(), threading.Event(), Ranks())
-        loop.run()
-        model, curve = loop._model, loop._curve
-        shutil.rmtree(job.work_dir)
+        legs = [leg.split("x") for leg in keys.get("legs", f"{length}x{steps}").split("+")]
+        curve: list[dict[str, Any]] = []
+        previous: Path | None = None
+        for number, (context, leg_steps) in enumerate(legs):
+            job = Job(
+                train=Train.model_validate(values),
+                leg=Leg(context_tokens=int(context), steps=int(leg_steps), factor=float(self.asked.factor)),
+                data=self.bare.recipe.data.model_copy(update={"seed": seed + 1000 * number}),
+                base_dir=self.asked.base,
+                patched_dir=self.patched.path,
+                shards_dir=self.bare.shards.path,
+                previous_dir=previous,
+                out_dir=self.asked.folder / f"adapter-{number}",
+                work_dir=self.asked.folder / "work",
+                device="auto",
+                threads=torch.get_num_threads(),
+            )
+            job.work_dir.mkdir(exist_ok=True)
+            shutil.rmtree(job.out_dir, ignore_errors=True)
+            torch.manual_seed(seed)
+            choose_layout(job, Ranks())
+            loop = Loop(job, NoEvents(), threading.Event(), Ranks())
+            loop.run()
+            loop.write_adapter()
+            model, previous = loop._model, job.out_dir
+            curve += loop._curve
+            shutil.rmtree(job.work_dir)
         merge_lora(model)
         model.requires_grad_(False)
         return model.to(torch.bfloat16 if self.device == "cuda" else torch.float32).eval(), curve
 
+    def lengths(self) -> list[int]:
+        return [round(float(text) * self.original) for text in self.asked.lengths.split(",")]
+
     def measure(self, arm: str, model: Any, ruler_samples: int) -> None:
-        lengths = [round(float(text) * self.original) for text in self.asked.lengths.split(",")]
+        lengths = self.lengths()
         if arm == "base":
             lengths = [length for length in lengths if length <= self.original]
         for length in lengths:

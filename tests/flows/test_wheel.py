@@ -96,7 +96,7 @@ def test_it_tells_its_version_and_its_commands(elsewhere: Elsewhere) -> None:
 
 def test_it_has_the_recipes(elsewhere: Elsewhere) -> None:
     listed = [line.split()[0] for line in elsewhere.command("recipe", "list").splitlines()]
-    assert listed == ["8k-16k-32k", "8k-to-32k", "demo"]
+    assert listed == ["8k-16k-32k", "8k-to-128k", "8k-to-32k", "demo"]
     for name in listed:
         assert tomllib.loads(elsewhere.command("recipe", "show", name))["rope"]["method"] == "yarn"
 

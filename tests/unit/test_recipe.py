@@ -56,7 +56,7 @@ def test_a_password_is_refused_and_not_repeated(section: str, field: str, value:
 
 
 def test_every_shipped_recipe_is_valid() -> None:
-    assert {path.stem for path in recipes()} == {"demo", "8k-to-32k", "8k-16k-32k"}
+    assert {path.stem for path in recipes()} == {"demo", "8k-to-32k", "8k-16k-32k", "8k-to-128k"}
     for path in recipes():
         assert path.read_text("utf-8").startswith("# ")
         assert load_recipe(path).curriculum(512 if path.stem == "demo" else 8192)
