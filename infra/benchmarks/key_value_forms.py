@@ -1,6 +1,7 @@
-"""Why key-value lines are not learnt: the same pairs in three forms, by three alphabets.
+r"""Why key-value lines are not learnt: the same pairs in three forms, by three alphabets.
 
-    python infra/benchmarks/key_value_forms.py BASE DOCUMENTS_GLOB OUT ARM [ARM …] --factor 1 --batch 4 --lengths .037,.122,.366
+    python infra/benchmarks/key_value_forms.py BASE DOCUMENTS_GLOB OUT ARM [ARM …] --factor 1 --batch 4 \
+        --lengths .037,.122,.366
 
 An ARM as in use.py, e.g. exercises:families=table:context=2048:steps=100. Of each cell: how often the value's
 first token is right, its tokens one by one, the whole value (teacher-forced), and how often its first is
