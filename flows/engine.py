@@ -22,4 +22,8 @@ if __name__ == "__main__":
         from flows import warm_trainer
 
         warm_trainer.start()
+    from yarn_ops.processes import importing
+
+    with importing():
+        import flows.run  # noqa: F401
     runpy.run_module("prefect.engine", run_name="__main__")

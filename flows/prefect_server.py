@@ -16,6 +16,7 @@ from typing import Any
 from flows.forms import CheckedForms
 from yarn_ops import guard
 from yarn_ops.errors import SettingsError, YarnOpsError
+from yarn_ops.processes import importing
 from yarn_ops.settings import adopt_environment, read_settings
 
 WITHOUT_BLOCKS = {
@@ -56,7 +57,8 @@ def main() -> None:
 
     if asked.no_services:
         adopt_environment(WITHOUT_BLOCKS)
-    from prefect.server.api.server import create_app
+    with importing():
+        from prefect.server.api.server import create_app
 
     repair()
     app = guard.Guard(

@@ -130,7 +130,7 @@ def train(
         )
 
 
-@stage("merge", version=1, of=lambda base, patched, *_: f"{patched.method} ×{patched.factor:g}")
+@stage("merge", version=2, of=lambda base, patched, *_: f"{patched.method} ×{patched.factor:g}")
 def merge(
     context: StageContext,
     base: BaseModel | Checkpoint,

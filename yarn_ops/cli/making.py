@@ -21,6 +21,7 @@ from yarn_ops.cli.app import (
     services_of,
 )
 from yarn_ops.errors import GateFailed
+from yarn_ops.processes import importing
 
 
 @app.command()
@@ -31,8 +32,9 @@ def extend(recipe: RecipeArgument, set_: SetOption = None, name: NameOption = No
     asked, ended = load_asked(recipe, set_), None
 
     def reusing() -> bool:
-        from flows import extend as extending
-        from flows.run import reuse_all
+        with importing():
+            from flows import extend as extending
+            from flows.run import reuse_all
 
         nonlocal ended
         ended = reuse_all(extending.extend, name, asked)
@@ -40,8 +42,9 @@ def extend(recipe: RecipeArgument, set_: SetOption = None, name: NameOption = No
 
     try:
         with services_of(asked, "flows.extend", reusing):
-            from flows import extend as extending
-            from flows.outcome import run_here
+            with importing():
+                from flows import extend as extending
+                from flows.outcome import run_here
 
             view = run_registry().run_view(ended or run_here(extending.extend, name, asked))
     except GateFailed as rejected:

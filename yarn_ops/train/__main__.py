@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yarn_ops.errors import Stopped, TrainError, YarnOpsError
-from yarn_ops.processes import using
+from yarn_ops.processes import importing, using
 from yarn_ops.settings import started_by_torchrun
 from yarn_ops.train import warm_trainer
 from yarn_ops.train.job import LOG, Job, read_job
@@ -64,7 +64,8 @@ def awaited_job() -> Job | None:
     Torch takes seconds to import and the device nothing: but for its name it is first used when there is a
     job.
     """
-    from yarn_ops.train import loop  # noqa: F401
+    with importing():
+        from yarn_ops.train import loop  # noqa: F401
 
     path = warm_trainer.awaited_job(sys.stdin.fileno())
     if path is None:
@@ -87,11 +88,12 @@ def train(job: Job, stop: threading.Event, rank: int, size: int) -> int:
 
 
 def _train(job: Job, stop: threading.Event, ranks: Ranks) -> int:
-    from torch import OutOfMemoryError
+    with importing():
+        from torch import OutOfMemoryError
 
-    from yarn_ops.train.events import EventLog, NoEvents
-    from yarn_ops.train.loop import run_job
-    from yarn_ops.train.snapshot import newest_snapshot
+        from yarn_ops.train.events import EventLog, NoEvents
+        from yarn_ops.train.loop import run_job
+        from yarn_ops.train.snapshot import newest_snapshot
 
     snapshot = newest_snapshot(job.snapshots, job.identity())
     through_step = snapshot.step if snapshot else 0

@@ -26,20 +26,21 @@ WHOLE_HEADS = "yarn-ops-whole-heads"
 """an attention implementation, see `repeat_key_heads`"""
 StandIn = Callable[[int, Tensor, dict[str, Any]], Tensor]
 """layer number, hidden states, the call's other arguments → hidden states"""
+Window = tuple[Tensor, Tensor]
+"""tokens and their positions, int64 [1, T] each"""
 
 
 class Layerwise:
-    """The hidden states of several versions of one model on windows (int64, 1 × T each), up to the layer
-    reached.
+    """The hidden states of several versions of one model on windows, up to the layer reached.
 
     Each version goes through all layers in order; its part of the model has to have data when it does.
     """
 
-    def __init__(self, parted: PartedModel, windows: Sequence[Tensor]) -> None:
+    def __init__(self, parted: PartedModel, windows: Sequence[Window]) -> None:
         self._parted, self._model = parted, parted.model
         if parted.device.startswith("cuda"):
             repeat_key_heads(self._model)
-        self._windows = [window.to(parted.device) for window in windows]
+        self._windows = [tuple(part.to(parted.device) for part in window) for window in windows]
         self._calls: list[list[dict[str, Any]]] = []
         """of each window, of each layer"""
         self._hidden: dict[str, list[Tensor]] = {}
@@ -49,11 +50,18 @@ class Layerwise:
     def embed(self, version: str) -> None:
         """Begin a version, with the data of the front."""
         self._calls, self._hidden[version] = [], []
-        for window in self._windows:
+        for ids, positions in self._windows:
             calls: list[dict[str, Any]] = []
             with self._layers_replaced(_noting(calls, last=len(self._parted.layers) - 1)):
                 try:
-                    self._model.base_model(input_ids=window, use_cache=False)
+                    self._model.base_model(
+                        input_ids=ids,
+                        position_ids=positions,
+                        attention_mask=torch.ones_like(
+                            ids
+                        ),  # else positions with gaps would be as many texts
+                        use_cache=False,
+                    )
                 except _AllNoted as noted:
                     self._hidden[version].append(noted.hidden)
             self._calls.append(calls)

@@ -36,12 +36,12 @@ from yarn_ops.models.parts import ModelPart, PartedModel, PartWeights
 from yarn_ops.progress import OnProgress
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, Local, PatchedModel, ShardSet
 from yarn_ops.rope.config import rope_spec_of
-from yarn_ops.train.layerwise import Layerwise
+from yarn_ops.train.layerwise import Layerwise, Window
 from yarn_ops.train.lora import attach_to_modules, merge_lora, read_facts
 from yarn_ops.train.weight_files import WeightFiles
 
 LENGTHS = (0.5, 1.0)
-"""compared windows, in original contexts; one of the target context is added"""
+"""compared windows, in original contexts; one more has as many tokens as the last, spread over the target"""
 COMPARED_POSITIONS = 64
 """of each window, evenly spaced, the last one among them"""
 SEED = 0
@@ -93,13 +93,20 @@ def merge(
     )
 
 
-def held_out_windows(shards: Path, patched: PatchedModel) -> list[Tensor]:
-    """One window (int64, 1 × T) of each compared length, the same in every run."""
+def held_out_windows(shards: Path, patched: PatchedModel) -> list[Window]:
+    """Tokens and positions (int64, 1 × T) of each compared window, the same in every run.
+
+    The last is as long as the original context, at positions evenly spread over the target context: it asks
+    for every distance there is, and costs no square of the target's length.
+    """
     original, target = patched.original_context_tokens, patched.target_context_tokens
     reader = ShardReader(shards, "held_out")
-    lengths = sorted({*(int(original * share) for share in LENGTHS), target})
-    windows = [window for length in lengths for window in spread(reader, length, 1, SEED)]
-    return [torch.as_tensor(window.ids[:-1])[None] for window in windows]
+    windows = []
+    for length, end in [*((int(original * share),) * 2 for share in LENGTHS), (original, target)]:
+        (window,) = spread(reader, length, 1, SEED)
+        positions = torch.linspace(0, end - 1, length, dtype=torch.float64).round().long()
+        windows.append((torch.as_tensor(window.ids[:-1])[None], positions[None]))
+    return windows
 
 
 class _Merging:
@@ -164,7 +171,7 @@ class _Merging:
             )
 
 
-def _merge_proven(merging: _Merging, windows: list[Tensor], report: OnProgress) -> float:
+def _merge_proven(merging: _Merging, windows: list[Window], report: OnProgress) -> float:
     """Write every part; MergeError unless the three links hold. The largest difference that rounding made."""
     parted, parts = merging.parted, merging.parted.parts
     reading = Layerwise(parted, windows)

@@ -20,6 +20,13 @@ LENGTHS = (1, 40, 300)
 POSITIONS = 16
 
 
+def windows_of(lengths=LENGTHS):
+    """Tokens and positions: each length without gaps, and the last one spread over three times as much."""
+    spread = [(length, torch.arange(length)) for length in lengths]
+    spread.append((lengths[-1], 3 * torch.arange(lengths[-1])))
+    return [(torch.randint(0, 128, (1, length)), positions[None]) for length, positions in spread]
+
+
 def saved(config, path, base=None):
     """A checkpoint with random weights of a config, or of the base it was made from; what it loads as."""
     torch.manual_seed(0)
@@ -54,8 +61,13 @@ def read_by_parts(parted, weights, windows):
 
 @torch.inference_mode()
 def read_whole(model, window):
-    log_probabilities = model(input_ids=window, use_cache=False).logits[0].log_softmax(-1)
-    return log_probabilities[torch.linspace(0, window.shape[1] - 1, min(POSITIONS, window.shape[1])).long()]
+    ids, positions = window
+    mask = torch.ones_like(ids)
+    output = model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False)
+    at = torch.linspace(0, ids.shape[1] - 1, min(POSITIONS, ids.shape[1])).long()
+    if not positions.diff().gt(1).any():
+        torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, output.logits)
+    return output.logits[0].log_softmax(-1)[at]
 
 
 def test_weights_files_and_answers_are_those_of_the_whole(every_config, tmp_path):
@@ -76,7 +88,7 @@ def test_weights_files_and_answers_are_those_of_the_whole(every_config, tmp_path
     assert kept.keys() == expected.keys()
     assert all(value.shape == expected[name].shape for name, value in kept.items())
 
-    windows = [torch.randint(0, 128, (1, length)) for length in LENGTHS]
+    windows = windows_of()
     found = read_by_parts(parted, weights, windows)
     repeat_key_heads(parted.model)  # as on a GPU
     repeated = read_by_parts(parted, weights, windows)
@@ -88,7 +100,7 @@ def test_weights_files_and_answers_are_those_of_the_whole(every_config, tmp_path
 @pytest.mark.parametrize("method", ["dynamic-ntk", "dynamic-yarn"])
 def test_a_rope_that_grows_reads_as_in_the_whole(method, config_of, tmp_path):
     config = patched(config_of("qwen3"), method)
-    windows = [torch.randint(0, 128, (1, length)) for length in LENGTHS]
+    windows = windows_of()
     whole = saved(config, tmp_path / "base", config_of("qwen3"))
     found = read_by_parts(*parted_of(config, tmp_path / "base"), windows)
     for window, log_probabilities in zip(windows, found, strict=True):
@@ -100,7 +112,7 @@ def test_a_tied_head_is_kept_once(config_of, tmp_path):
     whole = saved(config, tmp_path / "base")
     parted, weights = parted_of(config, tmp_path / "base")
     assert "lm_head.weight" not in {name for part in parted.parts for name in part.names}
-    window = torch.randint(0, 128, (1, 40))
+    (window, _) = windows_of((40,))
     (found,) = read_by_parts(parted, weights, [window])
     torch.testing.assert_close(found, read_whole(whole, window), rtol=0, atol=1e-6)
 
