@@ -97,7 +97,8 @@ class Decoder:
                 context_group=self._context_group,
                 tile_rows=TILE_ROWS,
                 offload=self._offload,
-                full=any(p.requires_grad for p in _own_parameters(self._layers[0])),
+                full=any(_base(module).weight.requires_grad for module in _linears(self._layers[0])),
+                norms=self._layers[0].input_layernorm.weight.requires_grad,
             )
             adapters = iter(stacked(self._adapters, self._dtype))
             for place, (layer, policy) in enumerate(zip(self._layers, self.policies, strict=True)):
@@ -182,8 +183,3 @@ def _base(module: Any) -> Any:
 
 def _adapted(module: Any) -> bool:
     return isinstance(module, LoraLayer) and ADAPTER in module.lora_A
-
-
-def _own_parameters(layer: nn.Module) -> list[nn.Parameter]:
-    """The layer's parameters without its adapters'."""
-    return [parameter for name, parameter in layer.named_parameters() if ".lora_" not in name]

@@ -118,7 +118,9 @@ class Context:
     """positions of the MLP at a time, where its products are not kept"""
     offload: HostOffload
     full: bool
-    """method full: weights, norms and biases have gradients, not adapters alone"""
+    """method full: weights and biases have gradients"""
+    norms: bool
+    """norms have gradients"""
 
 
 class Qkv(NamedTuple):
@@ -293,7 +295,7 @@ class _Pass:
         grads_qkv = self._rotated_backward(grads_rotated, qkv)
         low = low_rank_gradient(grads_qkv, linears)
         grad_x = None
-        if needs_grad_x or c.full:
+        if needs_grad_x or c.norms:
             grad_normal = input_gradient(grads_qkv, w.qkv_a, low, linears)
             normal, grad_x = rms_norm_again(grad_normal, x, w.norm, c.eps, grad_mid)
         else:  # x is the embedding of tokens, which does not learn
@@ -301,13 +303,13 @@ class _Pass:
         grads["qkv_a"], (grads["q"], grads["k"], grads["v"]) = parameter_gradients(
             normal, qkv.low_NR, grads_qkv, low, linears, c.full
         )
-        if c.full:
+        if c.norms:
             grads["norm"] = rms_norm_weight_gradient(grad_normal, x, c.eps)
         return grad_x
 
     def _mlp(self) -> Mlp:
         w, c = self._w, self._c
-        return Mlp(w.mlp_norm, c.eps, w.gate_up_a, w.down_a, w.gate, w.up, w.down, c.full)
+        return Mlp(w.mlp_norm, c.eps, w.gate_up_a, w.down_a, w.gate, w.up, w.down, c.full, c.norms)
 
     def _rotated(self, qkv: Qkv) -> tuple[Tensor, Tensor, Tensor]:
         """q and k (B × T × H × K) normed, where the architecture has such norms, and rotated; v unchanged."""
@@ -324,7 +326,7 @@ class _Pass:
         q, k = (rotate(grad, c.cos_BTK, -c.sin_BTK) for grad in grads_rotated[:2])
         if w.q_norm is not None and w.k_norm is not None:
             raw_q, raw_k = (self._heads(tensor) for tensor in qkv.outputs[:2])
-            if c.full:
+            if c.norms:
                 self.grads["q_norm"] = rms_norm_weight_gradient(q, raw_q, c.eps)
                 self.grads["k_norm"] = rms_norm_weight_gradient(k, raw_k, c.eps)
             q = rms_norm_backward(q, raw_q, w.q_norm, c.eps, None)

@@ -69,7 +69,9 @@ class Mlp:
     up: Linear
     down: Linear
     full: bool
-    """weights, biases and the norm have gradients, not adapters alone"""
+    """weights and biases have gradients"""
+    norms: bool
+    """the norm has a gradient"""
 
     def gate_up(self, mid_ND: Tensor) -> GateUp:
         """The first two products, from the residual stream (N × D)."""
@@ -123,7 +125,7 @@ class Mlp:
             normal_ND, low_NR, grads_NF, low_grad_NR, linears, self.full
         )
         found = {"down_a": down_a, "down": down, "gate_up_a": gate_up_a, "gate": gate, "up": up}
-        if self.full:
+        if self.norms:
             found["mlp_norm"] = rms_norm_weight_gradient(grad_normal_ND, mid_ND, self.eps)
         return grad_mid_ND, found
 

@@ -19,6 +19,7 @@ from transformers import (
 
 from yarn_ops.models.device import unsupported
 from yarn_ops.train.plan import LADDER, LayerPolicy
+from yarn_ops.train.projection import parameter_gradients
 
 CONFIGS = (LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config)
 
@@ -67,6 +68,31 @@ def test_heads_of_any_width_and_biases(config: Any, values: dict[str, Any], whol
     assert found.keys() == expected_gradients.keys()
     for name, gradient in expected_gradients.items():
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-12, name
+
+
+@pytest.mark.parametrize("config", [LlamaConfig, Qwen3Config])
+def test_norms_learn_beside_adapters_without_gradients_of_frozen_weights(
+    config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model(config)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.requires_grad_(True)
+    ids_BT = torch.randint(0, 96, (1, sum(LENGTHS)))
+    expected = gradients(model, model.model(input_ids=ids_BT).last_hidden_state)
+    full = []
+
+    def watched(*arguments: Any) -> Any:
+        full.append(arguments[-1])
+        return parameter_gradients(*arguments)
+
+    monkeypatch.setattr("yarn_ops.train.layer.parameter_gradients", watched)
+    monkeypatch.setattr("yarn_ops.train.mlp.parameter_gradients", watched)
+    found = gradients(model, decode(model, ids_BT, False, LADDER[2]))
+    assert full and not any(full)  # a third more products, for nothing
+    assert found.keys() == expected.keys() and any("norm" in name for name in found)
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
 def test_float32_gradients_are_float64s_to_its_rounding() -> None:
