@@ -70,10 +70,13 @@ class SharedReader:
     """Keeps the keys and values of what was read."""
 
     def __init__(
-        self, model: PreTrainedModel, chunk_tokens: int | None = None, grain_tokens: int | None = None
-    ) -> None:
-        """`grain_tokens`: what is kept of a text is cut to a multiple of it; None: as suits the device."""
+        self, model: PreTrainedModel, chunk_tokens: int | None = None, grain_tokens: int | None = None,
+        *, side_by_side: bool = True,
+    ) -> None:  # fmt: skip
+        """`grain_tokens`: what is kept of a text is cut to a multiple of it; None: as suits the device.
+        `side_by_side`: whether texts may be read so."""
         self.model = model
+        self._side_by_side = side_by_side
         maskless = lean.installed(model) or model.config._attn_implementation.startswith(suffix.NAME)
         self._sees_all_before = maskless  # a mask says what rows see of each other alone
         large = maskless and model.device.type == "cuda"
@@ -122,12 +125,16 @@ class SharedReader:
             for batch in batches
             for each, logits in zip(batch, self.logits_side_by_side(batch), strict=True)
         )
-        by_index = dict(zip(some, replies, strict=True))
+        try:
+            by_index = dict(zip(some, replies, strict=True))
+        except torch.OutOfMemoryError:  # others use the device too
+            self.forget()
+            return None
         return [by_index[index] for index in range(len(examples))]
 
     def _batches(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
         """Texts, ascending in length, so many at a time as fill the chip and fit its memory."""
-        filling = FILLING_FLOP.get(self.model.device.type, 0)
+        filling = FILLING_FLOP.get(self.model.device.type, 0) if self._side_by_side else 0
         parameters = self.model.num_parameters()
         dimensions = dimensions_of(self.model.config.to_dict(), parameters)
         batch: list[Example] = []

@@ -62,14 +62,14 @@ def open_reader(model: PreTrainedModel, spec: RopeSpec | None) -> Reader:
     if spec is None or spec.method in LENGTH_DEPENDENT or _windowed(model.config):
         return WholeReader(model)
     if lean.installed(model):
-        return SharedReader(model)
+        return SharedReader(model, side_by_side=_Probe(model).side_by_side_alike())
     usual = model.config._attn_implementation
     ours = suffix.register_attention(model.device.type) if suffix.stands_for(usual) else ()
     probe = _Probe(model)
     for implementation in (*ours, usual):
         model.set_attn_implementation(implementation)
         if probe.reads_alike():
-            return SharedReader(model)
+            return SharedReader(model, side_by_side=probe.side_by_side_alike())
     model.set_attn_implementation(usual)
     return WholeReader(model)
 
@@ -107,13 +107,14 @@ class _Probe:
         self._allowed = max(EXACT_NATS, FURTHER * self._distance(whole))
 
     def reads_alike(self) -> bool:
-        """Whether chunks, a cut and packed questions, by the attention that is set, are near enough; where
-        texts are read side by side, those too."""
+        """Whether chunks, a cut and packed questions, by the attention that is set, are near enough."""
         reader = SharedReader(self._model, self._chunk, self._grain)
-        alike = self._alike(lambda: self._answers(reader, [self._other, self._text]))
-        if self._model.device.type not in FILLING_FLOP:
-            return alike
-        return alike and self._alike(lambda: self._side_by_side(reader))
+        return self._alike(lambda: self._answers(reader, [self._other, self._text]))
+
+    def side_by_side_alike(self) -> bool:
+        """Whether texts in one batch are near enough; False on a device that one text fills."""
+        reader = SharedReader(self._model, self._chunk, self._grain)
+        return self._model.device.type in FILLING_FLOP and self._alike(lambda: self._side_by_side(reader))
 
     def whole_alike(self) -> bool:
         """Whether whole forwards are near enough."""

@@ -110,8 +110,10 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scale: floa
 
 
 def _cudnn(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    several = len(q) > 1 and q.shape[2] != k.shape[2]  # behind a cache, whose rows and keys vary
-    if several or q.shape[2] % PLANNED_TOKENS or k.shape[2] % PLANNED_TOKENS:
+    behind = len(q) > 1 and (
+        q.shape[2] != k.shape[2] or k.stride(0) != k[0].numel()
+    )  # a cache, of any length
+    if behind or q.shape[2] % PLANNED_TOKENS or k.shape[2] % PLANNED_TOKENS:
         return _tiled(q, k, v, causal, scale)
     output, sums, *_ = aten._scaled_dot_product_cudnn_attention(
         q, k, v, None, True, 0.0, causal, False, scale=scale

@@ -251,7 +251,7 @@ def test_smollm2_is_read_by_each_kernel_of_the_gpu(kernel: str):
     suffix.register_attention("cuda")
     probe = _Probe(model)
     model.set_attn_implementation(f"{suffix.NAME}-{kernel}")
-    assert probe.reads_alike()
+    assert probe.reads_alike() and probe.side_by_side_alike()
 
 
 def test_windows_longer_than_what_a_kernel_plans_for_are_filled_up(lean_on_cpu: None, monkeypatch):
@@ -270,3 +270,16 @@ def test_windows_longer_than_what_a_kernel_plans_for_are_filled_up(lean_on_cpu: 
     torch.testing.assert_close(token_losses(model, windows, 20), losses, rtol=1e-5, atol=1e-5)
     assert (correct_predictions(model, windows, 20) == right).all()
     assert read == [48, 48]
+
+
+def test_a_batch_that_reads_otherwise_is_not_used(monkeypatch):
+    """Texts are then read one after the other, by the same forward."""
+    model = in_bf16()
+    reader = open_reader(model, SPEC)
+    assert isinstance(reader, SharedReader) and not reader._side_by_side  # on a CPU one text fills it
+    monkeypatch.setattr(reader_choice, "FILLING_FLOP", {"cpu": 1e12})
+    for right in (True, False):
+        if not right:
+            monkeypatch.setattr(SharedReader, "_select", lambda *_: None)  # rows of another text's cache
+        reader = open_reader(model, SPEC)
+        assert isinstance(reader, SharedReader) and reader._side_by_side == right

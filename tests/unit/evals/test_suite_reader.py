@@ -166,10 +166,16 @@ def test_texts_side_by_side_are_answered_as_alone(monkeypatch, tiny_llama, grain
         for one, other in zip(ours, theirs, strict=True):
             assert one.nll == pytest.approx(other.nll, abs=1e-4)
             assert (one.right, one.chosen) == (other.right, other.chosen)
-    whole = sum(len(example.context) for example in examples)
-    assert beside.read_tokens < whole
-    examples.append(Example(examples[0].context, tuple(QUESTIONS * 60)))  # more than one forward's
-    assert beside.ask_side_by_side(examples) is None
+    assert beside.read_tokens < sum(len(example.context) for example in examples)
+    assert SharedReader(tiny_llama, 32, side_by_side=False).ask_side_by_side(examples) is None
+    many = [*examples, Example(examples[0].context, tuple(QUESTIONS * 60))]  # more than one forward's
+    assert beside.ask_side_by_side(many) is None
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(SharedReader, "_select", full)
+    assert beside.ask_side_by_side(examples) is None  # then one after the other
 
 
 def test_as_many_are_side_by_side_as_fill_the_chip_and_fit(monkeypatch, tiny_llama):
