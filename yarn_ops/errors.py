@@ -14,6 +14,7 @@
     ├── MergeError          the merged model is not the trained one
     ├── EvaluationError     a measurement cannot be made
     ├── ExportError         a model or adapter cannot be written in the form that an engine reads
+    ├── ServingError        a server cannot be asked, or there is nothing to compare its answers with
     ├── StoreError          object storage is unreachable or refuses
     │   └── Damaged         a stored or cached directory is not what its manifest says
     ├── RegistryError       the run registry is unreachable or not migrated
@@ -106,6 +107,9 @@ class EvaluationError(YarnOpsError): ...
 
 
 class ExportError(YarnOpsError): ...
+
+
+class ServingError(YarnOpsError): ...
 
 
 class StoreError(YarnOpsError): ...

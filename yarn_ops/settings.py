@@ -70,6 +70,9 @@ class Settings(BaseSettings):
         None,
         description="who is told what came of a run: webhooks, e-mail, Apprise addresses, by spaces between",
     )
+    server_key: SecretStr | None = Field(
+        None, description="of the inference server that serve-check asks, sent as a bearer token"
+    )
     cluster: str | None = Field(
         None, description="a Dask scheduler, tcp://host:8786, whose workers prepare documents; default none"
     )

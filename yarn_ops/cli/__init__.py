@@ -9,7 +9,7 @@ from io import TextIOWrapper
 from typer.exceptions import TyperException
 
 from yarn_ops import processes
-from yarn_ops.cli import making, running  # noqa: F401  (they register their commands)
+from yarn_ops.cli import making, running, serving  # noqa: F401  (they register their commands)
 from yarn_ops.cli.app import app
 from yarn_ops.errors import YarnOpsError, service_fault
 from yarn_ops.shown import printable

@@ -20,6 +20,7 @@ from yarn_ops.models.files import CONFIG, GENERATION_CONFIG, TEMPLATES, TOKENIZE
 from yarn_ops.progress import ProgressBars
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.services import try_mlflow
+from yarn_ops.serving.fingerprint import FINGERPRINT, read_fingerprint
 from yarn_ops.settings import read_settings
 from yarn_ops.store import open_store, store_options
 from yarn_ops.store.local import LocalStore
@@ -27,7 +28,7 @@ from yarn_ops.store.manifest import MANIFEST, Manifest
 from yarn_ops.store.pull import pull_tree
 
 CARD = "README.md"
-KNOWN = frozenset((CARD, CONFIG, GENERATION_CONFIG, INDEX, *TOKENIZER_FILES))
+KNOWN = frozenset((CARD, FINGERPRINT, CONFIG, GENERATION_CONFIG, INDEX, *TOKENIZER_FILES))
 LISTED = re.compile(
     rf"[A-Za-z0-9][\w.-]*\.safetensors|{TEMPLATES}/[A-Za-z0-9][\w.-]*\.jinja|[a-z][a-z-]*\.png"
 )
@@ -99,13 +100,15 @@ def check_list(release: ModelVersion, manifest: Manifest) -> None:
 def check_files(folder: Path, manifest: Manifest) -> None:
     """ReleaseError or BaseModelError where the listed files are more than a model, or ask for code."""
     tensor_shapes(folder)
-    known = {CARD, *checkpoint_files(folder)}
+    known = {CARD, FINGERPRINT, *checkpoint_files(folder)}
     for name in manifest.files:
         if name.endswith(".png"):
             _require_picture(folder / name)
         elif name not in known:
             raise ReleaseError(f"{name}: belongs to no checkpoint; the model was not taken")
-        if name.endswith(".json") and name not in DATA:
+        if name == FINGERPRINT:
+            read_fingerprint(folder)
+        elif name.endswith(".json") and name not in DATA:
             _refuse_code(folder / name)
 
 

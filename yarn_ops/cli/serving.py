@@ -1,0 +1,119 @@
+"""Commands that ask a running server whether it answers as the model that was measured."""
+
+from __future__ import annotations
+
+import json as json_
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from yarn_ops.cli.app import JsonOption, app
+
+if TYPE_CHECKING:
+    from yarn_ops.serving.fingerprint import Fingerprint
+
+SERVED_WRONGLY = 1
+"""exit code"""
+
+
+@app.command("fingerprint")
+def fingerprint_(
+    model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A model directory; written into.")],
+) -> None:
+    """Write what serve-check compares with, fingerprint.json, into a model directory."""
+    from yarn_ops.atomic import atomic_write
+    from yarn_ops.models.checkpoints import refuse_code, refuse_links
+    from yarn_ops.models.device import resolve_device
+    from yarn_ops.progress import ProgressBars
+    from yarn_ops.serving.fingerprint import FINGERPRINT
+    from yarn_ops.serving.measure import make_fingerprint
+    from yarn_ops.settings import read_settings
+    from yarn_ops.store.disk import disk_errors
+
+    refuse_links(model)
+    refuse_code(model)
+    with ProgressBars() as bars:
+        made = make_fingerprint(
+            model, device=resolve_device(read_settings().device), report=bars.of("fingerprint")
+        )
+    with disk_errors(model), atomic_write(model / FINGERPRINT) as draft:
+        draft.write_bytes(made.to_bytes())
+    typer.echo(f"{model / FINGERPRINT}: {len(made.probes)} texts, {len(made.states) - 1} faults")
+
+
+@app.command("serve-check")
+def serve_check(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Of a running server, e.g. http://host:8000.")],
+    model: Annotated[
+        str,
+        typer.Option(metavar="DIR|NAME", help="The model as it was measured: a directory, or registered."),
+    ],
+    served: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What the server calls the model, where it has several."),
+    ] = None,
+    bits: Annotated[
+        int | None, typer.Option(min=4, max=16, help="Of the server's weights: 16, 8 or 4; left out: any.")
+    ] = None,
+    alias: Annotated[str | None, typer.Option(help="Of a registered model, e.g. champion.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Tell whether a running server answers as the measured model. Exits with 1 where it does not."""
+    from yarn_ops.errors import ServingError
+    from yarn_ops.progress import ProgressBars
+    from yarn_ops.serving.client import Server
+    from yarn_ops.serving.verdict import BITS_OF_WEIGHTS, judge
+    from yarn_ops.settings import read_settings
+
+    if bits is not None and bits not in BITS_OF_WEIGHTS:
+        raise ServingError(f"--bits: {bits}: write one of {', '.join(map(str, BITS_OF_WEIGHTS))}")
+    fingerprint = _fingerprint_of(model, alias)
+    prompts = fingerprint.prompts()
+    with Server(url, read_settings().server_key, served) as server, ProgressBars() as bars:
+        verdict = judge(fingerprint, server.ask(prompts, bars.of("serve-check")), bits)
+    if json:
+        typer.echo(json_.dumps(asdict(verdict)))
+    else:
+        typer.echo(verdict.line)
+        if verdict.fault is None and verdict.unsure:
+            typer.echo(f"these answers do not exclude: {', '.join(verdict.unsure)}")
+    if verdict.fault is not None:
+        raise typer.Exit(SERVED_WRONGLY)
+
+
+def _fingerprint_of(model: str, alias: str | None) -> Fingerprint:
+    """Of a directory, or of a registered model: then that file alone is fetched from the store."""
+    from yarn_ops.serving.fingerprint import FINGERPRINT, parse_fingerprint, read_fingerprint
+
+    if Path(model).is_dir():
+        return read_fingerprint(Path(model))
+    import hashlib
+
+    from yarn_ops.cli.pull import check_list
+    from yarn_ops.errors import ReleaseError, ServingError
+    from yarn_ops.services import try_mlflow
+    from yarn_ops.settings import read_settings
+    from yarn_ops.store import open_store, store_options
+    from yarn_ops.store.keys import join
+    from yarn_ops.store.manifest import read_manifest
+
+    settings = read_settings()
+    try:
+        release = try_mlflow(settings).find(model, alias=alias, include_rejected=True)
+    except ReleaseError as error:
+        raise ServingError(f"--model: {model} is no directory, and {error}") from None
+    store = open_store(settings.store, store_options(settings))
+    prefix = store.key_of(release.source)
+    manifest = read_manifest(store, prefix)
+    check_list(release, manifest)
+    where = f"{release.name} version {release.version}"
+    if FINGERPRINT not in manifest.files:
+        raise ServingError(
+            f"{where}: was released without a {FINGERPRINT}; pull it, and run `yarn-ops fingerprint` on it"
+        )
+    data = store.read(join(prefix, FINGERPRINT))
+    if hashlib.sha256(data).hexdigest() != manifest.files[FINGERPRINT].sha256:
+        raise ServingError(f"{where}: its {FINGERPRINT} in the store is damaged; run its recipe again")
+    return parse_fingerprint(data, where)

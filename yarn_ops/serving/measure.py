@@ -1,0 +1,316 @@
+"""Making a fingerprint: what a model, its faults and its rounded weights say next after each probe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from yarn_ops.errors import RopeError, ServingError
+from yarn_ops.models.checkpoints import load_tokenizer
+from yarn_ops.models.files import read_config
+from yarn_ops.models.loading import load_proven
+from yarn_ops.progress import OnProgress
+from yarn_ops.rope.config import rope_spec_of
+from yarn_ops.rope.methods import LENGTH_DEPENDENT, RopeSpec, attention_factor, inverse_frequencies
+from yarn_ops.rope.proof import retune
+from yarn_ops.serving.fingerprint import (
+    BITS,
+    MEASURED,
+    Fingerprint,
+    Noise,
+    Probe,
+    distance,
+    regret,
+    repeats,
+    text_digest,
+    text_of,
+)
+
+TEXTS = 4
+LENGTHS = 10
+"""of a text's probes, as many from each octave between the shortest and the target"""
+SHORTEST_TOKENS = 48
+SPARED_TOKENS = 8
+"""that engines keep free of a prompt at the target length"""
+ASKED = 20
+"""of the likeliest next tokens; as many as vLLM tells"""
+KEPT = 12
+"""candidates of a probe"""
+BLOCK = 32
+"""weights that share a scale, as in llama.cpp's files"""
+SAME = 1e-6
+"""relative; frequencies that differ by less are one RoPE"""
+
+Logprobs = NDArray[np.float32]
+"""float32[probes, vocabulary]"""
+
+
+@dataclass(frozen=True)
+class TokenisedText:
+    """A text up to its longest probe."""
+
+    ids: list[int]
+    places: list[int]
+    """tokens of each probe"""
+
+
+def make_fingerprint(model_dir: Path, *, device: str, report: OnProgress) -> Fingerprint:
+    """The fingerprint of a model directory, in float32 (bfloat16 on a GPU that float32 does not fit).
+
+    Some dozen forwards of four texts of the target length. ServingError where no engine could serve the
+    model's RoPE, or its tokenizer has no stable places to cut a text; else as `load_proven`.
+    """
+    config = read_config(model_dir)
+    spec = rope_spec_of(config)
+    if spec.method in LENGTH_DEPENDENT:
+        raise ServingError(
+            f"{model_dir}: {spec.method} turns heads by the length of the text, which no engine's cache "
+            "serves; nothing to compare with"
+        )
+    tokenizer = load_tokenizer(model_dir)
+    probes, texts = cut(tokenizer, spec.target_context_tokens - SPARED_TOKENS)
+    specs = faulty_specs(spec)
+    steps, step = len(specs) + 2 + len(BITS), 0
+
+    def tell(note: str) -> None:
+        nonlocal step
+        report(step, steps, note)
+        step += 1
+
+    tell(MEASURED)
+    model = load_proven(model_dir, None, spec, dtype=_dtype(model_dir, device), device=device)
+    found = {MEASURED: forward(model, texts)}
+    for name, other in specs.items():
+        tell(name)
+        retune(model, inverse_frequencies(other), attention_factor(other))
+        found[name] = forward(model, texts)
+    retune(model, inverse_frequencies(spec), attention_factor(spec))
+    tell("context cut")
+    if spec.target_context_tokens > spec.original_context_tokens:
+        found["context cut"] = _forward_ends(model, texts, found[MEASURED], spec.original_context_tokens)
+    bos = tokenizer.bos_token_id
+    bos = config.get("bos_token_id") if bos is None else bos
+    if isinstance(bos, int):
+        found["BOS"] = forward(model, [_with_bos(text, bos) for text in texts])
+    rounded = {}
+    for bits in BITS:
+        tell(f"{bits} bits")
+        if bits == 16:
+            half = load_proven(model_dir, None, spec, dtype=torch.bfloat16, device=device)
+            rounded[bits] = forward(half, texts)
+            del half
+        else:
+            _round_weights(model, bits)
+            rounded[bits] = forward(model, texts)
+    report(steps, steps, "")
+    return _fingerprint(spec, tokenizer, probes, found, rounded)
+
+
+def faulty_specs(spec: RopeSpec) -> dict[str, RopeSpec]:
+    """The RoPE of each fault, of those that differ from the model's own."""
+    factor, original = spec.factor, spec.original_context_tokens
+    scale = attention_factor(spec)
+    changes: dict[str, dict[str, Any]] = {
+        "unscaled": {"method": "none", "factor": 1.0, "attention_factor": None},
+        "scaled": {"method": "yarn", "factor": 4.0},
+        "linear": {"method": "linear", "attention_factor": None},
+        "attention factor missing": {"attention_factor": 1.0},
+        "attention factor squared": {"attention_factor": scale**2},
+        "original length doubled": {"original_context_tokens": 2 * original},
+        "original length halved": {"original_context_tokens": original // 2},
+        "original length is the target": {"original_context_tokens": spec.target_context_tokens},
+        "factor halved": {"factor": factor / 2},
+        "factor doubled": {"factor": factor * 2},
+        "factor squared": {"factor": factor**2},
+    }
+    if spec.method == "none":
+        changes = {"scaled": changes["scaled"]}
+    else:
+        del changes["scaled"]
+    kept: dict[str, RopeSpec] = {}
+    for name, change in changes.items():
+        try:
+            other = RopeSpec(**{**dict(spec), **change})
+        except RopeError:  # no such RoPE, e.g. a factor below 1
+            continue
+        if not any(_same(other, one) for one in (spec, *kept.values())):
+            kept[name] = other
+    return kept
+
+
+def _same(one: RopeSpec, other: RopeSpec) -> bool:
+    frequencies, others = inverse_frequencies(one), inverse_frequencies(other)
+    factor = attention_factor(other)
+    return np.allclose(frequencies, others, rtol=SAME, atol=0) and abs(attention_factor(one) - factor) < SAME
+
+
+def _dtype(model_dir: Path, device: str) -> torch.dtype:
+    if device == "cuda":
+        weights = sum(path.stat().st_size for path in model_dir.glob("*.safetensors"))
+        if 3 * weights > torch.cuda.mem_get_info()[0]:
+            return torch.bfloat16
+    return torch.float32
+
+
+def cut(tokenizer: Any, most_tokens: int) -> tuple[list[Probe], list[TokenisedText]]:
+    """Probes without candidates yet, and the token ids that they are the beginnings of."""
+    probes, texts = [], []
+    chars = 8 * most_tokens + 4096
+    for number in range(TEXTS):
+        text = text_of(number, chars)
+        everything = tokenizer(text).input_ids
+        per_char = len(everything) / len(text)
+        places = repeats(number, chars)
+        wanted = np.geomspace(min(SHORTEST_TOKENS, most_tokens // 4), most_tokens, LENGTHS)
+        found: list[Probe] = []
+        ids: list[int] = []
+        for length in wanted:
+            fitting = [
+                (first, last) for first, last in places
+                if last * per_char < length and (not found or first > found[-1].chars)
+            ]  # fmt: skip
+            if not fitting:
+                continue
+            for at in _word_ends(text, *fitting[-1], skipped=len(found) % 3):
+                cut = tokenizer(text[:at]).input_ids
+                if cut == everything[: len(cut)] and len(cut) <= most_tokens:
+                    found.append(Probe(text=number, chars=at, tokens=len(cut), candidates=("a", "b")))
+                    ids = cut
+                    break
+        probes += found
+        texts.append(TokenisedText(ids, [probe.tokens for probe in found]))
+    if len(probes) < TEXTS * LENGTHS // 4:
+        raise ServingError(
+            "the tokenizer splits no beginning of a text as it splits the whole; not supported"
+        )
+    return probes, texts
+
+
+def _word_ends(text: str, first: int, last: int, skipped: int) -> Iterator[int]:
+    """Where words of a sentence end, from one in its second half on, then the others."""
+    ends = [at for at in range(first + 1, last) if text[at] == " "]
+    start = len(ends) // 2 + skipped
+    yield from ends[start:]
+    yield from reversed(ends[:start])
+
+
+@torch.inference_mode()
+def _logprobs(model: Any, ids: Sequence[int], places: Sequence[int]) -> Logprobs:
+    """Of the next token after each number of tokens."""
+    kept = torch.tensor([place - 1 for place in places], device=model.device)
+    answer = model(torch.tensor([ids], device=model.device), logits_to_keep=kept, use_cache=False)
+    logprobs: Logprobs = answer.logits[0].float().log_softmax(-1).cpu().numpy()
+    return logprobs
+
+
+def forward(model: Any, texts: Sequence[TokenisedText]) -> Logprobs:
+    """Log-probabilities of the next token after every probe."""
+    return np.concatenate([_logprobs(model, text.ids, text.places) for text in texts])
+
+
+def _forward_ends(model: Any, texts: Sequence[TokenisedText], whole: Logprobs, most_tokens: int) -> Logprobs:
+    """Of probes of more than so many tokens, where only that many are read: their last ones."""
+    found = whole.copy()
+    row = 0
+    for text in texts:
+        for place in text.places:
+            if place > most_tokens:
+                found[row] = _logprobs(model, text.ids[place - most_tokens : place], [most_tokens])[0]
+            row += 1
+    return found
+
+
+def _with_bos(text: TokenisedText, bos: int) -> TokenisedText:
+    """With a BOS token before it, or without the one that is there."""
+    if text.ids[0] == bos:
+        return TokenisedText(text.ids[1:], [place - 1 for place in text.places])
+    return TokenisedText([bos, *text.ids], [place + 1 for place in text.places])
+
+
+@torch.no_grad()
+def _round_weights(model: Any, bits: int) -> None:
+    """Round every matrix in place, a scale for 32 weights; 8 bits: to the coarser of integers and floats."""
+    for parameter in model.parameters():
+        if parameter.ndim != 2 or parameter.shape[1] % BLOCK:
+            continue
+        blocks = parameter.view(-1, BLOCK)
+        largest = blocks.abs().amax(-1, keepdim=True).clamp_min(1e-12)
+        if bits == 8:  # float8_e4m3fn has 448 as its largest
+            scaled = (blocks * (448 / largest)).to(torch.float8_e4m3fn).to(blocks.dtype) * (largest / 448)
+        else:
+            steps = 2 ** (bits - 1) - 0.5
+            scaled = (blocks * (steps / largest)).round() * (largest / steps)
+        blocks.copy_(scaled)
+
+
+def _fingerprint(
+    spec: RopeSpec, tokenizer: Any, probes: Sequence[Probe], found: dict[str, Logprobs],
+    rounded: dict[int, Logprobs],
+) -> Fingerprint:  # fmt: skip
+    ids = [_candidates(tokenizer, [state[row] for state in found.values()]) for row in range(len(probes))]
+    kept = tuple(
+        probe.model_copy(update={"candidates": tuple(ids[row].values())}) for row, probe in enumerate(probes)
+    )
+    rows = {
+        name: [state[row][list(ids[row])].astype(np.float64) for row in range(len(probes))]
+        for name, state in found.items()
+    }
+    longest = {probe.text: probe.chars for probe in probes}
+    return Fingerprint(
+        method=spec.method,
+        factor=spec.factor,
+        original_context_tokens=spec.original_context_tokens,
+        target_context_tokens=spec.target_context_tokens,
+        texts=tuple(text_digest(number, chars) for number, chars in sorted(longest.items())),
+        probes=kept,
+        states={
+            name: tuple(tuple(min(200_000, round(-1000 * float(value))) for value in row) for row in state)
+            for name, state in rows.items()
+        },
+        noise={
+            bits: _noise(rows[MEASURED], state, [list(one) for one in ids]) for bits, state in rounded.items()
+        },
+    )
+
+
+def _candidates(tokenizer: Any, states: Sequence[Logprobs]) -> dict[int, str]:
+    """{token id: its text}: the likeliest of what was measured, then of each fault in turn."""
+    order = [np.argsort(-state)[:KEPT] for state in states]
+    wanted = [*order[0][:5], *(rank[place] for place in range(3) for rank in order), *order[0]]
+    found: dict[int, str] = {}
+    for token in map(int, wanted):
+        text = token_text(tokenizer, token)
+        if text and token not in found and text not in found.values():
+            found[token] = text
+        if len(found) == KEPT:
+            break
+    return found
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """What a server calls a token; empty where that names it badly (part of a letter, a special one)."""
+    if token in tokenizer.all_special_ids:
+        return ""
+    text: str = tokenizer.decode([token])
+    piece = tokenizer.convert_ids_to_tokens(token)
+    if piece.startswith("▁") and not text.startswith(" "):
+        text = " " + text
+    return "" if "�" in text else text
+
+
+def _noise(expected: Sequence[NDArray[np.float64]], noisy: Logprobs, ids: Sequence[list[int]]) -> Noise:
+    """Mean distance of what a server with these logits would tell."""
+    distances, regrets = [], []
+    for row, wanted in enumerate(ids):
+        ranked = np.argsort(-noisy[row])[:ASKED]
+        told = {wanted.index(token): float(noisy[row][token]) for token in ranked if token in wanted}
+        distances.append(distance(expected[row], told, float(noisy[row][ranked[-1]])))
+        first = int(ranked[0])
+        regrets.append(regret(expected[row], wanted.index(first) if first in wanted else None))
+    return Noise(logprobs=round(float(np.mean(distances)), 4), tokens=round(float(np.mean(regrets)), 4))
