@@ -32,7 +32,7 @@ from yarn_ops.models.files import read_config
 from yarn_ops.recipe import Rope
 from yarn_ops.rope.config import patch_config
 from yarn_ops.rope.methods import yarn_scale
-from yarn_ops.serving.client import Server
+from yarn_ops.serving.client import InferenceServer
 from yarn_ops.serving.fingerprint import FINGERPRINT, Fingerprint, read_fingerprint
 from yarn_ops.serving.measure import make_fingerprint
 from yarn_ops.serving.verdict import ServedVerdict, judge
@@ -257,7 +257,7 @@ def running(command: list[str], log: Path) -> Iterator[str]:
 
 
 def check(url: str, fingerprint: Fingerprint, served: str | None, bits: int | None) -> ServedVerdict:
-    with Server(url, None, served) as server:
+    with InferenceServer(url, None, served) as server:
         return judge(fingerprint, server.ask(fingerprint.prompts(), quiet), bits)
 
 

@@ -22,7 +22,7 @@ from yarn_ops.models.loading import load_proven
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.rope.methods import attention_factor, inverse_frequencies
 from yarn_ops.rope.proof import retune
-from yarn_ops.serving.client import Reply
+from yarn_ops.serving.client import NextToken
 from yarn_ops.serving.fingerprint import read_fingerprint
 from yarn_ops.serving.measure import ASKED, BLOCK, SPARED_TOKENS, cut, faulty_specs, forward, token_text
 from yarn_ops.serving.verdict import judge
@@ -33,16 +33,17 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--servers", type=int, default=200, help="right ones, for each number of bits")
     parser.add_argument("--wrong", type=int, default=5, help="for each fault and number of bits")
+    parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
     spec, tokenizer = rope_spec_of(read_config(asked.model)), load_tokenizer(asked.model)
     fingerprint = read_fingerprint(asked.model)
     _, texts = cut(tokenizer, spec.target_context_tokens - SPARED_TOKENS)
-    model = load_proven(asked.model, None, spec, dtype=torch.float32, device="cpu")
+    model = load_proven(asked.model, None, spec, dtype=torch.float32, device=asked.device)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     names = {}
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator(asked.device).manual_seed(0)
 
-    def replies(bits: int) -> tuple[list[Reply], list[Reply]]:
+    def replies(bits: int) -> tuple[list[NextToken], list[NextToken]]:
         """Of a server whose weights are rounded anew: with log-probabilities, and without."""
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -50,7 +51,7 @@ def main() -> None:
                 if parameter.ndim == 2 and parameter.shape[1] % BLOCK == 0:
                     blocks = parameter.view(-1, BLOCK)
                     step = blocks.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 0.5)
-                    blocks += step * (torch.rand(blocks.shape, generator=draw) - 0.5)
+                    blocks += step * (torch.rand(blocks.shape, generator=draw, device=asked.device) - 0.5)
         telling, silent = [], []
         for row, probe in zip(torch.from_numpy(forward(model, texts)), fingerprint.probes, strict=True):
             values, tokens = row.topk(ASKED)
@@ -61,8 +62,8 @@ def main() -> None:
                 names[token]: value for token, value in zip(tokens.tolist(), values.tolist(), strict=True)
             }
             first = names[tokens[0].item()]
-            telling.append(Reply(first, told, probe.tokens))
-            silent.append(Reply(first, None, probe.tokens))
+            telling.append(NextToken(first, told, probe.tokens))
+            silent.append(NextToken(first, None, probe.tokens))
         return telling, silent
 
     for bits in (8, 4):

@@ -18,6 +18,7 @@ from pages import CHECKOUT, PAGES
 BIN = CHECKOUT / ".venv" / "bin"
 
 WHEEL = "tests/flows/test_wheel.py"
+SERVED = "tests/unit/serving/test_serve_check.py"
 RUN_ELSEWHERE = {
     "infra/demo": "the fixture `demo` here",
     "yarn-ops extend demo": "test_the_same_again_is_reused here",
@@ -28,6 +29,7 @@ RUN_ELSEWHERE = {
     "infra/stack up": "tests/flows/test_stack.py",
     "infra/stack status": "tests/flows/test_stack.py",
     "infra/stack down": "tests/flows/test_stack.py",
+    "yarn-ops serve-check http://127.0.0.1:8000 --model ./demo-long": SERVED,
 }
 A_CLUSTER = "wants a cluster of Kubernetes; tests/seams/test_kubernetes_job.py reads its files"
 NOT_RUN = {
@@ -45,7 +47,9 @@ NOT_RUN = {
     "--job-variable gpus=2 --job-variable memory=87Gi …": A_CLUSTER,
 }
 RETRAINS = "yarn-ops extend demo --set rope.method=linear --set publish.name=demo-linear"
-NEEDS_A_MODEL = re.compile(r"yarn-ops (runs show|pull|export|remedies|evaluate)|python infra/load_plain")
+NEEDS_A_MODEL = re.compile(
+    r"yarn-ops (runs show|pull|export|fingerprint|remedies|evaluate)|python infra/load_plain"
+)
 TAKES_MINUTES = re.compile(r"yarn-ops (compare|fit) ")
 DEMO_S = 1800
 """ten times what it takes on two idle cores"""

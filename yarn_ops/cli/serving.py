@@ -22,7 +22,7 @@ SERVED_WRONGLY = 1
 def fingerprint_(
     model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A model directory; written into.")],
 ) -> None:
-    """Write what serve-check compares with, fingerprint.json, into a model directory."""
+    """Write what serve-check compares with into a model directory."""
     from yarn_ops.atomic import atomic_write
     from yarn_ops.models.checkpoints import refuse_code, refuse_links
     from yarn_ops.models.device import resolve_device
@@ -63,7 +63,7 @@ def serve_check(
     """Tell whether a running server answers as the measured model. Exits with 1 where it does not."""
     from yarn_ops.errors import ServingError
     from yarn_ops.progress import ProgressBars
-    from yarn_ops.serving.client import Server
+    from yarn_ops.serving.client import InferenceServer
     from yarn_ops.serving.verdict import BITS_OF_WEIGHTS, judge
     from yarn_ops.settings import read_settings
 
@@ -71,7 +71,7 @@ def serve_check(
         raise ServingError(f"--bits: {bits}: write one of {', '.join(map(str, BITS_OF_WEIGHTS))}")
     fingerprint = _fingerprint_of(model, alias)
     prompts = fingerprint.prompts()
-    with Server(url, read_settings().server_key, served) as server, ProgressBars() as bars:
+    with InferenceServer(url, read_settings().server_key, served) as server, ProgressBars() as bars:
         verdict = judge(fingerprint, server.ask(prompts, bars.of("serve-check")), bits)
     if json:
         typer.echo(json_.dumps(asdict(verdict)))

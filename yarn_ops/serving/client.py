@@ -32,7 +32,7 @@ ASKED = (20, 5, None)
 
 
 @dataclass(frozen=True)
-class Reply:
+class NextToken:
     """What a server said of one probe."""
 
     token: str = ""
@@ -44,12 +44,16 @@ class Reply:
     """why it did not answer this prompt"""
 
 
-class Server:
+class InferenceServer:
     """A running inference server. Every method raises ServingError, in one line, where it cannot be asked."""
 
     def __init__(self, url: str, key: SecretStr | None, served: str | None) -> None:
-        address = urlsplit(url)
-        if address.scheme not in ("http", "https") or not address.netloc:
+        try:
+            address = urlsplit(url)
+            readable = address.scheme in ("http", "https") and address.hostname and address.port != 0
+        except ValueError:  # half an IPv6 address, a port beyond 65535
+            readable = False
+        if not readable:
             raise ServingError(f"{without_password(url)}: write http://host:port or https://host:port")
         if address.username or address.password:
             raise ServingError(
@@ -74,14 +78,14 @@ class Server:
         self.context_tokens: int | None = None
         """that the server says it takes; None: it does not say"""
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> InferenceServer:
         self._find_model()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def ask(self, prompts: Sequence[str], report: OnProgress) -> list[Reply]:
+    def ask(self, prompts: Sequence[str], report: OnProgress) -> list[NextToken]:
         """The reply to each prompt, one after the other: an engine keeps what a longer one begins with."""
         replies = []
         for number, prompt in enumerate(prompts):
@@ -110,7 +114,7 @@ class Server:
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                 self.context_tokens = value
 
-    def _reply(self, prompt: str) -> Reply:
+    def _reply(self, prompt: str) -> NextToken:
         while True:
             status, answer = self._send("POST", *self._request(prompt))
             if status == 200:
@@ -131,7 +135,7 @@ class Server:
             if len(self._asked) > 1 and "logprobs" in complaint:
                 self._asked.pop(0)
                 continue
-            return Reply(refused=f"{status}{complaint}")
+            return NextToken(refused=f"{status}{complaint}")
 
     def _request(self, prompt: str) -> tuple[str, dict[str, Any]]:
         count = self._asked[0]
@@ -149,17 +153,17 @@ class Server:
             body["logprobs"] = count
         return "/v1/completions", body
 
-    def _read(self, answer: Any) -> Reply:
+    def _read(self, answer: Any) -> NextToken:
         try:
             if self._own_form:
                 told, usage = answer.get("completion_probabilities"), answer.get("tokens_evaluated")
-                return Reply(_text(answer["content"]), _content(told), _count(usage))
+                return NextToken(_text(answer["content"]), _content(told), _count(usage))
             choice = answer["choices"][0]
             usage = answer.get("usage") or {}
             logprobs = choice.get("logprobs") or {}
             content = logprobs.get("content")
             told = _content(content) if content else _legacy(logprobs.get("top_logprobs"))
-            return Reply(_text(choice["text"]), told, _count(usage.get("prompt_tokens")))
+            return NextToken(_text(choice["text"]), told, _count(usage.get("prompt_tokens")))
         except (AttributeError, KeyError, IndexError, TypeError, ValueError):
             raise ServingError(
                 f"{self.url}: answers, but not as OpenAI's completions do ({json.dumps(answer)[:WORDS]}); "

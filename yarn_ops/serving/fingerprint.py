@@ -68,11 +68,11 @@ Counts = Annotated[int, Field(ge=1, le=1 << 31)]
 MilliNats = Annotated[int, Field(ge=0, le=200_000)]
 
 
-class _Frozen(BaseModel):
+class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Probe(_Frozen):
+class TextProbe(_Part):
     """A beginning of a text, whose next token is asked for."""
 
     text: int = Field(ge=0, le=99)
@@ -82,7 +82,7 @@ class Probe(_Frozen):
     candidates: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(min_length=2)
 
 
-class Noise(_Frozen):
+class RoundingNoise(_Part):
     """Mean distance (nats) of the same weights, rounded, from what was measured."""
 
     logprobs: float = Field(ge=0)
@@ -91,7 +91,7 @@ class Noise(_Frozen):
     """where it tells its next token alone"""
 
 
-class Fingerprint(_Frozen):
+class Fingerprint(_Part):
     """`states`: for each probe the candidates' log-probabilities in −1/1000 nat, by state."""
 
     version: Literal[1] = 1
@@ -101,9 +101,9 @@ class Fingerprint(_Frozen):
     target_context_tokens: Counts
     texts: tuple[Annotated[str, Field(pattern="^[0-9a-f]{64}$")], ...]
     """sha256 of each text up to its longest probe"""
-    probes: tuple[Probe, ...] = Field(min_length=1, max_length=1000)
+    probes: tuple[TextProbe, ...] = Field(min_length=1, max_length=1000)
     states: dict[str, tuple[tuple[MilliNats, ...], ...]]
-    noise: dict[int, Noise]
+    noise: dict[int, RoundingNoise]
     """by the bits of the weights"""
 
     @model_validator(mode="after")

@@ -23,8 +23,8 @@ from yarn_ops.serving.fingerprint import (
     BITS,
     MEASURED,
     Fingerprint,
-    Noise,
-    Probe,
+    RoundingNoise,
+    TextProbe,
     distance,
     regret,
     repeats,
@@ -158,7 +158,7 @@ def _dtype(model_dir: Path, device: str) -> torch.dtype:
     return torch.float32
 
 
-def cut(tokenizer: Any, most_tokens: int) -> tuple[list[Probe], list[TokenisedText]]:
+def cut(tokenizer: Any, most_tokens: int) -> tuple[list[TextProbe], list[TokenisedText]]:
     """Probes without candidates yet, and the token ids that they are the beginnings of."""
     probes, texts = [], []
     chars = 8 * most_tokens + 4096
@@ -168,7 +168,7 @@ def cut(tokenizer: Any, most_tokens: int) -> tuple[list[Probe], list[TokenisedTe
         per_char = len(everything) / len(text)
         places = repeats(number, chars)
         wanted = np.geomspace(min(SHORTEST_TOKENS, most_tokens // 4), most_tokens, LENGTHS)
-        found: list[Probe] = []
+        found: list[TextProbe] = []
         ids: list[int] = []
         for length in wanted:
             fitting = [
@@ -180,7 +180,7 @@ def cut(tokenizer: Any, most_tokens: int) -> tuple[list[Probe], list[TokenisedTe
             for at in _word_ends(text, *fitting[-1], skipped=len(found) % 3):
                 cut = tokenizer(text[:at]).input_ids
                 if cut == everything[: len(cut)] and len(cut) <= most_tokens:
-                    found.append(Probe(text=number, chars=at, tokens=len(cut), candidates=("a", "b")))
+                    found.append(TextProbe(text=number, chars=at, tokens=len(cut), candidates=("a", "b")))
                     ids = cut
                     break
         probes += found
@@ -250,7 +250,7 @@ def _round_weights(model: Any, bits: int) -> None:
 
 
 def _fingerprint(
-    spec: RopeSpec, tokenizer: Any, probes: Sequence[Probe], found: dict[str, Logprobs],
+    spec: RopeSpec, tokenizer: Any, probes: Sequence[TextProbe], found: dict[str, Logprobs],
     rounded: dict[int, Logprobs],
 ) -> Fingerprint:  # fmt: skip
     ids = [_candidates(tokenizer, [state[row] for state in found.values()]) for row in range(len(probes))]
@@ -304,7 +304,9 @@ def token_text(tokenizer: Any, token: int) -> str:
     return "" if "�" in text else text
 
 
-def _noise(expected: Sequence[NDArray[np.float64]], noisy: Logprobs, ids: Sequence[list[int]]) -> Noise:
+def _noise(
+    expected: Sequence[NDArray[np.float64]], noisy: Logprobs, ids: Sequence[list[int]]
+) -> RoundingNoise:
     """Mean distance of what a server with these logits would tell."""
     distances, regrets = [], []
     for row, wanted in enumerate(ids):
@@ -313,4 +315,6 @@ def _noise(expected: Sequence[NDArray[np.float64]], noisy: Logprobs, ids: Sequen
         distances.append(distance(expected[row], told, float(noisy[row][ranked[-1]])))
         first = int(ranked[0])
         regrets.append(regret(expected[row], wanted.index(first) if first in wanted else None))
-    return Noise(logprobs=round(float(np.mean(distances)), 4), tokens=round(float(np.mean(regrets)), 4))
+    return RoundingNoise(
+        logprobs=round(float(np.mean(distances)), 4), tokens=round(float(np.mean(regrets)), 4)
+    )

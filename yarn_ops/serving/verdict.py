@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yarn_ops.errors import ServingError
-from yarn_ops.serving.client import Reply
-from yarn_ops.serving.fingerprint import FAR, FAULTS, MEASURED, Fingerprint, Probe, distance, regret
+from yarn_ops.serving.client import NextToken
+from yarn_ops.serving.fingerprint import FAR, FAULTS, MEASURED, Fingerprint, TextProbe, distance, regret
 
 BITS_OF_WEIGHTS = (16, 8, 4)
 ALLOWED = 1.75
@@ -41,7 +41,7 @@ class ServedVerdict:
     """faults that these answers cannot exclude"""
 
 
-def judge(fingerprint: Fingerprint, replies: Sequence[Reply], bits: int | None) -> ServedVerdict:
+def judge(fingerprint: Fingerprint, replies: Sequence[NextToken], bits: int | None) -> ServedVerdict:
     """Compare the replies to a fingerprint's probes with every state. bits: of the server's weights.
 
     ServingError where there are too few answers to tell anything.
@@ -66,7 +66,7 @@ def _early(fault: str, why: str, texts: int) -> ServedVerdict:
 
 
 def _by_counts(
-    probes: Sequence[Probe], replies: Sequence[Reply], answered: Sequence[int]
+    probes: Sequence[TextProbe], replies: Sequence[NextToken], answered: Sequence[int]
 ) -> tuple[str, str] | None:
     """A fault that the numbers of tokens tell; with the reason."""
     counted = {number: count for number in answered if (count := replies[number].prompt_tokens) is not None}
@@ -88,7 +88,7 @@ def _by_counts(
 
 
 def _refused(
-    probes: Sequence[Probe], replies: Sequence[Reply], answered: Sequence[int]
+    probes: Sequence[TextProbe], replies: Sequence[NextToken], answered: Sequence[int]
 ) -> tuple[str, str] | None:
     """The longer texts that a server does not answer; ServingError where it leaves out others."""
     refused = sorted(set(range(len(probes))) - set(answered), key=lambda number: probes[number].tokens)
@@ -101,7 +101,7 @@ def _refused(
     return "context cut", f"texts of up to {longest:,} tokens are answered, one of {least:,} not: {complaint}"
 
 
-def _matched(probe: Probe, reply: Reply) -> tuple[dict[int, float], int | None]:
+def _matched(probe: TextProbe, reply: NextToken) -> tuple[dict[int, float], int | None]:
     """{candidate: its log-probability} of what a reply tells, and which candidate its token is."""
     index = {text: place for place, text in enumerate(probe.candidates)}
     bare = Counter(text.strip() for text in probe.candidates)
@@ -122,7 +122,7 @@ def _plain(token: str) -> str:
 
 
 def _by_distance(
-    fingerprint: Fingerprint, replies: Sequence[Reply], used: Sequence[int], tells: bool, bits: int | None
+    fingerprint: Fingerprint, replies: Sequence[NextToken], used: Sequence[int], tells: bool, bits: int | None
 ) -> ServedVerdict:
     matched = [_matched(fingerprint.probes[number], replies[number]) for number in used]
     states = {state: [fingerprint.logprobs(state)[number] for number in used] for state in fingerprint.states}

@@ -20,7 +20,7 @@ ORIGINAL_TOKENS, FACTOR = 64, 4.0
 def measured(base512: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory with a fingerprint."""
     out = tmp_path_factory.mktemp("served") / "measured"
-    shutil.copytree(base512, out)
+    shutil.copytree(base512, out, ignore=shutil.ignore_patterns("pretrain.json"))
     config = {**json.loads((out / "config.json").read_bytes()), "max_position_embeddings": ORIGINAL_TOKENS}
     patched, _ = patch_config(
         config, Rope(method="yarn", factor=FACTOR), factor=FACTOR, original_context_tokens=ORIGINAL_TOKENS

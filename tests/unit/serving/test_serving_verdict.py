@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from yarn_ops.errors import ServingError
-from yarn_ops.serving.client import Reply
+from yarn_ops.serving.client import NextToken
 from yarn_ops.serving.fingerprint import FAULTS, FINGERPRINT, MEASURED, parse_fingerprint, read_fingerprint
 from yarn_ops.serving.verdict import judge
 
@@ -26,14 +26,18 @@ def answers(fingerprint, state, *, noise=0.0, tells=True, more=0, seed=0):
         values = np.minimum(row + draw.normal(0, noise, len(row)), 0) if noise else row
         told = dict(zip(probe.candidates, values.tolist(), strict=True))
         token = max(told, key=told.__getitem__)
-        replies.append(Reply(token, told if tells else None, probe.tokens + more))
+        replies.append(NextToken(token, told if tells else None, probe.tokens + more))
     return replies
 
 
 def test_a_fingerprint_has_texts_from_short_to_the_target_and_every_fault(fingerprint):
     tokens = [probe.tokens for probe in fingerprint.probes]
     assert min(tokens) < 70 and 230 < max(tokens) <= 248
-    assert set(ROPE) | {MEASURED, "context cut", "BOS"} <= fingerprint.states.keys() <= FAULTS.keys() | {MEASURED}
+    assert (
+        set(ROPE) | {MEASURED, "context cut", "BOS"}
+        <= fingerprint.states.keys()
+        <= FAULTS.keys() | {MEASURED}
+    )
     noise = [fingerprint.noise[bits].logprobs for bits in (16, 8, 4, 2)]
     assert noise == sorted(noise) and 0 < noise[0] < 0.05 < noise[3]
     assert len(fingerprint.to_bytes()) < 40_000
@@ -44,7 +48,10 @@ def test_a_fingerprint_has_texts_from_short_to_the_target_and_every_fault(finger
 def test_the_measured_is_right(fingerprint, tells):
     verdict = judge(fingerprint, answers(fingerprint, MEASURED, tells=tells), None)
     assert verdict.fault is None and verdict.nats < 1e-3
-    assert verdict.line.startswith("right to 0.000 nats") and f"over {len(fingerprint.probes)} texts" in verdict.line
+    assert (
+        verdict.line.startswith("right to 0.000 nats")
+        and f"over {len(fingerprint.probes)} texts" in verdict.line
+    )
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.05, 0.2])
@@ -63,7 +70,7 @@ def test_rounding_is_no_fault_and_more_than_its_bits_explain_is(fingerprint):
 
 def test_what_is_far_from_everything_is_other_weights(fingerprint):
     served = [
-        Reply("zq", {f"zq{place}": -2.5 - place for place in range(20)}, probe.tokens)
+        NextToken("zq", {f"zq{place}": -2.5 - place for place in range(20)}, probe.tokens)
         for probe in fingerprint.probes
     ]
     assert judge(fingerprint, served, None).fault == "other weights"
@@ -78,20 +85,24 @@ def test_counts_tell_a_bos_and_another_tokenizer(fingerprint):
 def test_a_long_text_that_is_refused_or_shortened_is_a_cut(fingerprint):
     served = answers(fingerprint, MEASURED)
     long = [number for number, probe in enumerate(fingerprint.probes) if probe.tokens > 128]
-    refused = [Reply(refused="400 (too long)") if number in long else reply for number, reply in enumerate(served)]
+    refused = [
+        NextToken(refused="400 (too long)") if number in long else reply
+        for number, reply in enumerate(served)
+    ]
     verdict = judge(fingerprint, refused, None)
     assert verdict.fault == "context cut" and "400 (too long)" in verdict.line
     cut = [
-        Reply(reply.token, reply.logprobs, 128) if number in long else reply for number, reply in enumerate(served)
+        NextToken(reply.token, reply.logprobs, 128) if number in long else reply
+        for number, reply in enumerate(served)
     ]
     assert judge(fingerprint, cut, None).fault == "context cut"
-    silent = [Reply(reply.token, reply.logprobs) for reply in answers(fingerprint, "context cut")]
+    silent = [NextToken(reply.token, reply.logprobs) for reply in answers(fingerprint, "context cut")]
     assert judge(fingerprint, silent, None).fault == "context cut"
 
 
 def test_a_server_that_refuses_everything_is_told_in_its_words(fingerprint):
     with pytest.raises(ServingError, match=r"answers 0 of \d+ texts; it says 500 \(no\)"):
-        judge(fingerprint, [Reply(refused="500 (no)")] * len(fingerprint.probes), None)
+        judge(fingerprint, [NextToken(refused="500 (no)")] * len(fingerprint.probes), None)
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"\xff", b'{"version": 2}', b"[" * 100_000])
