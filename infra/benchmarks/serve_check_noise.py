@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--servers", type=int, default=200, help="right ones, for each number of bits")
     parser.add_argument("--wrong", type=int, default=5, help="for each fault and number of bits")
+    parser.add_argument("--bits", type=int, nargs="+", default=(8, 4))
     parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
     spec, tokenizer = rope_spec_of(read_config(asked.model)), load_tokenizer(asked.model)
@@ -66,7 +67,7 @@ def main() -> None:
             silent.append(NextToken(first, None, probe.tokens))
         return telling, silent
 
-    for bits in (8, 4):
+    for bits in asked.bits:
         for name, other in {"none": spec, **faulty_specs(spec)}.items():
             retune(model, inverse_frequencies(other), attention_factor(other))
             found: dict[str, Counter[str]] = {"logprobs": Counter(), "tokens": Counter()}

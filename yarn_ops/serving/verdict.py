@@ -17,10 +17,14 @@ from yarn_ops.serving.fingerprint import FAR, FAULTS, MEASURED, Fingerprint, Tex
 BITS_OF_WEIGHTS = (16, 8, 4)
 ALLOWED = 1.75
 """times the distance of the model's own rounded weights: engines round otherwise, and compute otherwise"""
+ALLOWED_BY_TOKENS = 4.0
+"""the same where single tokens tell it, of which few differ and these by much"""
 SUMMED_OTHERWISE = 0.02
 """nats that are always allowed: engines sum in another order"""
-CERTAIN = 3.5
-"""standard errors by which a fault has to show, or not to show"""
+CERTAIN = 5.0
+"""standard errors by which a fault has to show to be named"""
+EXCLUDED = 3.5
+"""standard errors by which the rest of it has to be missing, for a fault to be excluded"""
 FEWEST_PROBES = 8
 
 
@@ -137,7 +141,7 @@ def _by_distance(
     nats, texts = means[MEASURED], len(used)
     spare = SUMMED_OTHERWISE if tells else SUMMED_OTHERWISE / 4
     allowed = {
-        width: ALLOWED * (noise.logprobs if tells else noise.tokens) + spare
+        width: (ALLOWED * noise.logprobs if tells else ALLOWED_BY_TOKENS * noise.tokens) + spare
         for width, noise in fingerprint.noise.items()
     }
     explained = next((width for width in BITS_OF_WEIGHTS if nats <= allowed[width]), None)
@@ -147,7 +151,7 @@ def _by_distance(
         shares = {state: likeness(states[MEASURED], states[state], told) for state in others}
         nearer = [one for one, (share, error) in shares.items() if share > max(0.5, CERTAIN * error)]
         nearer = [one for one in nearer if means[one] < nats and means[one] <= max(allowed[4], nats / 2)]
-        unsure = [one for one, (share, error) in shares.items() if 1 - share <= CERTAIN * error]
+        unsure = [one for one, (share, error) in shares.items() if 1 - share <= EXCLUDED * error]
     else:  # single tokens tell too little to see through coarse rounding that nobody spoke of
         bits = bits or max(BITS_OF_WEIGHTS)
         unsure = [state for state in others if means[state] <= allowed[bits]]
