@@ -144,8 +144,9 @@ class Bench:
             "families": keys["families"].split("+") if "families" in keys else [],
         }
         values = self.bare.recipe.train.model_dump() | {
-            "exercises": exercises, "seed": seed, "rank": int(keys.get("rank", 16)), "checkpoint_every": 10_000,
-            "learning_rate": float(keys.get("lr", 1.5e-3)), "precision": keys.get("precision", "auto"),
+            "exercises": exercises, "seed": seed, "checkpoint_every": 10_000,
+            "rank": int(keys.get("rank", 16)), "learning_rate": float(keys.get("lr", 1.5e-3)),
+            "precision": keys.get("precision", "auto"),
         }  # fmt: skip
         length = int(keys.get("context", self.asked.factor * self.original))
         legs = [leg.split("x") for leg in keys.get("legs", f"{length}x{steps}").split("+")]
