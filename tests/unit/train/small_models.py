@@ -41,7 +41,7 @@ def small_model(
 def gradients(model: PreTrainedModel, hidden_BTD: Tensor) -> dict[str, Tensor]:
     """Of a fixed random function of the hidden states."""
     random = torch.Generator().manual_seed(1)
-    weights = torch.randn(hidden_BTD.shape, dtype=torch.bfloat16, generator=random).to(hidden_BTD.dtype)
+    weights = torch.randn(hidden_BTD.shape, dtype=torch.bfloat16, generator=random).to(hidden_BTD)
     model.zero_grad()
     (hidden_BTD * weights).sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
