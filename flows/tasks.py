@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from flows.logs import about, run_logger
 from flows.run import RunContext, current_run
+from yarn_ops.atomic import room_in
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import Damaged, LeaseLost, StoreError
 from yarn_ops.processes import using
@@ -32,7 +33,6 @@ from yarn_ops.progress import OnProgress
 from yarn_ops.recipe import Section
 from yarn_ops.records import AnyRecord, Local, Record
 from yarn_ops.registry import Held, QueuedStage, copies, hold, this_process
-from yarn_ops.store.disk import room_in
 from yarn_ops.store.sweep import ARTIFACTS
 from yarn_ops.store.trees import manifest_of, put_tree, tree_present
 from yarn_ops.upkeep import OBSERVATIONS

@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from yarn_ops import shipped
+from yarn_ops.atomic import put_away, write_durably
 from yarn_ops.catalogue import ModelVersion
 from yarn_ops.digests import digest_of, tree_files
 from yarn_ops.errors import BaseModelError, StoreError
@@ -29,7 +30,6 @@ from yarn_ops.recipe import Base
 from yarn_ops.records import BaseModel
 from yarn_ops.store import ObjectInfo, Store, StoreOptions, open_store
 from yarn_ops.store.damage import Fault, faults_here, faults_stored, refusal
-from yarn_ops.store.disk import put_away, write_durably
 from yarn_ops.store.local import LocalStore
 from yarn_ops.store.manifest import MANIFEST, parse_manifest, read_manifest
 from yarn_ops.store.pull import arriving

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, cached_property
@@ -28,6 +27,7 @@ from yarn_ops.data.tokenizer import Tokenizer
 from yarn_ops.data.units import Unit, UnitOptions, unit_key
 from yarn_ops.digests import digest_of, file_digest
 from yarn_ops.errors import DataError, SettingsError, StoreError
+from yarn_ops.processes import scratch
 from yarn_ops.records import Tree
 from yarn_ops.settings import Settings, read_settings
 from yarn_ops.store import Store, StoreOptions, files_for, open_store, store_options
@@ -138,8 +138,8 @@ def make_in_store(key: str, unit: Unit, options: UnitOptions, tokenizer: str, st
     if (made_before := _made_before(store, key)) is not None:
         store.write(_place(key, MANIFEST), made_before)  # in use, so not old
         return made_before
-    with tempfile.TemporaryDirectory(prefix="unit-", dir=settings.home) as place:
-        made = Path(place) / "made"
+    with scratch() as place:
+        made = place / "made"
         make_unit(unit, options, _tokenizer(store, tokenizer, options.vocab_size), files, made)
         return put_tree_at(store, made, f"{UNITS}/{key}", look=False).to_bytes()
 
@@ -177,9 +177,9 @@ def _place(key: str, name: str) -> str:
 def _keep_tokenizer(store: Store, tokenizer: Tokenizer) -> str:
     """The key of the tokenizer's directory in the store."""
     prefix = f"{UNITS}/tokenizer-{digest_of([tokenizer.digest, tokenizer.eos, tokenizer.chat_digest])}"
-    with tempfile.TemporaryDirectory() as place:
-        tokenizer.save(Path(place) / "tokenizer")
-        put_tree_at(store, Path(place) / "tokenizer", prefix)
+    with scratch() as place:
+        tokenizer.save(place / "tokenizer")
+        put_tree_at(store, place / "tokenizer", prefix)
     return prefix
 
 
@@ -189,9 +189,9 @@ _TOKENIZERS: dict[str, Tokenizer] = {}
 def _tokenizer(store: Store, prefix: str, vocab_size: int) -> Tokenizer:
     """Fetched once a process."""
     if prefix not in _TOKENIZERS:
-        with tempfile.TemporaryDirectory() as place:
-            pull_tree(store, store.uri_of(prefix), Path(place) / "tokenizer")
-            _TOKENIZERS[prefix] = Tokenizer(Path(place) / "tokenizer", vocab_size)
+        with scratch() as place:
+            pull_tree(store, store.uri_of(prefix), place / "tokenizer")
+            _TOKENIZERS[prefix] = Tokenizer(place / "tokenizer", vocab_size)
     return _TOKENIZERS[prefix]
 
 

@@ -12,11 +12,10 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from yarn_ops.atomic import atomic_write
+from yarn_ops.atomic import atomic_write, disk_errors
 from yarn_ops.digests import CHUNK_BYTES, canonical_json, digest_of, tree_files
 from yarn_ops.errors import BaseModelError
 from yarn_ops.store.damage import Fault, refusal
-from yarn_ops.store.disk import disk_errors
 from yarn_ops.store.transfer import Transfer
 
 ANSWER_S = 10.0

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import uuid
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from yarn_ops.errors import service_fault
@@ -98,14 +96,12 @@ def complete(client: Any, version: Any, tags: Mapping[str, str], description: st
 
 
 def probe_artifacts(location: str) -> None:
-    """Write a small file below `location` as MLflow's client writes artifacts, and remove it."""
+    """Write a copy of this file below `location` as MLflow's client writes artifacts, and remove it."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "probe").write_bytes(b"probe")
-        artifacts = get_artifact_repository(f"{location}/probe-{uuid.uuid4().hex}")
-        artifacts.log_artifact(f"{folder}/probe")
-        artifacts.delete_artifacts()
+    artifacts = get_artifact_repository(f"{location}/probe-{uuid.uuid4().hex}")
+    artifacts.log_artifact(__file__)
+    artifacts.delete_artifacts()
 
 
 def create_experiment(client: Any, name: str, location: str) -> Any:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from types import FrameType
 
 import psutil
 
+from yarn_ops.atomic import disk_errors, room_in
 from yarn_ops.errors import SettingsError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -164,6 +166,37 @@ def _hold(folder: Path) -> int:
             os.close(handle)
             raise
         os.close(handle)
+
+
+def scratch_in(folder: Path) -> None:
+    """Have this process's `scratch` lie in `folder`, on the disk that holds its state or its work.
+
+    Until this is called it lies in the system's temporary directory, which is often small.
+    """
+    global _scratch_root
+    _scratch_root = folder
+
+
+_scratch_root: Path | None = None
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """An empty directory that is gone after the block; one that a killed process leaves is found by gc.
+
+    StoreError in one line where it cannot be made, or where the disk becomes full within the block.
+    """
+    with contextlib.ExitStack() as stack:
+        with disk_errors(_scratch_root or "the temporary directory (TMPDIR)"):
+            if _scratch_root is not None:
+                _scratch_root.mkdir(parents=True, exist_ok=True)
+            made = tempfile.TemporaryDirectory(
+                prefix="scratch-", dir=_scratch_root, ignore_cleanup_errors=True
+            )
+            folder = Path(stack.enter_context(made))
+            stack.enter_context(using(folder))
+        stack.enter_context(room_in(folder))
+        yield folder
 
 
 @contextlib.contextmanager

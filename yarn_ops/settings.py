@@ -143,10 +143,14 @@ class Settings(BaseSettings):
         return self.mlflow_uri or f"sqlite:///{self.home / 'mlflow.db'}"
 
     def make_home(self) -> None:
-        """Create the state directory; SettingsError in one line when that is impossible."""
+        """Create the state directory, where scratch lies from now on; SettingsError in one line when that is
+        impossible."""
+        from yarn_ops.processes import scratch_in  # its imports are not for --help
+
         try:
             self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
             tempfile.TemporaryFile(dir=self.home).close()
+            scratch_in(self.home / "work")
         except OSError as error:
             raise SettingsError(
                 f"{self.home}: the state directory cannot be written ({error.strerror}); "

@@ -8,7 +8,6 @@ in them; nothing depends on where or when a unit was made.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -26,6 +25,7 @@ from yarn_ops.data.text import text_digest
 from yarn_ops.data.units import Unit
 from yarn_ops.data.words import Hashes
 from yarn_ops.errors import DataError
+from yarn_ops.processes import scratch
 from yarn_ops.recipe import Data
 
 Find = Callable[[int, str], Path]
@@ -119,16 +119,13 @@ class DocumentTable:
         return np.memmap(path, "<u4", mode="r", shape=(len(numbers), PLACES))
 
 
-def choose(
-    documents: DocumentTable, data: Data, measured: DocumentTable | None, work: Path | None = None
-) -> Mask:
+def choose(documents: DocumentTable, data: Data, measured: DocumentTable | None) -> Mask:
     """Set every document's fate, and return which documents are held out (bool [documents]).
 
     Of equal documents, and of near duplicates, the first is kept. A document's side of the split is decided
     by its text and `data.seed` alone: held out where its draw from [0, 1) is below `data.held_out_fraction`;
     besides, the lowest draw of all is held out and the highest trained on, so that neither side is empty.
     Then those to train on are left out that have a passage in common with one held out, or `measured`.
-    `work`: where scratch files lie for as long as it takes.
     """
     fates = documents.fates
     longest = np.inf if data.max_document_tokens is None else data.max_document_tokens
@@ -136,7 +133,7 @@ def choose(
     fates[kept & ((documents.tokens < data.min_document_tokens) | (documents.tokens > longest))] = Fate.LENGTH
     _drop_duplicates(documents)
     if data.near_duplicate_similarity is not None:
-        _drop_near_duplicates(documents, data.near_duplicate_similarity, work)
+        _drop_near_duplicates(documents, data.near_duplicate_similarity)
     held_out = _held_out(documents, data)
     if data.shared_words is not None:
         _drop_contaminated(documents, held_out, measured)
@@ -180,12 +177,12 @@ def _drop_duplicates(documents: DocumentTable) -> None:
     fates[texts[later]] = np.where(reasons == Fate.KEPT, Fate.DUPLICATE, reasons)[later]
 
 
-def _drop_near_duplicates(documents: DocumentTable, similarity: float, work: Path | None) -> None:
+def _drop_near_duplicates(documents: DocumentTable, similarity: float) -> None:
     numbers = np.flatnonzero(documents.fates == Fate.KEPT)
     if not len(numbers):
         return
-    with tempfile.TemporaryDirectory(prefix="near-", dir=work) as place:
-        first = first_near_duplicates(documents.signatures(numbers, Path(place)), similarity)
+    with scratch() as place:
+        first = first_near_duplicates(documents.signatures(numbers, place), similarity)
     documents.fates[numbers[first != np.arange(len(first))]] = Fate.NEAR_DUPLICATE
 
 

@@ -83,7 +83,7 @@ def prepare(
         else None
     )
     out.mkdir(parents=True, exist_ok=True)
-    held_out = choose(documents, data, measured, out)
+    held_out = choose(documents, data, measured)
     kept = documents.fates == Fate.KEPT
     left_out = audit.dropped(documents.fates)
     _check_sides(int((kept & ~held_out).sum()), int(held_out.sum()), corpus.record.files, left_out)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import errno
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from yarn_ops.models.files import (
 )
 from yarn_ops.models.harmless import harmless_config
 from yarn_ops.opening import open_regular
+from yarn_ops.processes import scratch
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -88,10 +88,8 @@ def load_tokenizer(path: Path) -> Any:
         raise BaseModelError(
             f"{path}: no tokenizer ({', '.join(VOCABULARIES)}); add the base's tokenizer files"
         )
-    with tempfile.TemporaryDirectory(prefix="yarn-ops-") as folder, quiet_transformers():
-        copy_model_files(
-            path, Path(folder), (CONFIG, *tokenizer_files(path))
-        )  # and no file that these may name
+    with scratch() as folder, quiet_transformers():
+        copy_model_files(path, folder, (CONFIG, *tokenizer_files(path)))  # and no file that these may name
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except BaseException as error:  # of damaged files; Rust's panics are no Exception

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from yarn_ops.models.checkpoints import (
     weight_files,
 )
 from yarn_ops.models.files import CONFIG, GENERATION_CONFIG, copy_model_files, read_config
+from yarn_ops.processes import scratch
 from yarn_ops.rope import dynamic
 from yarn_ops.rope.methods import RopeSpec
 from yarn_ops.rope.proof import prove
@@ -114,8 +114,7 @@ def _without_data(config: Mapping[str, Any], where: str = CONFIG, dtype: torch.d
 def weights_alone(path: Path) -> Iterator[Path]:
     """A directory of links to a checkpoint's weights, for transformers to read: nothing else is there."""
     names = weight_files(path)
-    with tempfile.TemporaryDirectory(prefix="yarn-ops-") as name:
-        folder = Path(name)
+    with scratch() as folder:
         for weights in names:
             (folder / weights).symlink_to(os.path.realpath(path / weights))
         (folder / GENERATION_CONFIG).write_text("{}")

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from yarn_ops.atomic import disk_errors
 from yarn_ops.digests import file_digest, tree_files
 from yarn_ops.errors import Damaged
 from yarn_ops.store import Store
-from yarn_ops.store.disk import disk_errors
 from yarn_ops.store.keys import join
 from yarn_ops.store.local import LocalStore
 from yarn_ops.store.manifest import MANIFEST, FileEntry, Manifest

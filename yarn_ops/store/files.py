@@ -17,11 +17,10 @@ from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 
-from yarn_ops.atomic import sync_directory
+from yarn_ops.atomic import disk_errors, is_still, sync_directory
 from yarn_ops.digests import CHUNK_BYTES, file_digest
 from yarn_ops.errors import StoreError
 from yarn_ops.store import Store
-from yarn_ops.store.disk import disk_errors, is_still
 from yarn_ops.store.manifest import FileEntry
 from yarn_ops.store.transfer import Transfer
 

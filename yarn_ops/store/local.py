@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote, unquote
 
-from yarn_ops.atomic import atomic_write
+from yarn_ops.atomic import atomic_write, disk_errors
 from yarn_ops.digests import CHUNK_BYTES
 from yarn_ops.errors import StoreError
 from yarn_ops.store import ObjectInfo
-from yarn_ops.store.disk import disk_errors
 from yarn_ops.store.keys import check_key
 
 INCOMING = ".incoming"

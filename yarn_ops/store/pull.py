@@ -11,13 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from yarn_ops.atomic import atomic_write, sync_directory
+from yarn_ops.atomic import atomic_write, disk_errors, is_still, sync_directory, write_durably
 from yarn_ops.digests import tree_files
 from yarn_ops.errors import Damaged, StoreError, YarnOpsError
 from yarn_ops.progress import OnProgress
 from yarn_ops.store import Store
 from yarn_ops.store.damage import by_size, faults_here, refusal, stored_sizes
-from yarn_ops.store.disk import disk_errors, is_still, write_durably
 from yarn_ops.store.files import FileCache
 from yarn_ops.store.keys import join
 from yarn_ops.store.manifest import MANIFEST, FileEntry, Manifest, parse_manifest, read_manifest

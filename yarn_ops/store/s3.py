@@ -24,9 +24,9 @@ from botocore.exceptions import (
 )
 from botocore.exceptions import ConnectionError as NoConnection
 
+from yarn_ops.atomic import disk_errors
 from yarn_ops.errors import StoreError
 from yarn_ops.store import ObjectInfo, StoreOptions
-from yarn_ops.store.disk import disk_errors
 from yarn_ops.store.keys import check_key, join
 
 MIB = 1 << 20

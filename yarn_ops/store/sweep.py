@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from yarn_ops.atomic import disk_errors
 from yarn_ops.errors import StoreError
 from yarn_ops.store import ObjectInfo, Store
-from yarn_ops.store.disk import disk_errors
 from yarn_ops.store.keys import join
 from yarn_ops.store.local import INCOMING, LocalStore
 from yarn_ops.store.manifest import MANIFEST

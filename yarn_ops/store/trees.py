@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
+from yarn_ops.atomic import disk_errors
 from yarn_ops.digests import digest_tree, tree_files
 from yarn_ops.errors import Damaged, StoreError
 from yarn_ops.progress import OnProgress
 from yarn_ops.records import Tree
 from yarn_ops.store import Store
 from yarn_ops.store.damage import Fault, faults_here, faults_stored, refusal, stored_sizes
-from yarn_ops.store.disk import disk_errors
 from yarn_ops.store.keys import join
 from yarn_ops.store.ledger import Ledger
 from yarn_ops.store.local import LocalStore

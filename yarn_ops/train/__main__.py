@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yarn_ops.errors import Stopped, TrainError, YarnOpsError
-from yarn_ops.processes import importing, using
+from yarn_ops.processes import importing, scratch_in, using
 from yarn_ops.settings import started_by_torchrun
 from yarn_ops.train import warm_trainer
 from yarn_ops.train.job import LOG, Job, read_job
@@ -50,6 +50,7 @@ def main() -> int:
             return 0
         if arguments.processes > 1:
             return lead(arguments.job, job.work_dir, arguments.processes, stop)
+        scratch_in(job.work_dir)
         with using(job.work_dir):  # also when our parent, whose folder it is, is gone
             return train(job, stop, arguments.rank, arguments.of)
     except YarnOpsError as error:
