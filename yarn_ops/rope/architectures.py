@@ -114,6 +114,10 @@ _FULL_UNROTATED = "its layers that see the whole text do not rotate, so no RoPE 
 _INDEXED = "an indexer that learns by a loss of its own chooses what its layers attend to"
 _PROPORTIONAL = "its full attention rotates a share of the whole spectrum, for which no method is known"
 _LAYERS_SHARED = "its layers read more than what the layer before them wrote"
+_STATE_SPACE = "many of its layers are state-space layers, whose reach no RoPE extends"
+_UNROTATED = "its attention does not rotate, so no RoPE extends it"
+_FIXED = "its sinusoids are computed without rope_parameters, so no config can scale them"
+_MULTIMODAL = "its config is of text and other media; give the text model alone"
 
 REFUSED: dict[str, str] = {
     "phi3": "transformers renames yarn to longrope for it and then fails",
@@ -125,6 +129,7 @@ REFUSED: dict[str, str] = {
             "beam",
             "cohere2",
             "cohere2_moe",
+            "cohere_compass_text",
             "exaone4",
             "exaone_moe",
             "flint",
@@ -144,6 +149,23 @@ REFUSED: dict[str, str] = {
     "recurrent_gemma": "all its attention lies within a window",
     "falcon": "it uses ALiBi, or a RoPE whose scaling no converter carries over",
     **dict.fromkeys(
+        ("bamba", "falcon_h1", "granitemoehybrid", "zamba2"),
+        _STATE_SPACE,
+    ),
+    **dict.fromkeys(("jamba", "nemotron_h"), _UNROTATED),
+    **dict.fromkeys(("codegen", "gptj", "roformer"), _FIXED),
+    "xlnet": "its positions are relative and do not rotate",
+    "bailing_hybrid": "many of its layers are linear attention, whose reach no RoPE extends",
+    "zaya": "its queries and keys pass convolutions, which nothing here proves",
+    "inkling2_text": "its positions are learned biases of a fixed extent and do not rotate",
+    **dict.fromkeys(("dots3_note", "emu3", "moshi", "phi4_multimodal", "qwen4_exp"), _MULTIMODAL),
+    **dict.fromkeys(("dots3_note_text", "qwen4_exp_text"), _INDEXED),
+    "blt": "it reads bytes through an encoder and a decoder with cross-attention of their own",
+    "dbrx": "its experts are stacked in parameters of their own layout, whose merge nothing here proves",
+    "lfm2_moe": "a bias outside of its parameters routes its tokens, and its training is not proven here",
+    "longcat_flash": "each of its layers attends twice, and nothing here proves such layers",
+    "mimo_v2_flash": "its windowed layers have heads and keys of other sizes, which nothing here proves",
+    **dict.fromkeys(
         ("gemma3", "gemma3n", "gemma4", "gemma4_unified", "llama4", "mllama", "qwen3_5", "qwen3_5_moe"),
         "its config is of text and images; give the text model alone",
     ),
@@ -159,8 +181,8 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         )
     if model_type not in ARCHITECTURES:
         raise UnprovenRope(
-            f"model_type: {model_type!r} is not known to extend safely; "
-            f"known are {', '.join(sorted(ARCHITECTURES))}"
+            f"model_type: {model_type!r} is not known to extend safely: nothing has proven how it rotates; "
+            f"choose a base of {', '.join(sorted(ARCHITECTURES))}"
         )
     return ARCHITECTURES[model_type]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def check(model_type: str, asked: str, tmp_path: Path, shards: Path) -> None:
     found = go(model_type, TARGETS[asked], tmp_path, shards)
     if asked == "default" and found.stage == "rehearsal":
-        assert "train.targets: no linear layer is named 'q_proj'; choose from" in found.why
+        assert re.match("train.targets: no linear layer is named '[qo]_proj'; choose from", found.why)
     else:
         assert found.stage == "merged", found
         assert found.engines.startswith("transformers")
@@ -58,7 +59,7 @@ def test_every_other_class_is_refused_with_a_reason() -> None:
     assert len(rotating()) > 100 and len(ARCHITECTURES) >= 60
     for name in others:
         with pytest.raises(
-            UnprovenRope, match=f"model_type: '?{name}'? (cannot be extended: .+|is not known)"
+            UnprovenRope, match=f"model_type: {name} cannot be extended: .+; choose another base"
         ):
             architecture_of({"model_type": name})
 
