@@ -23,14 +23,13 @@ def fingerprint_(
     model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A model directory; written into.")],
 ) -> None:
     """Write what serve-check compares with into a model directory."""
-    from yarn_ops.atomic import atomic_write
+    from yarn_ops.atomic import atomic_write, disk_errors
     from yarn_ops.models.checkpoints import refuse_code, refuse_links
     from yarn_ops.models.device import resolve_device
     from yarn_ops.progress import ProgressBars
     from yarn_ops.serving.fingerprint import FINGERPRINT
     from yarn_ops.serving.measure import make_fingerprint
     from yarn_ops.settings import read_settings
-    from yarn_ops.store.disk import disk_errors
 
     refuse_links(model)
     refuse_code(model)
