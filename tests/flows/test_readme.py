@@ -37,6 +37,8 @@ NOT_RUN = {
     "dask scheduler": "another machine's; tests/seams/test_cluster.py has both",
     "dask worker tcp://host:8786 --nthreads 16": "another machine's; tests/seams/test_cluster.py has both",
     "YARN_OPS_CLUSTER=tcp://host:8786 yarn-ops extend RECIPE": "tests/seams/test_cluster.py prepares so",
+    'export YARN_OPS_NOTIFY="https://hooks.slack.com/services/T0/B0/key '
+    'mailtos://me:password@example.org?to=team@example.org"': "tests/flows/test_notify.py has receivers",
     "infra/audit": "asks PyPI for advisories; tests/unit/test_audit.py reads its answers",
     "kubectl create namespace yarn-ops": A_CLUSTER,
     "kubectl -n yarn-ops create secret generic yarn-ops --from-env-file=yarn-ops.env": A_CLUSTER,
