@@ -8,7 +8,7 @@ from flows.reporting import show_report
 from flows.run import open_run
 from flows.stages.making import fetch_base, merge, patch, prepare, rehearse, survey
 from flows.stages.measuring import judge, score
-from flows.stages.releasing import draw, publish
+from flows.stages.releasing import draw, publish, take_fingerprint
 from flows.warm_trainer import warm_trainer
 from yarn_ops.errors import GateFailed
 from yarn_ops.recipe import Recipe
@@ -63,7 +63,12 @@ def extend_model(
 
 def extension(recipe: Recipe) -> str:
     """Do the run of a recipe; its id in the registry. GateFailed where it was rejected."""
-    with open_run(read_settings(), recipe) as run, warm_trainer(run):
+    settings = read_settings()
+    if settings.signing_key is not None:
+        from yarn_ops.claim import read_signing_key
+
+        read_signing_key(settings.signing_key)  # before a run exists that could not be signed
+    with open_run(settings, recipe) as run, warm_trainer(run):
         base = fetch_base(recipe.base)
         legs = recipe.curriculum(base.context_tokens)
         configs = [patch(recipe.rope, leg.factor or 1.0, base) for leg in legs]
@@ -81,7 +86,8 @@ def extension(recipe: Recipe) -> str:
             recipe, base, shards=shards, patched=patched, adapters=adapters, checkpoint=checkpoint,
             scores=scores, verdict=verdict,
         )  # fmt: skip
-        release = publish(recipe.publish, base, checkpoint, scores, verdict, report)
+        reference = take_fingerprint(checkpoint) if recipe.publish.fingerprint and verdict.passed else None
+        release = publish(recipe.publish, base, shards, checkpoint, scores, verdict, report, reference)
         show_report(release, report, shards)
         if not verdict.passed:
             raise GateFailed(f"{release.name} version {release.version} was rejected: {verdict.reasons}")

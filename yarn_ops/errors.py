@@ -20,6 +20,7 @@
     ├── RegistryError       the run registry is unreachable or not migrated
     │   └── LeaseLost       another process holds the lease of this stage now
     ├── ReleaseError        MLflow is unreachable, or no model version matches
+    │   └── ClaimError      a release is not what was signed, or claims more than was measured
     └── GateFailed          measured and rejected: the model got worse at one end
 
 An exception outside this tree that reaches a user is a fault of ours.
@@ -130,6 +131,9 @@ class LeaseLost(RegistryError): ...
 
 
 class ReleaseError(YarnOpsError): ...
+
+
+class ClaimError(ReleaseError): ...
 
 
 class GateFailed(YarnOpsError):

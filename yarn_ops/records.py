@@ -317,6 +317,8 @@ class Fit(Record):
 
 CARD, SUMMARY = "README.md", "capacity.md"
 """files of a report: the model card, and in a few lines how far the model sees and uses"""
+CLAIM, FINGERPRINT = "claim.intoto.json", "fingerprint.json"
+"""files of a release: its signed claim (claim.py), what serve-check compares with (serving/fingerprint.py)"""
 
 
 class Report(Record):
@@ -325,6 +327,13 @@ class Report(Record):
     pictures: tuple[str, ...]
     pages: tuple[str, ...] = ()
     verdict: tuple[tuple[str, str], ...] = ()
+
+
+class ServingReference(Record):
+    """The fingerprint of a model; the tree holds fingerprint.json."""
+
+    texts: int
+    faults: int
 
 
 class Release(Record):

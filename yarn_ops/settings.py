@@ -73,6 +73,13 @@ class Settings(BaseSettings):
     server_key: SecretStr | None = Field(
         None, description="of the inference server that serve-check asks, sent as a bearer token"
     )
+    signing_key: Path | None = Field(
+        None, description="file of a private key that signs releases: ECDSA P-256 or Ed25519, PEM"
+    )
+    verify_key: Path | None = Field(
+        None,
+        description="file of the public key by which pull and serve-check verify them; default they do not",
+    )
     cluster: str | None = Field(
         None, description="a Dask scheduler, tcp://host:8786, whose workers prepare documents; default none"
     )
@@ -108,6 +115,12 @@ class Settings(BaseSettings):
         if url is not None and not re.match("https?://[^/]", url):
             raise ValueError("write http://host:port or https://host:port")
         return None if url is None else url.rstrip("/")
+
+    @field_validator("signing_key", "verify_key")
+    @classmethod
+    def _for_children(cls, file: Path | None) -> Path | None:
+        """Absolute: children of this process may work elsewhere."""
+        return None if file is None else file.expanduser().absolute()
 
     @field_validator("state_dir")
     @classmethod

@@ -5,31 +5,40 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Literal
 
 from flows.mlflow_run import git_commit
 from flows.run import RunContext
 from flows.tasks import StageContext, stage
 from yarn_ops.catalogue import DIGEST_TAG
+from yarn_ops.digests import digest_of
+from yarn_ops.errors import ClaimError, ServingError
+from yarn_ops.evals import VERSION
 from yarn_ops.evals.names import LAST_QUARTER, NEEDLES, RECALL, SEES, USES
 from yarn_ops.evals.report.verdict import GLANCE, as_markdown
 from yarn_ops.progress import OnProgress
 from yarn_ops.recipe import Publish, Recipe
 from yarn_ops.records import (
     CARD,
+    CLAIM,
+    FINGERPRINT,
     Adapter,
     BaseModel,
     BeforeAfter,
     Checkpoint,
-    Local,
     PatchedModel,
     Release,
     Report,
     Scorecard,
+    ServingReference,
     ShardSet,
     Verdict,
 )
 from yarn_ops.release import PICTURES
+from yarn_ops.store.keys import join
+from yarn_ops.store.manifest import Manifest
 from yarn_ops.store.trees import compose_tree
 from yarn_ops.upkeep import UNFINISHED
 
@@ -91,15 +100,47 @@ def draw(
     return write_report(extension, list(enumerate(losses, start=1)), context.out)
 
 
+@stage("fingerprint", version=1)
+def take_fingerprint(context: StageContext, checkpoint: Checkpoint) -> ServingReference:
+    """What serve-check compares a server's answers with: of the model, of its faults, of rounded weights."""
+    from yarn_ops.serving.measure import make_fingerprint
+
+    model = context.fetch(checkpoint).path
+    try:
+        with context.alone_on("device"):
+            made = make_fingerprint(model, device=context.run.device.kind, report=context.report)
+    except ServingError as error:
+        raise ServingError(
+            f"{error}; set publish.fingerprint=false and run again: all that was trained is kept"
+        ) from None
+    (context.out / FINGERPRINT).write_bytes(made.to_bytes())
+    return ServingReference(texts=len(made.probes), faults=len(made.states) - 1)
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What a release is made of."""
+
+    base: BaseModel
+    shards: ShardSet
+    checkpoint: Checkpoint
+    scores: BeforeAfter[Scorecard]
+    verdict: Verdict
+    report: Report
+    reference: ServingReference | None
+
+
 def mend_release(
     run: RunContext,
     release: Release,
     section: Publish,
     base: BaseModel,
+    shards: ShardSet,
     checkpoint: Checkpoint,
     scores: BeforeAfter[Scorecard],
     verdict: Verdict,
     report: Report,
+    reference: ServingReference | None = None,
 ) -> Release:
     """A finished publication as store and MLflow have it, with what is missing there made good.
 
@@ -110,7 +151,8 @@ def mend_release(
         tags = {**release.tags, "run": run.id}
         release = release.model_copy(update={"mlflow_run_id": run.mlflow.id, "tags": tags})
     with run.progress.of("publish") as progress:
-        made = _brought_about(run, release, checkpoint, scores, verdict, run.fetch(report), progress)
+        parts = Publication(base, shards, checkpoint, scores, verdict, report, reference)
+        made = _brought_about(run, release, parts, progress)
     versions = [one for one in run.services.tracking.models() if one.name == made.name]
     holder = next((one.version for one in versions if made.alias in one.aliases), None)
     overtaken = any(one.version > made.version and one.passed for one in versions)
@@ -129,10 +171,12 @@ def publish(
     context: StageContext,
     section: Publish,
     base: BaseModel,
+    shards: ShardSet,
     checkpoint: Checkpoint,
     scores: BeforeAfter[Scorecard],
     verdict: Verdict,
     report: Report,
+    reference: ServingReference | None = None,
 ) -> Release:
     """One model version in MLflow; the alias moves only when the gate passed."""
     run = context.run
@@ -157,34 +201,33 @@ def publish(
         alias=section.alias if verdict.passed else None,
         tags=tags,
     )
-    release = _brought_about(run, asked, checkpoint, scores, verdict, context.fetch(report), context.report)
+    parts = Publication(base, shards, checkpoint, scores, verdict, report, reference)
+    release = _brought_about(run, asked, parts, context.report)
     if release.alias is not None:
         run.services.tracking.move_alias(release.name, release.alias, release.version)
     return release
 
 
-def _brought_about(
-    run: RunContext,
-    release: Release,
-    checkpoint: Checkpoint,
-    scores: BeforeAfter[Scorecard],
-    verdict: Verdict,
-    report: Local[Report],
-    progress: OnProgress,
-) -> Release:
+def _brought_about(run: RunContext, release: Release, parts: Publication, progress: OnProgress) -> Release:
     """The release with its directory verified, its figures and pictures in MLflow, and its version there.
 
     What is there already stays as it is.
     """
     tracking, run_id = run.services.tracking, release.mlflow_run_id
     artifacts = tracking.artifact_uri(run_id)
+    verdict, report = parts.verdict, run.fetch(parts.report)
     shown = (CARD, *report.record.pictures, *report.record.pages)
     files = {name: (report.path / name).read_bytes() for name in shown}
     beside = {name: files[name] for name in (CARD, *report.record.pictures) if name != GLANCE}
-    target = f"{artifacts}/model"
-    assert checkpoint.tree is not None
-    tree = compose_tree(run.services.store, checkpoint.tree, beside, target, report=progress)
-    log_scores(run, run_id, scores)
+    if parts.reference is not None:
+        beside[FINGERPRINT] = (run.fetch(parts.reference).path / FINGERPRINT).read_bytes()
+    target, tree = f"{artifacts}/model", parts.checkpoint.tree
+    assert tree is not None
+    tree = compose_tree(
+        run.services.store, tree, beside, target,
+        seal=lambda manifest: _signed(run, release.name, parts, target, manifest), report=progress,
+    )  # fmt: skip
+    log_scores(run, run_id, parts.scores)
     for name in (*report.record.pictures, *report.record.pages):
         kept = run.services.store.find(run.services.store.key_of(f"{artifacts}/{PICTURES}/{name}"))
         if kept != files[name]:
@@ -203,6 +246,52 @@ def _brought_about(
                 return release
     version = tracking.register(release.name, target, run_id, tags, description)
     return release.model_copy(update={"version": version})
+
+
+def _signed(
+    run: RunContext, name: str, parts: Publication, target: str, manifest: Manifest
+) -> dict[str, bytes]:
+    """The release's claim, where the settings name a key. One that is there already, and fits, stays."""
+    store, path = run.services.store, run.settings.signing_key
+    there = store.find(join(store.key_of(target), CLAIM))
+    if path is None and there is None:
+        return {}
+    from yarn_ops import claim as claims
+
+    key = None if path is None else claims.read_signing_key(path)
+    files = {name: entry.sha256 for name, entry in manifest.files.items()}
+    if there is not None:
+        with suppress(ClaimError):
+            claims.require_signed_files(
+                claims.read_claim(there, None if key is None else key.public_key(), target), files, target
+            )
+            return {CLAIM: there}
+    if key is None:
+        return {}
+    from yarn_ops.evals.gate import with_capacity
+
+    after, checkpoint = with_capacity(parts.scores.after), parts.checkpoint
+    sees, uses = (
+        next((claims.Reached.of(score) for score in after.by_length(task)[-1:]), None)
+        for task in (SEES, USES)
+    )
+    claim = claims.Claim(
+        model=name,
+        base=parts.base.source,
+        method=checkpoint.method,
+        factor=checkpoint.factor,
+        original_context_tokens=checkpoint.original_context_tokens,
+        target_context_tokens=checkpoint.context_tokens,
+        sees=sees,
+        uses=uses,
+        evaluation_version=VERSION,
+        suite=run.recipe.evaluate.suite,
+        protocol=digest_of(run.recipe.evaluate.model_dump(mode="json")),
+        data=parts.shards.digest,
+        passed=parts.verdict.passed,
+        checks=parts.verdict.checks,
+    )
+    return {CLAIM: claims.sign_claim(key, claim, files)}
 
 
 def log_scores(run: RunContext, mlflow_run_id: str, scores: BeforeAfter[Scorecard]) -> None:

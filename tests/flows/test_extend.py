@@ -7,7 +7,8 @@ import os
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -17,6 +18,8 @@ from prefect_here import at, client
 from small_recipe import SMALL
 
 from yarn_ops.catalogue import ModelVersion
+from yarn_ops.claim import read_claim, read_verify_key
+from yarn_ops.cli.serving import measured_model
 from yarn_ops.digests import digest_tree, tree_digest
 from yarn_ops.recipe import load_recipe
 from yarn_ops.registry import RunView, StageView, open_registry
@@ -61,6 +64,15 @@ class Workplace:
             "YARN_OPS_STATE_DIR": str(self.settings.home),
             **at(prefect_api),
         }
+
+    @contextmanager
+    def where(self, **variables: str) -> Iterator[None]:
+        """Within the block commands have these variables too."""
+        before, self._environment = self._environment, {**self._environment, **variables}
+        try:
+            yield
+        finally:
+            self._environment = before
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -358,6 +370,47 @@ def test_a_damaged_registry_is_made_again(workplace: Workplace, first: RunView, 
     assert {one["kind"] for one in json.loads(out)["found"]} <= {"work", "cache"}, out
     again = workplace.extend()
     assert computed(again) == [] and again.release == first.release
+
+
+def test_a_release_carries_its_fingerprint_and_is_signed(
+    workplace: Workplace, first: RunView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is trained or measured again; without the key the signed release stays as it is."""
+    private, public = tmp_path / "private.pem", tmp_path / "public.pem"
+    for words in (
+        ("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", private),
+        ("pkey", "-in", private, "-pubout", "-out", public),
+    ):
+        subprocess.run(["openssl", *words], check=True, capture_output=True)
+    with workplace.where(YARN_OPS_SIGNING_KEY=str(private)):
+        run = workplace.extend("publish.fingerprint=true")
+    assert computed(run) == ["report", "fingerprint", "publish"]
+    made = the("fingerprint", run).record
+    assert made is not None and made["texts"] > 20 and made["faults"] > 5
+    again = workplace.extend("publish.fingerprint=true")
+    assert computed(again) == [] and again.release == run.release
+    with workplace.where(YARN_OPS_VERIFY_KEY=str(public)):
+        pulled = workplace.pull(tmp_path / "to")
+    claim = read_claim(pulled["claim.intoto.json"], read_verify_key(public), "here").predicate
+    metrics = workplace.mlflow_runs()[run.id].data.metrics
+    sees, uses = (None if one is None else one.tokens for one in (claim.sees, claim.uses))
+    assert (sees, uses) == (metrics["sees_tokens"], metrics["uses_tokens"])
+    assert (claim.model, claim.target_context_tokens, claim.passed) == ("small", 1024, True)
+    assert claim.data == the("shards", run).record["tree"]["digest"]  # type: ignore[index]
+    monkeypatch.setenv("YARN_OPS_STATE_DIR", str(workplace.settings.home))
+    monkeypatch.setenv("YARN_OPS_VERIFY_KEY", str(public))
+    fingerprint, believed = measured_model("small", "champion")
+    assert believed == claim and fingerprint.to_bytes() == pulled["fingerprint.json"]
+
+
+def test_a_key_that_signs_nothing_is_told_before_a_run_exists(
+    workplace: Workplace, first: RunView, tmp_path: Path
+) -> None:
+    runs = len(workplace.runs())
+    with workplace.where(YARN_OPS_SIGNING_KEY=str(tmp_path / "none.pem")):
+        told = workplace.types_alone("extend", workplace.recipe_path)
+    assert told.returncode == 2 and "YARN_OPS_SIGNING_KEY: " in told.stderr, told.stderr
+    assert len(workplace.runs()) == runs
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,8 @@ RUN_ELSEWHERE = {
     "infra/stack up": "tests/flows/test_stack.py",
     "infra/stack status": "tests/flows/test_stack.py",
     "infra/stack down": "tests/flows/test_stack.py",
+    "openssl genpkey -algorithm ed25519 -out signing.pem": "tests/unit/test_claim.py",
+    "openssl pkey -in signing.pem -pubout -out verify.pem": "tests/unit/test_claim.py",
     "yarn-ops serve-check http://127.0.0.1:8000 --model ./demo-long": SERVED,
 }
 A_CLUSTER = "wants a cluster of Kubernetes; tests/seams/test_kubernetes_job.py reads its files"

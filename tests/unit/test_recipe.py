@@ -13,6 +13,7 @@ from small_recipe import NAMED, asked
 from yarn_ops.errors import RecipeError
 from yarn_ops.recipe import Data, Gate, Leg, Recipe, load_recipe, parse_recipe, recorded_recipe
 from yarn_ops.recipe.reading import RENAMED
+from yarn_ops.recipe.section import LENGTH_DEPENDENT
 from yarn_ops.shipped import recipe_path, recipes
 
 MINIMAL = {**NAMED, "rope": {"factor": 4}}
@@ -296,3 +297,13 @@ def test_a_curriculum_that_stops_short_is_refused() -> None:
 def test_a_target_below_the_original_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"256 is below the base's original context of 512"):
         asked(rope={"target_context_tokens": 256}).curriculum(512)
+
+
+@pytest.mark.parametrize("method", LENGTH_DEPENDENT)
+def test_a_fingerprint_of_what_no_engine_serves_is_refused_before_anything_runs(method: str) -> None:
+    rope: dict[str, Any] = {"method": method, "factor": 4}
+    if method == "longrope":
+        rope |= {"short_factors": [1.0, 1.0], "long_factors": [1.0, 4.0]}
+    assert asked(rope=rope).rope.method == method
+    with pytest.raises(RecipeError, match=rf"publish\.fingerprint: no engine serves {method}"):
+        asked(rope=rope, publish={"fingerprint": True})

@@ -31,13 +31,17 @@ COMPUTED_AGAIN = {
     "evaluate.windows=3": {"evaluate", *ENDS},
     "gate.min_long_gain=0.002": ENDS,
     "publish.alias=other": {"draw", "publish"},
+    "publish.fingerprint=true": {"draw", "take_fingerprint", "publish"},
 }
 """a change of the recipe: the stages that are computed again; the report (`draw`) says what was asked"""
 NAMES = {
-    extend: ("fetch_base", "survey", "patch", "prepare", "rehearse", "merge", "judge", "draw", "publish"),
+    extend: (
+        "fetch_base", "survey", "patch", "prepare", "rehearse", "merge", "judge", "draw", "take_fingerprint",
+        "publish",
+    ),
     curriculum: ("train", "merge"),
     measuring: ("evaluate",),
-}
+}  # fmt: skip
 SIGNATURES = {
     name: inspect.signature(getattr(module, name).fn) for module, names in NAMES.items() for name in names
 }
@@ -83,7 +87,7 @@ def keys_of(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[st
 def test_a_change_computes_what_depends_on_it(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = keys_of(load_recipe(recipe_path("demo")), monkeypatch)
     after = keys_of(load_recipe(recipe_path("demo"), [change]), monkeypatch)
-    again = {name for name in before if after[name] != before[name]}
+    again = {name for name in after if after[name] != before.get(name)}
     assert again == COMPUTED_AGAIN[change]
 
 

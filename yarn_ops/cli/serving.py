@@ -12,6 +12,7 @@ import typer
 from yarn_ops.cli.app import JsonOption, app
 
 if TYPE_CHECKING:
+    from yarn_ops.claim import Claim
     from yarn_ops.serving.fingerprint import Fingerprint
 
 SERVED_WRONGLY = 1
@@ -68,45 +69,54 @@ def serve_check(
 
     if bits is not None and bits not in BITS_OF_WEIGHTS:
         raise ServingError(f"--bits: {bits}: write one of {', '.join(map(str, BITS_OF_WEIGHTS))}")
-    fingerprint = _fingerprint_of(model, alias)
+    fingerprint, claim = measured_model(model, alias)
     prompts = fingerprint.prompts()
     with InferenceServer(url, read_settings().server_key, served) as server, ProgressBars() as bars:
         verdict = judge(fingerprint, server.ask(prompts, bars.of("serve-check")), bits)
+    how, most = "measured", fingerprint.target_context_tokens
+    if claim is not None:
+        how, most = "signed", claim.target_context_tokens
     if json:
-        typer.echo(json_.dumps(asdict(verdict)))
+        told = {"signed": claim is not None, "measured_tokens": most, "context_tokens": server.context_tokens}
+        typer.echo(json_.dumps(asdict(verdict) | told))
     else:
         typer.echo(verdict.line)
         if verdict.fault is None and verdict.unsure:
             typer.echo(f"these answers do not exclude: {', '.join(verdict.unsure)}")
+        if server.context_tokens is not None and server.context_tokens > most:
+            typer.echo(f"the server takes {server.context_tokens:,} tokens, {most:,} were {how}")
     if verdict.fault is not None:
         raise typer.Exit(SERVED_WRONGLY)
 
 
-def _fingerprint_of(model: str, alias: str | None) -> Fingerprint:
-    """Of a directory, or of a registered model: then that file alone is fetched from the store."""
+def measured_model(model: str, alias: str | None) -> tuple[Fingerprint, Claim | None]:
+    """Fingerprint and verified claim of a directory, or of a registered model without its other files."""
+    from yarn_ops.cli.pull import check_list, verified_claim, verified_directory
     from yarn_ops.serving.fingerprint import FINGERPRINT, parse_fingerprint, read_fingerprint
+    from yarn_ops.settings import read_settings
 
     if Path(model).is_dir():
-        return read_fingerprint(Path(model))
+        claim = verified_directory(read_settings(), Path(model))
+        return read_fingerprint(Path(model)), claim
     import hashlib
 
-    from yarn_ops.cli.pull import check_list
     from yarn_ops.errors import ReleaseError, ServingError
     from yarn_ops.services import try_mlflow
-    from yarn_ops.settings import read_settings
     from yarn_ops.store import open_store, store_options
     from yarn_ops.store.keys import join
     from yarn_ops.store.manifest import read_manifest
 
     settings = read_settings()
+    tracking = try_mlflow(settings)
     try:
-        release = try_mlflow(settings).find(model, alias=alias, include_rejected=True)
+        release = tracking.find(model, alias=alias, include_rejected=True)
     except ReleaseError as error:
         raise ServingError(f"--model: {model} is no directory, and {error}") from None
     store = open_store(settings.store, store_options(settings))
     prefix = store.key_of(release.source)
     manifest = read_manifest(store, prefix)
     check_list(release, manifest)
+    claim = verified_claim(settings, tracking, store, release, manifest)
     where = f"{release.name} version {release.version}"
     if FINGERPRINT not in manifest.files:
         raise ServingError(
@@ -115,4 +125,4 @@ def _fingerprint_of(model: str, alias: str | None) -> Fingerprint:
     data = store.read(join(prefix, FINGERPRINT))
     if hashlib.sha256(data).hexdigest() != manifest.files[FINGERPRINT].sha256:
         raise ServingError(f"{where}: its {FINGERPRINT} in the store is damaged; run its recipe again")
-    return parse_fingerprint(data, where)
+    return parse_fingerprint(data, where), claim

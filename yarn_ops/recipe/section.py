@@ -18,6 +18,8 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 RopeMethod = Literal[
     "none", "linear", "ntk", "dynamic-ntk", "by-parts", "yarn", "dynamic-yarn", "llama3", "longrope", "abf"
 ]
+LENGTH_DEPENDENT = ("dynamic-ntk", "dynamic-yarn", "longrope")
+"""methods that turn heads by the length of the text, as no engine's cache serves it"""
 SuiteName = Literal["tiny", "quick", "use", "full"]
 SuiteChoice = Literal["none", "tiny", "quick", "use", "full"]
 """one flat list: a run form shows a union as alternatives"""

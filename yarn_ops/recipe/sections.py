@@ -333,6 +333,12 @@ class Publish(Section):
     tags: dict[Annotated[str, Field(pattern=TAG)], TagValue] = Field(
         default_factory=dict, title="More tags", description="Put on the model version.", max_length=100
     )
+    fingerprint: bool = Field(
+        False,
+        title="Fingerprint",
+        description="Put what serve-check compares a server with into a release that passed: some dozen "
+        "readings of four texts of the target length.",
+    )
 
     @model_validator(mode="after")
     def _not_reserved(self) -> Publish:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import RecipeError
-from yarn_ops.recipe.section import Section
+from yarn_ops.recipe.section import LENGTH_DEPENDENT, Section
 from yarn_ops.recipe.sections import Base, Condition, Data, Evaluate, Gate, Publish, Rope
 from yarn_ops.recipe.training import NOT_IN_LOSSES, Leg, Train, loss_inputs
 
@@ -64,6 +64,11 @@ class Recipe(Section):
             yield (
                 f"train.context_tokens: {self.train.context_tokens} is above rope.target_context_tokens "
                 f"({target}); train on windows of the target context at most"
+            )
+        if self.publish.fingerprint and self.rope.method in LENGTH_DEPENDENT:
+            yield (
+                f"publish.fingerprint: no engine serves {self.rope.method}, which turns heads by the length "
+                "of the text, so there is nothing to compare with; leave it out"
             )
         yield from self._unmeasured()
 

@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from yarn_ops.errors import RopeError
 from yarn_ops.recipe import RopeMethod
+from yarn_ops.recipe.section import LENGTH_DEPENDENT as LENGTH_DEPENDENT
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -37,7 +38,6 @@ BETA_SLOW = 1.0  # YaRN, section 3.2 (there α)
 YARN_TEMPERATURE_SLOPE = 0.1  # YaRN, section 3.4: sqrt(1/t) = 0.1 ln(s) + 1
 RAMP_GUARD = 0.001  # width of a ramp whose ends coincide; the authors' and every other implementation
 FLOAT32_UNIT = 2.0**-24  # half the distance between neighbours at 1
-LENGTH_DEPENDENT = ("dynamic-ntk", "dynamic-yarn", "longrope")
 RAMPED = ("by-parts", "yarn", "dynamic-yarn")
 
 

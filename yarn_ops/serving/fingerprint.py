@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from yarn_ops.digests import canonical_json
 from yarn_ops.errors import ServingError
 from yarn_ops.models.files import open_model_file
+from yarn_ops.records import FINGERPRINT as FINGERPRINT
 
-FINGERPRINT = "fingerprint.json"
 MEASURED = "measured"
 """the state of the model as it was measured"""
 FAULTS = {

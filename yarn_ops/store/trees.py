@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -149,23 +149,23 @@ def compose_tree(
     extra: Mapping[str, bytes],
     target_uri: str,
     *,
+    seal: Callable[[Manifest], Mapping[str, bytes]] | None = None,
     report: OnProgress | None = None,
 ) -> Tree:
     """A directory at `target_uri`: the files of `source`, copied by the store itself, and small `extra` ones.
 
-    An extra file replaces the source's of the same name. The directory is complete only once every byte was
-    read back from where it lies; composing it again reads it, and changes it only where it differs. Damaged
-    names what is not as the manifest says; those files of the source are taken away, so that whoever made it
-    makes it again.
+    An extra file replaces the source's of the same name; `seal` makes more of them from the list of all
+    others. The directory is complete only once every byte was read back from where it lies; composing it
+    again reads it, and changes it only where it differs. Damaged names what is not as the manifest says;
+    those files of the source are taken away, so that whoever made it makes it again.
     """
     source_prefix, target_prefix = store.key_of(source.uri), store.key_of(target_uri)
     with _taking_away(store, source):
         listed = _manifest_of(store, source)
-    extra_files = {
-        check_file_name(name): FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
-        for name, data in extra.items()
-    }
-    manifest = Manifest(files={**listed.files, **extra_files})
+    manifest = Manifest(files={**listed.files, **_entries(extra)})
+    if seal is not None:
+        extra = {**extra, **seal(manifest)}
+        manifest = Manifest(files={**listed.files, **_entries(extra)})
     tree = manifest.tree_at(store.uri_of(target_prefix))
 
     def faults() -> list[Fault]:
@@ -179,7 +179,7 @@ def compose_tree(
         check_sizes(store, source_prefix, listed)
     # From here until the new manifest stands, the directory is not complete.
     store.delete(join(target_prefix, MANIFEST))
-    copied = [name for name in listed.files if name not in extra_files]
+    copied = [name for name in listed.files if name not in extra]
     Transfer(0, None).run(
         lambda name: store.copy(
             join(source_prefix, name), join(target_prefix, name), listed.files[name].size_bytes
@@ -193,6 +193,13 @@ def compose_tree(
             raise refusal(tree.uri, found, "run again")
     store.write(join(target_prefix, MANIFEST), manifest.to_bytes())
     return tree
+
+
+def _entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:
+    return {
+        check_file_name(name): FileEntry(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+        for name, data in files.items()
+    }
 
 
 @contextmanager

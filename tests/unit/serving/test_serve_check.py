@@ -6,7 +6,10 @@ What stands behind the forms is the fingerprint itself; real engines are in test
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import threading
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,9 +17,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from typer.testing import CliRunner
 
+from yarn_ops.claim import Claim, read_signing_key, sign_claim
 from yarn_ops.cli import app
 from yarn_ops.cli.pull import check_files
+from yarn_ops.digests import digest_tree
 from yarn_ops.errors import ServingError, YarnOpsError
+from yarn_ops.records import CLAIM
 from yarn_ops.serving.fingerprint import FINGERPRINT, MEASURED
 from yarn_ops.store.trees import manifest_of
 
@@ -47,7 +53,7 @@ def llama_cpp(token, told, tokens):
 
 @contextmanager
 def serving(
-    fingerprint, form, *, state=MEASURED, most=None, key=None, models=("m",), odd=None
+    fingerprint, form, *, state=MEASURED, most=None, key=None, models=("m",), odd=None, context=None
 ) -> Iterator[str]:
     """The address of a server that answers the fingerprint's prompts as a state does."""
     known = dict(
@@ -70,7 +76,7 @@ def serving(
             self.wfile.write(data)
 
         def do_GET(self):
-            self.say(200, {"data": [{"id": name} for name in models]})
+            self.say(200, {"data": [{"id": name, "max_model_len": context} for name in models]})
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -204,3 +210,66 @@ def test_a_release_may_hold_a_fingerprint_and_no_other_file_of_that_name(measure
         (tmp_path / "m" / path.name).write_bytes(path.read_bytes() if path.name != FINGERPRINT else b"{}")
     with pytest.raises(ServingError, match="no fingerprint"):
         check_files(tmp_path / "m", manifest_of(tmp_path / "m"))
+
+
+@pytest.mark.parametrize(("context", "above"), [(256, False), (257, True), (None, False)])
+def test_a_server_that_takes_more_than_was_measured_is_told(fingerprint, check, context, above):
+    with serving(fingerprint, completion, context=context) as url:
+        status, told = check(url)
+        assert json.loads(check(url, "--json")[1])["context_tokens"] == context
+    assert status == 0
+    assert ("the server takes 257 tokens, 256 were measured" in told) == above
+
+
+@pytest.fixture(scope="module")
+def signed(measured, tmp_path_factory):
+    """A signed model directory; the public key beside it verifies it."""
+    folder = tmp_path_factory.mktemp("signed")
+    private, public = folder / "key.pem", folder / "key.pub"
+    for words in (
+        ("genpkey", "-algorithm", "ed25519", "-out", private),
+        ("pkey", "-in", private, "-pubout", "-out", public),
+    ):
+        subprocess.run(["openssl", *words], check=True, capture_output=True)
+    model = shutil.copytree(measured, folder / "model")
+    claim = Claim(
+        model="small", base="base", method="yarn", factor=4, original_context_tokens=64,
+        target_context_tokens=256, sees=None, uses=None, evaluation_version=5, suite="none",
+        protocol="d" * 64, data="e" * 64, passed=True, checks=(),
+    )  # fmt: skip
+    (model / CLAIM).write_bytes(sign_claim(read_signing_key(private), claim, digest_tree(model)))
+    return model
+
+
+def test_a_signed_directory_is_verified_before_a_server_is_asked(
+    fingerprint, check, signed, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("YARN_OPS_VERIFY_KEY", str(signed.parent / "key.pub"))
+    with serving(fingerprint, completion, context=512) as url:
+        status, told = check(url, model=signed)
+        assert status == 0 and "the server takes 512 tokens, 256 were signed" in told
+        assert json.loads(check(url, "--json", model=signed)[1])["signed"] is True
+        (signed / "notes.txt").write_text("a person's own")
+        assert check(url, model=signed)[0] == 0
+    nowhere = "http://127.0.0.1:1"
+    for name in ("model.safetensors", "config.json", FINGERPRINT, CLAIM):
+        model = shutil.copytree(signed, tmp_path / name)
+        data = bytearray((model / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (model / name).write_bytes(data)
+        status, told = check(nowhere, model=model)
+        assert status == 2 and told.startswith(f"{model}: {name} ") and "\n" not in told
+        (model / name).unlink()
+        status, told = check(nowhere, model=model)
+        assert status == 2 and name in told and ("missing" in told or "has no" in told)
+
+
+def test_a_fingerprint_that_was_not_signed_is_not_believed(check, signed, tmp_path, monkeypatch):
+    monkeypatch.setenv("YARN_OPS_VERIFY_KEY", str(signed.parent / "key.pub"))
+    model = shutil.copytree(signed, tmp_path / "model")
+    files = {name: digest for name, digest in digest_tree(model).items() if name not in (FINGERPRINT, CLAIM)}
+    claim = json.loads(b64decode(json.loads((model / CLAIM).read_bytes())["payload"]))["predicate"]
+    key = read_signing_key(signed.parent / "key.pem")
+    (model / CLAIM).write_bytes(sign_claim(key, Claim.model_validate(claim), files))
+    status, told = check("http://127.0.0.1:1", model=model)
+    assert status == 2 and f"{FINGERPRINT} is not among the signed files" in told

@@ -6,6 +6,7 @@ report, MLflow's description and the model card hold `as_markdown`.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -84,6 +85,19 @@ def as_markdown(rows: Sequence[tuple[str, str]]) -> str:
     lines = [f"**{outcome.capitalize()}: {what}**", ""]
     lines += [f"- {label}: {f'`{text}`' if label in COMMANDS else text}" for label, text in rest]
     return "\n".join(lines)
+
+
+def reached_in(card: str) -> dict[str, int | None]:
+    """{sees, uses} in tokens of the result, as a model card says; None: not measured. What it leaves out is
+    left out."""
+    found: dict[str, int | None] = {}
+    for label in ("sees", "uses"):
+        line = re.search(
+            rf"^- {label}: .* → (?:([\d,]+)(?: \[.*\])?|not measured) tokens$", card, re.MULTILINE
+        )
+        if line is not None:
+            found[label] = None if line[1] is None else int(line[1].replace(",", ""))
+    return found
 
 
 def _reached(length: Length | None) -> str:
