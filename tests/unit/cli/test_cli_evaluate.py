@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Phi3Config
 
 PNG = b"\x89PNG\r\n"
 DOCUMENTS = "stdlib:json/*.py"
@@ -69,6 +69,28 @@ def test_positions_need_not_be_rotary(yarn_ops, base512, tmp_path):
     assert "gpt2: " in result.out
     beyond = yarn_ops("evaluate", model, "--longest", 256)
     assert beyond.status == 2 and "no positions beyond 128 tokens" in beyond.err
+
+
+def test_a_class_without_a_reference_is_measured_and_that_is_said_once(yarn_ops, base512, tmp_path, caplog):
+    config = Phi3Config(
+        vocab_size=8192, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=256, pad_token_id=0, eos_token_id=0, bos_token_id=0,
+    )  # fmt: skip
+    model = saved(config, base512, tmp_path / "phi3")
+    result = yarn_ops("evaluate", model, "--documents", DOCUMENTS, "--longest", 128)
+    assert result.status == 0, result.err
+    assert caplog.text.count("phi3: measured as transformers loads it; its RoPE is not proven: ") == 1
+    assert "phi3: sees" in result.out
+
+
+def test_scaling_that_transformers_does_not_know_is_one_line(yarn_ops, llama):
+    config = json.loads((llama / "config.json").read_bytes())
+    config["rope_parameters"] = {"rope_theta": 10000.0, "rope_type": "mystery", "factor": 2.0}
+    (llama / "config.json").write_text(json.dumps(config))
+    result = yarn_ops("evaluate", llama, "--documents", DOCUMENTS, "--longest", 128)
+    assert result.status == 2
+    assert result.err.splitlines()[-1].startswith("yarn-ops: ") and "'mystery'" in result.err
+    assert "Traceback" not in result.err
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,13 @@ def test_too_few_documents_to_verify_is_told(base, documents):
         fitted(base, documents, section=Evaluate(windows=200))
 
 
+@pytest.mark.parametrize("windows", [1, 2, 3])
+def test_windows_that_verify_nothing_are_refused_before_the_search(base, documents, windows):
+    with pytest.raises(RecipeError, match=rf"^evaluate.windows: {windows} windows cannot verify") as raised:
+        fitted(base, documents, section=Evaluate(windows=windows))
+    assert str(raised.value).endswith(f"give at least {LEAST_MEAN_SAMPLES}")
+
+
 def test_a_factor_of_one_has_nothing_to_fit(base, documents):
     with pytest.raises(RecipeError, match=r"^rope.factor: 1 leaves nothing to fit"):
         fitted(base, documents, rope=Rope(factor=1))

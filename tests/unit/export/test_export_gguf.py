@@ -184,6 +184,25 @@ def test_matrices_whose_rows_do_not_fill_blocks_are_float16_in_q8_0(random_model
     assert kinds["blk.0.ffn_up.weight"] is GGMLQuantizationType.Q8_0
 
 
+@pytest.mark.parametrize("own", ["own", None])
+def test_named_chat_templates_are_all_written(extended, written, own):
+    """By the names that GGUF readers ask for: tokenizer.chat_template.NAME, listed beside the model's own."""
+    model = extended()
+    named = {"tool_use": "tools {{ messages }}", "rag": "passages"}
+    (model / "additional_chat_templates").mkdir()
+    for name, text in named.items():
+        (model / "additional_chat_templates" / f"{name}.jinja").write_text(text)
+    if own:
+        (model / "chat_template.jinja").write_text(own)
+    found = {name: value for name, value in keys(written(model)).items() if "chat_template" in name}
+    listed = found.pop("tokenizer.chat_templates")
+    assert sorted(listed) == sorted(named)
+    assert found == {
+        **({"tokenizer.chat_template": own} if own else {}),
+        **{f"tokenizer.chat_template.{name}": text for name, text in named.items()},
+    }
+
+
 def test_progress_is_told_in_bytes(extended, written):
     heard = []
     written(extended(), report=lambda done, total, note: heard.append((done, total, note)))
