@@ -372,6 +372,7 @@ def test_a_damaged_registry_is_made_again(workplace: Workplace, first: RunView, 
     assert computed(again) == [] and again.release == first.release
 
 
+@pytest.mark.slow
 def test_a_release_carries_its_fingerprint_and_is_signed(
     workplace: Workplace, first: RunView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,7 +83,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 def ready_process(log: Path) -> psutil.Process:
     """The process that has written its id to the log."""
-    wait_until(lambda: log.exists() and "ready" in log.read_text())
+    wait_until(lambda: log.exists() and log.read_text().endswith("\n"))
     return psutil.Process(int(log.read_text().split()[1]))
 
 
