@@ -53,7 +53,7 @@ class Notice:
     """What somebody is told."""
 
     kind: str
-    """promoted, completed, rejected, failed, stopped, fell, approval"""
+    """promoted, completed, rejected, failed, stopped, fell"""
     title: str
     rows: Rows
     """the verdict card, or as much as is known"""
