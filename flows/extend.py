@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flows.approval import promote, wait_for
 from flows.curriculum import train_legs
 from flows.outcome import run_flow
 from flows.reporting import show_report
@@ -62,13 +63,19 @@ def extend_model(
 
 
 def extension(recipe: Recipe) -> str:
-    """Do the run of a recipe; its id in the registry. GateFailed where it was rejected."""
+    """Do the run of a recipe; its id in the registry.
+
+    GateFailed where it was rejected, by its gate or by a person; AwaitsApproval until somebody decides.
+    """
     settings = read_settings()
     if settings.signing_key is not None:
         from yarn_ops.claim import read_signing_key
 
         read_signing_key(settings.signing_key)  # before a run exists that could not be signed
     with open_run(settings, recipe) as run, warm_trainer(run):
+        if run.asks_a_person:  # an attempt before this one came so far
+            promote(run)
+            return run.id
         base = fetch_base(recipe.base)
         legs = recipe.curriculum(base.context_tokens)
         configs = [patch(recipe.rope, leg.factor or 1.0, base) for leg in legs]
@@ -91,4 +98,6 @@ def extension(recipe: Recipe) -> str:
         show_report(release, report, shards)
         if not verdict.passed:
             raise GateFailed(f"{release.name} version {release.version} was rejected: {verdict.reasons}")
+        if recipe.publish.approval and release.alias is None:
+            wait_for(run, release)
         return run.id

@@ -16,13 +16,15 @@ from prefect.context import FlowRunContext
 from prefect.logging.handlers import APILogHandler
 from prefect.states import Completed
 
-from yarn_ops.errors import GateFailed
+from yarn_ops.errors import AwaitsApproval, GateFailed
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
 REJECTED = "Rejected"
 """name of the state of a run that was measured to its end and did not pass its gate"""
+WAITS = "Awaiting approval"
+"""name of the state of a run that Prefect cannot start again, and whose release a person has to promote"""
 GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau "
     "upsilon phi chi psi omega"
@@ -41,6 +43,8 @@ def run_flow(name: str, called: str) -> Callable[[Callable[P, Result]], Callable
                 return function(*inputs, **named)
             except GateFailed as rejected:
                 return Completed(name=REJECTED, message=str(rejected), data=rejected)
+            except AwaitsApproval as waits:
+                return Completed(name=WAITS, message=str(waits), data=waits)
 
         run.__annotations__ = get_type_hints(function)  # Prefect would look their names up in this module
         run.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
@@ -53,7 +57,7 @@ def run_flow(name: str, called: str) -> Callable[[Callable[P, Result]], Callable
 def run_here(function: Callable[P, Result], name: str | None, *inputs: P.args, **named: P.kwargs) -> Result:
     """Run a flow in this process; its logs are sent before a Prefect server of our own ends.
 
-    name: what a person calls the run. GateFailed where it was rejected.
+    name: what a person calls the run. GateFailed where it was rejected, AwaitsApproval where it waits.
     """
     asked: Any = function
     if name is not None:
@@ -62,7 +66,7 @@ def run_here(function: Callable[P, Result], name: str | None, *inputs: P.args, *
         found = asked(*inputs, **named)
     finally:
         APILogHandler().flush()
-    if isinstance(found, GateFailed):
+    if isinstance(found, GateFailed | AwaitsApproval):
         raise found
     done: Result = found
     return done

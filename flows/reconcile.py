@@ -31,11 +31,12 @@ from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Scheduled
 
+from flows.approval import resume
 from flows.liveness import abandoned, runs_on_this_machine, sign
 from yarn_ops import notify, upkeep
 from yarn_ops.errors import YarnOpsError
 from yarn_ops.processes import birth
-from yarn_ops.registry import Registry, RunEnd, open_registry
+from yarn_ops.registry import Registry, RunEnd, approvals, open_registry
 from yarn_ops.registry import upkeep as records
 from yarn_ops.servers import WORK_POOLS
 from yarn_ops.services import try_mlflow
@@ -91,6 +92,7 @@ def settle(settings: Settings, *, sweep: bool = False, alone: bool = False) -> d
                 "orphan trainer ended": list(_orphan_trainers(settings.home / "work")),
                 "lease freed": [f"{one.stage} of run {one.run_id}" for one in records.free_leases(registry)],
                 "flow run taken up again": list(_resume(client, alone)),
+                "decided run resumed": list(_resume_decided(client, registry)),
                 "missed schedule dropped": list(_drop_missed(client)),
                 "run closed": list(_close_runs(client, registry)),
             }
@@ -141,6 +143,19 @@ def _resume(client: SyncPrefectClient, alone: bool) -> Iterator[str]:
         if _may_try_again(run):
             _set(client, run, "a service or a process was lost")
             yield f"{run.name} ({run.id}), attempt {run.run_count + 1}"
+
+
+def _resume_decided(client: SyncPrefectClient, registry: Registry) -> Iterator[str]:
+    """Let runs go on that wait in Prefect for a person who has decided by a command."""
+    for run_id, flow_run_id in approvals.decided(registry):
+        try:
+            waits = (state := client.read_flow_run(UUID(flow_run_id)).state) is not None and state.is_paused()
+        except ObjectNotFound:
+            continue
+        approval = approvals.find(registry, run_id)
+        if waits and approval is not None:
+            resume(flow_run_id, approval)
+            yield f"{run_id}: {approval.decision} by {approval.person}"
 
 
 def _set(client: SyncPrefectClient, run: FlowRun, reason: str, *, cancel: bool = False) -> None:

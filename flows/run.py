@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import get_run_context
-from prefect.exceptions import MissingContextError, TerminationSignal
+from prefect.exceptions import MissingContextError, Pause, TerminationSignal
 from prefect.settings import PREFECT_UI_URL
 
 from flows.device import RunDevice
@@ -24,18 +24,20 @@ from flows.progress import Progress
 from flows.services import Services
 from yarn_ops import notify
 from yarn_ops.digests import digest_of
-from yarn_ops.errors import GateFailed, Stopped, YarnOpsError, service_fault
+from yarn_ops.errors import AwaitsApproval, GateFailed, Stopped, YarnOpsError, service_fault
 from yarn_ops.processes import keeping_missed
 from yarn_ops.progress import ProgressBars
 from yarn_ops.recipe import Recipe, recorded_recipe
 from yarn_ops.records import AnyRecord, Local, Record, Tree
-from yarn_ops.registry import Registry, Run, RunEnd, copies, open_registry
+from yarn_ops.registry import Registry, Run, RunEnd, approvals, copies, open_registry
 from yarn_ops.services import require_services
 from yarn_ops.settings import Settings
 from yarn_ops.store.trees import fetch_tree
 
 SIGNALLED = (KeyboardInterrupt, TerminationSignal)
 """what asks a run to stop: a key or a command, Prefect"""
+WAITS = (AwaitsApproval, Pause)
+"""what leaves a run that a person has to promote"""
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,11 @@ class RunContext:
         """{digest of a tree: has the stage that made it make it again, if it is damaged}"""
         self.made_again: set[str] = set()
         self._verified: dict[str, Path] = {}
+
+    @property
+    def asks_a_person(self) -> bool:
+        """Whether an earlier attempt asked a person to promote its release."""
+        return approvals.find(self.registry, self.id) is not None
 
     def require_computing(self, stage: str) -> None:
         """ToBeComputed in a run that reuses all."""
@@ -149,7 +156,7 @@ def open_run(
         _write_end_to_ledger(run)
         _tell_end(run)
     except BaseException as error:
-        if isinstance(error, GateFailed):
+        if isinstance(error, GateFailed | AwaitsApproval):
             error.run_id = run.id
         if not isinstance(error, ToBeComputed):
             run.progress.told()
@@ -157,7 +164,8 @@ def open_run(
         registry.finish_run(run.id, status, reason)
         _write_end_to_ledger(run)
         try:
-            run.mlflow.finish(status)
+            if not isinstance(error, WAITS):
+                run.mlflow.finish(status)
         except Exception as also:  # what ended the run matters more, and may have ended MLflow's import
             log.warning("run %s: its end was not told to MLflow: %r", run.id, also)
         if not isinstance(error, (ToBeComputed, *SIGNALLED)):
@@ -179,11 +187,12 @@ def _tell_end(run: RunContext) -> None:
 
     A release that fell below its gate tells of itself by an event (`flows.reevaluate`).
     """
-    if run.settings.notify is None or run.reuses_all:
+    if run.settings.notify is None:
         return
     try:
         view = run.registry.run_view(run.id)
-        if (view.kind, view.status) == ("reevaluate", "rejected"):
+        nothing_new = run.reuses_all and view.approval is None
+        if nothing_new or (view.kind, view.status) == ("reevaluate", "rejected"):
             return
         faults = notify.tell(run.settings, notify.run_notice(view, run.page))
     except YarnOpsError as error:  # the registry is away: how the run ended matters more
@@ -235,6 +244,10 @@ def _end_by(error: BaseException) -> tuple[RunEnd, str]:
     """How a run ends that is left with `error`, and the reason in one line."""
     if isinstance(error, GateFailed):
         return "rejected", str(error)
+    if isinstance(error, AwaitsApproval):
+        return "stopped", str(error)
+    if isinstance(error, Pause):
+        return "stopped", "suspended in Prefect until it is resumed there"
     if isinstance(error, Stopped):
         return "stopped", str(error)
     if not isinstance(error, Exception):

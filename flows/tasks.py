@@ -228,7 +228,7 @@ def _identity(value: Any) -> Any:
     if isinstance(value, Record):
         return value.digest
     if isinstance(value, Section):
-        return value.model_dump(mode="json")
+        return value.key_values()
     if isinstance(value, tuple | list):
         return [_identity(item) for item in value]
     if value is None or isinstance(value, str | int | float):

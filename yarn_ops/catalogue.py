@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 GATE_TAG = "gate"
+APPROVAL_TAG = "approval"
+"""pending, approved or rejected, of a version that a person has to promote"""
 DIGEST_TAG = "tree_digest"
 """of the released directory: names and sha256 of its files (`digests.tree_digest`)"""
 PASSED = "passed"
@@ -44,7 +46,9 @@ class ModelVersion:
 
     @property
     def passed(self) -> bool:
-        return self.tags.get(GATE_TAG) == PASSED
+        """Its gate, and whoever had to approve it."""
+        approved = self.tags.get(APPROVAL_TAG, "approved") == "approved"
+        return approved and self.tags.get(GATE_TAG) == PASSED
 
     @property
     def tree_digest(self) -> str | None:

@@ -19,6 +19,7 @@
     │   └── Damaged         a stored or cached directory is not what its manifest says
     ├── RegistryError       the run registry is unreachable or not migrated
     │   └── LeaseLost       another process holds the lease of this stage now
+    ├── AwaitsApproval      measured and passed: a person has to promote it
     ├── ReleaseError        MLflow is unreachable, or no model version matches
     │   └── ClaimError      a release is not what was signed, or claims more than was measured
     └── GateFailed          measured and rejected: the model got worse at one end
@@ -134,6 +135,11 @@ class ReleaseError(YarnOpsError): ...
 
 
 class ClaimError(ReleaseError): ...
+
+
+class AwaitsApproval(YarnOpsError):
+    run_id: str | None = None
+    """in the registry, of the run that waits"""
 
 
 class GateFailed(YarnOpsError):

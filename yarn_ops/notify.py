@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from yarn_ops.errors import SettingsError
 from yarn_ops.evals.report.verdict import COMMANDS, Rows, as_markdown, as_text
 from yarn_ops.registry import RunView
+from yarn_ops.registry.views import WAITS
 from yarn_ops.settings import Settings
 from yarn_ops.shown import MASK, one_line
 
@@ -73,8 +74,15 @@ def run_notice(run: RunView, page: str | None = None) -> Notice:
     if not rows:
         told = run.reason or f"{run.kind} {run.name or model}"
         rows = ((run.outcome, told), ("look", f"yarn-ops runs show {run.id}"))
+    if run.outcome == WAITS:
+        rows = (
+            ("waits for approval", f"{model} passed its gate"),
+            *run.verdict_card[1:],
+            ("approve", f"yarn-ops approve {run.id} [--reject] [--note TEXT]"),
+        )
     title = f"{run.name or model} {TOLD.get(run.outcome, run.outcome)}"
-    return Notice(run.outcome, title, rows, model, run.id, (("Run", page),) if page else ())
+    kind = "approval" if run.outcome == WAITS else run.outcome
+    return Notice(kind, title, rows, model, run.id, (("Run", page),) if page else ())
 
 
 def tell(settings: Settings, notice: Notice) -> tuple[str, ...]:

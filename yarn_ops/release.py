@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from yarn_ops.catalogue import (
     ACTIVE,
+    APPROVAL_TAG,
     GATE_TAG,
     Experiment,
     ModelVersion,
@@ -48,6 +49,8 @@ from yarn_ops.shown import without_password
 END_STATUS = {"completed": "FINISHED", "rejected": "KILLED", "failed": "FAILED", "stopped": "KILLED"}
 """MLflow's word for each end of a run; the tag `outcome` has ours"""
 
+UNAPPROVED = {"pending": "waits for approval", "rejected": "was rejected by a person"}
+"""what is said of a version that passed its gate, by its tag `approval`"""
 PICTURES = "pictures"
 """folder of a run's artifacts"""
 DATASET_DIGEST = 36
@@ -262,9 +265,9 @@ class Tracking:
         if chosen:
             return chosen[0]
         if candidates:
+            why = UNAPPROVED.get(candidates[0].tags.get(APPROVAL_TAG, ""), "did not pass its gate")
             raise ReleaseError(
-                f"model {name!r}: version {candidates[0].version} matches but did not pass its gate; "
-                "add --any-gate to use it"
+                f"model {name!r}: version {candidates[0].version} matches but {why}; add --any-gate to use it"
             )
         there = listed(every, tags or (GATE_TAG,))
         raise ReleaseError(f"model {name!r}: no version {wanted(tags, alias, version)}; there is {there}")

@@ -12,7 +12,7 @@ from typing import Literal
 from flows.mlflow_run import git_commit
 from flows.run import RunContext
 from flows.tasks import StageContext, stage
-from yarn_ops.catalogue import DIGEST_TAG
+from yarn_ops.catalogue import APPROVAL_TAG, DIGEST_TAG
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import ClaimError, ServingError
 from yarn_ops.evals import VERSION
@@ -81,6 +81,7 @@ def draw(
     extension = Extension(
         name=name,
         alias=recipe.publish.alias,
+        approval=recipe.publish.approval,
         suite=recipe.evaluate.suite,
         data=recipe.data,
         training=recipe.train,
@@ -152,7 +153,7 @@ def mend_release(
         release = release.model_copy(update={"mlflow_run_id": run.mlflow.id, "tags": tags})
     with run.progress.of("publish") as progress:
         parts = Publication(base, shards, checkpoint, scores, verdict, report, reference)
-        made = _brought_about(run, release, parts, progress)
+        made = bring_about(run, release, parts, progress)
     versions = [one for one in run.services.tracking.models() if one.name == made.name]
     holder = next((one.version for one in versions if made.alias in one.aliases), None)
     overtaken = any(one.version > made.version and one.passed for one in versions)
@@ -178,7 +179,7 @@ def publish(
     report: Report,
     reference: ServingReference | None = None,
 ) -> Release:
-    """One model version in MLflow; the alias moves only when the gate passed."""
+    """One model version in MLflow; the alias moves only when the gate passed and no person has to approve."""
     run = context.run
     gate: Literal["passed", "failed"] = "passed" if verdict.passed else "failed"
     tags = {
@@ -193,22 +194,24 @@ def publish(
         "gate": gate,
         "git_commit": git_commit() or "unknown",
     }
+    if verdict.passed and section.approval:
+        tags[APPROVAL_TAG] = "pending"
     asked = Release(
         name=section.name,
         version=UNREGISTERED,
         mlflow_run_id=run.mlflow.id,
         gate=gate,
-        alias=section.alias if verdict.passed else None,
+        alias=section.alias if verdict.passed and not section.approval else None,
         tags=tags,
     )
     parts = Publication(base, shards, checkpoint, scores, verdict, report, reference)
-    release = _brought_about(run, asked, parts, context.report)
+    release = bring_about(run, asked, parts, context.report)
     if release.alias is not None:
         run.services.tracking.move_alias(release.name, release.alias, release.version)
     return release
 
 
-def _brought_about(run: RunContext, release: Release, parts: Publication, progress: OnProgress) -> Release:
+def bring_about(run: RunContext, release: Release, parts: Publication, progress: OnProgress) -> Release:
     """The release with its directory verified, its figures and pictures in MLflow, and its version there.
 
     What is there already stays as it is.

@@ -81,6 +81,10 @@ class Remote:
         state = {"type": "CANCELLING", "name": "Cancelling"}
         self._api.post(f"/flow_runs/{run_id}/set_state", json={"state": state}).raise_for_status()
 
+    def resume(self, run_id: str, answer: dict[str, Any]) -> dict[str, Any]:
+        """As the form of a suspended run does."""
+        return self.post(f"/flow_runs/{run_id}/resume", run_input=answer)
+
     def run(self, run_id: str) -> dict[str, Any]:
         return self._get(f"/flow_runs/{run_id}")
 

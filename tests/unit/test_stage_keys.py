@@ -32,6 +32,8 @@ COMPUTED_AGAIN = {
     "gate.min_long_gain=0.002": ENDS,
     "publish.alias=other": {"draw", "publish"},
     "publish.fingerprint=true": {"draw", "take_fingerprint", "publish"},
+    "publish.approval=true": {"draw", "publish"},
+    "publish.approval=false": set(),
 }
 """a change of the recipe: the stages that are computed again; the report (`draw`) says what was asked"""
 NAMES = {
@@ -54,6 +56,7 @@ class Made(Record):
     context_tokens: int = 512
     steps: int = 4
     passed: bool = True
+    alias: str | None = "champion"
 
 
 def keys_of(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
@@ -71,7 +74,9 @@ def keys_of(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[st
 
         return made
 
-    run = SimpleNamespace(id="run", mlflow=SimpleNamespace(step_sink=lambda arm, earlier_steps: None))
+    run = SimpleNamespace(
+        id="run", asks_a_person=False, mlflow=SimpleNamespace(step_sink=lambda arm, earlier_steps: None)
+    )
     for module, names in NAMES.items():
         for name in names:
             monkeypatch.setattr(module, name, noting(name))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from yarn_ops.recipe import Recipe
     from yarn_ops.records import Scorecard
     from yarn_ops.registry import RunSummary, RunView
+    from yarn_ops.registry.views import ApprovalView
     from yarn_ops.upkeep import Garbage
 
 CONSOLE = PlainConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)  # names are not markup
@@ -88,9 +89,15 @@ def show_run(run: RunView, *, as_json: bool = False) -> None:
         from yarn_ops.rope.table import fit_section
 
         CONSOLE.print("\n".join(fit_section(Fit.model_validate(fits[-1]))))
-    elif cards := cards_of(run):
+    elif cards := _cards(run):
         CONSOLE.print(score_table(cards), soft_wrap=False)
     _show_outcome(run)
+
+
+def _cards(run: RunView) -> list[Scorecard]:
+    from yarn_ops.registry.views import cards_of  # SQLAlchemy
+
+    return cards_of(run)
 
 
 def _stage_table(run: RunView) -> Table:
@@ -106,33 +113,6 @@ def _stage_table(run: RunView) -> Table:
             tree["digest"][:12] if tree else "",
         )
     return table
-
-
-def cards_of(run: RunView) -> list[Scorecard]:
-    """The scorecards of the base and of the result, in this order, as far as they are measured.
-
-    The first model that a run made or fetched is its base, the last one its result. Earlier versions measured
-    a model in two stages, evaluate and suite.
-    """
-    from yarn_ops.records import BaseModel, Checkpoint, Record, Scorecard
-
-    made: dict[str, type[Record]] = {"base": BaseModel, "merge": Checkpoint}
-    cards: dict[str, Scorecard] = {}
-    models: list[str] = []
-    for stage in run.stages:
-        if stage.record is None:
-            continue
-        if stage.stage in made:
-            models.append(made[stage.stage].model_validate(stage.record).digest)
-        elif stage.stage in ("evaluate", "suite"):
-            card = Scorecard.model_validate(stage.record)
-            if stage.stage == "suite" and (known := cards.get(card.model_digest)):
-                tasks = {score.task for score in known.scores}
-                more = tuple(score for score in card.scores if score.task not in tasks)
-                card = known.model_copy(update={"scores": known.scores + more})
-            cards[card.model_digest] = card
-    ends = dict.fromkeys((models[0], models[-1])) if models else {}
-    return [cards[digest] for digest in ends if digest in cards]
 
 
 def score_table(cards: Sequence[Scorecard]) -> Table:
@@ -195,12 +175,22 @@ def _show_outcome(run: RunView) -> None:
             folder = record["tree"]["uri"].removeprefix("file://")
             for picture in record["pictures"]:
                 CONSOLE.print(f"picture: {folder}/{picture}")
-    for line in _reach(cards_of(run)) if not rows else ():
+    for line in _reach(_cards(run)) if not rows else ():
         CONSOLE.print(line)
     if run.release is not None:
         alias = f", alias {run.release.alias}" if run.release.alias else ""
         CONSOLE.print(f"release: {run.release.name} version {run.release.version}{alias}", style="bold")
+    if run.approval is not None:
+        CONSOLE.print(_approval(run.id, run.approval))
     show_verdict(rows)
+
+
+def _approval(run: str, approval: ApprovalView) -> str:
+    """Who decided what, when and why; or how to decide."""
+    if approval.decided_at is None:
+        return f"waits for approval: yarn-ops approve {run} [--reject] [--note TEXT]"
+    why = f": {approval.note}" if approval.note else ""
+    return f"{approval.decision} by {approval.person}, {approval.decided_at:%Y-%m-%d %H:%M} UTC{why}"
 
 
 def show_verdict(rows: Sequence[tuple[str, str]]) -> None:

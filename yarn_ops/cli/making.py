@@ -20,7 +20,7 @@ from yarn_ops.cli.app import (
     run_registry,
     services_of,
 )
-from yarn_ops.errors import GateFailed
+from yarn_ops.errors import AwaitsApproval, GateFailed
 from yarn_ops.processes import importing
 
 
@@ -50,6 +50,8 @@ def extend(recipe: RecipeArgument, set_: SetOption = None, name: NameOption = No
     except GateFailed as rejected:
         display.show_run(run_registry().run_view(rejected.run_id or "last"))
         raise
+    except AwaitsApproval as waits:
+        view = run_registry().run_view(waits.run_id or "last")
     display.show_run(view)
 
 

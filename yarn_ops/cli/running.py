@@ -50,6 +50,23 @@ def runs_show(
 
 
 @app.command()
+def approve(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Its id, or last.")],
+    reject: Annotated[bool, typer.Option("--reject", help="Leave the alias where it is.")] = False,
+    note: Annotated[str, typer.Option(metavar="TEXT", help="Why; kept in the registry.")] = "",
+) -> None:
+    """Promote, or reject, the release of a run that waits for approval."""
+    import getpass
+
+    from yarn_ops.cli.up import decide
+    from yarn_ops.settings import read_settings
+    from yarn_ops.shown import one_line
+
+    person = getpass.getuser()
+    typer.echo(decide(read_settings(), run, person, one_line(note), approved=not reject))
+
+
+@app.command()
 def models(tag: TagOption = None, json: JsonOption = False) -> None:
     """List registered model versions, newest first."""
     import yarn_ops.cli.display as display

@@ -12,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from rich.console import Console
 
 from yarn_ops import notify, processes, servers, services
-from yarn_ops.errors import SettingsError
+from yarn_ops.errors import GateFailed, SettingsError
 from yarn_ops.passwords import for_browser, kept_password, with_passwords, write_private
-from yarn_ops.recipe import Recipe
+from yarn_ops.recipe import Recipe, recorded_recipe
+from yarn_ops.registry import approvals
 from yarn_ops.servers import Server, Service
 from yarn_ops.settings import Settings, adopt_environment
 
@@ -57,6 +58,47 @@ def run_service(settings: Settings, wanted_ports: Mapping[str, int | None]) -> N
 
 def make_schedule(settings: Settings, recipe: Recipe, name: str, cron: str, *, active: bool) -> str:
     """Have the running service run the recipe at these times; a line that says so, with its page."""
+    _within_service(settings)
+    from flows import deploy
+
+    page = deploy.schedule(recipe, name, cron, active=active)
+    return f"{name}: {cron}{'' if active else ', paused'}; {page}"
+
+
+def decide(settings: Settings, run_id: str, person: str, note: str, *, approved: bool) -> str:
+    """Keep who promotes or rejects the release of a run and why, and let the run go on; a line that says so.
+
+    A run that waits in Prefect goes on there; any other here. RegistryError where it waits for nobody.
+    """
+    registry = services.open_run_registry(settings)
+    run_id = registry.run_view(run_id).id
+    decided = approvals.decide(registry, run_id, approved=approved, person=person, note=note)
+    view = registry.run_view(run_id)
+    told = f"{decided.name} version {decided.version}: {decided.decision} by {decided.person}"
+    if view.status != "stopped":
+        return told
+    if not decided.suspended:
+        adopt_environment(servers.client_environment(settings, servers.prefect_url(servers.free_port())))
+        from flows.extend import extend
+        from flows.run import reuse_all
+
+        try:
+            reuse_all(extend, view.name, recorded_recipe(view.recipe, run_id))
+        except GateFailed:  # by the person, as asked
+            return told
+        return f"{told}; alias {view.recipe['publish']['alias']} moved"
+    try:
+        _within_service(settings)
+    except SettingsError:
+        return f"{told}; its run goes on when the service runs"
+    from flows.approval import resume
+
+    resume(str(view.flow_run_id), decided)
+    return f"{told}; its run goes on in Prefect"
+
+
+def _within_service(settings: Settings) -> None:
+    """Work with the running service from here on; SettingsError where none runs."""
     if settings.prefect_api_url is not None:
         environment = servers.client_environment(settings, settings.prefect_api_url)
     elif service := servers.running_service(settings):
@@ -64,10 +106,6 @@ def make_schedule(settings: Settings, recipe: Recipe, name: str, cron: str, *, a
     else:
         raise SettingsError("no service runs on this state directory; start it with `yarn-ops up`")
     adopt_environment(environment)
-    from flows import deploy
-
-    page = deploy.schedule(recipe, name, cron, active=active)
-    return f"{name}: {cron}{'' if active else ', paused'}; {page}"
 
 
 def _start(settings: Settings, started: list[Server], wanted_ports: Mapping[str, int | None]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationInfo, field_validator
 from pydantic.config import JsonDict
@@ -42,6 +42,9 @@ class Section(BaseModel):
         frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), hide_input_in_errors=True
     )
 
+    LATER: ClassVar[frozenset[str]] = frozenset()
+    """fields that were added since digests are kept; at their defaults they are in none"""
+
     @classmethod
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
@@ -72,6 +75,16 @@ class Section(BaseModel):
             if holds_password(text):
                 raise ValueError("holds a password, and a recipe is no secret; set YARN_OPS_S3_SECRET_KEY")
         return value
+
+    def key_values(self) -> dict[str, Any]:
+        """As JSON, for digests: without what `LATER` names and is as it was before there was such a field."""
+        values = self.model_dump(mode="json")
+        for name, value in self:
+            if isinstance(value, Section):
+                values[name] = value.key_values()
+            if name in self.LATER and value == type(self).model_fields[name].default:
+                del values[name]
+        return values
 
     def with_defaults(self, *names: str) -> Self:
         """A copy with these fields at their defaults."""

@@ -325,9 +325,16 @@ class Gate(Section):
 class Publish(Section):
     """How the result is registered in MLflow."""
 
+    LATER = frozenset({"approval"})
+
     name: str = Field("", title="Model name", description="Registered model in MLflow.", pattern=MODEL_NAME)
     alias: str = Field(
         "champion", title="Alias", description="Moved to the new version when the gate passes.", pattern=ALIAS
+    )
+    approval: bool = Field(
+        False,
+        title="Approval",
+        description="A person promotes it: the run waits, in Prefect with a form, until somebody decides.",
     )
     experiment: str = Field("yarn-ops", title="Experiment", description="In MLflow.", pattern=MODEL_NAME)
     tags: dict[Annotated[str, Field(pattern=TAG)], TagValue] = Field(

@@ -112,7 +112,7 @@ class Recipe(Section):
 
     def digest(self) -> str:
         """sha256 of the resolved recipe's canonical JSON."""
-        return digest_of(self.model_dump(mode="json"))
+        return digest_of(self.key_values())
 
     def curriculum(self, original_context_tokens: int) -> tuple[Leg, ...]:
         """The legs to train, every field set; one leg at the target context unless legs are given.

@@ -16,6 +16,7 @@ from yarn_ops.registry.columns import UtcTime, database_now
 from yarn_ops.registry.registry import FACTS, Registry, facts
 from yarn_ops.registry.tables import (
     UNFINISHED,
+    ApprovalRow,
     ArtifactRow,
     ReleaseRow,
     RunRow,
@@ -58,7 +59,9 @@ def copy_run(registry: Registry, run_id: str) -> Copy:
         for release in session.scalars(select(ReleaseRow).where(ReleaseRow.key.in_(keys))):
             told[release.key]["released_at"] = release.released_at.isoformat()
         run = _plain(session.get_one(RunRow, run_id))
-        return {"run": run, "uses": [_plain(use, "id") for use in uses], "stages": told}
+        approval = session.get(ApprovalRow, run_id)
+        asked = {} if approval is None else {"approval": _plain(approval)}
+        return {"run": run, "uses": [_plain(use, "id") for use in uses], "stages": told, **asked}
 
 
 def finished_stages(registry: Registry) -> dict[str, tuple[int, str | None]]:
@@ -100,6 +103,9 @@ def restore_run(registry: Registry, copy: Copy) -> bool:
             if session.scalar(going_on) is not None:  # that one is continued, this one is history
                 row.recipe_digest = digest_of([row.recipe_digest, row.id])
         session.add(row)
+        if "approval" in copy:
+            session.flush()
+            session.add(_row(ApprovalRow, copy["approval"]))
         return True
 
 

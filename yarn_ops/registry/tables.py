@@ -92,6 +92,26 @@ class RunRow(Table):
     finished_at: Mapped[datetime | None]
 
 
+class ApprovalRow(Table):
+    """A run whose release a person has to promote, and what that person decided."""
+
+    __tablename__ = "approvals"
+    __table_args__ = (CheckConstraint("decision IN ('approved', 'rejected')", "decision"),)
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    name: Mapped[str]
+    version: Mapped[int]
+    """of the registered model"""
+    suspended: Mapped[bool]
+    """whether a flow run in Prefect waits for it"""
+    asked_at: Mapped[datetime]
+    decision: Mapped[str | None]
+    """NULL: nobody has decided"""
+    person: Mapped[str | None]
+    note: Mapped[str | None]
+    decided_at: Mapped[datetime | None]
+
+
 class StageRunRow(Table):
     """One stage with one input: who computes it, or what it returned."""
 

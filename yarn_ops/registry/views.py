@@ -11,8 +11,21 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from yarn_ops.errors import RegistryError
+from yarn_ops.records import BaseModel as BaseRecord
+from yarn_ops.records import Checkpoint, Record, Scorecard
 from yarn_ops.registry.columns import BROKEN
-from yarn_ops.registry.tables import ALL_DEPTHS, ReleaseRow, RunRow, RunStageRow, ScoreRow, StageRunRow
+from yarn_ops.registry.tables import (
+    ALL_DEPTHS,
+    ApprovalRow,
+    ReleaseRow,
+    RunRow,
+    RunStageRow,
+    ScoreRow,
+    StageRunRow,
+)
+
+WAITS = "waits for approval"
+"""outcome of a run whose release passed its gate, and that a person has to promote"""
 
 
 class _View(BaseModel):
@@ -40,6 +53,21 @@ class StageAtWork(_View):
     waits: bool
 
 
+class ApprovalView(_View):
+    """What a run asks a person for: to promote a model version; and what was decided."""
+
+    name: str
+    version: int
+    suspended: bool
+    """whether a flow run in Prefect waits for it"""
+    asked_at: datetime
+    decision: str | None
+    """approved or rejected; None: nobody has decided"""
+    person: str | None
+    note: str | None
+    decided_at: datetime | None
+
+
 class RunSummary(_View):
     """A run as one line of a list. Times are UTC."""
 
@@ -59,6 +87,7 @@ class RunSummary(_View):
     """of the first attempt"""
     finished_at: datetime | None
     release: ReleaseView | None = None
+    approval: ApprovalView | None = None
     at_work: tuple[StageAtWork, ...] = ()
 
     @computed_field  # type: ignore[prop-decorator]
@@ -72,7 +101,9 @@ class RunSummary(_View):
 
     @property
     def outcome(self) -> str:
-        """The status; of an extension that passed its gate, promoted."""
+        """The status; of an extension that passed its gate, promoted, or waits for approval."""
+        if self.status == "stopped" and self.approval is not None and self.approval.decision is None:
+            return WAITS
         promoted = self.status == "completed" and self.kind == "extend"
         return "promoted" if promoted else self.status
 
@@ -124,15 +155,45 @@ class RunView(RunSummary):
         return tuple((label, text) for label, text in reports[-1].get("verdict", ())) if reports else ()
 
 
+def cards_of(run: RunView) -> list[Scorecard]:
+    """The scorecards of the base and of the result, in this order, as far as they are measured.
+
+    The first model that a run made or fetched is its base, the last one its result. Earlier versions measured
+    a model in two stages, evaluate and suite.
+    """
+    made: dict[str, type[Record]] = {"base": BaseRecord, "merge": Checkpoint}
+    cards: dict[str, Scorecard] = {}
+    models: list[str] = []
+    for stage in run.stages:
+        if stage.record is None:
+            continue
+        if stage.stage in made:
+            models.append(made[stage.stage].model_validate(stage.record).digest)
+        elif stage.stage in ("evaluate", "suite"):
+            card = Scorecard.model_validate(stage.record)
+            if stage.stage == "suite" and (known := cards.get(card.model_digest)):
+                tasks = {score.task for score in known.scores}
+                more = tuple(score for score in card.scores if score.task not in tasks)
+                card = known.model_copy(update={"scores": known.scores + more})
+            cards[card.model_digest] = card
+    ends = dict.fromkeys((models[0], models[-1])) if models else {}
+    return [cards[digest] for digest in ends if digest in cards]
+
+
 def read_runs(session: Session, limit: int) -> list[RunSummary]:
     """The newest runs, newest first, each with its release."""
     newest = select(RunRow).order_by(RunRow.started_at.desc(), RunRow.id.desc()).limit(limit)
     rows = session.scalars(newest).all()
     releases = _releases(session, [row.id for row in rows])
+    approvals = _approvals(session, [row.id for row in rows])
     at_work = _at_work(session, [row.id for row in rows if row.status == "running"])
     return [
         RunSummary.model_validate(row).model_copy(
-            update={"release": releases.get(row.id), "at_work": tuple(at_work[row.id])}
+            update={
+                "release": releases.get(row.id),
+                "approval": approvals.get(row.id),
+                "at_work": tuple(at_work[row.id]),
+            }
         )
         for row in rows
     ]
@@ -148,8 +209,9 @@ def read_run(session: Session, run_id: str) -> RunView:
             what if run_id == "last" else f"run {run_id!r}: not in the registry; see `yarn-ops runs`"
         )
     return RunView(
-        **RunSummary.model_validate(row).model_dump(exclude={"release", "at_work"}),
+        **RunSummary.model_validate(row).model_dump(exclude={"release", "approval", "at_work"}),
         release=_releases(session, [row.id]).get(row.id),
+        approval=_approvals(session, [row.id]).get(row.id),
         at_work=tuple(_at_work(session, [row.id])[row.id]),
         stages=(*_used_stages(session, row.id), *_open_stages(session, row.id)),
         scores=tuple(_scores(session, row.id)),
@@ -165,6 +227,12 @@ def _releases(session: Session, run_ids: list[str]) -> dict[str, ReleaseView]:
         .order_by(RunStageRow.id)
     )
     return {run_id: ReleaseView.model_validate(release) for run_id, release in rows}
+
+
+def _approvals(session: Session, run_ids: list[str]) -> dict[str, ApprovalView]:
+    """What each run asks a person for."""
+    rows = session.scalars(select(ApprovalRow).where(ApprovalRow.run_id.in_(run_ids)))
+    return {row.run_id: ApprovalView.model_validate(row) for row in rows}
 
 
 def _at_work(session: Session, run_ids: list[str]) -> defaultdict[str, list[StageAtWork]]:

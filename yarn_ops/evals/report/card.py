@@ -61,12 +61,16 @@ class Extension:
     scores: BeforeAfter[Scorecard]
     verdict: Verdict
     capacities: BeforeAfter[Capacity]
+    approval: bool = False
+    """whether a person has to promote it"""
 
     @property
     def rows(self) -> Rows:
         """Its verdict card."""
         target = self.patched.target_context_tokens
-        return verdict_rows(self.name, self.alias, self.verdict, self.scores, self.capacities, target)
+        return verdict_rows(
+            self.name, self.alias, self.verdict, self.scores, self.capacities, target, approval=self.approval
+        )
 
     @property
     def asked(self) -> str:

@@ -42,13 +42,18 @@ def verdict_rows(
     scores: BeforeAfter[Scorecard],
     capacities: BeforeAfter[Capacity],
     target_context_tokens: int,
+    *,
+    approval: bool = False,
 ) -> Rows:
-    """The card of one model: promoted or rejected, sees and uses, what failed, what next."""
+    """The card of one model: promoted or rejected, sees and uses, what failed, what next.
+
+    approval: a person has to promote it, so that it is no more than passed.
+    """
     original, directory = scores.after.original_context_tokens, f"./{name}"
     before, after = (capacity.reach for capacity in capacities)
     rows = [
         (
-            "promoted" if verdict.passed else "rejected",
+            ("passed" if approval else "promoted") if verdict.passed else "rejected",
             f"{name}, {original:,} to {target_context_tokens:,} tokens",
         ),
         ("sees", f"{_reached(before.sees)} → {_reached(after.sees)} tokens"),
@@ -59,6 +64,8 @@ def verdict_rows(
         from yarn_ops.evals.advice import advise
 
         reasons = advise(scores, target_context_tokens).reasons
+        if approval:
+            rows.append(("next", "A person promotes it: the form of its run, or yarn-ops approve"))
         rows += [("next", f"{reason[0].upper()}{reason[1:]}") for reason in reasons]
         rows.append(("pull", f"yarn-ops pull {name} --alias {alias} --to {directory}"))
         rows.append(("serve", f"yarn-ops export {directory} --for vllm"))
