@@ -55,7 +55,7 @@ def approve(
     reject: Annotated[bool, typer.Option("--reject", help="Leave the alias where it is.")] = False,
     note: Annotated[str, typer.Option(metavar="TEXT", help="Why; kept in the registry.")] = "",
 ) -> None:
-    """Promote, or reject, the release of a run that waits for approval."""
+    """Promote what a run has made and waits with, or reject it."""
     import getpass
 
     from yarn_ops.cli.up import decide
