@@ -54,7 +54,7 @@ class Notice:
     """What somebody is told."""
 
     kind: str
-    """promoted, completed, rejected, failed, stopped, fell"""
+    """promoted, completed, rejected, failed, stopped, fell, approval"""
     title: str
     rows: Rows
     """the verdict card, or as much as is known"""

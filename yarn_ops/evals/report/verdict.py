@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # torch and scipy: not for what only shows a card
     from yarn_ops.evals.reach import Length
 
 Rows = tuple[tuple[str, str], ...]
-COMMANDS = ("pull", "serve", "look")
+COMMANDS = ("pull", "serve", "look", "approve")
 """labels of rows that hold a command"""
 COLUMNS = 80
 GLANCE = "glance.png"
