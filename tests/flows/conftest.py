@@ -1,1 +1,2 @@
+from extended import first, workplace  # noqa: F401
 from person import person, typist  # noqa: F401
