@@ -27,6 +27,7 @@ GOLDEN = Path(__file__).parents[2] / "tests" / "golden"
 TOLERANCE = {
     "gradients": 1e-4,
     "losses": 1e-3,
+    "losses-more": 1e-3,
     "scores": 1e-4,
     "answers": 1e-3,
     "suite-tiny": 1e-3,

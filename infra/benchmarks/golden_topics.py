@@ -6,30 +6,33 @@ the one that made it.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import runpy
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import golden_product as product
 import numpy as np
-import torch
+from golden_values import (
+    Values,
+    bits,
+    bits_of,
+    card_scores,
+    digest,
+    facts,
+    flat,
+    lasting,
+    table,
+    without,
+    written,
+)
 
-BITS = "bits:"
-SYLLABLES = ["ba", "de", "fi", "go", "lu", "ma", "ne", "pi", "ro", "tu", "sha", "the", "ing", "ou", "er"]
 SMALL_RECIPE = Path(__file__).parents[2] / "tests" / "small_recipe.py"
 STDLIB = ("stdlib:json/*.py", "stdlib:email/*.py", "stdlib:asyncio/*.py")
 LORA: Mapping[str, Any] = {"warmup_steps": 5, "learning_rate": 2e-3, "exercises": {"share": 0.0}}
 FULL = {**LORA, "method": "full", "learning_rate": 3e-4, "weight_decay": 0.1}
-UNLASTING = ("mlflow_run_id", "run", "git_commit", "recipe", "version", "seconds", "path", "size_bytes",
-    "tree_digest",
-)  # fmt: skip
-"""of records and tags: what is another in every run, says with which words it was asked for, or covers what
-is written for people"""
 SHOWN = (".md", ".png", ".html", "manifest.json")
 """files of a release that people read, and the list of all of them: their words are held by unit tests"""
 MEASURED_TIMES = (
@@ -42,8 +45,6 @@ CHANGES = (
     "evaluate.recall_windows=3", "evaluate.suite=tiny", "gate.min_recall=0.01", "publish.name=other",
 )  # fmt: skip
 """of one recipe: after each, which stages run again"""
-
-Values = dict[str, Any]
 
 
 def data(work: Path) -> Values:
@@ -125,41 +126,50 @@ def gradients(work: Path) -> Values:
 
 
 def losses(work: Path) -> Values:
-    """50 steps: packed with document mask and without, all parameters, two legs; then a merge."""
+    """50 steps: packed with document mask, then a merge; two legs."""
     legs = [
         {"context_tokens": 128, "steps": 25, "factor": 2},
         {"context_tokens": 192, "steps": 25, "factor": 4, "carry": "adapter+optimizer", "prefer_long": 0.5},
     ]
-    sources = written(work)
-    cases: dict[str, tuple[Values, Values]] = {
-        "packed, document mask": ({"document_mask": True}, {**LORA, "steps": 50, "context_tokens": 192}),
-        "packed, no mask": ({"document_mask": False}, {**LORA, "steps": 50, "context_tokens": 192}),
-        "all parameters": (
-            {"prefer_long": 1},
-            {**FULL, "steps": 50, "context_tokens": 96, "gradient_accumulation_steps": 2},
+    return {
+        "packed, document mask": _trained(
+            work / "packed",
+            {"document_mask": True},
+            {**LORA, "steps": 50, "context_tokens": 192},
+            merged=True,
         ),
-        "two legs": ({}, {**LORA, "legs": legs}),
-    }  # fmt: skip
-    found: Values = {}
-    for name, (data, train) in cases.items():
-        project = product.Project(
-            work / name,
-            {"data": {"sources": sources, **data}, "rope": {"factor": 4}, "train": train},
-        )
-        shards = project.prepare()
-        done = project.train(shards)
-        found[name] = {
-            "losses": [loss for adapter, _ in done for loss in product.losses_of(adapter)],
-            "adapters": [
-                {file: bits_of(digest) for file, digest in product.digest_tree(adapter).items()}
-                for adapter, _ in done
-            ],
-        }
-        if name in ("packed, document mask", "all parameters"):
-            merged, difference = project.merge(*done[-1], shards)
-            found[name]["merged"] = {
-                file: bits_of(digest) for file, digest in product.digest_tree(merged).items()
-            } | {"largest difference": bits(np.asarray(difference))}
+        "two legs": _trained(work / "legs", {}, {**LORA, "legs": legs}),
+    }
+
+
+def losses_more(work: Path) -> Values:
+    """50 steps: packed without a mask; all parameters, then a merge."""
+    full = {**FULL, "steps": 50, "context_tokens": 96, "gradient_accumulation_steps": 2}
+    return {
+        "packed, no mask": _trained(
+            work / "packed", {"document_mask": False}, {**LORA, "steps": 50, "context_tokens": 192}
+        ),
+        "all parameters": _trained(work / "full", {"prefer_long": 1}, full, merged=True),
+    }
+
+
+def _trained(work: Path, data: Values, train: Mapping[str, Any], *, merged: bool = False) -> Values:
+    """Losses and adapters of every leg; the merged files' digests where asked for."""
+    sections = {"data": {"sources": written(work), **data}, "rope": {"factor": 4}, "train": train}
+    project = product.Project(work, sections)
+    shards = project.prepare()
+    done = project.train(shards)
+    found: Values = {
+        "losses": [loss for adapter, _ in done for loss in product.losses_of(adapter)],
+        "adapters": [
+            {file: bits_of(digest) for file, digest in product.digest_tree(adapter).items()}
+            for adapter, _ in done
+        ],
+    }
+    if merged:
+        folder, difference = project.merge(*done[-1], shards)
+        files = {file: bits_of(digest) for file, digest in product.digest_tree(folder).items()}
+        found["merged"] = files | {"largest difference": bits(np.asarray(difference))}
     return found
 
 
@@ -194,9 +204,9 @@ def answers(work: Path) -> Values:
     found: Values = {}
     for task in ("needle/code", "needle/prose", "multi-key", "copy"):
         samples = product.suite_samples(task, haystack, 600)[2:4]
-        for shared in (True, False):
+        for shared, some in ((True, samples), (False, samples[:1])):  # whole reading takes long
             found[f"{task}, {'shared' if shared else 'whole'} reading"] = [
-                [*reply.right, reply.nll, reply.chosen] for reply in asked.replies(samples, shared)
+                [*reply.right, reply.nll, reply.chosen] for reply in asked.replies(some, shared)
             ]
     for task, cases in product.remedy_cases(texts, 1024).items():
         for remedy, question, reply in asked.by_remedy(cases[:1]):
@@ -270,9 +280,9 @@ def stages(work: Path) -> Values:
 
 
 TOPICS: dict[str, Callable[[Path], Values]] = {
-    "data": data, "gradients": gradients, "losses": losses, "scores": scores, "answers": answers,
-    "suite-tiny": suite_tiny, "remedies": remedies, "demo": demo, "quick": quick,
-    "stages": stages,
+    "data": data, "gradients": gradients, "losses": losses, "losses-more": losses_more,
+    "scores": scores, "answers": answers, "suite-tiny": suite_tiny, "remedies": remedies, "demo": demo,
+    "quick": quick, "stages": stages,
 }  # fmt: skip
 READS_STDLIB = ("suite-tiny", "remedies", "demo", "quick", "stages")
 """topics whose documents are the running Python's own source"""
@@ -317,83 +327,3 @@ def ran(state: Path) -> Values:
     files = product.digest_tree(pulled).items()
     found["released"] = {file: bits_of(sha) for file, sha in files if not file.endswith(SHOWN)}
     return found
-
-
-def lasting(value: Any, exact: bool = False) -> Any:
-    """A record without what is another in every run; digests as bits unless no floating point is in it."""
-    if isinstance(value, list):
-        return [lasting(part, exact) for part in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        name: bits_of(part) if name.endswith("digest") and not exact else lasting(part, exact)
-        for name, part in value.items()
-        if name not in UNLASTING and part is not None
-    }
-
-
-def written(work: Path) -> list[str]:
-    """Sixty documents of random words, the same on every machine; many are shorter than a window."""
-    rng = np.random.default_rng(1)
-    folder = work / "documents"
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(60):
-        words = int(np.exp(rng.uniform(np.log(8), np.log(900))))
-        picked = rng.integers(0, len(SYLLABLES), (words, 3))
-        text = ["".join(SYLLABLES[syllable] for syllable in word) for word in picked]
-        text[::30] = [f"{word}." for word in text[::30]]
-        (folder / f"{number:02}.txt").write_text(" ".join(text) + "\n", "utf-8")
-    return [str(folder / "*.txt")]
-
-
-def card_scores(card: Any) -> list[Values]:
-    return [score.model_dump(mode="json") for score in card.scores]
-
-
-def table(rows: Sequence[Values]) -> Values:
-    """{"task at tokens, depth": [value, low, high, samples, seed, bits of the items]}"""
-    found: Values = {}
-    for row in rows:
-        depth = "" if row["depth"] is None else f", {row['depth']:.4f}"
-        items = [bits(np.asarray(row["items"]))] if row.get("items") else []
-        figures = [row[name] for name in ("value", "low", "high", "samples", "seed")]
-        found[f"{row['task']} at {row['context_tokens']}{depth}"] = figures + items
-    return found
-
-
-def facts(record: Any) -> Values:
-    return record.model_dump(mode="json", exclude={"tree", "parents"})
-
-
-def without(values: Values, *names: str) -> Values:
-    return {name: value for name, value in values.items() if name not in names}
-
-
-def flat(value: Any) -> list[Any]:
-    """What a sample or a case holds, functions left out."""
-    if dataclasses.is_dataclass(value):
-        parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
-        return [flat(part) for part in parts if not callable(part)]
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return [flat(part) for part in value] if isinstance(value, tuple | list) else value
-
-
-def digest(*parts: Any) -> str:
-    sha = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, torch.Tensor):
-            part = part.detach().numpy()
-        if isinstance(part, np.ndarray):
-            sha.update(f"{part.dtype}{part.shape}".encode() + np.ascontiguousarray(part).tobytes())
-        else:
-            sha.update(json.dumps(part).encode())
-    return sha.hexdigest()[:32]
-
-
-def bits(values: Any) -> str:
-    return BITS + digest(values)
-
-
-def bits_of(sha: str) -> str:
-    return BITS + sha[:32]

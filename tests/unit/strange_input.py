@@ -281,7 +281,7 @@ def _lines(draw: random.Random) -> tuple[bytes, str]:
         "values": lambda: "\n".join(values).encode("utf-8", "surrogatepass"),
         "raw": lambda: b'{"text": "a", "n": ' + draw.choice(RAW).encode() + b"}\n",
         "long": lambda: b'{"text": "' + b"a" * (draw.choice([1, 63, 65, 300]) * MIB) + b'"}\n',
-        "many": lambda: line * draw.choice([10_000, 3_000_000]),
+        "many": lambda: line * draw.choice([10_000, 1_000_000]),
         "zeros": lambda: b"\0" * (draw.choice([1, 600]) * MIB),
         "bytes": lambda: draw.randbytes(100_000),
         "nest": lambda: draw.choice([b"[", b'{"a":', b'{"text":[']) * (4 * MIB),

@@ -35,6 +35,12 @@ def test_samples_gradients_losses_and_scores() -> None:
 
 
 @pytest.mark.slow
+def test_losses_without_a_mask_and_of_all_parameters() -> None:
+    """What `gradients` holds by default, over 50 steps."""
+    same("losses-more")
+
+
+@pytest.mark.slow
 def test_the_tiny_suite_a_fit_and_remedies() -> None:
     same("suite-tiny", "remedies")
 
