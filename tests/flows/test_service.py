@@ -1,98 +1,33 @@
-"""The service as people use it: over the API, from another shell, in a browser."""
+"""The service while nothing runs: what it prints, offers, refuses and tells; and strangers before it: over
+the wire, from a page of another origin, as another user."""
 
 from __future__ import annotations
 
+import http.server
 import json
-import signal
+import os
+import stat
 import subprocess
-import sys
-import tomllib
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import psutil
+import httpx
 import pytest
-from browser import Person, browser, chromium
+from attacks import Target, attack, mlflow_of, prefect_of
+from browser import browser, chromium
+from listeners import ports_of
 from playwright import sync_api as playwright
 from service_up import Up, wait_until
 
-Recipe = dict[str, Any]
-
-STAGES = {
-    *("base", "documents", "shards", "evaluate", "patch", "train"),
-    *("merge", "gate", "report", "publish"),
-}
-
 pytestmark = pytest.mark.timeout(400)
 
-
-@pytest.fixture(scope="module")
-def heard() -> Iterator[list[dict[str, Any]]]:
-    """What is told at YARN_OPS_NOTIFY."""
-    told: list[dict[str, Any]] = []
-
-    class Ear(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Ear) as server, pytest.MonkeyPatch.context() as patch:
-        Thread(target=server.serve_forever, daemon=True).start()
-        patch.setenv("YARN_OPS_NOTIFY", f"http://127.0.0.1:{server.server_port}/hook")
-        yield told
-        server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def called() -> Iterator[list[str]]:
-    """What asks for another host by way of the proxy that the environment names."""
-    hosts: list[str] = []
-
-    class Gate(BaseHTTPRequestHandler):
-        def do_CONNECT(self) -> None:
-            hosts.append(self.path)
-            self.send_error(403)
-
-        do_GET = do_POST = do_CONNECT
-
-        def log_message(self, *_: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Gate) as server, pytest.MonkeyPatch.context() as patch:
-        Thread(target=server.serve_forever, daemon=True).start()
-        for name in ("http_proxy", "https_proxy", "all_proxy"):
-            patch.setenv(name, f"http://127.0.0.1:{server.server_port}")
-        patch.setenv("no_proxy", "127.0.0.1,localhost")
-        yield hosts
-        server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def up(
-    tmp_path_factory: pytest.TempPathFactory, heard: list[dict[str, Any]], called: list[str]
-) -> Iterator[Up]:
-    """One service for all; it has to end without leaving a process or having called out."""
-    service = Up(tmp_path_factory.mktemp("service") / "state")
-    yield service
-    assert called == []
-    assert service.end(signal.SIGTERM) == []
-    assert service.printed.endswith("stopping …\nstopped.\n")
-
-
-@pytest.fixture
-def recipe(small_recipe: Path) -> Recipe:
-    return tomllib.loads(small_recipe.read_text("utf-8"))
-
-
-@pytest.fixture
-def run(up: Up, recipe: Recipe) -> dict[str, Any]:
-    """A run of the small recipe, asked for over the API and done by the worker."""
-    return up.run_of(recipe)
+AUTOMATION = {
+    "name": "intruder",
+    "trigger": {"type": "event", "posture": "Reactive", "expect": ["x"], "threshold": 1, "within": 0},
+    "actions": [{"type": "do-nothing"}],
+}
 
 
 def test_the_addresses_are_printed(up: Up) -> None:
@@ -128,7 +63,7 @@ def test_the_form_offers_choices_and_states_bounds(up: Up) -> None:
     assert definitions["Train"]["properties"]["rank"]["minimum"] == 1
 
 
-def test_a_value_out_of_bounds_is_refused_at_once(up: Up, recipe: Recipe) -> None:
+def test_a_value_out_of_bounds_is_refused_at_once(up: Up, recipe: dict[str, Any]) -> None:
     recipe["train"]["rank"] = -3
     answer = up.submit(recipe)
     assert answer.status_code == 409
@@ -136,7 +71,7 @@ def test_a_value_out_of_bounds_is_refused_at_once(up: Up, recipe: Recipe) -> Non
     assert answer.json() == {"detail": told}
 
 
-def test_an_unknown_key_is_refused_at_once(up: Up, recipe: Recipe) -> None:
+def test_an_unknown_key_is_refused_at_once(up: Up, recipe: dict[str, Any]) -> None:
     recipe["train"]["stpes"] = 3
     answer = up.submit(recipe)
     assert answer.status_code == 409
@@ -150,20 +85,6 @@ def test_both_pools_have_a_queue_for_urgent_runs(up: Up) -> None:
             (1, "urgent"),
             (2, "default"),
         ]
-
-
-@pytest.mark.slow
-def test_a_schedule_is_a_deployment_of_its_own(up: Up, small_recipe: Path) -> None:
-    for options, active in (([], True), (["--pause"], False)):
-        made = up.command("schedule", small_recipe, "--name", "every-night", "--cron", "0 2 * * *", *options)
-        assert made.returncode == 0, made.stderr
-        (found,) = up.post("/deployments/filter", deployments={"name": {"any_": ["every-night"]}})
-        (times,) = found["schedules"]
-        assert (times["schedule"]["cron"], times["active"]) == ("0 2 * * *", active)
-        assert found["parameters"]["recipe"]["publish"]["name"] == "small"
-        assert f"{up.service.prefect_ui_url}/deployments/deployment/{found['id']}" in made.stdout
-    wrong = up.command("schedule", small_recipe, "--cron", "at night")
-    assert wrong.returncode == 2 and wrong.stderr.startswith("yarn-ops: --cron 'at night': ")
 
 
 def test_nightly_exists_and_is_paused(up: Up) -> None:
@@ -185,114 +106,169 @@ def test_somebody_is_told_of_a_release_that_fell(up: Up, heard: list[dict[str, A
     assert alert["card"][0] == {"label": "fell", "text": "; ".join(reasons)}
 
 
-@pytest.mark.slow
-def test_somebody_is_told_of_a_run_whose_process_was_killed(
-    up: Up, heard: list[dict[str, Any]], recipe: Recipe
-) -> None:
-    """Within seconds of the worker's noticing it, not at the next reconcile of the clock; and of its end."""
-    recipe["publish"]["name"] = "killed"
-    recipe["train"]["steps"] = 12
-    run_id = up.begin(recipe)
-    wait_until(up.trains, timeout_s=120)
-    (process,) = (one for one in up.processes() if of_run(one, run_id))
-    process.kill()
-    told = f"killed ({run_id}), attempt 2"
-    wait_until(lambda: any(row["text"] == told for one in heard for row in one["card"]), timeout_s=120)
-    wait_until(lambda: any(one["title"] == "killed was promoted" for one in heard), timeout_s=200)
-    (promoted,) = (one for one in heard if one["title"] == "killed was promoted")
-    assert promoted["card"][0] == {"label": "promoted", "text": "killed, 512 to 1,024 tokens"}
-    assert promoted["links"] == {"Run": f"{up.service.prefect_ui_url}/runs/flow-run/{run_id}"}
+def targets(up: Up) -> list[Target]:
+    service = up.service
+    mlflow_auth = f"{service.mlflow_username}:{service.mlflow_password}"
+    return [
+        prefect_of(service.prefect_api_url, str(service.prefect_auth)),
+        mlflow_of(service.mlflow_uri, mlflow_auth),
+    ]
 
 
-def of_run(process: psutil.Process, run_id: str) -> bool:
-    """Whether it is the engine of a flow run."""
-    try:
-        mine = process.environ().get("PREFECT__FLOW_RUN_ID") == run_id
-        return mine and "flows.engine" in process.cmdline()
-    except psutil.Error:
-        return False
+def test_no_attack_passes_the_servers_of_up(up: Up) -> None:
+    for target in targets(up):
+        attack(target)
 
 
-@pytest.mark.slow
-def test_a_run_completes_with_a_task_for_every_stage(up: Up, run: dict[str, Any]) -> None:
-    assert run["state_type"] == "COMPLETED", run["state"]
-    tasks = up.find("task_runs", run["id"])
-    assert {task["name"].split()[0] for task in tasks} >= STAGES
-    assert len({task["name"] for task in tasks}) == len(tasks)
-    assert {task["state_type"] for task in tasks} == {"COMPLETED"}
+def test_every_socket_of_prefect_asks(up: Up) -> None:
+    prefect = targets(up)[0]
+    for path in ("events/in", "events/out", "logs/out", "task_runs/subscriptions/scheduled",
+                 "work_pools/yarn-ops/workers/connect"):  # fmt: skip
+        strange = Target(prefect.port, prefect.password, "/", "/", {}, f"/api/{path}")
+        assert strange.greet(token="wrong") == "closed", path
+        assert strange.greet(token=prefect.password, origin="http://evil.example") == "handshake refused"
+        assert json.loads(strange.greet(token=prefect.password)) == {"type": "auth_success"}, path
 
 
-@pytest.mark.slow
-def test_a_run_shows_its_progress_and_its_report(up: Up, run: dict[str, Any]) -> None:
-    artifacts = {artifact["key"]: artifact for artifact in up.find("artifacts", run["id"])}
-    assert artifacts["progress-train"]["type"] == "progress"
-    assert artifacts["progress-train"]["data"] == 100
-    report = artifacts["report"]
-    assert report["description"] == "small version 1, gate passed"
-    assert report["data"].count("](data:image/png;base64,") == 4
-    assert "**Promoted: small, 512 to 1,024 tokens**" in report["data"]
-    assert f"{up.service.mlflow_uri}/#/models/small/versions/1" in report["data"]
+def test_what_else_mlflow_takes_asks_too(up: Up) -> None:
+    mlflow = targets(up)[1]
+    for path in (
+        "/v1/traces",
+        "/api/2.0/mlflow-artifacts/artifacts/a",
+        "/ajax-api/2.0/mlflow/upload-artifact",
+    ):
+        for method in ("POST", "PUT"):
+            body = {"body": b"x"}
+            assert mlflow.ask(method, path, "Content-Type: a/b", password=False, **body)[0] == 401
+            foreign = ("Content-Type: a/b", "Origin: http://evil.example")
+            assert mlflow.ask(method, path, *foreign, **body)[0] == 403
+            assert mlflow.ask(method, path, "Content-Type: a/b", **body)[0] not in (401, 403)
 
 
-@pytest.mark.slow
-def test_the_version_is_downloaded_by_plain_mlflow(up: Up, run: dict[str, Any], tmp_path: Path) -> None:
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "artifacts",
-            "download",
-            "-u",
-            "models:/small@champion",
-            "-d",
-            tmp_path,
-        ],
-        env={**up.environment, **up.for_mlflow},
-        check=True,
-        timeout=120,
-    )
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["max_position_embeddings"] == 1024
-    assert (tmp_path / "model.safetensors").stat().st_size > 9_000_000
+def test_the_password_lies_in_closed_files_and_nowhere_else(up: Up) -> None:
+    state = Path(up.environment["YARN_OPS_STATE_DIR"])
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    closed = [state / name for name in ("password", "service.json", "addresses")]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in closed] == [0o600] * 3
+    token = up.addresses["Prefect"].partition("token=")[2]
+    secrets = [closed[0].read_text(), token]
+    assert secrets[0] in closed[1].read_text() and token in closed[2].read_text()
+    files = [path for path in state.rglob("*") if path.is_file() and path not in closed]
+    assert len(files) > 5
+    assert [path for path in files if any(one.encode() in path.read_bytes() for one in secrets)] == []
+    assert [p for p in up.processes() if any(one in " ".join(p.cmdline()) for one in secrets)] == []
 
 
-@pytest.mark.slow
-def test_the_version_is_pulled(up: Up, run: dict[str, Any], tmp_path: Path) -> None:
-    pulled = up.command("pull", "small", "--tag", "context_length=1024", "--to", tmp_path / "model")
-    assert pulled.returncode == 0, pulled.stderr
-    assert (tmp_path / "model" / "config.json").is_file()
+def listening(up: Up) -> set[int]:
+    return ports_of(process.pid for process in up.processes())
 
 
-@pytest.mark.slow
-def test_another_shell_uses_the_service(up: Up, run: dict[str, Any], small_recipe: Path) -> None:
-    extended = up.command("extend", small_recipe, "--set", "publish.name=shell")
-    assert extended.returncode == 0, extended.stderr
-    newest = next(found for found in up.runs() if found["name"] == "shell")
-    assert newest["state_type"] == "COMPLETED"
-    assert newest["deployment_id"] is None
-    (report,) = [found for found in up.find("artifacts", newest["id"]) if found["key"] == "report"]
-    assert f"{up.service.mlflow_uri}/#/models/shell/versions/1" in report["data"]
+def test_the_table_of_ports_leaves_none_out(up: Up) -> None:
+    """A port that begins to listen unnoticed, or that answers a stranger, fails this."""
+    wait_until(lambda: len(listening(up)) == 4, timeout_s=120)  # two servers, a channel of each worker
+    before = listening(up)
+    told = up.command("doctor", "--security", "--json")
+    after = listening(up)  # a run of the schedule may have come or gone
+    assert told.returncode == 0, told.stdout + told.stderr
+    table = json.loads(told.stdout)
+    assert before & after <= {door["port"] for door in table} <= before | after
+    assert {door["address"] for door in table} == {"127.0.0.1"}
+    guarded = [door for door in table if door["what"].startswith(("Prefect", "MLflow"))]
+    assert [(one["password"], one["foreign_host"], one["foreign_origin"]) for one in guarded] == [
+        ("asked", "refused", "refused")
+    ] * 2
+    assert {door["password"] for door in table if door not in guarded} == {"asked: closes without a word"}
+    shown = up.command("doctor", "--security").stdout
+    assert all(f"{door['address']}:{door['port']}" in shown for door in guarded) and "✗" not in shown
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_another_user_reads_neither_the_password_nor_the_api(up: Up) -> None:
+    state = Path(up.environment["YARN_OPS_STATE_DIR"])
+    for parent in [state.parent, *state.parents][:-1]:  # pytest's folders are closed; ours has to be
+        if parent.owner() == "root" and str(parent).startswith("/tmp/"):
+            parent.chmod(0o755)
+    nobody = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
+    assert subprocess.run([*nobody, "ls", state.parent], capture_output=True).returncode == 0
+    pids = [str(process.pid) for process in up.processes()]
+    shut = [state / "password", state / "service.json", state, *(f"/proc/{pid}/environ" for pid in pids)]
+    for path in shut:
+        reading = ["ls", path] if path == state else ["cat", path]
+        assert subprocess.run([*nobody, *reading], capture_output=True).returncode != 0, path
+    for url in (f"{up.service.prefect_api_url}/admin/version", f"{up.service.mlflow_uri}/"):
+        answer = subprocess.run([*nobody, "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", url],
+                                capture_output=True, text=True)  # fmt: skip
+        assert answer.stdout == "401", url
+
+
+PAGE = Path(__file__).with_name("stranger.html").read_text("utf-8")
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    """The address of a page that another user of this machine serves; its cookies are what browsers sent."""
+    heard: list[str] = []
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append(self.headers.get("Cookie", ""))
+            body = PAGE.encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
 @pytest.mark.skipif(chromium() is None, reason="no chromium here: apt-get install chromium")
-def test_a_person_runs_the_form_in_a_browser(up: Up, run: dict[str, Any], recipe: Recipe) -> None:
-    """Change the target, submit, see the run complete, read the report, find the version in MLflow."""
-    recipe["rope"] = {"target_context_tokens": 1024}
-    recipe["evaluate"]["lengths"] = [1, 2, 3]
-    up.change_deployment(parameters={"recipe": recipe})  # or the form asks for the whole demo
+def test_a_page_elsewhere_reads_and_changes_nothing(up: Up, elsewhere: str) -> None:
+    """Opened where somebody is logged in: a site of the world, and a port of this machine ("same site")."""
+    servers = {"prefect": up.service.prefect_ui_url, "mlflow": up.service.mlflow_uri}
     with playwright.sync_playwright() as driver, browser(driver) as page:
-        for address in up.addresses.values():
-            page.goto(address)
-        person = Person(page, up)
-        person.extend("from-the-form", 1536)
-        person.watch()
-        assert "extended from 512 to 1,536 tokens" in person.read_report(
-            "from-the-form version 1, gate passed"
-        )
-        version = person.find_version("from-the-form")
-        assert "1536" in version and "yarn-ops pull from-the-form --alias champion" in version
-        person.empty_the_short_form()
-    ours = (up.service.prefect_ui_url, up.service.mlflow_uri, "data:", "blob:")
-    assert [url for url in person.addresses if not url.startswith(ours)] == []
+        page.goto(up.addresses["Prefect"])
+        page.get_by_text("extend-context").first.wait_for()
+        world = elsewhere.replace("127.0.0.1", "localhost")
+        for origin, host in (
+            *((elsewhere, "127.0.0.1"), (elsewhere, "localhost")),  # the same site, another site
+            *((world, "127.0.0.1"), ("about:blank", "127.0.0.1")),
+        ):
+            page.goto(origin)
+            if origin == "about:blank":
+                page.set_content(PAGE)  # an origin that is null
+            learnt = page.evaluate("args => tryAll(...args)", [servers, json.dumps(AUTOMATION), host])
+            assert len(learnt) > 80
+            assert {name: value for name, value in learnt.items() if value} == {}, (origin, host)
+        page.goto(f"{up.service.prefect_ui_url}/deployments")  # and the person goes on
+        page.get_by_text("extend-context").first.wait_for()
+    assert [one["name"] for one in up.post("/automations/filter") if one["name"] == "intruder"] == []
+    auth = (str(up.service.mlflow_username), str(up.service.mlflow_password))
+    search = f"{up.service.mlflow_uri}/api/2.0/mlflow/experiments/search"
+    found = httpx.post(search, json={"max_results": 99}, auth=auth).raise_for_status()
+    assert [one["name"] for one in found.json()["experiments"]] == ["Default"]
+
+
+@pytest.mark.skipif(chromium() is None, reason="no chromium here: apt-get install chromium")
+def test_the_printed_address_opens_both_interfaces(up: Up) -> None:
+    with playwright.sync_playwright() as driver, browser(driver) as page:
+        answers: list[Any] = []
+        page.on("response", lambda answer: answers.append(answer))
+        page.goto(up.addresses["Prefect"])
+        page.get_by_text("extend-context").first.wait_for()
+        page.get_by_text("Deployments").first.wait_for()
+        page.goto(f"{up.service.prefect_ui_url}/deployments/deployment/{up.deployment['id']}/run")
+        page.get_by_role("button", name="Submit").wait_for()
+        page.goto(f"{up.service.mlflow_uri}/#/models")  # from Prefect's login
+        page.get_by_text("Registered Models").or_(page.get_by_text("Models")).first.wait_for()
+        assert [answer.url for answer in answers if answer.status in (401, 403, 415)] == []
+    with playwright.sync_playwright() as driver, browser(driver) as page:
+        assert page.goto(up.service.mlflow_uri).status == 401
+        assert page.goto(up.addresses["MLflow"].replace("127.0.0.1", "localhost")).ok
+        page.get_by_text("Experiments").first.wait_for()
+        assert "token" not in page.url

@@ -1,27 +1,18 @@
-"""Strangers before the running service: over the wire, from a page of another origin, as another user."""
+"""Servers that nobody guards are found, and the server of a single run answers that run only."""
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
-import signal
-import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import httpx
 import psutil
 import pytest
-from attacks import Target, attack, mlflow_of, prefect_of
-from browser import browser, chromium
-from listeners import ports_of
-from playwright import sync_api as playwright
-from service_up import Up, wait_until
+from attacks import attack, prefect_of
+from service_up import wait_until
 
 from yarn_ops import processes, servers
 from yarn_ops.cli.security import examine_ports
@@ -29,95 +20,6 @@ from yarn_ops.errors import SettingsError
 from yarn_ops.settings import Settings
 
 pytestmark = pytest.mark.timeout(400)
-
-AUTOMATION = {
-    "name": "intruder",
-    "trigger": {"type": "event", "posture": "Reactive", "expect": ["x"], "threshold": 1, "within": 0},
-    "actions": [{"type": "do-nothing"}],
-}
-
-
-@pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    service = Up(tmp_path_factory.mktemp("strangers") / "state")
-    yield service
-    assert service.end(signal.SIGTERM) == []
-
-
-def targets(up: Up) -> list[Target]:
-    service = up.service
-    mlflow_auth = f"{service.mlflow_username}:{service.mlflow_password}"
-    return [
-        prefect_of(service.prefect_api_url, str(service.prefect_auth)),
-        mlflow_of(service.mlflow_uri, mlflow_auth),
-    ]
-
-
-def test_no_attack_passes_the_servers_of_up(up: Up) -> None:
-    for target in targets(up):
-        attack(target)
-
-
-def test_every_socket_of_prefect_asks(up: Up) -> None:
-    prefect = targets(up)[0]
-    for path in ("events/in", "events/out", "logs/out", "task_runs/subscriptions/scheduled",
-                 "work_pools/yarn-ops/workers/connect"):  # fmt: skip
-        strange = Target(prefect.port, prefect.password, "/", "/", {}, f"/api/{path}")
-        assert strange.greet(token="wrong") == "closed", path
-        assert strange.greet(token=prefect.password, origin="http://evil.example") == "handshake refused"
-        assert json.loads(strange.greet(token=prefect.password)) == {"type": "auth_success"}, path
-
-
-def test_what_else_mlflow_takes_asks_too(up: Up) -> None:
-    mlflow = targets(up)[1]
-    for path in (
-        "/v1/traces",
-        "/api/2.0/mlflow-artifacts/artifacts/a",
-        "/ajax-api/2.0/mlflow/upload-artifact",
-    ):
-        for method in ("POST", "PUT"):
-            body = {"body": b"x"}
-            assert mlflow.ask(method, path, "Content-Type: a/b", password=False, **body)[0] == 401
-            foreign = ("Content-Type: a/b", "Origin: http://evil.example")
-            assert mlflow.ask(method, path, *foreign, **body)[0] == 403
-            assert mlflow.ask(method, path, "Content-Type: a/b", **body)[0] not in (401, 403)
-
-
-def test_the_password_lies_in_closed_files_and_nowhere_else(up: Up) -> None:
-    state = Path(up.environment["YARN_OPS_STATE_DIR"])
-    assert stat.S_IMODE(state.stat().st_mode) == 0o700
-    closed = [state / name for name in ("password", "service.json", "addresses")]
-    assert [stat.S_IMODE(path.stat().st_mode) for path in closed] == [0o600] * 3
-    token = up.addresses["Prefect"].partition("token=")[2]
-    secrets = [closed[0].read_text(), token]
-    assert secrets[0] in closed[1].read_text() and token in closed[2].read_text()
-    files = [path for path in state.rglob("*") if path.is_file() and path not in closed]
-    assert len(files) > 5
-    assert [path for path in files if any(one.encode() in path.read_bytes() for one in secrets)] == []
-    assert [p for p in up.processes() if any(one in " ".join(p.cmdline()) for one in secrets)] == []
-
-
-def listening(up: Up) -> set[int]:
-    return ports_of(process.pid for process in up.processes())
-
-
-def test_the_table_of_ports_leaves_none_out(up: Up) -> None:
-    """A port that begins to listen unnoticed, or that answers a stranger, fails this."""
-    wait_until(lambda: len(listening(up)) == 4, timeout_s=120)  # two servers, a channel of each worker
-    before = listening(up)
-    told = up.command("doctor", "--security", "--json")
-    after = listening(up)  # a run of the schedule may have come or gone
-    assert told.returncode == 0, told.stdout + told.stderr
-    table = json.loads(told.stdout)
-    assert before & after <= {door["port"] for door in table} <= before | after
-    assert {door["address"] for door in table} == {"127.0.0.1"}
-    guarded = [door for door in table if door["what"].startswith(("Prefect", "MLflow"))]
-    assert [(one["password"], one["foreign_host"], one["foreign_origin"]) for one in guarded] == [
-        ("asked", "refused", "refused")
-    ] * 2
-    assert {door["password"] for door in table if door not in guarded} == {"asked: closes without a word"}
-    shown = up.command("doctor", "--security").stdout
-    assert all(f"{door['address']}:{door['port']}" in shown for door in guarded) and "✗" not in shown
 
 
 def test_a_server_that_asks_nobody_is_found(tmp_path: Path) -> None:
@@ -158,25 +60,6 @@ def test_without_a_service_there_is_no_table(tmp_path: Path) -> None:
         examine_ports(Settings(state_dir=tmp_path))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
-def test_another_user_reads_neither_the_password_nor_the_api(up: Up) -> None:
-    state = Path(up.environment["YARN_OPS_STATE_DIR"])
-    for parent in [state.parent, *state.parents][:-1]:  # pytest's folders are closed; ours has to be
-        if parent.owner() == "root" and str(parent).startswith("/tmp/"):
-            parent.chmod(0o755)
-    nobody = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
-    assert subprocess.run([*nobody, "ls", state.parent], capture_output=True).returncode == 0
-    pids = [str(process.pid) for process in up.processes()]
-    shut = [state / "password", state / "service.json", state, *(f"/proc/{pid}/environ" for pid in pids)]
-    for path in shut:
-        reading = ["ls", path] if path == state else ["cat", path]
-        assert subprocess.run([*nobody, *reading], capture_output=True).returncode != 0, path
-    for url in (f"{up.service.prefect_api_url}/admin/version", f"{up.service.mlflow_uri}/"):
-        answer = subprocess.run([*nobody, "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", url],
-                                capture_output=True, text=True)  # fmt: skip
-        assert answer.stdout == "401", url
-
-
 def test_a_server_of_its_own_answers_its_run_only(tmp_path: Path, small_recipe: Path) -> None:
     """The Prefect server of a single `extend`, attacked while it lasts; another run, another password."""
     environment = {**os.environ, "YARN_OPS_STATE_DIR": str(tmp_path / "state")}
@@ -208,76 +91,3 @@ def _answering(pid: int) -> psutil.Process | None:
             except httpx.HTTPError:
                 return None
     return None
-
-
-PAGE = Path(__file__).with_name("stranger.html").read_text("utf-8")
-
-
-@pytest.fixture
-def elsewhere() -> Iterator[str]:
-    """The address of a page that another user of this machine serves; its cookies are what browsers sent."""
-    heard: list[str] = []
-
-    class Page(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            heard.append(self.headers.get("Cookie", ""))
-            body = PAGE.encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None: ...
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-
-
-@pytest.mark.skipif(chromium() is None, reason="no chromium here: apt-get install chromium")
-def test_a_page_elsewhere_reads_and_changes_nothing(up: Up, elsewhere: str) -> None:
-    """Opened where somebody is logged in: a site of the world, and a port of this machine ("same site")."""
-    servers = {"prefect": up.service.prefect_ui_url, "mlflow": up.service.mlflow_uri}
-    with playwright.sync_playwright() as driver, browser(driver) as page:
-        page.goto(up.addresses["Prefect"])
-        page.get_by_text("extend-context").first.wait_for()
-        world = elsewhere.replace("127.0.0.1", "localhost")
-        for origin, host in (
-            *((elsewhere, "127.0.0.1"), (elsewhere, "localhost")),  # the same site, another site
-            *((world, "127.0.0.1"), ("about:blank", "127.0.0.1")),
-        ):
-            page.goto(origin)
-            if origin == "about:blank":
-                page.set_content(PAGE)  # an origin that is null
-            learnt = page.evaluate("args => tryAll(...args)", [servers, json.dumps(AUTOMATION), host])
-            assert len(learnt) > 80
-            assert {name: value for name, value in learnt.items() if value} == {}, (origin, host)
-        page.goto(f"{up.service.prefect_ui_url}/deployments")  # and the person goes on
-        page.get_by_text("extend-context").first.wait_for()
-    assert [one["name"] for one in up.post("/automations/filter") if one["name"] == "intruder"] == []
-    auth = (str(up.service.mlflow_username), str(up.service.mlflow_password))
-    search = f"{up.service.mlflow_uri}/api/2.0/mlflow/experiments/search"
-    found = httpx.post(search, json={"max_results": 99}, auth=auth).raise_for_status()
-    assert [one["name"] for one in found.json()["experiments"]] == ["Default"]
-
-
-@pytest.mark.skipif(chromium() is None, reason="no chromium here: apt-get install chromium")
-def test_the_printed_address_opens_both_interfaces(up: Up) -> None:
-    with playwright.sync_playwright() as driver, browser(driver) as page:
-        answers: list[Any] = []
-        page.on("response", lambda answer: answers.append(answer))
-        page.goto(up.addresses["Prefect"])
-        page.get_by_text("extend-context").first.wait_for()
-        page.get_by_text("Deployments").first.wait_for()
-        page.goto(f"{up.service.prefect_ui_url}/deployments/deployment/{up.deployment['id']}/run")
-        page.get_by_role("button", name="Submit").wait_for()
-        page.goto(f"{up.service.mlflow_uri}/#/models")  # from Prefect's login
-        page.get_by_text("Registered Models").or_(page.get_by_text("Models")).first.wait_for()
-        assert [answer.url for answer in answers if answer.status in (401, 403, 415)] == []
-    with playwright.sync_playwright() as driver, browser(driver) as page:
-        assert page.goto(up.service.mlflow_uri).status == 401
-        assert page.goto(up.addresses["MLflow"].replace("127.0.0.1", "localhost")).ok
-        page.get_by_text("Experiments").first.wait_for()
-        assert "token" not in page.url

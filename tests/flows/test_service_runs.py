@@ -1,0 +1,149 @@
+"""Runs of the service as people ask for them: by API, on a schedule, from another shell, in a browser."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from browser import Person, browser, chromium
+from playwright import sync_api as playwright
+from service_up import Up, wait_until
+
+Recipe = dict[str, Any]
+
+STAGES = {
+    *("base", "documents", "shards", "evaluate", "patch", "train"),
+    *("merge", "gate", "report", "publish"),
+}
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+@pytest.fixture
+def run(up: Up, recipe: Recipe) -> dict[str, Any]:
+    """A run of the small recipe, asked for over the API and done by the worker."""
+    return up.run_of(recipe)
+
+
+def test_a_schedule_is_a_deployment_of_its_own(up: Up, small_recipe: Path) -> None:
+    for options, active in (([], True), (["--pause"], False)):
+        made = up.command("schedule", small_recipe, "--name", "every-night", "--cron", "0 2 * * *", *options)
+        assert made.returncode == 0, made.stderr
+        (found,) = up.post("/deployments/filter", deployments={"name": {"any_": ["every-night"]}})
+        (times,) = found["schedules"]
+        assert (times["schedule"]["cron"], times["active"]) == ("0 2 * * *", active)
+        assert found["parameters"]["recipe"]["publish"]["name"] == "small"
+        assert f"{up.service.prefect_ui_url}/deployments/deployment/{found['id']}" in made.stdout
+    wrong = up.command("schedule", small_recipe, "--cron", "at night")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("yarn-ops: --cron 'at night': ")
+
+
+def test_somebody_is_told_of_a_run_whose_process_was_killed(
+    up: Up, heard: list[dict[str, Any]], recipe: Recipe
+) -> None:
+    """Within seconds of the worker's noticing it, not at the next reconcile of the clock; and of its end."""
+    recipe["publish"]["name"] = "killed"
+    recipe["train"]["steps"] = 12
+    run_id = up.begin(recipe)
+    wait_until(up.trains, timeout_s=120)
+    (process,) = (one for one in up.processes() if of_run(one, run_id))
+    process.kill()
+    told = f"killed ({run_id}), attempt 2"
+    wait_until(lambda: any(row["text"] == told for one in heard for row in one["card"]), timeout_s=120)
+    wait_until(lambda: any(one["title"] == "killed was promoted" for one in heard), timeout_s=200)
+    (promoted,) = (one for one in heard if one["title"] == "killed was promoted")
+    assert promoted["card"][0] == {"label": "promoted", "text": "killed, 512 to 1,024 tokens"}
+    assert promoted["links"] == {"Run": f"{up.service.prefect_ui_url}/runs/flow-run/{run_id}"}
+
+
+def of_run(process: psutil.Process, run_id: str) -> bool:
+    """Whether it is the engine of a flow run."""
+    try:
+        mine = process.environ().get("PREFECT__FLOW_RUN_ID") == run_id
+        return mine and "flows.engine" in process.cmdline()
+    except psutil.Error:
+        return False
+
+
+def test_a_run_completes_with_a_task_for_every_stage(up: Up, run: dict[str, Any]) -> None:
+    assert run["state_type"] == "COMPLETED", run["state"]
+    tasks = up.find("task_runs", run["id"])
+    assert {task["name"].split()[0] for task in tasks} >= STAGES
+    assert len({task["name"] for task in tasks}) == len(tasks)
+    assert {task["state_type"] for task in tasks} == {"COMPLETED"}
+
+
+def test_a_run_shows_its_progress_and_its_report(up: Up, run: dict[str, Any]) -> None:
+    artifacts = {artifact["key"]: artifact for artifact in up.find("artifacts", run["id"])}
+    assert artifacts["progress-train"]["type"] == "progress"
+    assert artifacts["progress-train"]["data"] == 100
+    report = artifacts["report"]
+    assert report["description"] == "small version 1, gate passed"
+    assert report["data"].count("](data:image/png;base64,") == 4
+    assert "**Promoted: small, 512 to 1,024 tokens**" in report["data"]
+    assert f"{up.service.mlflow_uri}/#/models/small/versions/1" in report["data"]
+
+
+def test_the_version_is_downloaded_by_plain_mlflow(up: Up, run: dict[str, Any], tmp_path: Path) -> None:
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "artifacts",
+            "download",
+            "-u",
+            "models:/small@champion",
+            "-d",
+            tmp_path,
+        ],
+        env={**up.environment, **up.for_mlflow},
+        check=True,
+        timeout=120,
+    )
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["max_position_embeddings"] == 1024
+    assert (tmp_path / "model.safetensors").stat().st_size > 9_000_000
+
+
+def test_the_version_is_pulled(up: Up, run: dict[str, Any], tmp_path: Path) -> None:
+    pulled = up.command("pull", "small", "--tag", "context_length=1024", "--to", tmp_path / "model")
+    assert pulled.returncode == 0, pulled.stderr
+    assert (tmp_path / "model" / "config.json").is_file()
+
+
+def test_another_shell_uses_the_service(up: Up, run: dict[str, Any], small_recipe: Path) -> None:
+    extended = up.command("extend", small_recipe, "--set", "publish.name=shell")
+    assert extended.returncode == 0, extended.stderr
+    newest = next(found for found in up.runs() if found["name"] == "shell")
+    assert newest["state_type"] == "COMPLETED"
+    assert newest["deployment_id"] is None
+    (report,) = [found for found in up.find("artifacts", newest["id"]) if found["key"] == "report"]
+    assert f"{up.service.mlflow_uri}/#/models/shell/versions/1" in report["data"]
+
+
+@pytest.mark.skipif(chromium() is None, reason="no chromium here: apt-get install chromium")
+def test_a_person_runs_the_form_in_a_browser(up: Up, run: dict[str, Any], recipe: Recipe) -> None:
+    """Change the target, submit, see the run complete, read the report, find the version in MLflow."""
+    recipe["rope"] = {"target_context_tokens": 1024}
+    recipe["evaluate"]["lengths"] = [1, 2, 3]
+    up.change_deployment(parameters={"recipe": recipe})  # or the form asks for the whole demo
+    with playwright.sync_playwright() as driver, browser(driver) as page:
+        for address in up.addresses.values():
+            page.goto(address)
+        person = Person(page, up)
+        person.extend("from-the-form", 1536)
+        person.watch()
+        assert "extended from 512 to 1,536 tokens" in person.read_report(
+            "from-the-form version 1, gate passed"
+        )
+        version = person.find_version("from-the-form")
+        assert "1536" in version and "yarn-ops pull from-the-form --alias champion" in version
+        person.empty_the_short_form()
+    ours = (up.service.prefect_ui_url, up.service.mlflow_uri, "data:", "blob:")
+    assert [url for url in person.addresses if not url.startswith(ours)] == []
