@@ -14,6 +14,7 @@ from typing import Any
 import pages
 import pytest
 from pages import CHECKOUT, PAGES
+from person import Person, Typist
 
 BIN = CHECKOUT / ".venv" / "bin"
 
@@ -111,9 +112,12 @@ SLOW = [c for c in TYPED if NEEDS_A_MODEL.match(c) or TAKES_MINUTES.match(c)]
 
 @pytest.mark.parametrize("command", [c for c in TYPED if c not in SLOW])
 def test_a_command_of_somebody_who_begins(
-    tmp_path_factory: pytest.TempPathFactory, somewhere: Path, command: str
+    tmp_path_factory: pytest.TempPathFactory, typist: Typist, command: str
 ) -> None:
-    run(command, environment(tmp_path_factory.mktemp("begins")), somewhere, timeout_s=300)
+    program, *arguments = shlex.split(command)
+    assert program == "yarn-ops"
+    answer = Person(typist, environment(tmp_path_factory.mktemp("begins"))).types(*arguments)
+    assert answer.status == 0, f"{command}\n{answer.out}\n{answer.err}"
 
 
 @pytest.mark.slow

@@ -143,8 +143,9 @@ def test_two_nodes_make_the_bytes_of_one_process_and_nothing_twice(
     ],
 )  # fmt: skip
 def test_a_cluster_that_cannot_be_used_is_told_in_one_line(
-    asking: Settings, changed: dict[str, str], says: str
+    asking: Settings, changed: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("yarn_ops.cluster.ANSWER_S", 1.0)
     with pytest.raises(SettingsError) as raised:
         workers_of(asking.model_copy(update=changed))
     assert str(raised.value).startswith("YARN_OPS_CLUSTER: ") and says in str(raised.value)

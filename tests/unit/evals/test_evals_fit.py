@@ -67,6 +67,12 @@ def result(base, documents) -> Fit:
     return fitted(base, documents)
 
 
+@pytest.fixture(scope="module")
+def untried(base, documents) -> Fit:
+    """The defaults measured, and nothing else."""
+    return fitted(base, documents, evaluations=1)
+
+
 def loss_elsewhere(base, documents, values) -> float:
     """Mean loss on six windows of the training documents, which fit never opens."""
     config, spec = patch_config(
@@ -101,18 +107,16 @@ def test_equal_inputs_find_equal_parameters(base, documents, result):
     assert again.model_dump(exclude={"seconds"}) == result.model_dump(exclude={"seconds"})
 
 
-def test_the_defaults_stay_when_nothing_else_was_tried(base, documents):
-    nothing = fitted(base, documents, evaluations=1)
-    assert not nothing.adopted
-    assert nothing.rope == {"method": "yarn", "factor": 2.0, "beta_fast": 32.0, "beta_slow": 1.0}
-    assert (nothing.gain_nats, nothing.search_gain_nats, nothing.unservable) == (0, 0, {})
+def test_the_defaults_stay_when_nothing_else_was_tried(untried):
+    assert not untried.adopted
+    assert untried.rope == {"method": "yarn", "factor": 2.0, "beta_fast": 32.0, "beta_slow": 1.0}
+    assert (untried.gain_nats, untried.search_gain_nats, untried.unservable) == (0, 0, {})
 
 
-def test_longrope_starts_as_yarn(base, documents):
+def test_longrope_starts_as_yarn(base, documents, untried):
     start = fitted(base, documents, "longrope", evaluations=1)
-    yarn = fitted(base, documents, "yarn", evaluations=1)
     assert start.default_loss_nats == pytest.approx(
-        yarn.default_loss_nats, rel=1e-4
+        untried.default_loss_nats, rel=1e-4
     )  # four digits of factors
     assert len(start.rope["long_factors"]) == 32 and set(start.rope["short_factors"]) == {1.0}
     assert "transformers" in start.unservable  # its frequencies change with the length
