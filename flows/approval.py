@@ -19,18 +19,10 @@ from flows.stages.releasing import Publication, bring_about
 from yarn_ops.catalogue import APPROVAL_TAG
 from yarn_ops.errors import AwaitsApproval, GateFailed
 from yarn_ops.evals.report.verdict import as_markdown
-from yarn_ops.records import (
-    BaseModel,
-    BeforeAfter,
-    Checkpoint,
-    Release,
-    Report,
-    ServingReference,
-    ShardSet,
-    Verdict,
-)
+from yarn_ops.records import BaseModel, Checkpoint, Release, Report, ServingReference, ShardSet
 from yarn_ops.registry import RunView, StageView, approvals
 from yarn_ops.registry.views import ApprovalView, cards_of
+from yarn_ops.scores import BeforeAfter, Verdict
 from yarn_ops.shown import one_line
 
 

@@ -20,7 +20,8 @@ from yarn_ops.recipe import (
     parse_methods,
     parse_recipe,
 )
-from yarn_ops.records import BaseModel, Scorecard, ShardSet
+from yarn_ops.records import BaseModel, ShardSet
+from yarn_ops.scores import Scorecard
 from yarn_ops.settings import read_settings
 
 METHODS: list[RopeMethod] = ["none", "linear", "ntk", "by-parts", "yarn"]

@@ -10,7 +10,8 @@ from flows.stages.making import merge, train
 from flows.stages.measuring import evaluate, judge_leg, score
 from yarn_ops.errors import GateFailed
 from yarn_ops.recipe import Leg, Recipe, loss_inputs
-from yarn_ops.records import Adapter, BaseModel, BeforeAfter, Checkpoint, PatchedModel, ShardSet
+from yarn_ops.records import Adapter, BaseModel, Checkpoint, PatchedModel, ShardSet
+from yarn_ops.scores import BeforeAfter
 
 
 @dataclass(frozen=True)

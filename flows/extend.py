@@ -16,7 +16,7 @@ from yarn_ops.recipe import Recipe
 from yarn_ops.recipe.presets import ModelName, Preset, ReleaseName, short_recipe
 from yarn_ops.recipe.section import Positive
 from yarn_ops.recipe.sections import Source
-from yarn_ops.records import BeforeAfter
+from yarn_ops.scores import BeforeAfter
 from yarn_ops.settings import read_settings
 
 

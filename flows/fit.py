@@ -8,7 +8,7 @@ from flows.run import open_run
 from flows.stages.making import fetch_base, prepare, survey
 from flows.stages.measuring import search
 from yarn_ops.recipe import FittedMethod, Recipe
-from yarn_ops.records import Fit
+from yarn_ops.scores import Fit
 from yarn_ops.settings import read_settings
 
 

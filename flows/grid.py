@@ -23,8 +23,9 @@ from flows.tasks import StageContext, stage
 from yarn_ops.evals import VERSION
 from yarn_ops.models.device import resolve_dtype
 from yarn_ops.recipe import Evaluate, Section
-from yarn_ops.records import BaseModel, Checkpoint, ShardSet, Share
+from yarn_ops.records import BaseModel, Checkpoint, ShardSet
 from yarn_ops.registry.measurements import open_measurements
+from yarn_ops.scores import Share
 from yarn_ops.settings import read_settings
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from flows.stages.releasing import chart, log_scores
 from yarn_ops.catalogue import ModelVersion
 from yarn_ops.errors import GateFailed, RegistryError
 from yarn_ops.recipe import Base, Recipe, recorded_recipe
-from yarn_ops.records import BeforeAfter, Verdict
 from yarn_ops.registry import open_registry
+from yarn_ops.scores import BeforeAfter, Verdict
 from yarn_ops.services import open_run_registry, try_mlflow
 from yarn_ops.settings import Settings, read_settings
 

@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 from prefect.artifacts import create_markdown_artifact
 
 from flows.run import current_run
-from yarn_ops.records import CARD, SUMMARY, Comparison, Fit, Release, Report, ShardSet
+from yarn_ops.records import CARD, SUMMARY, Release, Report, ShardSet
 from yarn_ops.rope.table import fit_section
+from yarn_ops.scores import Comparison, Fit
 
 
 def show_report(release: Release, report: Report, shards: ShardSet) -> None:

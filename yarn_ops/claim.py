@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from yarn_ops.digests import canonical_json
 from yarn_ops.errors import ClaimError, SettingsError
 from yarn_ops.opening import open_regular
-from yarn_ops.records import CLAIM, Check, Score
+from yarn_ops.records import CLAIM
+from yarn_ops.scores import Check, Score
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -33,6 +34,8 @@ SHOWN = 16
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
+P_256 = ec.SECP256R1()
+UNFIT = "neither ECDSA P-256 nor Ed25519"
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Tokens = Annotated[int, Field(ge=0)]
 
@@ -126,11 +129,9 @@ def read_signing_key(path: Path) -> PrivateKey:
             f"{setting}: {path}: no private key in PEM; make one with "
             "`openssl genpkey -algorithm ed25519 -out FILE`"
         ) from None
-    if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1):
+    if isinstance(key, PrivateKey) and _signs_with(key):
         return key
-    if isinstance(key, ed25519.Ed25519PrivateKey):
-        return key
-    raise SettingsError(f"{setting}: {path}: neither ECDSA P-256 nor Ed25519; make such a key")
+    raise SettingsError(f"{setting}: {path}: {UNFIT}; make such a key")
 
 
 def read_verify_key(path: Path) -> PublicKey:
@@ -143,11 +144,14 @@ def read_verify_key(path: Path) -> PublicKey:
             f"{setting}: {path}: no public key in PEM; write one with "
             "`openssl pkey -in PRIVATE -pubout -out FILE`"
         ) from None
-    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
+    if isinstance(key, PublicKey) and _signs_with(key):
         return key
-    if isinstance(key, ed25519.Ed25519PublicKey):
-        return key
-    raise SettingsError(f"{setting}: {path}: neither ECDSA P-256 nor Ed25519; name the public key that signs")
+    raise SettingsError(f"{setting}: {path}: {UNFIT}; name the public key that signs")
+
+
+def _signs_with(key: PrivateKey | PublicKey) -> bool:
+    """Whether it is Ed25519, or ECDSA on the one curve that is taken."""
+    return isinstance(getattr(key, "curve", P_256), ec.SECP256R1)
 
 
 def _read_key(path: Path, setting: str) -> bytes:

@@ -36,7 +36,7 @@ from yarn_ops.models.files import read_config
 from yarn_ops.models.loading import load_proven
 from yarn_ops.progress import OnProgress
 from yarn_ops.recipe import Evaluate, FittedMethod, Rope
-from yarn_ops.records import BaseModel, Fit, Local, ShardSet
+from yarn_ops.records import BaseModel, Local, ShardSet
 from yarn_ops.rope.config import patch_config
 from yarn_ops.rope.methods import (
     BETA_FAST,
@@ -47,6 +47,7 @@ from yarn_ops.rope.methods import (
     inverse_frequencies,
 )
 from yarn_ops.rope.proof import retune
+from yarn_ops.scores import Fit
 
 EVALUATIONS = 24
 HALVINGS = 2

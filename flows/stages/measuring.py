@@ -10,17 +10,8 @@ from flows.tasks import StageContext, stage
 from yarn_ops.evals import VERSION
 from yarn_ops.models.device import resolve_dtype
 from yarn_ops.recipe import Evaluate, FittedMethod, Gate, LegGate, Recipe, Rope
-from yarn_ops.records import (
-    BaseModel,
-    BeforeAfter,
-    Checkpoint,
-    Comparison,
-    Fit,
-    PatchedModel,
-    Scorecard,
-    ShardSet,
-    Verdict,
-)
+from yarn_ops.records import BaseModel, Checkpoint, PatchedModel, ShardSet
+from yarn_ops.scores import BeforeAfter, Comparison, Fit, Scorecard, Verdict
 from yarn_ops.shown import one_line
 
 

@@ -26,17 +26,15 @@ from yarn_ops.records import (
     FINGERPRINT,
     Adapter,
     BaseModel,
-    BeforeAfter,
     Checkpoint,
     PatchedModel,
     Release,
     Report,
-    Scorecard,
     ServingReference,
     ShardSet,
-    Verdict,
 )
 from yarn_ops.release import PICTURES
+from yarn_ops.scores import BeforeAfter, Scorecard, Verdict
 from yarn_ops.store.keys import join
 from yarn_ops.store.manifest import Manifest
 from yarn_ops.store.trees import compose_tree

@@ -21,7 +21,8 @@ from yarn_ops.models.device import resolve_device, resolve_dtype
 from yarn_ops.models.inspection import inspect_checkpoint
 from yarn_ops.models.patch import patch
 from yarn_ops.recipe import Leg, Recipe, Rope
-from yarn_ops.records import Adapter, BaseModel, Checkpoint, Local, PatchedModel, Scorecard, ShardSet
+from yarn_ops.records import Adapter, BaseModel, Checkpoint, Local, PatchedModel, ShardSet
+from yarn_ops.scores import Scorecard
 from yarn_ops.train.job import Job
 from yarn_ops.train.launch import run_trainer
 from yarn_ops.train.merge import merge

@@ -20,7 +20,7 @@ from typing import Any
 from bare import Bare, Clock
 
 from yarn_ops.recipe import Carry, Leg, Rope, parse_recipe
-from yarn_ops.records import Scorecard
+from yarn_ops.scores import Scorecard
 
 FACTOR = 4
 LENGTHS = (0.0625, 1, 2, 4)

@@ -40,9 +40,10 @@ from yarn_ops.models.files import read_config
 from yarn_ops.models.inspection import inspect_checkpoint
 from yarn_ops.models.patch import patch
 from yarn_ops.recipe import Rope
-from yarn_ops.records import Local, Score
+from yarn_ops.records import Local
 from yarn_ops.remedies.compare import Asked, compare
 from yarn_ops.remedies.side_by_side import PARTS, Row, part_depth
+from yarn_ops.scores import Score
 
 CORE = ("context", "perplexity", "needle/code", "needle/prose")
 HEADS = (

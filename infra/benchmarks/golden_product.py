@@ -40,11 +40,12 @@ from yarn_ops.models.inspection import inspect_checkpoint
 from yarn_ops.models.loading import load_proven
 from yarn_ops.models.patch import patch
 from yarn_ops.recipe import Recipe, Rope, parse_recipe
-from yarn_ops.records import Adapter, BaseModel, BeforeAfter, Local, PatchedModel, Scorecard, ShardSet
+from yarn_ops.records import Adapter, BaseModel, Local, PatchedModel, ShardSet
 from yarn_ops.remedies.compare import remedies_of
 from yarn_ops.remedies.search import Agent
 from yarn_ops.remedies.side_by_side import cases
 from yarn_ops.rope.config import patch_config, rope_spec_of
+from yarn_ops.scores import BeforeAfter, Scorecard
 from yarn_ops.settings import Settings, child_environment
 from yarn_ops.shipped import MODELS
 from yarn_ops.train.backbone import Backbone, TransformersBackbone

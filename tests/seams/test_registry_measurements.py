@@ -12,12 +12,12 @@ import pytest
 from sqlalchemy import update
 
 from yarn_ops.errors import LeaseLost
-from yarn_ops.records import CellKey, Score
 from yarn_ops.registry import this_process
 from yarn_ops.registry.columns import database_now
 from yarn_ops.registry.measurements import Measurements, open_measurements
 from yarn_ops.registry.registry import Registry
 from yarn_ops.registry.tables import CellRow
+from yarn_ops.scores import CellKey, Score
 
 CELL = CellKey("c" * 64, "p" * 64, "needle/code", 2048, 0)
 

@@ -15,10 +15,11 @@ from registries import RECIPE
 from sqlalchemy import text
 
 from yarn_ops.errors import RegistryError
-from yarn_ops.records import Checkpoint, Record, Release, Score, Scorecard, Tree
+from yarn_ops.records import Checkpoint, Record, Release, Tree
 from yarn_ops.registry import Registry, Run
 from yarn_ops.registry.database import open_database
 from yarn_ops.registry.tables import RunRow
+from yarn_ops.scores import Score, Scorecard
 
 DIGEST = "e" * 64
 CHECKPOINT = Checkpoint(

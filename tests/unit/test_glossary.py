@@ -79,8 +79,8 @@ def test_what_a_word_names_is_in_the_code(word: str, place: str) -> None:
 
 
 def test_a_place_that_is_not_there_is_seen() -> None:
-    assert is_there("records.Score.task")
-    assert not is_there("records.Score.tusk")
+    assert is_there("scores.Score.task")
+    assert not is_there("scores.Score.tusk")
     assert not is_there("records.Store")
     assert not is_there("recordings.Score")
 

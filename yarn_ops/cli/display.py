@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from yarn_ops.cli.doctor import Finding
     from yarn_ops.cli.security import Door
     from yarn_ops.recipe import Recipe
-    from yarn_ops.records import Scorecard
     from yarn_ops.registry import RunSummary, RunView
     from yarn_ops.registry.views import ApprovalView
+    from yarn_ops.scores import Scorecard
     from yarn_ops.upkeep import Garbage
 
 CONSOLE = PlainConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)  # names are not markup
@@ -85,8 +85,8 @@ def show_run(run: RunView, *, as_json: bool = False) -> None:
     if any(stage.stage == "compare" and stage.record for stage in run.stages):
         show_comparison(run)
     elif fits := [stage.record for stage in run.stages if stage.stage == "fit" and stage.record]:
-        from yarn_ops.records import Fit
         from yarn_ops.rope.table import fit_section
+        from yarn_ops.scores import Fit
 
         CONSOLE.print("\n".join(fit_section(Fit.model_validate(fits[-1]))))
     elif cards := _cards(run):
@@ -214,7 +214,7 @@ def _reach(cards: Sequence[Scorecard]) -> Iterator[str]:
 
 def show_comparison(run: RunView) -> None:
     """The table of a comparison's run, its winner, its picture."""
-    from yarn_ops.records import Comparison
+    from yarn_ops.scores import Comparison
 
     found = next(stage.record for stage in run.stages if stage.stage == "compare" and stage.record)
     comparison = Comparison.model_validate(found)

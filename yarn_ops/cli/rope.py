@@ -15,10 +15,10 @@ from yarn_ops.errors import ExportError, RopeError
 from yarn_ops.models.checkpoints import refuse_links
 from yarn_ops.models.files import read_config
 from yarn_ops.recipe import Base, Rope, parse_methods
-from yarn_ops.records import Fit
 from yarn_ops.rope.config import patch_config, rope_spec_of
 from yarn_ops.rope.methods import RopeSpec, attention_factor
 from yarn_ops.rope.table import fit_section, pair_table, summary
+from yarn_ops.scores import Fit
 
 
 def asked_spec(model: str, asked: dict[str, Any], original_context_tokens: int | None) -> RopeSpec:

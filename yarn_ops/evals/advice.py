@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from yarn_ops.evals.intervals import figure, loss_change_interval, recall_change_interval
 from yarn_ops.evals.names import LAST_QUARTER, RECALL, template_of
-from yarn_ops.records import BeforeAfter, Score, Scorecard
+from yarn_ops.scores import BeforeAfter, Score, Scorecard
 
 HELD_RECALL = 0.9
 """share of its own recall at the original context that a length has to keep to count as used"""

@@ -20,7 +20,7 @@ from yarn_ops.evals.examples import Example, Question
 from yarn_ops.evals.reader import SharedReader
 from yarn_ops.evals.tasks import needles
 from yarn_ops.models.attention_heads import EDGES, outputs_of, retrieved, silenced, summarise
-from yarn_ops.records import Score
+from yarn_ops.scores import Score
 
 SILENCED_SHARE = 0.05
 """of all heads at most, unless that is fewer than four"""

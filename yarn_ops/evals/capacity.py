@@ -11,7 +11,7 @@ from yarn_ops.atomic import atomic_write
 from yarn_ops.evals.attention import Diagnosis
 from yarn_ops.evals.reach import Length, Reach
 from yarn_ops.models.costs import Dimensions, LengthCost
-from yarn_ops.records import Scorecard
+from yarn_ops.scores import Scorecard
 
 FILE = "scores.json"
 

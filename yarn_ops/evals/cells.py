@@ -18,8 +18,8 @@ from yarn_ops.evals import VERSION
 from yarn_ops.evals.forward import require_known_head
 from yarn_ops.evals.reader import Reader
 from yarn_ops.evals.reader_choice import open_reader, quicken
-from yarn_ops.records import Score
 from yarn_ops.rope.methods import RopeSpec
+from yarn_ops.scores import Score
 
 
 class ModelUnderTest:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from yarn_ops.evals.intervals import Interval, change_interval, exponential
 from yarn_ops.recipe import Condition
-from yarn_ops.records import Check, Score, Scorecard
+from yarn_ops.scores import Check, Score, Scorecard
 
 Estimate = tuple[float, Interval | None]
 """a value and its 95 % interval, where it has one"""

@@ -13,7 +13,7 @@ from yarn_ops.evals.intervals import bounds, figure
 from yarn_ops.evals.names import CHAT_ENDS, LAST_QUARTER, RECALL, SKILLS, USES, template_of
 from yarn_ops.evals.reach import capacity_scores
 from yarn_ops.recipe import Gate
-from yarn_ops.records import BeforeAfter, Check, Score, Scorecard, Verdict
+from yarn_ops.scores import BeforeAfter, Check, Score, Scorecard, Verdict
 
 LEAST_BASE_RECALL = 0.1
 """of a base that can be said to use its own window; the demo's base has 0.95, chance is 0.00001"""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from statistics import NormalDist, fmean, stdev
 from typing import Literal
 
-from yarn_ops.records import Score
+from yarn_ops.scores import Score
 
 Interval = tuple[float, float]
 

@@ -16,7 +16,7 @@ from typing import Protocol
 from pydantic import TypeAdapter, ValidationError
 
 from yarn_ops.digests import canonical_json
-from yarn_ops.records import CellKey, Score
+from yarn_ops.scores import CellKey, Score
 
 SCORES = TypeAdapter(tuple[Score, ...])
 Keep = Callable[[tuple[Score, ...]], None]

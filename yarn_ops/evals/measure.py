@@ -26,7 +26,8 @@ from yarn_ops.models.costs import costs, dimensions_of
 from yarn_ops.models.device import freed_memory
 from yarn_ops.models.files import read_config
 from yarn_ops.recipe import Evaluate
-from yarn_ops.records import BaseModel, Checkpoint, Local, PatchedModel, Scorecard, ShardSet
+from yarn_ops.records import BaseModel, Checkpoint, Local, PatchedModel, ShardSet
+from yarn_ops.scores import Scorecard
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from yarn_ops.evals.scorecard import scorecard_loads
 from yarn_ops.evals.tasks import context, copying, facts, natural, needles, pairs, perplexity, ruler, skills
 from yarn_ops.evals.tasks.grid import Make, grid_task
 from yarn_ops.recipe import Evaluate, SuiteName
-from yarn_ops.records import Score
+from yarn_ops.scores import Score
 
 LENGTHS = 5
 """of a suite: the longest and its halves"""

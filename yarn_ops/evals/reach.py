@@ -33,7 +33,7 @@ from yarn_ops.evals.names import (
     USES,
     USES_TRAINED,
 )
-from yarn_ops.records import Score, Scorecard
+from yarn_ops.scores import Score, Scorecard
 
 BLOW_UP = math.log(1.1)
 """nats: a tenth more perplexity; the gate's `max_long_growth` has the same default"""

@@ -18,7 +18,7 @@ from yarn_ops.evals.journal import Journal
 from yarn_ops.evals.plan import CellPlan
 from yarn_ops.models.device import Dtype
 from yarn_ops.progress import OnProgress
-from yarn_ops.records import CellKey, Score
+from yarn_ops.scores import CellKey, Score
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5

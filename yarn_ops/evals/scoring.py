@@ -18,7 +18,7 @@ from yarn_ops.evals.names import CHOICE, NATS, NO_NEEDLE
 from yarn_ops.evals.packed import Reply
 from yarn_ops.evals.reader import Reader
 from yarn_ops.evals.sequential import Looks, exact_interval
-from yarn_ops.records import Score
+from yarn_ops.scores import Score
 
 Answered = tuple[Question, Reply]
 Group = tuple[str, float | None, Sequence[float]]

@@ -18,7 +18,7 @@ from functools import cache
 from yarn_ops.evals.intervals import ERROR, Interval
 from yarn_ops.evals.names import CHOICE, NATS, NO_NEEDLE
 from yarn_ops.evals.reach import LEAST_SHORT
-from yarn_ops.records import Score
+from yarn_ops.scores import Score
 
 EARLY_ERROR = 0.01
 """of the early looks together; the last has the rest of the 5 %"""

@@ -15,12 +15,12 @@ from typing import Any
 from sqlalchemy import select
 
 from yarn_ops.digests import digest_of
-from yarn_ops.records import CellKey, Score
 from yarn_ops.registry.columns import database_now
 from yarn_ops.registry.database import Database, open_database
 from yarn_ops.registry.holder import this_process
 from yarn_ops.registry.leases import Lease, claim, give_back, renewed, write
 from yarn_ops.registry.tables import ALL_DEPTHS, CellRow, MeasurementRow
+from yarn_ops.scores import CellKey, Score
 
 SCORE = ("task", "context_tokens", "seed", "value", "low", "high", "samples", "items")
 LEASE_S = 60.0

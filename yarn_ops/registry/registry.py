@@ -17,7 +17,7 @@ from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from yarn_ops.errors import RegistryError
-from yarn_ops.records import Record, Release, Scorecard
+from yarn_ops.records import Record, Release
 from yarn_ops.registry import leases, views
 from yarn_ops.registry.columns import database_now
 from yarn_ops.registry.database import Database, open_database
@@ -34,6 +34,7 @@ from yarn_ops.registry.tables import (
     StageRunRow,
     Table,
 )
+from yarn_ops.scores import Scorecard
 
 FACTS = (ArtifactRow, ScoreRow, ReleaseRow)
 """the tables that a stage's record fills"""

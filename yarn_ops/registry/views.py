@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from yarn_ops.errors import RegistryError
 from yarn_ops.records import BaseModel as BaseRecord
-from yarn_ops.records import Checkpoint, Record, Scorecard
+from yarn_ops.records import Checkpoint, Record
 from yarn_ops.registry.columns import BROKEN
 from yarn_ops.registry.tables import (
     ALL_DEPTHS,
@@ -23,6 +23,7 @@ from yarn_ops.registry.tables import (
     ScoreRow,
     StageRunRow,
 )
+from yarn_ops.scores import Scorecard
 
 WAITS = "waits for approval"
 """outcome of a run whose release passed its gate, and that a person has to promote"""

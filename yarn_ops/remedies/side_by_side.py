@@ -21,9 +21,9 @@ from yarn_ops.evals.names import CHAIN, CONTINUATION, RECALL
 from yarn_ops.evals.scoring import Answered, depth_of
 from yarn_ops.evals.tasks.needles import chain_examples, recall_examples
 from yarn_ops.progress import OnProgress
-from yarn_ops.records import Score
 from yarn_ops.remedies.costs import Cost, metered
 from yarn_ops.remedies.remedy import Remedy
+from yarn_ops.scores import Score
 
 PARTS = 4
 CHAINS = 4

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from yarn_ops.recipe import Rope
-from yarn_ops.records import Fit
 from yarn_ops.rope.methods import RopeSpec, attention_factor, inverse_frequencies, turns
+from yarn_ops.scores import Fit
 
 Fate = Literal["kept", "blended", "interpolated"]
 FATES: tuple[Fate, ...] = ("kept", "blended", "interpolated")

@@ -11,18 +11,9 @@ from small_recipe import asked
 
 from yarn_ops.catalogue import ModelVersion
 from yarn_ops.cli import display
-from yarn_ops.records import (
-    BaseModel,
-    Checkpoint,
-    Comparison,
-    Contender,
-    Record,
-    Score,
-    Scorecard,
-    Tree,
-    Verdict,
-)
+from yarn_ops.records import BaseModel, Checkpoint, Record, Tree
 from yarn_ops.registry import ReleaseView, RunSummary, RunView, ScoreView, StageView
+from yarn_ops.scores import Comparison, Contender, Score, Scorecard, Verdict
 
 STARTED = datetime(2026, 11, 23, 18, 34, tzinfo=UTC)
 NAME = "[bold] name"  # no markup

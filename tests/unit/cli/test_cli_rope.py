@@ -7,7 +7,7 @@ import pytest
 
 from yarn_ops.cli.rope import show_fit
 from yarn_ops.recipe import Rope
-from yarn_ops.records import Fit
+from yarn_ops.scores import Fit
 
 PNG = b"\x89PNG\r\n"
 

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from yarn_ops.evals.names import BY_POSITION, LAST_QUARTER
-from yarn_ops.records import Score, Scorecard
+from yarn_ops.scores import Score, Scorecard
 from yarn_ops.shipped import MODELS
 
 BASE512 = MODELS / "base512"

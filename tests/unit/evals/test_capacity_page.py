@@ -13,7 +13,7 @@ from yarn_ops.evals.capacity import Capacity, read_capacity, write_capacity
 from yarn_ops.evals.reach import reach_of
 from yarn_ops.evals.report.page import html, write_page
 from yarn_ops.models.costs import Dimensions, costs
-from yarn_ops.records import Score, Scorecard
+from yarn_ops.scores import Score, Scorecard
 
 
 def score(task: str, length: int, value: float, depth: float | None = None, **more) -> Score:

@@ -11,7 +11,7 @@ from yarn_ops.evals.intervals import wilson
 from yarn_ops.evals.reach import reach_of
 from yarn_ops.evals.report import page
 from yarn_ops.models.costs import costs, dimensions_of
-from yarn_ops.records import Score
+from yarn_ops.scores import Score
 
 
 def needles(recall: dict[int, list[float]], samples: int = 48, task: str = "needle/code") -> list[Score]:

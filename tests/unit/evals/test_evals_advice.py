@@ -8,7 +8,7 @@ import pytest
 
 from yarn_ops.evals.advice import advise
 from yarn_ops.evals.names import LAST_QUARTER
-from yarn_ops.records import BeforeAfter
+from yarn_ops.scores import BeforeAfter
 
 BEFORE = {
     "perplexity": {256: 9.3, 512: 9.1, 1024: 117, 2048: 271},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from yarn_ops.evals.report.comparison import PICTURE, ROWS, TABLE, Entry, compare, parameter_count
 from yarn_ops.recipe import Gate
-from yarn_ops.records import Score, Scorecard
+from yarn_ops.scores import Score, Scorecard
 
 LENGTHS = (512, 1024, 2048)
 GATE = Gate(

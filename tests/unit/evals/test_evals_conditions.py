@@ -10,7 +10,7 @@ from yarn_ops.evals.conditions import decide
 from yarn_ops.evals.gate import judge
 from yarn_ops.evals.intervals import mean_interval, wilson
 from yarn_ops.recipe import Condition, Gate
-from yarn_ops.records import BeforeAfter, Score, Scorecard
+from yarn_ops.scores import BeforeAfter, Score, Scorecard
 
 OPEN = Gate.model_validate(Gate.unasked())
 

@@ -21,7 +21,8 @@ from yarn_ops.evals.scorecard import scorecard_cells
 from yarn_ops.evals.tasks import needles
 from yarn_ops.models.checkpoints import load_tokenizer
 from yarn_ops.recipe import Data, Evaluate
-from yarn_ops.records import BaseModel, Local, Scorecard, ShardSet
+from yarn_ops.records import BaseModel, Local, ShardSet
+from yarn_ops.scores import Scorecard
 from yarn_ops.shipped import MODELS
 
 BASE512 = MODELS / "base512"

@@ -18,10 +18,11 @@ from yarn_ops.models.files import read_config
 from yarn_ops.models.inspection import inspect_checkpoint
 from yarn_ops.models.loading import load_proven
 from yarn_ops.recipe import Data, Evaluate, Rope
-from yarn_ops.records import BaseModel, Fit, Local, ShardSet
+from yarn_ops.records import BaseModel, Local, ShardSet
 from yarn_ops.rope.config import patch_config
 from yarn_ops.rope.methods import RopeSpec, attention_factor, inverse_frequencies
 from yarn_ops.rope.proof import prove, retune
+from yarn_ops.scores import Fit
 from yarn_ops.shipped import MODELS
 
 BASE512 = MODELS / "base512"

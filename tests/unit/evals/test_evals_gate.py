@@ -9,7 +9,8 @@ import pytest
 from yarn_ops.evals.gate import judge
 from yarn_ops.evals.intervals import wilson
 from yarn_ops.recipe import Gate
-from yarn_ops.records import BeforeAfter, Score, Scorecard, Tree, Verdict
+from yarn_ops.records import Tree
+from yarn_ops.scores import BeforeAfter, Score, Scorecard, Verdict
 
 BEFORE = {
     "perplexity": {256: 9.3, 512: 9.1, 1024: 117.0, 2048: 271.0},

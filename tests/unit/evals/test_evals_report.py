@@ -14,17 +14,8 @@ from yarn_ops.evals.reach import reach_of
 from yarn_ops.evals.report.card import Extension, model_card
 from yarn_ops.evals.report.write import write_report
 from yarn_ops.recipe import Data, Gate, Train
-from yarn_ops.records import (
-    Adapter,
-    BaseModel,
-    BeforeAfter,
-    Checkpoint,
-    Dropped,
-    LengthShare,
-    PatchedModel,
-    Scorecard,
-    ShardSet,
-)
+from yarn_ops.records import Adapter, BaseModel, Checkpoint, Dropped, LengthShare, PatchedModel, ShardSet
+from yarn_ops.scores import BeforeAfter, Scorecard
 
 GOLDEN = Path(__file__).with_name("golden_card.md")
 """made by model_card(extension) below and read by a person; delete it and run this test to make it again"""

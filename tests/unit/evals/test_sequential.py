@@ -17,7 +17,7 @@ from yarn_ops.evals.journal import JsonLines
 from yarn_ops.evals.packed import Reply
 from yarn_ops.evals.reach import LEAST_SHORT
 from yarn_ops.evals.sequential import Looks, exact_interval, stopped_early
-from yarn_ops.records import Score
+from yarn_ops.scores import Score
 
 RUNS = 4000
 QUICK, FULL, RECALL = Looks.at(8, 32), Looks.at(50, 32), Looks.at(24, 4)

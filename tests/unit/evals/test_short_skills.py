@@ -16,7 +16,7 @@ from yarn_ops.evals.report.families import skill_rows
 from yarn_ops.evals.subject import Subject
 from yarn_ops.evals.tasks import skills
 from yarn_ops.recipe import Gate
-from yarn_ops.records import BeforeAfter, Score, Scorecard
+from yarn_ops.scores import BeforeAfter, Score, Scorecard
 
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
 

@@ -18,9 +18,9 @@ from yarn_ops.evals.journal import JsonLines
 from yarn_ops.evals.plan import CellPlan
 from yarn_ops.evals.run import Measured
 from yarn_ops.evals.tasks import grid
-from yarn_ops.records import CellKey
 from yarn_ops.registry import upgrade
 from yarn_ops.registry.measurements import Measurements, open_measurements
+from yarn_ops.scores import CellKey
 
 SIZE = Size(2, 3, 4, 0, ("context", "needle/code", "copy", "mqar"))
 

@@ -20,7 +20,7 @@ from yarn_ops.evals.plan import lengths_to
 from yarn_ops.evals.reach import reach_of
 from yarn_ops.evals.reader import WholeReader
 from yarn_ops.evals.tasks import context, needles, perplexity
-from yarn_ops.records import Score
+from yarn_ops.scores import Score
 
 LENGTHS = (128, 256, 512)
 

@@ -18,7 +18,7 @@ from yarn_ops.evals.plan import FAMILIES, GRIDS, SIZES
 from yarn_ops.evals.reach import capacity_scores
 from yarn_ops.evals.report.families import family_rows, told
 from yarn_ops.evals.tasks import facts, natural, needles
-from yarn_ops.records import BeforeAfter, Score, Scorecard
+from yarn_ops.scores import BeforeAfter, Score, Scorecard
 
 LENGTH = 1200
 WORDLESS = {"many-shot", "hard-negative"}

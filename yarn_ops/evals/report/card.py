@@ -16,17 +16,8 @@ from yarn_ops.evals.report.verdict import Rows, as_markdown, verdict_rows
 from yarn_ops.evals.sequential import stopped_early
 from yarn_ops.exercises import FAMILIES
 from yarn_ops.recipe import Data, Train
-from yarn_ops.records import (
-    Adapter,
-    BaseModel,
-    BeforeAfter,
-    Checkpoint,
-    PatchedModel,
-    Score,
-    Scorecard,
-    ShardSet,
-    Verdict,
-)
+from yarn_ops.records import Adapter, BaseModel, Checkpoint, PatchedModel, ShardSet
+from yarn_ops.scores import BeforeAfter, Score, Scorecard, Verdict
 from yarn_ops.shown import one_line
 
 TRANSFORMERS_FLOOR = "4.51"

@@ -12,7 +12,7 @@ from yarn_ops.evals.gate import judge
 from yarn_ops.evals.intervals import bounds, loss_change_interval
 from yarn_ops.evals.names import LAST_QUARTER, RECALL, template_of
 from yarn_ops.recipe import Gate
-from yarn_ops.records import BeforeAfter, Comparison, Contender, Score, Scorecard
+from yarn_ops.scores import BeforeAfter, Comparison, Contender, Score, Scorecard
 
 TABLE, PICTURE, ROWS = "comparison.md", "comparison.png", "comparison.json"
 UNITS = ((1e3, "k"), (1e6, "M"), (1e9, "G"))

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from yarn_ops.charts import INK, MUTED, STYLE, length_axis, perplexity_axis, save, share_axis
 from yarn_ops.evals.names import LAST_QUARTER, RECALL, template_of
-from yarn_ops.records import Comparison, Scorecard
+from yarn_ops.scores import Comparison, Scorecard
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#A5AA99", "#4B4B8F")
 """Okabe and Ito's, then distinct in lightness"""

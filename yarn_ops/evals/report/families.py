@@ -9,7 +9,7 @@ from yarn_ops.evals.conditions import compared
 from yarn_ops.evals.intervals import bounds, figure
 from yarn_ops.evals.names import CHAT, CHAT_ENDS, CLOZE, FAR_PASSAGE, ORDER, TRAINED
 from yarn_ops.evals.reach import KEPT, Length, reach_of
-from yarn_ops.records import BeforeAfter, Score, Scorecard
+from yarn_ops.scores import BeforeAfter, Score, Scorecard
 
 FAMILIES = {
     TRAINED: ("needles found, forms of exercises", "lookup"),

@@ -30,7 +30,7 @@ from yarn_ops.evals.reach import KEPT
 from yarn_ops.evals.report.capacity_picture import draw_capacity
 from yarn_ops.evals.report.families import FAMILIES, SHORT_SKILLS, family_rows, skill_rows, told
 from yarn_ops.evals.sequential import stopped_early
-from yarn_ops.records import BeforeAfter, Score
+from yarn_ops.scores import BeforeAfter, Score
 
 PAGE, PICTURE = "capacity.html", "capacity.png"
 TITLES = {

@@ -28,7 +28,7 @@ from yarn_ops.charts import (
     share_axis,
 )
 from yarn_ops.evals.names import LAST_QUARTER, RECALL, template_of
-from yarn_ops.records import BeforeAfter, Score, Scorecard
+from yarn_ops.scores import BeforeAfter, Score, Scorecard
 
 SMOOTH_STEPS = 5
 CLOSE = 2.0

@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from yarn_ops.records import BeforeAfter, Scorecard, Verdict
+from yarn_ops.scores import BeforeAfter, Scorecard, Verdict
 
 if TYPE_CHECKING:  # torch and scipy: not for what only shows a card
     from yarn_ops.evals.capacity import Capacity

@@ -25,7 +25,7 @@ from yarn_ops.evals.cells import Cell, ModelUnderTest, Size
 from yarn_ops.evals.forward import token_losses
 from yarn_ops.evals.intervals import exponential, mean_interval
 from yarn_ops.evals.names import FAR_TEXT, GAIN, LONG_PERPLEXITY, RISE, SAME_TARGETS
-from yarn_ops.records import Score
+from yarn_ops.scores import Score
 
 KEY_RUN = 3
 """tokens of a run whose last one is a key"""

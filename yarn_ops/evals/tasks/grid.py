@@ -14,7 +14,7 @@ from yarn_ops.evals import scoring
 from yarn_ops.evals.cells import Block, Cell, ModelUnderTest, Size, Task, only
 from yarn_ops.evals.examples import Example
 from yarn_ops.evals.sequential import Looks
-from yarn_ops.records import Score
+from yarn_ops.scores import Score
 
 BLOCK_TOKENS = 1 << 20
 """through the model in one block: a minute of an 8B shape at 32k on an H100"""

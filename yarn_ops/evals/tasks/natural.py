@@ -30,7 +30,7 @@ from yarn_ops.evals.names import FAR_PASSAGE
 from yarn_ops.evals.tasks.context import KEY_RUN
 from yarn_ops.evals.tasks.needles import value_of
 from yarn_ops.evals.tasks.pairs import asked_where
-from yarn_ops.records import Score
+from yarn_ops.scores import Score
 
 LABELS = 4
 """documents that are told apart, so guessing is right in a quarter of the cases"""

@@ -34,7 +34,7 @@ from yarn_ops.evals.sequential import Looks
 from yarn_ops.exercises import en, zh
 from yarn_ops.exercises.draw import Draw
 from yarn_ops.exercises.language import Form
-from yarn_ops.records import Score
+from yarn_ops.scores import Score
 
 KEY_LETTERS = 4
 VALUES = range(10_000, 100_000)

@@ -28,7 +28,7 @@ from yarn_ops.evals.cells import Cell, ModelUnderTest
 from yarn_ops.evals.forward import token_losses
 from yarn_ops.evals.intervals import exponential, mean_interval
 from yarn_ops.evals.names import BY_POSITION, LAST_QUARTER, SINGLE_PASS, SLIDING
-from yarn_ops.records import Score
+from yarn_ops.scores import Score
 
 POSITION_PARTS = 16
 

@@ -24,7 +24,7 @@ from yarn_ops.evals.names import RULER_AVERAGE
 from yarn_ops.evals.reader import Reader
 from yarn_ops.evals.tasks import ruler_lists, ruler_needles
 from yarn_ops.evals.tasks.ruler_text import Prompt, Texts
-from yarn_ops.records import Score
+from yarn_ops.scores import Score
 
 LINE_TOKENS, ENTRY_TOKENS = 8, 3
 """of a line of haystack, of an entry of a list, at least"""

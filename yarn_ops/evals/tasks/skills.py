@@ -19,7 +19,7 @@ from yarn_ops.evals.examples import WRONG_CHOICES, Example, Question, Tokens
 from yarn_ops.evals.intervals import mean_interval, shares_interval
 from yarn_ops.evals.names import CHAT, CHAT_ENDS, CLOZE, ORDER
 from yarn_ops.evals.scoring import ask_all
-from yarn_ops.records import Score
+from yarn_ops.scores import Score
 
 ITEMS = 128
 """of cloze and of order"""
