@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import subprocess
 import sys
@@ -25,8 +24,8 @@ from sqlalchemy import make_url
 from stores import swift_options
 from swift_cluster import SwiftCluster
 
-from yarn_ops import cli, services
-from yarn_ops.errors import RecipeError, YarnOpsError, service_fault
+from yarn_ops import services
+from yarn_ops.errors import RecipeError, YarnOpsError
 from yarn_ops.recipe import load_recipe
 from yarn_ops.registry import open_registry, upgrade
 from yarn_ops.release import Tracking, open_tracking
@@ -321,62 +320,6 @@ def test_an_alias_that_mlflow_keeps_for_itself_is_refused_with_the_recipe(tmp_pa
     (tmp_path / "r.toml").write_text(f"[rope]\nfactor = 2\n[publish]\nalias = '{alias}'\n")
     with pytest.raises(RecipeError, match="is reserved by MLflow"):
         load_recipe(tmp_path / "r.toml")
-
-
-# Errors that nobody has told of before they reach the command line
-
-
-def errors_of_services() -> dict[str, tuple[Exception, str]]:
-    from boto3.exceptions import S3UploadFailedError
-    from botocore.exceptions import ClientError, EndpointConnectionError
-    from httpx import ConnectError
-    from mlflow.exceptions import MlflowException
-    from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-    from sqlalchemy.exc import OperationalError
-
-    refused = ClientError({"Error": {"Code": "SlowDown", "Message": "later"}}, "PutObject")
-    lost = OperationalError("SELECT 'hunter2'", {}, Exception("server closed the connection\nunexpectedly"))
-    return {
-        "a refusal of S3": (refused, "S3: An error occurred (SlowDown)"),
-        "an upload": (S3UploadFailedError("to s3://me:hunter2@bucket"), "S3: to s3://me:***@bucket"),
-        "no S3": (EndpointConnectionError(endpoint_url=DEAD), "S3: Could not connect"),
-        "MLflow": (MlflowException("RESOURCE_EXHAUSTED:\n\nlater"), "MLflow: RESOURCE_EXHAUSTED: later"),
-        "Prefect": (ObjectNotFound(Exception("gone")), "Prefect: "),
-        "Prefect's answer": (
-            PrefectHTTPStatusError("503", request=Any, response=Any),  # type: ignore[arg-type]
-            "Prefect: 503",
-        ),
-        "the network": (ConnectError("All connection attempts failed"), "a server: All connection"),
-        "the database": (lost, "the database: server closed the connection unexpectedly"),
-        "the disk": (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/x"), "/data/x: No space left"),
-        "rights": (
-            PermissionError(errno.EACCES, "Permission denied", "/data/x"),
-            "/data/x: Permission denied",
-        ),
-    }
-
-
-def test_an_error_of_a_service_is_one_line_and_status_2(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for case, (error, says) in errors_of_services().items():
-
-        def fails(error: Exception = error, **_: object) -> None:
-            raise error
-
-        monkeypatch.setattr(cli, "app", fails)
-        monkeypatch.setattr("signal.signal", lambda *_: None)
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        told = capsys.readouterr().err
-        assert ended.value.code == 2, case
-        assert told.startswith(f"yarn-ops: {says}") and told.count("\n") == 1, (case, told)
-        assert "hunter2" not in told
-
-
-@pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), FileNotFoundError(errno.ENOENT, "x", "y")])
-def test_a_fault_of_ours_stays_one(error: Exception) -> None:
-    assert service_fault(error) is None
 
 
 def told_of(action: Any) -> YarnOpsError | None:
