@@ -71,7 +71,7 @@ class Settings(BaseSettings):
         description="who is told what came of a run: webhooks, e-mail, Apprise addresses, by spaces between",
     )
     server_key: SecretStr | None = Field(
-        None, description="of the inference server that serve-check asks, sent as a bearer token"
+        None, description="of the inference server that is asked, sent as a bearer token"
     )
     signing_key: Path | None = Field(
         None, description="file of a private key that signs releases: ECDSA P-256 or Ed25519, PEM"

@@ -33,6 +33,9 @@ RUN_ELSEWHERE = {
     "openssl genpkey -algorithm ed25519 -out signing.pem": "tests/unit/test_claim.py",
     "openssl pkey -in signing.pem -pubout -out verify.pem": "tests/unit/test_claim.py",
     "yarn-ops serve-check http://127.0.0.1:8000 --model ./demo-long": SERVED,
+    "yarn-ops evaluate ./demo-long --base ./demo-long --url http://127.0.0.1:8000": (
+        "tests/unit/cli/test_cli_evaluate_served.py"
+    ),
 }
 A_CLUSTER = "wants a cluster of Kubernetes; tests/seams/test_kubernetes_job.py reads its files"
 NOT_RUN = {

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from yarn_ops.cli.display import CONSOLE
 from yarn_ops.cli.rope import directory_of
 from yarn_ops.data.haystack import STANDARD_LIBRARY, Haystack, read_haystack
+from yarn_ops.digests import digest_of
 from yarn_ops.errors import EvaluationError
 from yarn_ops.evals.capacity import Capacity, interval, tokens
+from yarn_ops.evals.journal import JsonLines
 from yarn_ops.evals.measure import measure
 from yarn_ops.evals.names import LAST_QUARTER, SAME_TARGETS
 from yarn_ops.evals.plan import SIZES, CellPlan, lengths_to, needed_tokens, suite_cells
@@ -25,6 +30,8 @@ from yarn_ops.progress import ProgressBars
 from yarn_ops.recipe import SuiteName
 from yarn_ops.registry.measurements import open_measurements
 from yarn_ops.services import open_run_registry
+from yarn_ops.serving.client import InferenceServer
+from yarn_ops.serving.model import ServedModel
 from yarn_ops.settings import Settings
 from yarn_ops.shown import one_line
 from yarn_ops.store import files_for, store_options
@@ -42,13 +49,18 @@ def evaluate(
     longest: int | None,
     seed: int,
     out: Path | None,
+    url: str | None = None,
+    served: str | None = None,
 ) -> list[Capacity]:
     """Measure `model`, and `base` on the same texts if given; write the report into `out` if given.
 
     Perplexity is told apart by the globs of `documents`, where there are several. What the registry knows
     already is not measured again; what another such command is measuring, here or elsewhere, is waited for.
+    url: of a server that serves `model` (by the name `served`): what it answers is measured, each time anew.
     Errors of user's faults before a model is loaded.
     """
+    if served is not None and url is None:
+        raise EvaluationError("--served: names a model of a server; give its address by --url")
     subjects = [open_subject(directory_of(name, None), name=_name(name)) for name in (model, base) if name]
     size = SIZES[suite]
     lengths = lengths_to(longest or subjects[0].context_tokens, subjects[0].original_context_tokens)
@@ -67,17 +79,29 @@ def evaluate(
         raise EvaluationError(f"{base}: its tokenizer is not {model}'s, so their losses cannot be compared")
     kinds = {kind_name(pattern): read([pattern]) for pattern in (documents if len(documents) > 1 else ())}
     plan = CellPlan(tuple(suite_cells(size, lengths, haystack, seed, kinds)), lengths, seed, haystack)
-    open_run_registry(settings).close()
-    measurements = open_measurements(settings.database, settings.lease_s)
-    device = resolve_device(settings.device)
-    try:
-        with ProgressBars() as bars:
-            precision, measured = resolve_dtype("auto", device), []
+    with ExitStack() as opened:
+        measured = []
+        if url is not None:
+            subject = subjects.pop(0)
+            server = opened.enter_context(InferenceServer(url, settings.server_key, served))
+            _require_context(server, subject, lengths[-1])
+            under_test = ServedModel(server, subject, haystack.prefix)
+            folder = opened.enter_context(tempfile.TemporaryDirectory())
+            subject = replace(subject, name=f"{subject.name} served by {urlsplit(server.url).netloc}")
+            digest = digest_of([subject.digest(), server.url, served])
+            with ProgressBars() as bars:
+                worker = Worker("cpu", "fp32", JsonLines(Path(folder) / "cells"), bars.of("served"))
+                measured.append(measure(subject, plan, digest, worker, under_test))
+        if subjects:
+            open_run_registry(settings).close()
+            measurements = opened.enter_context(
+                closing(open_measurements(settings.database, settings.lease_s))
+            )
+            device = resolve_device(settings.device)
+            bars = opened.enter_context(ProgressBars())
             for subject in subjects:
-                worker = Worker(device, precision, measurements, bars.of(subject.name))
+                worker = Worker(device, resolve_dtype("auto", device), measurements, bars.of(subject.name))
                 measured.append(measure(subject, plan, subject.digest(), worker))
-    finally:
-        measurements.close()
     if out is not None:
         try:
             texts = ", ".join(map(kind_name, documents)) or "Python's standard library"
@@ -97,6 +121,16 @@ def _require_positions(subjects: Sequence[Subject], longest: int) -> None:
                 f"{subject.name}: has no positions beyond {subject.context_tokens} tokens (they are not "
                 f"rotary); give --longest {subject.context_tokens}"
             )
+
+
+def _require_context(server: InferenceServer, subject: Subject, longest: int) -> None:
+    """EvaluationError: the server says that it takes less than the longest text."""
+    most = server.context_tokens
+    if most is not None and most < longest:
+        raise EvaluationError(
+            f"{server.url}: takes {most:,} tokens, {longest:,} are asked; serve {subject.name} with more, "
+            f"or give --longest {most}"
+        )
 
 
 def show(models: Sequence[Capacity], out: Path | None, *, as_json: bool) -> None:

@@ -160,6 +160,14 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write capacity.html and capacity.png there.")
     ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Of a running server: what it serves as MODEL is measured."),
+    ] = None,
+    served: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What the server calls the model, where it has several."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Measure how far a model sees and uses; no recipe needed."""
@@ -168,7 +176,7 @@ def evaluate(
 
     measured = evaluation.evaluate(
         read_settings(), model, suite, base=base, documents=documents or (), longest=longest, seed=seed,
-        out=out,
+        out=out, url=url, served=served,
     )  # fmt: skip
     evaluation.show(measured, out, as_json=json)
 

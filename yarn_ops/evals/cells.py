@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from yarn_ops.data.haystack import Haystack
+import numpy as np
+from numpy.typing import NDArray
+
+from yarn_ops.data.haystack import Haystack, Ids
 from yarn_ops.digests import digest_of
 from yarn_ops.evals import VERSION
-from yarn_ops.evals.forward import require_known_head
+from yarn_ops.evals.forward import require_known_head, token_losses
 from yarn_ops.evals.reader import Reader
 from yarn_ops.evals.reader_choice import open_reader, quicken
 from yarn_ops.rope.methods import RopeSpec
@@ -23,7 +26,11 @@ from yarn_ops.scores import Score
 
 
 class ModelUnderTest:
-    """A model for whole forwards as `model`, for questions as `reader`; loaded when first needed, once."""
+    """A model for losses, for questions as `reader`, for what else it computes as `model`; loaded when first
+    needed, once."""
+
+    by_token = True
+    """whether every token of an answer is judged, each after right ones; else up to the first wrong one"""
 
     def __init__(self, load: Callable[[], Any], spec: RopeSpec | None) -> None:
         """load: the model in evaluation mode; spec None: its positions are not rotary."""
@@ -41,12 +48,18 @@ class ModelUnderTest:
     def reader(self) -> Reader:
         return open_reader(self.model, self._spec)
 
+    def token_losses(self, windows: Ids, scored_tokens: int) -> NDArray[np.float32]:
+        """As `forward.token_losses`."""
+        return token_losses(self.model, windows, scored_tokens)
+
     @property
     def read_tokens(self) -> int:
         """By the reader, with its questions."""
         return self.reader.read_tokens if "reader" in self.__dict__ else 0
 
 
+LossesOf = Callable[[Ids, int], NDArray[np.float32]]
+"""as `ModelUnderTest.token_losses`"""
 Measure = Callable[[ModelUnderTest], tuple[Score, ...]]
 Join = Callable[[Sequence[tuple[Score, ...]]], tuple[Score, ...]]
 """scores of a cell's blocks, in order -> the cell's; a block that does not fit its length is left out"""

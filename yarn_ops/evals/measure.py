@@ -15,6 +15,7 @@ from yarn_ops.data.windows import ShardReader
 from yarn_ops.digests import digest_of
 from yarn_ops.evals import attention
 from yarn_ops.evals.capacity import Capacity, write_capacity
+from yarn_ops.evals.cells import ModelUnderTest
 from yarn_ops.evals.names import NEEDLES, template_of
 from yarn_ops.evals.plan import SIZES, CellPlan, beside, lengths_to, needed_tokens, suite_cells
 from yarn_ops.evals.reach import Reach, capacity_scores, reach_of
@@ -102,12 +103,15 @@ def help_evaluate(asked: EvaluationRequest, worker: Worker) -> int:
     return PlanRun(plan, model, asked.model_digest, worker).help()
 
 
-def measure(subject: Subject, plan: CellPlan, model_digest: str, worker: Worker) -> Capacity:
+def measure(
+    subject: Subject, plan: CellPlan, model_digest: str, worker: Worker, model: ModelUnderTest | None = None
+) -> Capacity:
     """Measure what the journal does not know of the plan's cells; with a suite, look at the attention too.
 
-    model_digest: of the model as it is read. EvaluationError when no cell can be measured.
+    model_digest: of the model as it is read. model: left out, the subject's own. EvaluationError when
+    no cell can be measured.
     """
-    model = subject.under_test(worker.device, worker.precision)
+    model = model or subject.under_test(worker.device, worker.precision)
     with freed_memory(kept=worker.device == "cpu"):
         measured = PlanRun(plan, model, model_digest, worker).measure()
         reach = reach_of(measured.scores)

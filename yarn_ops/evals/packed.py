@@ -24,7 +24,7 @@ class Reply:
     right: tuple[bool, ...]
     """of each answer token: whether it is the likeliest"""
     nll: float | None = None
-    """nats, of the whole answer; None: not looked at"""
+    """nats, of the whole answer; None: not looked at, or not told by a server"""
     chosen: bool | None = None
     """whether the answer is likelier than every choice; None without choices"""
     written: Tokens = ()

@@ -47,7 +47,8 @@ REST_TOKENS = 256
 class Reader(Protocol):
     """Reads a text, then answers about it. `read_tokens` counts what went through the model."""
 
-    read_tokens: int
+    @property
+    def read_tokens(self) -> int: ...
 
     def read(self, ids: Ids) -> None: ...
 

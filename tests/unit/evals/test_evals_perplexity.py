@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
 
+from yarn_ops.evals.forward import token_losses
 from yarn_ops.evals.names import BY_POSITION, LAST_QUARTER, SINGLE_PASS, SLIDING
 from yarn_ops.evals.tasks.perplexity import last_quarter_chunks, sliding_scores, window_scores
 
@@ -39,7 +41,7 @@ def test_last_quarter_is_brute_force_on_the_same_targets(tiny_llama, slow, windo
         for start in (36, 40, 44, 48):
             for target in range(start + 13, start + 17):
                 losses.append(loss(slow, row[start:target], row[target]))
-    last, single = window_scores(tiny_llama, windows, 16, seed=3)
+    last, single = window_scores(partial(token_losses, tiny_llama), windows, 16, seed=3)
     assert (last.task, last.context_tokens, last.samples, last.seed) == (LAST_QUARTER, 16, 5, 3)
     assert last.value == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
     assert single.task == SINGLE_PASS
@@ -47,7 +49,7 @@ def test_last_quarter_is_brute_force_on_the_same_targets(tiny_llama, slow, windo
 
 def test_single_pass_is_brute_force(tiny_llama, slow, windows) -> None:
     losses = [loss(slow, row[:target], row[target]) for row in windows for target in range(1, LONGEST + 1)]
-    last, single, *positions = window_scores(tiny_llama, windows, LONGEST, seed=0)
+    last, single, *positions = window_scores(partial(token_losses, tiny_llama), windows, LONGEST, seed=0)
     assert single.value == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
     quarters = np.reshape(losses, (5, LONGEST))[:, -16:]
     assert last.value == pytest.approx(math.exp(quarters.mean()), rel=1e-5)
@@ -66,7 +68,7 @@ def test_sliding_is_brute_force(tiny_llama, slow, length: int, stride: int) -> N
             first_target = start + 1 if start == 0 else start + length - stride_used + 1
             for target in range(first_target, start + length + 1):
                 losses.append(loss(slow, document[start:target], document[target]))
-    (score,) = sliding_scores(tiny_llama, documents, length, stride, seed=0)
+    (score,) = sliding_scores(partial(token_losses, tiny_llama), documents, length, stride, seed=0)
     assert (score.task, score.samples) == (SLIDING, 2)
     assert score.value == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
     assert score.low is None
@@ -84,5 +86,5 @@ def test_every_length_scores_the_last_quarter(length: int) -> None:
 
 
 def test_interval_holds_the_value(tiny_llama, windows) -> None:
-    for score in window_scores(tiny_llama, windows, 32, seed=0):
+    for score in window_scores(partial(token_losses, tiny_llama), windows, 32, seed=0):
         assert score.low < score.value < score.high

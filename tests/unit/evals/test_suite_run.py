@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from suite_parts import CHANCE, SPEC, Finder, Induction, documents, examples_of,
 from yarn_ops.errors import DataError, EvaluationError
 from yarn_ops.evals import scoring
 from yarn_ops.evals.cells import Size
+from yarn_ops.evals.forward import token_losses
 from yarn_ops.evals.journal import JsonLines
 from yarn_ops.evals.names import GAIN, SAME_TARGETS
 from yarn_ops.evals.plan import lengths_to
@@ -81,7 +83,7 @@ def test_a_windowed_model_uses_its_window_within_a_part(window, encode, base512_
 
 def test_growing_context_equals_one_token_at_a_time_in_float64(tiny_llama):
     windows = np.random.default_rng(0).integers(0, 97, (5, 33))
-    scores = context.growing(tiny_llama, windows, (8, 16, 32), 0)
+    scores = context.growing(partial(token_losses, tiny_llama), windows, (8, 16, 32), 0)
     slow = tiny_llama.double()
     try:
         for k in (8, 16, 32):
@@ -111,7 +113,7 @@ def test_sliding_reads_the_ends_of_the_same_texts_at_every_length(encode, monkey
     )  # fmt: skip
     sliding = planned(Size(2, 1, 4, 0, ("sliding",)), (128, 256, 512), documents(encode))
     for cell in sliding.cells:
-        cell.blocks[0].measure(SimpleNamespace(model=None))
+        cell.blocks[0].measure(SimpleNamespace(token_losses=None))
     for length in (128, 256):
         np.testing.assert_array_equal(read[length], read[512][:, -(length + 513) :])
 

@@ -9,12 +9,27 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pages import CHECKOUT
+
+from yarn_ops.data.haystack import Haystack
+from yarn_ops.evals.cells import Size
+from yarn_ops.evals.journal import JsonLines
+from yarn_ops.evals.measure import measure
+from yarn_ops.evals.names import GAIN
+from yarn_ops.evals.plan import CellPlan, suite_cells
+from yarn_ops.evals.run import Worker
+from yarn_ops.evals.subject import open_subject
+from yarn_ops.export.model import export_model
+from yarn_ops.serving.client import InferenceServer
+from yarn_ops.serving.model import ServedModel
 
 LLAMA_PYTHON = CHECKOUT / ".venv-llama/bin/python"
 HAS_LLAMA_SERVER = (
@@ -55,3 +70,55 @@ def test_right_servers_pass_and_every_fault_is_named(engine: str, cases: int, tm
     found = [json.loads(line) for line in rows.read_text().splitlines()]
     assert len(found) == cases
     assert {row["case"]: row["named"] for row in found} == {row["case"]: row["fault"] for row in found}
+
+
+def with_bos(model: Path, out: Path) -> Path:
+    """A model whose tokenizer puts a BOS first: without, llama-cpp-python misplaces log-probabilities."""
+    shutil.copytree(model, out)
+    bos = "<|eos|>"
+    first, text, other = (
+        {"SpecialToken": {"id": bos, "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"Sequence": {"id": "B", "type_id": 1}},
+    )
+    described = json.loads((out / "tokenizer.json").read_bytes())
+    described["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [first, text],
+        "pair": [first, text, other],
+        "special_tokens": {bos: {"id": bos, "ids": [0], "tokens": [bos]}},
+    }
+    (out / "tokenizer.json").write_text(json.dumps(described))
+    config = json.loads((out / "tokenizer_config.json").read_bytes())
+    (out / "tokenizer_config.json").write_text(json.dumps({**config, "bos_token": bos}))
+    return out
+
+
+@pytest.mark.skipif(not HAS_LLAMA_SERVER, reason="no .venv-llama; run infra/llama")
+def test_a_gguf_is_measured_through_its_server_as_its_directory_is(measured: Path, tmp_path: Path) -> None:
+    """Answers equal, losses within what float16 rounds: 256 tokens of base512, extended ×4."""
+
+    def quiet(done: int, total: int, note: str) -> None:
+        pass
+
+    running = runpy.run_path(str(CHECKOUT / "infra/benchmarks/serve_check.py"))["running"]
+    served_model = with_bos(measured, tmp_path / "bos")
+    export_model(served_model, "llama.cpp", to=tmp_path, weights="f16", report=quiet)
+    (gguf,) = tmp_path.glob("*.gguf")
+    command = f"{LLAMA_PYTHON} -m llama_cpp.server --model {gguf} --n_ctx 258 --logits_all true --port PORT"
+    subject, text = open_subject(served_model), Path(json.decoder.__file__).read_text("utf-8")
+    documents = (np.asarray(subject.encode(text), dtype=np.int64),)
+    haystack = Haystack((text,), documents, (0,), subject.encode, "text", subject.tokenizer.decode)
+    size = Size(2, 1, 2, 0, ("context", "needle/code"))
+    plan = CellPlan(tuple(suite_cells(size, (128, 256), haystack, 0)), (128, 256), 0, haystack)
+    with running(command.split(), tmp_path / "log") as url, InferenceServer(url, None, None) as server:
+        here, served = (
+            measure(subject, plan, name, Worker("cpu", "fp32", JsonLines(tmp_path / name), quiet), model)
+            for name, model in (("here", None), ("served", ServedModel(server, subject, haystack.prefix)))
+        )
+    assert served.reach == here.reach and not served.skipped
+    assert served.card.score(GAIN, 256).value > 0.1
+    known = {(one.task, one.context_tokens, one.depth): one.value for one in here.card.scores}
+    for one in served.card.scores:
+        near = 0.01 if one.task.startswith("loss") or one.task.endswith("/nats") else 0
+        assert one.value == pytest.approx(known[one.task, one.context_tokens, one.depth], abs=near), one.task

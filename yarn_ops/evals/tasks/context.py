@@ -16,13 +16,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
 
 from yarn_ops.data.haystack import Haystack, Ids
 from yarn_ops.data.windows import begun
 from yarn_ops.errors import EvaluationError
-from yarn_ops.evals.cells import Cell, ModelUnderTest, Size
-from yarn_ops.evals.forward import token_losses
+from yarn_ops.evals.cells import Cell, LossesOf, ModelUnderTest, Size
 from yarn_ops.evals.intervals import exponential, mean_interval
 from yarn_ops.evals.names import FAR_TEXT, GAIN, LONG_PERPLEXITY, RISE, SAME_TARGETS
 from yarn_ops.scores import Score
@@ -40,7 +38,7 @@ def cell(haystack: Haystack, size: Size, length: int, lengths: Sequence[int], se
     windows = haystack.windows(2 * size.windows, lengths[-1] + 1, seed)
 
     def measure(under_test: ModelUnderTest) -> tuple[Score, ...]:
-        return growing(under_test.model, windows, lengths, seed, haystack.prefix)
+        return growing(under_test.token_losses, windows, lengths, seed, haystack.prefix)
 
     asks = (haystack.digest, len(windows), list(lengths))
     return Cell.whole("context", length, asks, tokens_read(size, length, lengths), measure)
@@ -56,22 +54,21 @@ def key_cell(haystack: Haystack, size: Size, length: int, lengths: Sequence[int]
     windows = haystack.windows(size.windows, length + 1, seed)
 
     def measure(under_test: ModelUnderTest) -> tuple[Score, ...]:
-        return long_perplexity(under_test.model, windows, seed)
+        return long_perplexity(under_test.token_losses, windows, seed)
 
     asks = (haystack.digest, len(windows))
     return Cell.whole(LONG_PERPLEXITY, length, asks, size.windows * length, measure)
 
 
 def growing(
-    model: PreTrainedModel, windows: Ids, lengths: Sequence[int], seed: int, prefix: Sequence[int] = ()
+    losses_of: LossesOf, windows: Ids, lengths: Sequence[int], seed: int, prefix: Sequence[int] = ()
 ) -> tuple[Score, ...]:
     """Losses of one set of targets at every length, ascending. windows: int64 [W, longest + 1]."""
     shortest, longest = lengths[0], lengths[-1]
     targets = max(1, 3 * shortest // 4)
     before = np.asarray(prefix, dtype=np.int64)
     losses = {
-        k: token_losses(model, begun(windows[:, -(k + 1) :].copy(), before), targets).mean(axis=1)
-        for k in lengths
+        k: losses_of(begun(windows[:, -(k + 1) :].copy(), before), targets).mean(axis=1) for k in lengths
     }
     scores: list[Score] = []
     best = losses[shortest]
@@ -84,19 +81,19 @@ def growing(
     if longest > shortest:
         foreign = windows.copy()
         foreign[:, : longest - shortest] = np.roll(windows, 1, axis=0)[:, : longest - shortest]
-        lost = token_losses(model, foreign, targets).mean(axis=1) - losses[longest]
+        lost = losses_of(foreign, targets).mean(axis=1) - losses[longest]
         scores.append(_mean(FAR_TEXT, longest, lost, seed))
     return tuple(scores)
 
 
-def long_perplexity(model: PreTrainedModel, windows: Ids, seed: int) -> tuple[Score, ...]:
+def long_perplexity(losses_of: LossesOf, windows: Ids, seed: int) -> tuple[Score, ...]:
     """Perplexity of the key tokens in the second half of each window; nothing where a text has none."""
     tokens = windows.shape[1] - 1
     scored = tokens // 2
     keys = np.stack([key_tokens(window, math.ceil(KEY_FAR * tokens)) for window in windows])[:, -scored:]
     if not keys.any():
         return ()
-    losses = token_losses(model, windows, scored)
+    losses = losses_of(windows, scored)
     means = [float(row[mask].mean()) for row, mask in zip(losses, keys, strict=True) if mask.any()]
     value = math.exp(float(losses[keys].mean()))
     interval = exponential(mean_interval(means))

@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from yarn_ops.data.haystack import Haystack
+from yarn_ops.errors import DataError
 from yarn_ops.evals import scoring
 from yarn_ops.evals.cells import Block, Cell, ModelUnderTest, Size, Task, only
 from yarn_ops.evals.examples import Example
@@ -57,6 +58,8 @@ def grid_task(
         whole = len(some) == 1
 
         def measured(texts: range, under_test: ModelUnderTest) -> tuple[Score, ...]:
+            if by_token and not under_test.by_token:
+                raise DataError(f"{name}: a server is not asked for what follows a wrong token")
             examples = _examples(make, haystack, length, size.parts, size.texts, seed)
             of_text = len(examples) // size.texts
             asked = scoring.ask_all(

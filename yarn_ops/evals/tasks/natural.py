@@ -24,7 +24,6 @@ from yarn_ops.errors import DataError
 from yarn_ops.evals.bm25 import Bm25
 from yarn_ops.evals.cells import Cell, ModelUnderTest, Size
 from yarn_ops.evals.examples import Example, Needle, Tokens, require_room
-from yarn_ops.evals.forward import token_losses
 from yarn_ops.evals.intervals import mean_interval
 from yarn_ops.evals.names import FAR_PASSAGE
 from yarn_ops.evals.tasks.context import KEY_RUN
@@ -162,7 +161,7 @@ def far_cell(haystack: Haystack, size: Size, length: int, lengths: Sequence[int]
         for row, (start, _) in enumerate(filter(None, passages)):
             removed = slice(1 + start, 1 + start + REMOVED_TOKENS)
             cut[rows[row], removed] = windows[(rows[row] + 1) % len(windows), removed]
-        whole, without = (token_losses(under_test.model, some[rows], scored) for some in (windows, cut))
+        whole, without = (under_test.token_losses(some[rows], scored) for some in (windows, cut))
         keys = [passage[1][-scored:] for passage in passages if passage]
         worth = [float(row[mask].mean()) for row, mask in zip(without - whole, keys, strict=True)]
         interval = mean_interval(worth)

@@ -20,12 +20,10 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
 
 from yarn_ops.data.haystack import Ids
 from yarn_ops.data.windows import NO_PREFIX, begun
-from yarn_ops.evals.cells import Cell, ModelUnderTest
-from yarn_ops.evals.forward import token_losses
+from yarn_ops.evals.cells import Cell, LossesOf, ModelUnderTest
 from yarn_ops.evals.intervals import exponential, mean_interval
 from yarn_ops.evals.names import BY_POSITION, LAST_QUARTER, SINGLE_PASS, SLIDING
 from yarn_ops.scores import Score
@@ -38,7 +36,7 @@ def cell(windows: Ids, length: int, seed: int, text: str, prefix: Ids = NO_PREFI
     prefix: what every text begins with."""
 
     def measure(under_test: ModelUnderTest) -> tuple[Score, ...]:
-        return window_scores(under_test.model, windows, length, seed, prefix)
+        return window_scores(under_test.token_losses, windows, length, seed, prefix)
 
     tokens = tokens_read(len(windows), length, windows.shape[1] - 1)
     return Cell.whole("perplexity", length, (text, *windows.shape), tokens, measure)
@@ -54,7 +52,7 @@ def sliding_cell(
     """Sliding perplexity at a length over documents, int64 each. text: digest of what they are from."""
 
     def measure(under_test: ModelUnderTest) -> tuple[Score, ...]:
-        return sliding_scores(under_test.model, documents, length, stride, seed, prefix)
+        return sliding_scores(under_test.token_losses, documents, length, stride, seed, prefix)
 
     tokens = sliding_tokens_read(map(len, documents), length, stride)
     asks = (text, stride, [len(document) for document in documents])
@@ -67,14 +65,14 @@ def sliding_tokens_read(documents: Iterable[int], length: int, stride: int) -> i
 
 
 def window_scores(
-    model: PreTrainedModel, windows: Ids, context_tokens: int, seed: int, prefix: Ids = NO_PREFIX
+    losses_of: LossesOf, windows: Ids, context_tokens: int, seed: int, prefix: Ids = NO_PREFIX
 ) -> tuple[Score, ...]:
     """Last-quarter and single-pass perplexity at one length; loss by position too when it is the longest.
 
     windows: int64 [W, N+1], the longest length N and one token to predict; `context_tokens` at most N.
     """
     chunks = begun(last_quarter_chunks(windows, context_tokens), prefix)
-    losses = token_losses(model, chunks.reshape(-1, context_tokens + 1), context_tokens)
+    losses = losses_of(chunks.reshape(-1, context_tokens + 1), context_tokens)
     losses = losses.reshape(*chunks.shape[:2], context_tokens)
     quarters = losses[:, :, -quarter(context_tokens) :].reshape(len(windows), -1)
     scores = [
@@ -102,7 +100,7 @@ def quarter(tokens: int) -> int:
 
 
 def sliding_scores(
-    model: PreTrainedModel,
+    losses_of: LossesOf,
     documents: Sequence[Ids],
     context_tokens: int,
     stride_tokens: int,
@@ -116,20 +114,18 @@ def sliding_scores(
     A stride above the length is taken as the length.
     """
     stride = min(stride_tokens, context_tokens)
-    losses = [_sliding_losses(model, document, context_tokens, stride, prefix) for document in documents]
+    losses = [_sliding_losses(losses_of, document, context_tokens, stride, prefix) for document in documents]
     return (_perplexity(SLIDING, context_tokens, losses, seed),)
 
 
 def _sliding_losses(
-    model: PreTrainedModel, document: Ids, context_tokens: int, stride: int, prefix: Ids
+    losses_of: LossesOf, document: Ids, context_tokens: int, stride: int, prefix: Ids
 ) -> NDArray[np.float32]:
     runs = np.lib.stride_tricks.sliding_window_view(document, context_tokens + 1)[::stride]
-    first = token_losses(model, runs[:1].copy(), context_tokens)
+    first = losses_of(runs[:1].copy(), context_tokens)
     if len(runs) == 1:
         return first.ravel()
-    return np.concatenate(
-        [first.ravel(), token_losses(model, begun(runs[1:].copy(), prefix), stride).ravel()]
-    )
+    return np.concatenate([first.ravel(), losses_of(begun(runs[1:].copy(), prefix), stride).ravel()])
 
 
 def loss_by_position(losses: NDArray[np.float32], seed: int) -> tuple[Score, ...]:

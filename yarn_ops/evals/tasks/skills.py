@@ -14,6 +14,7 @@ import numpy as np
 from numpy.random import Generator
 
 from yarn_ops.data.haystack import Haystack
+from yarn_ops.errors import DataError
 from yarn_ops.evals.cells import Cell, ModelUnderTest, Size
 from yarn_ops.evals.examples import WRONG_CHOICES, Example, Question, Tokens
 from yarn_ops.evals.intervals import mean_interval, shares_interval
@@ -42,12 +43,14 @@ def cell(haystack: Haystack, size: Size, length: int, lengths: Sequence[int], se
         tasks, asked = zip(*examples(haystack, rng), strict=True)
         replies = (reply for _, reply in ask_all(under_test.reader, [asked]))
         for task, reply in zip(tasks, replies, strict=False):
+            if reply.nll is None:
+                raise DataError("skills: the server does not tell how likely these answers are")
             if task in (CLOZE, ORDER):
                 found.setdefault(task, []).append(float(bool(reply.chosen)))
                 continue
             ends = next(replies)
             found.setdefault(CHAT_ENDS, []).append(float(ends.exact))
-            found.setdefault(CHAT, []).append((reply.nll or 0.0) / len(reply.right))
+            found.setdefault(CHAT, []).append(reply.nll / len(reply.right))
         return tuple(
             Score.of(
                 task, length, float(np.mean(items)),
