@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +15,8 @@ from typing import Any
 from prefect import get_run_logger
 from prefect.exceptions import MissingContextError
 from rich.console import Console
+
+from yarn_ops.secrecy import without_secrets
 
 LoggerOrAdapter = logging.Logger | logging.LoggerAdapter[Any]
 OURS = ("yarn_ops", "flows", "prefect.flow_runs", "prefect.task_runs")
@@ -43,7 +46,7 @@ def about(**facts: str) -> Iterator[None]:
 
 
 def _install() -> None:
-    """Once a process: what makes log records says the facts first, and outlives the reader."""
+    """Once a process: what makes log records says the facts first, no secret, and outlives the reader."""
     standard = logging.getLogRecordFactory()
     if getattr(standard, "says_what_it_is_about", False):
         return
@@ -59,10 +62,24 @@ def _install() -> None:
             record.msg = f"{told} {record.msg}" if record.args else f"{told.replace('%%', '%')} {record.msg}"
             for name, value in facts.items():
                 setattr(record, f"about_{name}", value)
+        _mask(record)
         return record
 
     make.says_what_it_is_about = True  # type: ignore[attr-defined]
     logging.setLogRecordFactory(make)
+
+
+def _mask(record: logging.LogRecord) -> None:
+    """Take the secrets out of a record's message and traceback."""
+    try:
+        told = record.getMessage()
+    except (TypeError, ValueError):  # its arguments do not fit: the logger says so
+        return
+    if (shown := without_secrets(told)) != told:
+        record.msg, record.args = shown, ()
+    if record.exc_info and record.exc_info[0]:
+        told = "".join(traceback.format_exception(*record.exc_info))
+        record.exc_text = without_secrets(told).rstrip()
 
 
 def outlive_readers() -> None:

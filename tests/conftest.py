@@ -14,6 +14,7 @@ from prefect_here import AUTH, at
 from small_recipe import SMALL
 
 from yarn_ops import processes, servers
+from yarn_ops.secrecy import hide_values
 from yarn_ops.settings import Settings
 from yarn_ops.shipped import MODELS
 
@@ -26,6 +27,13 @@ os.environ["PREFECT_API_AUTH_STRING"] = AUTH  # of the session's server
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def known_secrets() -> Iterator[None]:
+    """What one test's settings make known is no secret in the next."""
+    yield
+    hide_values([])
 
 
 @pytest.fixture(scope="session")

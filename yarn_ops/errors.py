@@ -58,7 +58,7 @@ def service_fault(error: BaseException) -> str | None:
         service = SERVICES.get(kind.__module__.partition(".")[0])
         if service is not None:
             text = str(getattr(error, "orig", None) or error) or type(error).__name__
-            return one_line(f"{service}: {text}"[:MOST_LETTERS]) + "; `yarn-ops doctor` asks every service"
+            return one_line(f"{service}: {text}")[:MOST_LETTERS] + "; `yarn-ops doctor` asks every service"
     if isinstance(error, OSError) and error.errno in SURROUNDINGS:
         where = f"{error.filename}: " if error.filename else ""
         return one_line(f"{where}{error.strerror or error}; correct it and run again")

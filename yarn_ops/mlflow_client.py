@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from yarn_ops.errors import service_fault
-from yarn_ops.shown import without_password
+from yarn_ops.secrecy import without_secrets
 
 FAILURES = {
     "Max retries exceeded": "cannot be reached; is the server running there?",
@@ -45,16 +45,16 @@ def fault(error: Exception, uri: str) -> str | None:
     from sqlalchemy.exc import SQLAlchemyError
 
     if isinstance(error, mlflow_exception() | SQLAlchemyError | OSError):
-        return _cause(error, uri)
+        return _cause(error)
     return service_fault(error)
 
 
-def _cause(error: Exception, uri: str) -> str:
+def _cause(error: Exception) -> str:
     text = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
     for symptom, told in FAILURES.items():
         if symptom in text:
             return told
-    return text.splitlines()[0].replace(uri, without_password(uri))
+    return without_secrets(text.splitlines()[0])
 
 
 def mlflow_exception() -> Any:

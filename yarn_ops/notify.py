@@ -21,8 +21,9 @@ from yarn_ops.errors import SettingsError
 from yarn_ops.evals.report.verdict import COMMANDS, Rows, as_markdown, as_text
 from yarn_ops.registry import RunView
 from yarn_ops.registry.views import WAITS
+from yarn_ops.secrecy import MASK
 from yarn_ops.settings import Settings
-from yarn_ops.shown import MASK, one_line
+from yarn_ops.shown import one_line
 
 LIMIT_S = 10.0
 """within which every receiver has to answer; a run waits no longer"""

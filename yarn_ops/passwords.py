@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from yarn_ops.atomic import atomic_write
 from yarn_ops.errors import SettingsError
 from yarn_ops.guard import TOKEN, address_token
+from yarn_ops.secrecy import hide_values
 from yarn_ops.settings import Settings
 
 USER = "yarn-ops"
@@ -28,6 +29,7 @@ def with_passwords(settings: Settings, password: str) -> Settings:
 
     A server elsewhere, which the settings name, is never told ours.
     """
+    hide_values([password], more=True)
     new: dict[str, str | SecretStr] = {"session_key": settings.session_key or SecretStr(password)}
     if settings.prefect_api_url is None and settings.prefect_auth is None:
         new["prefect_auth"] = SecretStr(f"{USER}:{password}")

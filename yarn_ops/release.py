@@ -43,8 +43,8 @@ from yarn_ops.mlflow_client import (
     probe_artifacts,
     registered,
 )
+from yarn_ops.secrecy import without_secrets
 from yarn_ops.settings import Settings, adopt_environment, mlflow_environment
-from yarn_ops.shown import without_password
 
 END_STATUS = {"completed": "FINISHED", "rejected": "KILLED", "failed": "FAILED", "stopped": "KILLED"}
 """MLflow's word for each end of a run; the tag `outcome` has ours"""
@@ -85,7 +85,7 @@ class Tracking:
         self._artifact_root = f"{store_url.rstrip('/')}/mlflow"
 
     def __repr__(self) -> str:
-        return f"Tracking({without_password(self.uri)!r})"
+        return f"Tracking({without_secrets(self.uri)!r})"
 
     # Runs
 
@@ -350,4 +350,4 @@ class Tracking:
 
     @property
     def _shown(self) -> str:
-        return without_password(self.uri)
+        return without_secrets(self.uri)

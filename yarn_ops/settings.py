@@ -15,7 +15,8 @@ from pydantic import Field, SecretStr, ValidationError, field_serializer, field_
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from yarn_ops.errors import SettingsError
-from yarn_ops.shown import holds_password, without_password
+from yarn_ops.secrecy import hide_values, holds_password, secrets_of, without_secrets
+from yarn_ops.secret_names import ANYWHERE, weight
 
 UNSET = "\0"
 """in an environment: a variable that is to be taken out; none can have this value"""
@@ -132,11 +133,11 @@ class Settings(BaseSettings):
 
     @field_serializer(*ADDRESSES)
     def _masked(self, url: str | None) -> str | None:
-        return None if url is None else without_password(url)
+        return None if url is None else without_secrets(url)
 
     def __repr_args__(self) -> Any:
         for name, value in super().__repr_args__():
-            yield name, without_password(value) if isinstance(value, str) else value
+            yield name, without_secrets(value) if isinstance(value, str) else value
 
     @cached_property
     def home(self) -> Path:
@@ -192,9 +193,11 @@ class MlflowServerSettings(BaseSettings):
 def read_settings() -> Settings:
     """Settings from the environment; SettingsError in one line that names the variable.
 
-    From then on this process, and those that it starts, reach the loopback interface without a proxy.
+    From then on this process, and those that it starts, reach the loopback interface without a proxy, and
+    texts of this one are without the secrets of its environment.
     """
     _spare_loopback()
+    _hide_secrets(os.environ)
     for old, new in RENAMED.items():
         if old in os.environ:
             raise SettingsError(f"{old}: is now {new}; write that")
@@ -219,6 +222,24 @@ def read_settings() -> Settings:
             "YARN_OPS_DATABASE_URL: only sqlite:/// and postgresql:// databases are supported"
         )
     return settings
+
+
+def _hide_secrets(environment: Mapping[str, str]) -> None:
+    """Have every secret of an environment masked from now on, wherever a text holds it."""
+    secret = {
+        f"YARN_OPS_{name.upper()}"
+        for name, field in Settings.model_fields.items()
+        if field.annotation == SecretStr | None
+    }
+    values: set[str] = set()
+    for name, value in environment.items():
+        if "://" in value:
+            values |= secrets_of(value)
+        if name == "YARN_OPS_NOTIFY":
+            values.update(*(address.split("/", 3)[3:] for address in value.split()))
+        elif name in secret or weight(name) == ANYWHERE:
+            values.add(value.partition(":")[2] if name.endswith("_AUTH") else value)
+    hide_values(values)
 
 
 def as_environment(settings: Settings, names: Iterable[str] | None = None) -> dict[str, str]:

@@ -15,8 +15,10 @@ from pydantic import ValidationError
 from yarn_ops.cli.doctor import _finding, examine
 from yarn_ops.errors import RecipeError, SettingsError, YarnOpsError
 from yarn_ops.recipe import parse_recipe
+from yarn_ops.secrecy import holds_password, without_secrets
+from yarn_ops.secret_names import form_pattern
 from yarn_ops.settings import ADDRESSES, Settings, read_settings
-from yarn_ops.shown import form_pattern, holds_password, one_line, printable, without_password
+from yarn_ops.shown import one_line, printable
 
 SECRET = "hunter2"
 ADDRESSES_WITH_SECRETS = [
@@ -115,7 +117,7 @@ def test_a_recipe_with_a_secret_is_refused_and_does_not_repeat_it(text: str) -> 
 def test_what_holds_none_is_taken(text: str) -> None:
     assert not holds_password(text)
     assert re.search(form_pattern(), text)
-    assert without_password(text) == text
+    assert without_secrets(text) == text
 
 
 @pytest.mark.parametrize("text", ADDRESSES_WITH_SECRETS)

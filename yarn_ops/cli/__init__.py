@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from io import TextIOWrapper
 
 from typer.exceptions import TyperException
@@ -12,6 +13,7 @@ from yarn_ops import processes
 from yarn_ops.cli import making, running, serving  # noqa: F401  (they register their commands)
 from yarn_ops.cli.app import app
 from yarn_ops.errors import YarnOpsError, service_fault
+from yarn_ops.secrecy import without_secrets
 from yarn_ops.shown import printable
 
 
@@ -22,6 +24,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal need not have every letter
+    status = 2
     try:
         sys.exit(app(prog_name="yarn-ops", standalone_mode=False))
     except YarnOpsError as error:
@@ -30,11 +33,10 @@ def main() -> None:
         complaint = _usage(error)
     except Exception as error:
         told = service_fault(error)
-        if told is None:
-            raise
-        complaint = f"yarn-ops: {told}"
+        complaint = f"yarn-ops: {told}" if told else without_secrets(traceback.format_exc())
+        status = 2 if told else 1
     sys.stderr.write(f"{complaint}\n")
-    sys.exit(2)
+    sys.exit(status)
 
 
 def _usage(error: TyperException) -> str:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from yarn_ops.errors import RecipeError
 from yarn_ops.recipe.sections import Gate
 from yarn_ops.recipe.whole import Recipe
-from yarn_ops.shown import without_password
+from yarn_ops.secrecy import without_secrets
 
 RENAMED = {
     "gate.max_short_loss": "gate.max_short_growth",
@@ -116,7 +116,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def _shorten(value: Any) -> str:
-    text = without_password(repr(value))
+    text = without_secrets(repr(value))
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -11,7 +11,8 @@ from pydantic.config import JsonDict
 from pydantic_core import CoreSchema
 
 from yarn_ops.errors import RecipeError
-from yarn_ops.shown import form_pattern, holds_password
+from yarn_ops.secrecy import holds_password
+from yarn_ops.secret_names import form_pattern
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]

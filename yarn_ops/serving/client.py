@@ -21,7 +21,8 @@ from pydantic import SecretStr
 
 from yarn_ops.errors import ServingError
 from yarn_ops.progress import OnProgress
-from yarn_ops.shown import without_password
+from yarn_ops.secrecy import without_secrets
+from yarn_ops.shown import one_line
 
 CONNECT_S = 10.0
 ANSWER_S = 600.0
@@ -73,10 +74,10 @@ class InferenceServer:
         except ValueError:  # half an IPv6 address, a port beyond 65535
             readable = False
         if not readable:
-            raise ServingError(f"{without_password(url)}: write http://host:port or https://host:port")
+            raise ServingError(f"{without_secrets(url)}: write http://host:port or https://host:port")
         if address.username or address.password:
             raise ServingError(
-                f"{without_password(url)}: holds a user or a password; set YARN_OPS_SERVER_KEY instead"
+                f"{without_secrets(url)}: holds a user or a password; set YARN_OPS_SERVER_KEY instead"
             )
         path = address.path.rstrip("/").removesuffix("/completions").removesuffix("/v1")
         self.url = f"{address.scheme}://{address.netloc}{path}"
@@ -209,8 +210,9 @@ class InferenceServer:
         try:
             return read(answer)
         except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+            found = one_line(json.dumps(answer))[:WORDS]
             raise ServingError(
-                f"{self.url}: answers, but not as OpenAI's completions do ({json.dumps(answer)[:WORDS]}); "
+                f"{self.url}: answers, but not as OpenAI's completions do ({found}); "
                 "name the address of an inference server"
             ) from None
 
@@ -284,7 +286,7 @@ def _complaint(answer: Any) -> str:
         if isinstance(answer, dict) and key in answer:
             return _complaint(answer[key])
     text = answer if isinstance(answer, str) else json.dumps(answer)
-    return f" ({' '.join(text.split())[:WORDS]})" if text else ""
+    return f" ({one_line(text)[:WORDS]})" if text else ""
 
 
 def _text(value: Any) -> str:
