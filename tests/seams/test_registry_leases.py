@@ -144,16 +144,12 @@ def test_hold_computes_once_for_16_threads(registry: Registry, run_id: str) -> N
 
 
 def test_hold_renews_and_a_taken_lease_is_noticed(registry: Registry, run_id: str) -> None:
-    noticed = threading.Event()
-    holding = hold(
-        registry, KEY, stage="collect", run_id=run_id, holder="a", lease_s=0.6, on_lost=noticed.set
-    )
+    holding = hold(registry, KEY, stage="collect", run_id=run_id, holder="a", lease_s=0.6)
     with pytest.raises(LeaseLost), holding as held:
         assert held.lease is not None
         registry.fail(held.lease, "as if it had expired and somebody else had claimed it")
         thief = claimed(registry, run_id)
-        assert noticed.wait(10)
-        assert held.lost.is_set()
+        assert held.lost.wait(10)
         held.complete(CORPUS)
     registry.complete(thief, CORPUS)
 

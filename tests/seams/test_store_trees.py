@@ -70,12 +70,10 @@ def test_a_partial_tree_is_completed(store: Store, source: Path, tmp_path: Path)
     assert {key: when for key, when in modified(store).items() if key in kept} == kept
 
 
-def test_progress_reaches_the_total(store: Store, source: Path, tmp_path: Path) -> None:
+def test_progress_reaches_the_total(store: Store, source: Path) -> None:
     put: list[tuple[int, int]] = []
-    got: list[tuple[int, int]] = []
-    tree = put_tree(store, source, report=lambda done, total, _: put.append((done, total)))
-    fetch_tree(store, tree, tmp_path / "cache", report=lambda done, total, _: got.append((done, total)))
-    assert put[-1] == got[-1] == (300_003, 300_003)
+    put_tree(store, source, report=lambda done, total, _: put.append((done, total)))
+    assert put[-1] == (300_003, 300_003)
     assert put == sorted(put)
 
 

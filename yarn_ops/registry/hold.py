@@ -53,7 +53,6 @@ def hold(
     holder: str,
     lease_s: float,
     on_wait: Callable[[str], None] | None = None,
-    on_lost: Callable[[], None] | None = None,
 ) -> Iterator[Held]:
     """Claim a stage, waiting while another process computes it, and renew the lease until the end.
 
@@ -61,7 +60,6 @@ def hold(
     computes and calls `complete`. An exception of the body is recorded as the stage's failure and goes on
     up; a request to stop (Stopped, KeyboardInterrupt, …) or an end without `complete` gives the stage back.
     A holder that has ended (`leases.claim`) is not waited for. `on_wait` hears, once, for whom we wait.
-    `on_lost` is called from the renewing thread, once, after `lost` is set.
     """
     held, claimed_at = _claim_or_join(
         registry, key, stage=stage, run_id=run_id, holder=holder, lease_s=lease_s, on_wait=on_wait
@@ -72,7 +70,7 @@ def hold(
         return
     failure: Exception | None = None
     try:
-        with renewed(registry.database, lease, claimed_at, on_lost) as held.renewal:
+        with renewed(registry.database, lease, claimed_at) as held.renewal:
             yield held
     except (Stopped, LeaseLost):
         raise

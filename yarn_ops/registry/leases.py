@@ -135,9 +135,7 @@ class Renewal:
             write()
             self._ended.set()
 
-    def _run(
-        self, database: Database, lease: Lease, claimed_at: float, on_lost: Callable[[], None] | None
-    ) -> None:
+    def _run(self, database: Database, lease: Lease, claimed_at: float) -> None:
         """An unreachable database is tried again while the lease lives."""
         every_s, renewed_at = lease.life_s / 3, claimed_at
         while not self._ended.wait(every_s):
@@ -156,27 +154,18 @@ class Renewal:
                 if time.monotonic() + every_s < renewed_at + lease.life_s:
                     continue
             self.lost.set()
-            if on_lost is not None:
-                on_lost()
             return
 
 
 @contextmanager
-def renewed(
-    database: Database, lease: Lease, claimed_at: float, on_lost: Callable[[], None] | None = None
-) -> Iterator[Renewal]:
+def renewed(database: Database, lease: Lease, claimed_at: float) -> Iterator[Renewal]:
     """Within the block a thread renews the lease; when it is left, no renewal is under way, nor comes.
 
-    `claimed_at`: when it was asked for, by `time.monotonic`: a lease lives from before the answer. `on_lost`
-    is called from the thread, once, after `lost` is set.
+    `claimed_at`: when it was asked for, by `time.monotonic`: a lease lives from before the answer.
     """
     renewal = Renewal()
-    thread = threading.Thread(
-        target=renewal._run,
-        args=(database, lease, claimed_at, on_lost),
-        name=f"lease of {lease.work}",
-        daemon=True,
-    )
+    arguments, name = (database, lease, claimed_at), f"lease of {lease.work}"
+    thread = threading.Thread(target=renewal._run, args=arguments, name=name, daemon=True)
     thread.start()
     try:
         yield renewal

@@ -54,10 +54,10 @@ class Store(Protocol):
     def put_file(self, path: Path, key: str, on_bytes: Callable[[int], None] | None = None) -> None:
         """Store a file's bytes, replacing the object; `on_bytes` hears how many more are on their way."""
 
-    def get_file(self, key: str, path: Path, on_chunk: Callable[[bytes], object] | None = None) -> None:
+    def get_file(self, key: str, path: Path) -> None:
         """Fetch into `path`. If `path` holds the object's first bytes only the rest is fetched.
 
-        `on_chunk` sees every fetched piece, in order. After a failure `path` holds what had arrived.
+        After a failure `path` holds what had arrived.
         """
 
     def read_range(self, key: str, start: int, stop: int) -> Iterator[bytes]:

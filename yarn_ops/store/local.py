@@ -64,15 +64,12 @@ class LocalStore:
                 if on_bytes is not None:
                     on_bytes(len(chunk))
 
-    def get_file(self, key: str, path: Path, on_chunk: Callable[[bytes], object] | None = None) -> None:
+    def get_file(self, key: str, path: Path) -> None:
         with disk_errors(self.uri_of(key)):
             source = self.path_of(key).open("rb")
         with source, disk_errors(path), path.open("ab") as target:
             source.seek(target.tell())
-            for chunk in _chunks(source):
-                target.write(chunk)
-                if on_chunk is not None:
-                    on_chunk(chunk)
+            shutil.copyfileobj(source, target, CHUNK_BYTES)
             target.flush()
             os.fsync(target.fileno())
 

@@ -95,15 +95,12 @@ class S3Store:
         with disk_errors(path), self._errors(self.uri_of(key)):
             self._client.upload_file(str(path), **self._named(key), Config=UPLOAD, Callback=on_bytes)
 
-    def get_file(self, key: str, path: Path, on_chunk: Callable[[bytes], object] | None = None) -> None:
+    def get_file(self, key: str, path: Path) -> None:
         info = self.head(key)
         if info is None:
             raise StoreError(f"{self.uri_of(key)}: {REMEDIES['404']}")
         with disk_errors(path), self._errors(self.uri_of(key)), path.open("ab") as file:
-            for chunk in self.read_range(key, file.tell(), info.size_bytes, version=info.version):
-                file.write(chunk)
-                if on_chunk is not None:
-                    on_chunk(chunk)
+            file.writelines(self.read_range(key, file.tell(), info.size_bytes, version=info.version))
             file.flush()
             os.fsync(file.fileno())
 

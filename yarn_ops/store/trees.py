@@ -123,7 +123,7 @@ def tree_present(store: Store, tree: Tree) -> bool:
     return complete and manifest.digest == tree.digest
 
 
-def fetch_tree(store: Store, tree: Tree, cache: Path, *, report: OnProgress | None = None) -> Path:
+def fetch_tree(store: Store, tree: Tree, cache: Path) -> Path:
     """A local, verified, read-only directory with the tree's files and their manifest.
 
     A local store's own directory, else `cache`/<digest>, whose files other directories share; what is damaged
@@ -133,12 +133,12 @@ def fetch_tree(store: Store, tree: Tree, cache: Path, *, report: OnProgress | No
     with _taking_away(store, tree):
         manifest = _manifest_of(store, tree)
         if isinstance(store, LocalStore):
-            path, transfer = store.root / prefix, Transfer(manifest.size_bytes, report)
+            path, transfer = store.root / prefix, Transfer(manifest.size_bytes, None)
             if faults := faults_here(path, manifest, transfer, alone=_is_ours(store, tree)):
                 raise refusal(path, faults, "upload it again")
             return path
         path = cache / tree.digest
-        pull_files(store, prefix, manifest, path, cache=cache, report=report, mend=True)
+        pull_files(store, prefix, manifest, path, cache=cache, report=None, mend=True)
     os.utime(path)  # its last use, by which the cache is swept
     return path
 

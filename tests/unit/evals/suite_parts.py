@@ -14,9 +14,10 @@ from yarn_ops.evals.cells import ModelUnderTest, Size
 from yarn_ops.evals.examples import Example
 from yarn_ops.evals.plan import GRIDS, CellPlan, suite_cells
 from yarn_ops.evals.run import Measured, PlanRun, Worker
-from yarn_ops.evals.tasks.needles import CHANCE  # noqa: F401  what the tests compare with
+from yarn_ops.evals.tasks.needles import NEEDLES
 from yarn_ops.rope.config import rope_spec_of
 
+CHANCE = 1 / NEEDLES
 SYLLABLES = ["ba", "de", "fi", "go", "lu", "ma", "ne", "pi", "ro", "tu", "sha", "the", "ing", "ou", "er"]
 PLANTED = {
     "code": re.compile(r"KEY_(\w{4}) = (\d+)\n"),

@@ -40,7 +40,6 @@ KEY_LETTERS = 4
 VALUES = range(10_000, 100_000)
 NEEDLES = 4
 """of one text of a grid; so the forced choice is among four and chance is .25"""
-CHANCE = 1 / NEEDLES
 CHAIN_STEPS = 2
 """a -> b -> value"""
 
