@@ -54,16 +54,16 @@ def at_step(step: int, act: Callable[[], None]) -> Callable[[dict[str, Any]], No
 
 def test_a_killed_run_goes_on_bit_for_bit(make_job: MakeJob, trained: Trained) -> None:
     # long enough that the signal, sent within two polls of the launcher, finds the trainer at work
-    changes: dict[str, Any] = {"steps": 200, "gradient_accumulation_steps": 2, "checkpoint_every": 15}
+    changes: dict[str, Any] = {"steps": 120, "gradient_accumulation_steps": 2, "checkpoint_every": 15}
     reference = trained(make_job("reference", **changes))
     job = make_job("killed", **changes)
-    for step in sorted(random.Random(1).sample(range(2, 120), 2)):
-        with pytest.raises(TrainError, match="ended with status -9"):
-            run_trainer(job, on_event=at_step(step, lambda: trainer_of(job).kill()), should_stop=never)
+    step = random.Random(1).randrange(16, 60)
+    with pytest.raises(TrainError, match="ended with status -9"):
+        run_trainer(job, on_event=at_step(step, lambda: trainer_of(job).kill()), should_stop=never)
     heard: list[dict[str, Any]] = []
     adapter = run_trainer(job, on_event=heard.append, should_stop=never)
     assert losses(job) == losses(reference)
-    assert [event["step"] for event in heard if event["event"] == "step"] == list(range(1, 201))
+    assert [event["step"] for event in heard if event["event"] == "step"] == list(range(1, 121))
     assert digest_tree(job.out_dir) == digest_tree(reference.out_dir)
     assert adapter.final_loss == json.loads((reference.out_dir / "adapter.json").read_bytes())["final_loss"]
 
