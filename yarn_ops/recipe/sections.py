@@ -20,19 +20,14 @@ class Base(Section):
     """The model to extend."""
 
     model: str = Field(
-        "",
-        title="Base model",
+        "", title="Base model", min_length=1, max_length=1024, json_schema_extra=NO_PASSWORD,
         description="A directory; hf:org/name@revision; models:/name@alias or models:/name/version (MLflow); "
         "s3://bucket/prefix; or shipped:base512, the demo's. Safetensors only.",
-        min_length=1,
-        max_length=1024,
-        json_schema_extra=NO_PASSWORD,
-    )
+    )  # fmt: skip
     original_context_tokens: Positive | None = Field(
-        None,
-        title="Original context (tokens)",
+        None, title="Original context (tokens)",
         description="What the base was trained on. Needed only if its config already carries RoPE scaling.",
-    )
+    )  # fmt: skip
 
 
 class Rope(Section):
@@ -43,25 +38,20 @@ class Rope(Section):
         None, ge=1, le=1024, title="Factor", description="Target context / original context, e.g. 4."
     )
     target_context_tokens: Positive | None = Field(
-        None,
-        title="Target context (tokens)",
+        None, title="Target context (tokens)",
         description="Instead of a factor (leave that empty), e.g. 32768.",
-    )
+    )  # fmt: skip
     beta_fast: float = Field(
-        32.0,
-        gt=0,
-        title="beta_fast",
+        32.0, gt=0, title="beta_fast",
         description="Turns in the original context above which a dimension is kept.",
-    )
+    )  # fmt: skip
     beta_slow: float = Field(
         1.0, gt=0, title="beta_slow", description="Turns below which a dimension is fully interpolated."
     )
     attention_factor: float | None = Field(
-        None,
-        gt=0,
-        title="Attention factor",
+        None, gt=0, title="Attention factor",
         description="Empty: 0.1 ln(factor) + 1 for yarn. Not portable to all servers.",
-    )
+    )  # fmt: skip
     theta: float | None = Field(
         None, gt=1, title="theta", description="abf only: the replaced base frequency."
     )
@@ -106,29 +96,22 @@ class Data(Section):
     """The documents to train on and to measure with."""
 
     sources: tuple[Source, ...] = Field(
-        (),
-        min_length=1,
-        title="Sources",
+        (), min_length=1, title="Sources",
         description="Files or globs: text, JSON (lines, an array), Parquet, packed or not; local or s3://; "
         "stdlib:**/*.py is the running Python's own source.",
-    )
+    )  # fmt: skip
     follow_links: bool = Field(
-        False,
-        title="Follow links",
+        False, title="Follow links",
         description="Also out of the folder that a source begins with. Otherwise such a link is refused.",
-    )
+    )  # fmt: skip
     text_field: str = Field(
-        "text",
-        title="Text field",
+        "text", title="Text field", min_length=1, json_schema_extra=NO_PASSWORD,
         description="Of rows. Where one lacks it, its messages or conversations are read as a chat.",
-        min_length=1,
-        json_schema_extra=NO_PASSWORD,
-    )
+    )  # fmt: skip
     languages: tuple[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")], ...] = Field(
-        (),
-        title="Languages",
+        (), title="Languages",
         description="Documents in others are left out: codes like en, de, zh. Empty: all are kept.",
-    )
+    )  # fmt: skip
     min_document_tokens: int = Field(
         0, ge=0, title="Shortest document (tokens)", description="Shorter documents are left out."
     )
@@ -136,40 +119,31 @@ class Data(Section):
         None, title="Longest document (tokens)", description="Longer documents are left out. Empty: none is."
     )
     near_duplicate_similarity: float | None = Field(
-        None,
-        ge=0.5,
-        le=1,
-        title="Near duplicates from",
+        None, ge=0.5, le=1, title="Near duplicates from",
         description="Documents that share so much of their runs of five words with an earlier one are left "
         "out, e.g. 0.8. Empty: only equal ones are.",
-    )
+    )  # fmt: skip
     shared_words: int | None = Field(
-        None,
-        ge=13,
-        le=1024,
-        title="Shared words",
+        None, ge=13, le=1024, title="Shared words",
         description="Documents that have a passage of so many words in common with held-out or evaluation "
         "documents are not trained on, e.g. 50. Empty: not looked for.",
-    )
+    )  # fmt: skip
     evaluation_sources: tuple[Source, ...] = Field(
-        (),
-        title="Evaluation sources",
+        (), title="Evaluation sources",
         description="Like sources: documents of other evaluations, whose passages are kept from training.",
-    )
+    )  # fmt: skip
     held_out_fraction: Fraction = Field(
-        0.125,
-        title="Held-out fraction",
+        0.125, title="Held-out fraction",
         description="Share of documents kept for measuring, chosen by document.",
-    )
+    )  # fmt: skip
     prefer_long: float = Field(
         1.0, ge=0, le=4, title="Prefer long documents",
         description="0: windows uniform over tokens; above: a document longer than a window weighs more.",
     )  # fmt: skip
     document_mask: bool = Field(
-        False,
-        title="Mask between documents",
+        False, title="Mask between documents",
         description="Attention stays within a document of a packed window.",
-    )
+    )  # fmt: skip
     seed: int = Field(0, ge=0, title="Seed", description="Of the split and of the sampling of windows.")
 
     def of_shards(self) -> Data:
@@ -195,18 +169,14 @@ class Evaluate(Section):
     """What to measure, on the base and on the result."""
 
     lengths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (0.5, 1.0, 2.0, 4.0),
-        min_length=1,
-        title="Lengths",
+        (0.5, 1.0, 2.0, 4.0), min_length=1, title="Lengths",
         description="In multiples of the original context.",
-    )
+    )  # fmt: skip
     windows: Positive = Field(16, title="Windows", description="Held-out windows for each perplexity.")
     sliding_stride_tokens: int = Field(
-        0,
-        ge=0,
-        title="Stride (tokens)",
+        0, ge=0, title="Stride (tokens)",
         description="Of sliding-window perplexity, e.g. 256; 0: it is left out.",
-    )
+    )  # fmt: skip
     recall_windows: Positive = Field(
         24, title="Recall windows", description="Windows with planted pairs at each length."
     )
@@ -217,12 +187,11 @@ class Evaluate(Section):
         ("code", "prose"), title="Templates", description="Shapes of the planted key-value pairs."
     )
     suite: SuiteChoice = Field(
-        "none",
-        title="Suite",
+        "none", title="Suite",
         description="How far the model sees and uses, with needle grids up to the target: tiny in seconds, "
         "quick in minutes, use for tasks beyond needles, full with every one (a GPU); none: judged by the "
         "scores above alone.",
-    )
+    )  # fmt: skip
     seed: int = Field(0, ge=0, title="Seed")
 
     @property
@@ -235,12 +204,10 @@ class Condition(Section):
     """One more condition of the gate, over any score of the evaluation."""
 
     score: str = Field(
-        title="Score",
+        title="Score", min_length=1, json_schema_extra=NO_PASSWORD,
         description="As in the scorecard: perplexity/last-quarter, perplexity/single-pass, recall/code, "
         "recall/prose, recall/code/no-needle, …; capacity/sees and capacity/uses in tokens.",
-        min_length=1,
-        json_schema_extra=NO_PASSWORD,
-    )
+    )  # fmt: skip
     length: float | None = Field(
         None, gt=0, title="Length", description="In multiples of the original context; empty: the target."
     )
@@ -253,11 +220,10 @@ class Condition(Section):
     at_least: float | None = Field(None, title="At least")
     at_most: float | None = Field(None, title="At most")
     evidence: Literal["value", "sure", "unrefuted"] = Field(
-        "value",
-        title="Evidence",
+        "value", title="Evidence",
         description="value: the figure itself. sure: its whole 95 % interval must hold. unrefuted: it fails "
         "only where the whole interval does, so equals rarely fail.",
-    )
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _bounded(self) -> Condition:
@@ -283,30 +249,21 @@ class Gate(Section):
         description="Of the best template, whatever the base recalls, e.g. 0.9.",
     )  # fmt: skip
     min_long_gain: float | None = Field(
-        1.5,
-        gt=0,
-        title="Least long gain",
+        1.5, gt=0, title="Least long gain",
         description="Perplexity of the base / of the result at the target context.",
-    )
+    )  # fmt: skip
     max_long_growth: float | None = Field(
-        1.1,
-        gt=0,
-        title="Most growth",
+        1.1, gt=0, title="Most growth",
         description="Result's perplexity at the target / at the original context.",
-    )
+    )  # fmt: skip
     max_short_growth: float | None = Field(
-        1.05,
-        gt=0,
-        title="Most short growth",
+        1.05, gt=0, title="Most short growth",
         description="Result's perplexity / base's, at every length up to the original.",
-    )
+    )  # fmt: skip
     max_short_recall_loss: float | None = Field(
-        0.1,
-        ge=0,
-        le=1,
-        title="Most recall lost",
+        0.1, ge=0, le=1, title="Most recall lost",
         description="Base's recall less the result's, up to the original context.",
-    )
+    )  # fmt: skip
     max_skill_loss: float | None = Field(
         None, ge=0, title="Most short skill lost",
         description="Share of short items: cloze, order, chats that end. Fails where the whole 95 % "
@@ -332,20 +289,18 @@ class Publish(Section):
         "champion", title="Alias", description="Moved to the new version when the gate passes.", pattern=ALIAS
     )
     approval: bool = Field(
-        False,
-        title="Approval",
+        False, title="Approval",
         description="A person promotes it: the run waits, in Prefect with a form, until somebody decides.",
-    )
+    )  # fmt: skip
     experiment: str = Field("yarn-ops", title="Experiment", description="In MLflow.", pattern=MODEL_NAME)
     tags: dict[Annotated[str, Field(pattern=TAG)], TagValue] = Field(
         default_factory=dict, title="More tags", description="Put on the model version.", max_length=100
     )
     fingerprint: bool = Field(
-        False,
-        title="Fingerprint",
+        False, title="Fingerprint",
         description="Put what serve-check compares a server with into a release that passed: some dozen "
         "readings of four texts of the target length.",
-    )
+    )  # fmt: skip
 
     @model_validator(mode="after")
     def _not_reserved(self) -> Publish:

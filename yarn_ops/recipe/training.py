@@ -34,11 +34,9 @@ class LegGate(Section):
     """What a leg must show at its own context before the next begins. An empty threshold is not checked."""
 
     max_long_growth: float | None = Field(
-        None,
-        gt=0,
-        title="Most growth",
+        None, gt=0, title="Most growth",
         description="Perplexity at this leg's context / at the original context.",
-    )
+    )  # fmt: skip
     min_recall: float | None = Field(
         None, ge=0, le=1, title="Least recall", description="Of the best template, at this leg's context."
     )
@@ -64,23 +62,18 @@ class Leg(Section):
     )
     learning_rate: float | None = Field(None, gt=0, title="Learning rate", description="Empty: the recipe's.")
     prefer_long: float | None = Field(
-        None,
-        ge=0,
-        le=4,
-        title="Prefer long documents",
+        None, ge=0, le=4, title="Prefer long documents",
         description="How this leg draws its windows; empty: as the recipe's data section says.",
-    )
+    )  # fmt: skip
     carry: Carry = Field(
-        "adapter",
-        title="Carry over",
+        "adapter", title="Carry over",
         description="From the leg before. adapter: trained on with a new optimizer; adapter+optimizer: "
         "with its own; weights: merged, and a fresh adapter begins on the result.",
-    )
+    )  # fmt: skip
     gate: LegGate = Field(
-        LegGate(),
-        title="Gate",
+        LegGate(), title="Gate",
         description="Checked after this leg; a leg that fails ends the run, and nothing is registered.",
-    )
+    )  # fmt: skip
 
     def data_of(self, data: Data) -> Data:
         """How this leg draws its windows."""
@@ -149,15 +142,13 @@ class Train(Section):
         "8 bits; Hopper or newer, LoRA only.",
     )  # fmt: skip
     context_parallel: Positive | None = Field(
-        None,
-        title="GPUs a window",
+        None, title="GPUs a window",
         description="Of several GPUs, how many share each window's tokens; empty: the planner chooses.",
-    )
+    )  # fmt: skip
     shard_base: Literal["auto", "yes", "no"] = Field(
-        "auto",
-        title="Shard the base",
+        "auto", title="Shard the base",
         description="Whether several GPUs share the frozen layers; auto: where it is faster, or must be.",
-    )
+    )  # fmt: skip
     checkpoint_every: Positive = Field(10, title="Checkpoint every (steps)")
     seed: int = Field(0, ge=0, title="Seed")
 
