@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError, field_serializer, field_validator
@@ -64,40 +63,16 @@ class StackPlan(BaseModel):
         return {name: port for name, port in renamed.items() if not name.startswith("s3-")}
 
 
-@dataclass(frozen=True)
 class StackPaths:
     """Where a stack keeps what."""
 
-    home: Path
-
-    @property
-    def folder(self) -> Path:
-        return self.home / "stack"
-
-    @property
-    def plan(self) -> Path:
-        return self.folder / "plan.json"
-
-    @property
-    def environment(self) -> Path:
-        """Variables for a shell: `set -a; . FILE`."""
-        return self.folder / "environment"
-
-    @property
-    def lock(self) -> Path:
-        return self.folder / "lock"
-
-    @property
-    def status(self) -> Path:
-        return self.folder / "status.json"
-
-    @property
-    def logs(self) -> Path:
-        return self.folder / "logs"
-
-    @property
-    def swift(self) -> Path:
-        return self.folder / "s3"
+    def __init__(self, home: Path) -> None:
+        self.home, self.folder = home, home / "stack"
+        self.plan, self.lock = self.folder / "plan.json", self.folder / "lock"
+        self.status, self.logs = self.folder / "status.json", self.folder / "logs"
+        self.environment = self.folder / "environment"
+        """variables for a shell: `set -a; . FILE`"""
+        self.swift = self.folder / "s3"
 
     @property
     def postgres(self) -> Path:
