@@ -46,6 +46,7 @@ from yarn_ops.mlflow_client import (
 from yarn_ops.secrecy import without_secrets
 from yarn_ops.settings import Settings, adopt_environment, mlflow_environment
 
+End = Literal["completed", "rejected", "failed", "stopped"]
 END_STATUS = {"completed": "FINISHED", "rejected": "KILLED", "failed": "FAILED", "stopped": "KILLED"}
 """MLflow's word for each end of a run; the tag `outcome` has ours"""
 
@@ -56,8 +57,7 @@ PICTURES = "pictures"
 DATASET_DIGEST = 36
 """MLflow keeps no longer digest of a data set"""
 USED_AS = "mlflow.data.context"
-BATCH_ENTITIES = 100
-"""MLflow's limit on parameters in one call."""
+BATCH_ENTITIES = 100  # MLflow's limit on parameters in one call
 
 
 def open_tracking(settings: Settings) -> Tracking:
@@ -108,9 +108,8 @@ class Tracking:
 
     def _make_experiment(self, name: str) -> Experiment:
         with self._mlflow() as client:
-            found = client.get_experiment_by_name(name) or create_experiment(
-                client, name, f"{self._artifact_root}/{name}"
-            )
+            place = f"{self._artifact_root}/{name}"
+            found = client.get_experiment_by_name(name) or create_experiment(client, name, place)
         return Experiment(found.experiment_id, found.lifecycle_stage, found.artifact_location)
 
     def start_run(self, experiment: str, run: str, tags: Mapping[str, str], name: str | None = None) -> str:
@@ -181,9 +180,7 @@ class Tracking:
         with self._mlflow() as client:
             client.log_text(run_id, text, name)
 
-    def finish(
-        self, run_id: str, status: Literal["completed", "rejected", "failed", "stopped"], outcome: str
-    ) -> None:
+    def finish(self, run_id: str, status: End, outcome: str) -> None:
         """Give the run its end; outcome: our word for it, as the tag `outcome`."""
         with self._mlflow() as client:
             client.set_tag(run_id, "outcome", outcome)
@@ -258,8 +255,8 @@ class Tracking:
             found
             for found in every
             if matches(found, tags or {})
-            and (alias is None or alias in found.aliases)
-            and (version is None or version == found.version)
+            and alias in (None, *found.aliases)
+            and version in (None, found.version)
         ]
         chosen = [found for found in candidates if found.passed or include_rejected]
         if chosen:
