@@ -46,7 +46,7 @@ def quicken(model: PreTrainedModel, spec: RopeSpec | None) -> None:
     if not (lean.served(model) and suffix.stands_for(model.config._attn_implementation)):
         return
     probe = _Probe(model)
-    for kernel in suffix.KERNELS[model.device.type].values():
+    for kernel in suffix.kernels(model.device.type).values():
         lean.install(model, kernel)
         if probe.reads_alike() and probe.whole_alike():
             return
@@ -99,11 +99,12 @@ class _Probe:
             Question(some(1), some(8)),
             Question(some(3), some(5), (some(3),)),
         ]
-        with _in_float32(model):
-            self._exact = self._answers(WholeReader(model), [self._text])
-        whole = self._exact
-        if model.dtype != torch.float32:
-            whole = self._answers(WholeReader(model), [self._text])
+        with lean.own_forward(model):
+            with _in_float32(model):
+                self._exact = self._answers(WholeReader(model), [self._text])
+            whole = self._exact
+            if model.dtype != torch.float32:
+                whole = self._answers(WholeReader(model), [self._text])
         self._allowed = max(EXACT_NATS, FURTHER * self._distance(whole))
 
     def reads_alike(self) -> bool:

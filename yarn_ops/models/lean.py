@@ -10,6 +10,8 @@ Axes: B texts, T tokens, H query heads, G key heads, K head width, D width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,6 +40,18 @@ def install(model: PreTrainedModel, kernel: Kernel) -> None:
 def remove(model: PreTrainedModel) -> None:
     """The base model's own forward again."""
     vars(model.base_model).pop("forward", None)
+
+
+@contextmanager
+def own_forward(model: PreTrainedModel) -> Iterator[None]:
+    """While it lasts, the base model runs by its own forward, whatever is installed."""
+    base: Any = model.base_model
+    installed = vars(base).pop("forward", None)
+    try:
+        yield
+    finally:
+        if installed is not None:
+            base.forward = installed
 
 
 def installed(model: PreTrainedModel) -> bool:

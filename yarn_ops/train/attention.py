@@ -25,8 +25,6 @@ Axes in names: B windows, T tokens, H heads, K head width.
 
 from __future__ import annotations
 
-import functools
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -36,6 +34,7 @@ import torch
 from torch import Tensor
 
 from yarn_ops.errors import TrainError
+from yarn_ops.models.suffix import flash_attention_4
 
 Kernel = Literal["fa4", "cudnn", "flash", "cpu"]
 aten = torch.ops.aten
@@ -87,27 +86,9 @@ def choose_kernel(device: str, dtype: torch.dtype, head_width: int, documents: b
         raise TrainError(f"training in {dtype} on a GPU: attention needs bf16; set train.precision to auto")
     if head_width > LARGEST_HEAD:
         return "flash"
-    if head_width in (64, 128) and torch.cuda.get_device_capability()[0] in (9, 10) and _fa4() is not None:
+    if head_width in (64, 128) and flash_attention_4() is not None:
         return "fa4"
     return "flash" if documents else "cudnn"
-
-
-@functools.cache
-def _fa4() -> Any:
-    """FlashAttention-4's (forward, backward) without autograd; None where it is not installed."""
-    try:
-        interface: Any = importlib.import_module("flash_attn.cute.interface")
-        own = interface._tile_size_bwd_sm90
-
-        def for_long_windows(head: int, head_v: int, causal: bool, local: bool, **others: Any) -> Any:
-            return own(head, head_v, False, False, **others)
-
-        # Under a causal mask it takes 64 queries at a time, so that few are masked; without one, 80. In long
-        # windows next to none are masked: 3 % less time at 32,768 tokens.
-        interface._tile_size_bwd_sm90 = for_long_windows
-        return interface._flash_attn_fwd, interface._flash_attn_bwd
-    except (ImportError, AttributeError):
-        return None
 
 
 def attend(
@@ -119,7 +100,7 @@ def attend(
         tensors, bounds = _fa4_arguments(documents, q_BTHK, k_BTHK, v_BTHK)
         hopper = torch.cuda.get_device_capability()[0] == 9 and q_BTHK.shape[-1] == 128
         tile = HOPPER_FORWARD if hopper else {}
-        out, lse, *_ = _fa4()[0](*tensors, causal=True, return_lse=True, **bounds, **tile)
+        out, lse, *_ = flash_attention_4()[0](*tensors, causal=True, return_lse=True, **bounds, **tile)
         return Attended(out.view(q_BTHK.shape), lse, (lse, lse))
     if kernel == "cudnn":
         out, lse, *_, seed, offset, _ = aten._scaled_dot_product_cudnn_attention(
@@ -149,7 +130,7 @@ def attend_backward(
     if kernel == "fa4":
         output = attended.output_BTHK
         tensors, bounds = _fa4_arguments(documents, q_BTHK, k_BTHK, v_BTHK, output, grad_BTHK)
-        gradients = _fa4()[1](*tensors, attended.log_sum_exp, causal=True, **bounds)
+        gradients = flash_attention_4()[1](*tensors, attended.log_sum_exp, causal=True, **bounds)
         q, k, v = (g.view(like.shape) for g, like in zip(gradients, (q_BTHK, k_BTHK, v_BTHK), strict=True))
         return q, k, v
     if kernel == "cudnn":

@@ -125,14 +125,15 @@ class BatchReader:
         self._next: tuple[int, Future[list[Batch]]] | None = None
 
     def step(self, step: int) -> list[Batch]:
-        """The micro-batches of optimizer step `step` (from 0), with this process's part of their tokens.
-        Those of the next step are then read in a thread."""
+        """The micro-batches of optimizer step `step` (from 0), with this process's part of their tokens."""
         if self._next is not None and self._next[0] == step:
-            batches = self._next[1].result()
-        else:
-            batches = self._read(step)
-        self._next = (step + 1, self._thread.submit(self._read, step + 1))
-        return batches
+            return self._next[1].result()
+        return self._read(step)
+
+    def read_ahead(self, step: int) -> None:
+        """Begin to read the micro-batches of `step` in a thread."""
+        if self._next is None or self._next[0] != step:
+            self._next = (step, self._thread.submit(self._read, step))
 
     def whole_windows(self, step: int) -> Iterator[Batch]:
         """The same micro-batches with all tokens of their windows."""

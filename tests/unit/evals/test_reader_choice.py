@@ -174,6 +174,17 @@ def test_the_lean_forward_is_the_model_s(
     torch.testing.assert_close(model(input_ids=ids).logits, own, rtol=0, atol=0)
 
 
+def test_a_model_in_bf16_is_read_lean_and_held_to_float32(lean_on_cpu: None):
+    """The reader's probe computes in float32 by the model's own forward, also where the lean one stands."""
+    model = in_bf16()
+    quicken(model, SPEC)
+    assert lean.installed(model)
+    own = _Probe(in_bf16())
+    assert torch.equal(_Probe(model)._exact, own._exact) and _Probe(model)._allowed == own._allowed
+    assert isinstance(open_reader(model, SPEC), SharedReader)
+    assert lean.installed(model)
+
+
 @pytest.mark.parametrize("fault", [sharper, acausal])
 def test_a_wrong_kernel_is_not_the_lean_forward_s(
     monkeypatch, lean_on_cpu: None, fault: Callable[..., object]
@@ -203,6 +214,13 @@ def test_on_a_gpu_a_model_of_this_shape_is_read_lean():
     model = LlamaForCausalLM(LlamaConfig(**SMOLLM2)).bfloat16().cuda().eval()
     quicken(model, SPEC)
     assert lean.installed(model)
+    reader = open_reader(model, SPEC)
+    assert isinstance(reader, SharedReader) and reader._side_by_side
+
+
+def needs(kernel: str) -> None:
+    if kernel not in suffix.kernels("cuda"):
+        pytest.skip(f"{kernel} is not installed")
 
 
 @gpu
@@ -212,6 +230,7 @@ def test_on_a_gpu_a_model_of_this_shape_is_read_lean():
 @pytest.mark.parametrize("kernel", sorted(suffix.KERNELS["cuda"]))
 def test_a_kernel_of_the_gpu_is_as_exact_as_pytorch(kernel: str, rows: int, heads: tuple[int, int, int]):
     """Against float32, over a long text whose keys are a slice of a longer cache."""
+    needs(kernel)
     query_heads, key_heads, width = heads
     torch.manual_seed(0)
     keys = 16_384 + rows
@@ -246,6 +265,7 @@ def test_a_kernel_of_the_gpu_is_as_exact_as_pytorch(kernel: str, rows: int, head
 @needs_cuda
 @pytest.mark.parametrize("kernel", sorted(suffix.KERNELS["cuda"]))
 def test_smollm2_is_read_by_each_kernel_of_the_gpu(kernel: str):
+    needs(kernel)
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**SMOLLM2)).bfloat16().eval().to("cuda")
     suffix.register_attention("cuda")
