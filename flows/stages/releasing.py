@@ -99,7 +99,7 @@ def draw(
     return write_report(extension, list(enumerate(losses, start=1)), context.out)
 
 
-@stage("fingerprint", version=1)
+@stage("fingerprint", version=2)
 def take_fingerprint(context: StageContext, checkpoint: Checkpoint) -> ServingReference:
     """What serve-check compares a server's answers with: of the model, of its faults, of rounded weights."""
     from yarn_ops.serving.measure import make_fingerprint

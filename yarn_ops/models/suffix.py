@@ -83,7 +83,7 @@ def suffix_attention(
     rows, keys = query.shape[2], key.shape[2]
     if seen is None and (rows == keys or kernel is _fa4):
         return kernel(query, key, value, True, scale)[0]
-    if rows == keys:
+    if seen is not None and rows == keys:
         return _masked(query, key, value, seen, scale)[0]
     before, after = [keys - rows, rows], 2
     (key_before, key_own), (value_before, value_own) = key.split(before, after), value.split(before, after)

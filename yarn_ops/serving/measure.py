@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from yarn_ops.errors import RopeError, ServingError
 from yarn_ops.models.checkpoints import load_tokenizer
@@ -44,6 +49,7 @@ KEPT = 12
 """candidates of a probe"""
 BLOCK = 32
 """weights that share a scale, as in llama.cpp's files"""
+HALF = "yarn-ops-half"
 SAME = 1e-6
 """relative; frequencies that differ by less are one RoPE"""
 
@@ -61,7 +67,8 @@ class TokenisedText:
 
 
 def make_fingerprint(model_dir: Path, *, device: str, report: OnProgress) -> Fingerprint:
-    """The fingerprint of a model directory, in float32 (bfloat16 on a GPU that float32 does not fit).
+    """The fingerprint of a model directory, in float32 (bfloat16 on a GPU that float32 does not fit), by
+    `quick_products`.
 
     Some dozen forwards of four texts of the target length. ServingError where no engine could serve the
     model's RoPE, or its tokenizer has no stable places to cut a text; else as `load_proven`.
@@ -110,6 +117,46 @@ def make_fingerprint(model_dir: Path, *, device: str, report: OnProgress) -> Fin
             rounded[bits] = forward(model, texts)
     report(steps, steps, "")
     return _fingerprint(spec, tokenizer, probes, found, rounded)
+
+
+@contextmanager
+def quick_products(model: Any) -> Iterator[None]:
+    """While it lasts, a float32 model on a GPU multiplies numbers of 10-bit fractions (TF32, and float16 in
+    attention), summed in float32: eight times as exact as bfloat16, at its speed. Positions are multiplied by
+    frequencies in float32: of those beyond 2,048 ten bits would lose the last ones."""
+    if model.device.type != "cuda" or model.dtype != torch.float32:
+        yield
+        return
+    precision, attention = torch.get_float32_matmul_precision(), model.config._attn_implementation
+    if attention == "sdpa":
+        AttentionInterface.register(HALF, _attend_in_float16)
+        AttentionMaskInterface.register(HALF, sdpa_mask)
+        model.set_attn_implementation(HALF)
+    hooks = [
+        hook
+        for module in model.modules()
+        if any("inv_freq" in name for name, _ in module.named_buffers(recurse=False))
+        for hook in (
+            module.register_forward_pre_hook(lambda *_: torch.set_float32_matmul_precision("highest")),
+            module.register_forward_hook(lambda *_: torch.set_float32_matmul_precision("high")),
+        )
+    ]
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        torch.set_float32_matmul_precision(precision)
+        model.set_attn_implementation(attention)
+
+
+def _attend_in_float16(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    halves = (heads.half() for heads in (query, key, value))
+    output, _ = sdpa_attention_forward(module, *halves, attention_mask, **options)
+    return output.to(query.dtype), None
 
 
 def faulty_specs(spec: RopeSpec) -> dict[str, RopeSpec]:
@@ -204,7 +251,8 @@ def _word_ends(text: str, first: int, last: int, skipped: int) -> Iterator[int]:
 def _logprobs(model: Any, ids: Sequence[int], places: Sequence[int]) -> Logprobs:
     """Of the next token after each number of tokens."""
     kept = torch.tensor([place - 1 for place in places], device=model.device)
-    answer = model(torch.tensor([ids], device=model.device), logits_to_keep=kept, use_cache=False)
+    with quick_products(model):
+        answer = model(torch.tensor([ids], device=model.device), logits_to_keep=kept, use_cache=False)
     logprobs: Logprobs = answer.logits[0].float().log_softmax(-1).cpu().numpy()
     return logprobs
 

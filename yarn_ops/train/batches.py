@@ -12,13 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from yarn_ops.data.layout import ShardReader
-from yarn_ops.data.tokenizer import Tokenizer
-from yarn_ops.data.windows import Window, WindowSampler
-from yarn_ops.exercises import FAMILIES, ExerciseSampler
-from yarn_ops.models.files import read_config
+from yarn_ops.data.windows import Window
 from yarn_ops.train.job import Job
 from yarn_ops.train.parallel.ranks import ContextGroup, Ranks
+from yarn_ops.train.windows import WindowProcess, window_sampler
 
 IGNORED = -100
 
@@ -117,7 +114,7 @@ class BatchReader:
 
     def __init__(self, job: Job, ranks: Ranks, device: str) -> None:
         self._job, self._ranks, self._device = job, ranks, device
-        self._sampler = window_sampler(job)
+        self._sampler = WindowProcess(job) if job.train.exercises.share else window_sampler(job)
         self._windows = job.global_batch_windows // ranks.layout.data
         self.batch_windows = min(job.train.batch_windows, self._windows)
         """windows of a micro-batch"""
@@ -125,15 +122,14 @@ class BatchReader:
         self._next: tuple[int, Future[list[Batch]]] | None = None
 
     def step(self, step: int) -> list[Batch]:
-        """The micro-batches of optimizer step `step` (from 0), with this process's part of their tokens."""
+        """The micro-batches of optimizer step `step` (from 0), with this process's part of their tokens.
+        Those of the next step are then read in a thread."""
         if self._next is not None and self._next[0] == step:
-            return self._next[1].result()
-        return self._read(step)
-
-    def read_ahead(self, step: int) -> None:
-        """Begin to read the micro-batches of `step` in a thread."""
-        if self._next is None or self._next[0] != step:
-            self._next = (step, self._thread.submit(self._read, step))
+            batches = self._next[1].result()
+        else:
+            batches = self._read(step)
+        self._next = (step + 1, self._thread.submit(self._read, step + 1))
+        return batches
 
     def whole_windows(self, step: int) -> Iterator[Batch]:
         """The same micro-batches with all tokens of their windows."""
@@ -149,25 +145,3 @@ class BatchReader:
 
     def _read(self, step: int) -> list[Batch]:
         return [batch.part(self._ranks.context_group) for batch in self.whole_windows(step)]
-
-
-def window_sampler(job: Job) -> WindowSampler | ExerciseSampler:
-    """The job's training windows: text alone, or a share of them with exercises. DataError: shards too
-    short."""
-    windows = WindowSampler(
-        ShardReader(job.shards_dir, "train"),
-        window_tokens=job.leg.context_tokens,
-        seed=job.data.seed,
-        prefer_long=job.data.prefer_long,
-    )
-    exercises = job.train.exercises
-    if not exercises.share:
-        return windows
-    return ExerciseSampler(
-        windows,
-        Tokenizer(job.base_dir, read_config(job.patched_dir)["vocab_size"]),
-        seed=job.data.seed,
-        share=exercises.share,
-        document_mask=job.data.document_mask,
-        families=exercises.families or tuple(FAMILIES),
-    )

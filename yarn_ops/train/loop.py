@@ -184,8 +184,6 @@ class Loop:
         began, job = time.perf_counter(), self._job
         batches = self._batches.step(self._step)
         data_wait_s = time.perf_counter() - began
-        if self._device == "cpu":
-            self._batches.read_ahead(self._step + 1)
         loss = self._loss_of_step(batches)
         if loss is None:
             return False
@@ -253,9 +251,6 @@ class Loop:
         found = self._loss(batch)
         loss = found.total / target_tokens
         loss.backward()
-        # A thread that makes windows holds the interpreter, which the launches of a GPU's kernels need: it
-        # begins where they are launched, and this process waits for the GPU anyway.
-        self._batches.read_ahead(self._step + 1)
         if not torch.isfinite(loss):
             raise TrainError(self._not_finite("loss", [batch]))
         if found.answers is not None and batch.answers_BT is not None:
