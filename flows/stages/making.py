@@ -19,7 +19,7 @@ from yarn_ops.train import launch
 from yarn_ops.train.events import Event
 from yarn_ops.train.job import Job
 
-AFTER_TRAINING = "yarn_ops.train.merge"
+AFTER_TRAINING = ("yarn_ops.train.merge", "yarn_ops.evals.measure")
 """what the next stage needs takes seconds to import, in which this process would only wait for the trainer"""
 
 
@@ -119,7 +119,7 @@ def train(
         if event["event"] == "step":
             if event["step"] == 1:
                 run_logger().info("step 1 of %d, loss %.3f", event["steps"], event["loss"])
-                threading.Thread(target=importlib.import_module, args=(AFTER_TRAINING,)).start()
+                threading.Thread(target=_import_ahead).start()
             steps.log(event)
             told = f"step {event['step']} of {event['steps']}, loss {event['loss']:.3f}"
             context.report(event["step"], event["steps"], told)
@@ -128,6 +128,13 @@ def train(
         return launch.run_trainer(
             job, on_event=on_event, should_stop=context.lost, warm_trainer=run.device.trainer
         )
+
+
+def _import_ahead() -> None:
+    """Import what merging and measuring need, which takes seconds, while the trainer works."""
+    for module in AFTER_TRAINING:
+        importlib.import_module(module)
+    importlib.import_module("yarn_ops.models.suffix").import_flash_attention_4()
 
 
 @stage("merge", version=2, of=lambda base, patched, *_: f"{patched.method} ×{patched.factor:g}")

@@ -158,12 +158,18 @@ def kernels(device: str) -> dict[str, Kernel]:
     return found
 
 
-@functools.cache
 def flash_attention_4() -> Any:
     """FlashAttention-4's (forward, backward) without autograd, on Hopper and Blackwell; None elsewhere, and
-    where it is not installed. What it compiles is kept for later processes."""
+    where it is not installed."""
     if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] not in (9, 10):
         return None
+    return import_flash_attention_4()
+
+
+@functools.cache
+def import_flash_attention_4() -> Any:
+    """The same on any machine; it takes seconds, and does not touch a device. What it compiles is kept for
+    later processes."""
     try:
         cache: Any = importlib.import_module("flash_attn.cute.cache_utils")
         cache.CUTE_DSL_CACHE_ENABLED, cache.CUTE_DSL_CACHE_DIR = True, str(COMPILED)

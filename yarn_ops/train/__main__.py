@@ -66,8 +66,10 @@ def awaited_job() -> Job | None:
     job.
     """
     with importing():
+        from yarn_ops.models.suffix import import_flash_attention_4
         from yarn_ops.train import loop  # noqa: F401
 
+        import_flash_attention_4()
     path = warm_trainer.awaited_job(sys.stdin.fileno())
     if path is None:
         return None
