@@ -37,7 +37,7 @@ FORWARDS: list[dict[str, Any]] = [
     {"tile_mn": (128, 176), "pack_gqa": False},
     {"tile_mn": (192, 112), "num_threads": 512, "intra_wg_overlap": False},
     {"tile_mn": (192, 128), "num_threads": 512, "intra_wg_overlap": False},
-    HOPPER_FORWARD,
+    HOPPER_FORWARD[HEAD_WIDTH],
 ]
 BURST_S, LONG_S = 0.01, 0.5
 
