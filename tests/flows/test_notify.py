@@ -10,10 +10,12 @@ import time
 from collections.abc import Iterator
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiosmtpd.controller import Controller
+from person import Person
 
 from yarn_ops import notify
 from yarn_ops.errors import SettingsError
@@ -183,14 +185,14 @@ def test_the_earlier_name_is_refused_with_the_new_one(monkeypatch: pytest.Monkey
         read_settings()
 
 
-def test_a_run_that_fails_tells_of_it(cli: Any, chat: str, small_recipe: Any) -> None:
+def test_a_run_that_fails_tells_of_it(person: Person, chat: str, small_recipe: Path) -> None:
     """And says who was not told."""
-    failed = cli(
+    failed = person.types(
         "extend", small_recipe, "--set", "data.sources=['/nowhere/*.txt']",
-        YARN_OPS_NOTIFY=f"{chat}/200/failed http://127.0.0.1:1/secret", YARN_OPS_DEVICE="cpu",
+        YARN_OPS_NOTIFY=f"{chat}/200/failed http://127.0.0.1:1/secret",
     )  # fmt: skip
-    assert failed.returncode == 2
-    assert "YARN_OPS_NOTIFY: address 2 (json): not told: " in failed.stderr and "secret" not in failed.stderr
+    assert failed.status == 2
+    assert "YARN_OPS_NOTIFY: address 2 (json): not told: " in failed.err and "secret" not in failed.err
     ((path, message),) = heard
     assert (path, message["kind"], message["title"]) == ("/200/failed", "failed", "small failed")
     assert message["card"][1] == {"label": "look", "text": f"yarn-ops runs show {message['run']}"}

@@ -27,6 +27,11 @@ from yarn_ops.store import Store, sweep
 from yarn_ops.store.s3 import S3Store
 from yarn_ops.store.trees import compose_tree, put_tree, put_tree_at, tree_present
 
+LOCAL_BY_DEFAULT = pytest.mark.parametrize(
+    "store", ["local", pytest.param("s3", marks=pytest.mark.slow)], indirect=True
+)
+"""for bytes that are read alike from wherever they come"""
+
 
 def test_a_stranger_removes_nothing(service: Make) -> None:
     owner, stranger = service("owner"), service("stranger")
@@ -114,6 +119,7 @@ def test_a_store_of_an_earlier_program_and_a_new_registry(store: Store, service:
     refused(service("new"), "1 directories", "claimed by no registry", "db rebuild", "gc --adopt")
 
 
+@LOCAL_BY_DEFAULT
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]", b'{"database": ["x"]}'])
 def test_a_signature_that_cannot_be_read_is_one_all_the_same(service: Make, content: bytes) -> None:
     owner, stranger = service("owner"), service("stranger")
@@ -125,6 +131,7 @@ def test_a_signature_that_cannot_be_read_is_one_all_the_same(service: Make, cont
     assert told["database"] == owner.registry.name
 
 
+@LOCAL_BY_DEFAULT
 @pytest.mark.parametrize(
     "key", ["registries/someone/registry.json", "registries/x", "claims/" + "0" * 64 + "/new kind"]
 )
@@ -144,6 +151,7 @@ def test_the_signature_names_no_password(store: Store, service: Make) -> None:
     assert one.ledger.signature()["database"] == "postgresql://me:***@host/runs"
 
 
+@LOCAL_BY_DEFAULT
 @pytest.mark.parametrize("damage", ["stages", "runs"])
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b'{"stage": 1, "run": 2}', b'{"stage": {"key": "x"}, "stages": []}']
