@@ -82,6 +82,7 @@ def extension(recipe: Recipe) -> str:
         corpus = survey(recipe.data)
         shards = prepare(recipe.data.of_shards(), corpus, base)
         rehearse(recipe.train, [leg.ungated() for leg in legs], configs[-1], shards)
+        run.plan(base, corpus)
 
         trained = train_legs(recipe, legs, configs, base, shards, gated=True)
         patched, adapters = trained.patched, trained.adapters

@@ -16,7 +16,7 @@ from prefect.context import FlowRunContext
 from prefect.logging.handlers import APILogHandler
 from prefect.states import Completed
 
-from yarn_ops.errors import AwaitsApproval, GateFailed
+from yarn_ops.errors import AwaitsApproval, GateFailed, OverBudget
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -25,6 +25,8 @@ REJECTED = "Rejected"
 """name of the state of a run that was measured to its end and did not pass its gate"""
 WAITS = "Awaiting approval"
 """name of the state of a run that Prefect cannot start again, and whose release a person has to promote"""
+OVER_BUDGET = "Over budget"
+"""name of the state of a run that stopped before its budget was passed; the same recipe with more goes on"""
 GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau "
     "upsilon phi chi psi omega"
@@ -45,6 +47,8 @@ def run_flow(name: str, called: str) -> Callable[[Callable[P, Result]], Callable
                 return Completed(name=REJECTED, message=str(rejected), data=rejected)
             except AwaitsApproval as waits:
                 return Completed(name=WAITS, message=str(waits), data=waits)
+            except OverBudget as spent:
+                return Completed(name=OVER_BUDGET, message=str(spent), data=spent)
 
         run.__annotations__ = get_type_hints(function)  # Prefect would look their names up in this module
         run.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
@@ -66,7 +70,7 @@ def run_here(function: Callable[P, Result], name: str | None, *inputs: P.args, *
         found = asked(*inputs, **named)
     finally:
         APILogHandler().flush()
-    if isinstance(found, GateFailed | AwaitsApproval):
+    if isinstance(found, GateFailed | AwaitsApproval | OverBudget):
         raise found
     done: Result = found
     return done

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 from uuid import UUID
@@ -22,9 +22,9 @@ ARTIFACT_EVERY_S = 2.0
 class Progress:
     """Where the stages of a run report to."""
 
-    def __init__(self, bars: ProgressBars, in_prefect: bool) -> None:
-        """in_prefect: whether Prefect knows of the run."""
-        self._bars, self._in_prefect = bars, in_prefect
+    def __init__(self, bars: ProgressBars, in_prefect: bool, on_report: Callable[[], None]) -> None:
+        """in_prefect: whether Prefect knows of the run. on_report: called first; it may stop what reports."""
+        self._bars, self._in_prefect, self._on_report = bars, in_prefect, on_report
         self._untold: list[str] = []
 
     @contextmanager
@@ -35,6 +35,7 @@ class Progress:
         def report(done: int, total: int, note: str) -> None:
             if threading.current_thread() is threading.main_thread():
                 raise_missed()
+            self._on_report()
             if self._in_prefect:
                 artifact.update(done, total, note)
             bar(done, total, note)

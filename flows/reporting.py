@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 
 from prefect.artifacts import create_markdown_artifact
 
-from flows.run import current_run
+from flows.run import RunContext, current_run
 from yarn_ops.records import CARD, SUMMARY, Release, Report, ShardSet
+from yarn_ops.registry import costs
 from yarn_ops.rope.table import fit_section
 from yarn_ops.scores import Comparison, Fit
 
@@ -29,7 +30,7 @@ def show_report(release: Release, report: Report, shards: ShardSet) -> None:
     folder = run.fetch(report).path
     card = _without_front_matter((folder / CARD).read_text("utf-8"))
     create_markdown_artifact(
-        _links(run.settings.mlflow, release) + _inline_pictures(card, folder),
+        _links(run.settings.mlflow, release) + _inline_pictures(card, folder) + _cost(run),
         key="report",
         description=f"{release.name} version {release.version}, gate {release.gate}",
     )
@@ -76,6 +77,17 @@ def show_fit(fit: Fit) -> None:
     run.services.tracking.log_text(run.mlflow.id, section, "rope.toml")
     told = "better than the defaults" if fit.adopted else "the defaults stay"
     create_markdown_artifact(f"```toml\n{section}\n```", key="fit", description=f"[rope]: {told}")
+
+
+def _cost(run: RunContext) -> str:
+    """What the run has cost so far, as Markdown."""
+    run.costs.keep()
+    view = run.registry.run_view(run.id)
+    texts = ["\n\n## Cost"]
+    for rows in (costs.stage_table(view), costs.plan_table(view)):
+        heads = [rows[0], ("---", *("---:",) * (len(rows[0]) - 1))] if rows else []
+        texts.append("\n".join(f"| {' | '.join(row)} |" for row in (*heads, *rows[1:])))
+    return "\n\n".join(filter(None, texts))
 
 
 def _links(mlflow_uri: str, release: Release) -> str:

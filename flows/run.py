@@ -16,6 +16,7 @@ from prefect.context import get_run_context
 from prefect.exceptions import MissingContextError, Pause, TerminationSignal
 from prefect.settings import PREFECT_UI_URL
 
+from flows.costs import RunCosts
 from flows.device import RunDevice
 from flows.liveness import sign
 from flows.logs import run_logger
@@ -28,8 +29,8 @@ from yarn_ops.errors import AwaitsApproval, GateFailed, Stopped, YarnOpsError, s
 from yarn_ops.processes import keeping_missed
 from yarn_ops.progress import ProgressBars
 from yarn_ops.recipe import Recipe, recorded_recipe
-from yarn_ops.records import AnyRecord, Local, Record, Tree
-from yarn_ops.registry import Registry, Run, RunEnd, approvals, copies, open_registry
+from yarn_ops.records import AnyRecord, BaseModel, Corpus, Local, Record, Tree
+from yarn_ops.registry import Registry, Run, RunEnd, approvals, copies, open_registry, this_process
 from yarn_ops.services import require_services
 from yarn_ops.settings import Settings
 from yarn_ops.store.trees import fetch_tree
@@ -58,8 +59,9 @@ class RunContext:
     """What the stages of one run work with: services, MLflow run, device, progress, directories."""
 
     def __init__(
-        self, settings: Settings, recipe: Recipe, registry: Registry, row: Run, bars: ProgressBars
-    ) -> None:
+        self, settings: Settings, recipe: Recipe, registry: Registry, row: Run, bars: ProgressBars,
+        helper: str = "",
+    ) -> None:  # fmt: skip
         self.reuses_all = _REUSES_ALL.get()
         """Prefect does not know of it, and the first stage that is to be computed ends it"""
         self.settings = settings
@@ -70,7 +72,8 @@ class RunContext:
         self.services = Services(settings, registry)
         self.mlflow = MlflowRun(lambda: self.services.tracking, recipe, registry, row, settings.mlflow)
         self.device = RunDevice(settings, registry)
-        self.progress = Progress(bars, in_prefect=not self.reuses_all)
+        self.costs = RunCosts(settings, registry, row, self.device, self.services, recipe.budget, helper)
+        self.progress = Progress(bars, in_prefect=not self.reuses_all, on_report=self.costs.require)
         self.makers: dict[str, Callable[[], Record]] = {}
         """{digest of a tree: has the stage that made it make it again, if it is damaged}"""
         self.made_again: set[str] = set()
@@ -82,9 +85,15 @@ class RunContext:
         return approvals.find(self.registry, self.id) is not None
 
     def require_computing(self, stage: str) -> None:
-        """ToBeComputed in a run that reuses all."""
+        """ToBeComputed in a run that reuses all; OverBudget where its budget is used up."""
         if self.reuses_all:
             raise ToBeComputed(f"{stage}: is to be computed")
+        self.costs.require()
+
+    def plan(self, base: BaseModel, corpus: Corpus) -> None:
+        """Keep what the run is planned to cost."""
+        if not self.reuses_all:
+            self.costs.plan(self.recipe, self.fetch(base).path, corpus.size_bytes)
 
     @property
     def page(self) -> str | None:
@@ -136,7 +145,7 @@ def open_run(
     asked, identity = recipe.model_dump(mode="json"), recipe.digest()
     if compared is not None:
         asked |= {"compare": dict(compared)}
-        identity = digest_of(asked)
+        identity = digest_of({name: value for name, value in asked.items() if name != "budget"})
     flow_run = _flow_run()
     name, flow_run_id = _NAME.get() or recipe.publish.name, None
     if flow_run is not None:
@@ -149,7 +158,8 @@ def open_run(
         with bars, keeping_missed(*SIGNALLED):
             run.services.ledger.sign(registry.name)
             run.write_to_ledger()
-            yield run
+            with run.costs.kept():
+                yield run
             run.progress.told()
         run.mlflow.finish("completed")
         registry.finish_run(run.id, "completed")
@@ -229,10 +239,10 @@ def join_run(settings: Settings, run_id: str) -> Iterator[RunContext]:
         view = registry.run_view(run_id)
         row = Run(view.id, view.attempts, view.mlflow_run_id)
         bars = ProgressBars()
-        run = RunContext(settings, recorded_recipe(view.recipe, run_id), registry, row, bars)
+        run = RunContext(settings, recorded_recipe(view.recipe, run_id), registry, row, bars, this_process())
         token = _CURRENT.set(run)
         try:
-            with bars, keeping_missed(*SIGNALLED):
+            with bars, keeping_missed(*SIGNALLED), run.costs.kept():
                 yield run
         finally:
             _CURRENT.reset(token)

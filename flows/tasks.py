@@ -65,9 +65,10 @@ class StageContext:
         return self.held is not None and self.held.lost.is_set()
 
     def report_or_stop(self, done: int, total: int, note: str) -> None:
-        """For work whose parts are kept as they are done: LeaseLost when the lease is gone."""
+        """For work whose parts are kept as they are done: LeaseLost, OverBudget."""
         if self.lost():
             raise LeaseLost(f"its lease is gone before {note}; what was measured is kept")
+        self.run.costs.require(between_parts=True)
         self.report(done, total, note)
 
     @contextmanager
@@ -186,7 +187,7 @@ def keyed_inputs(signature: inspect.Signature, *inputs: Any, **named: Any) -> tu
 def _use(run: RunContext, call: _Call[R], obtain: Obtain[R]) -> R:
     """The stage's record, noted as used; an input of it that is damaged in the store is made again."""
     started, waited_s = time.monotonic(), run.device.waited_s
-    with about(run=run.id, stage=call.name):
+    with run.costs.of(call.name), about(run=run.id, stage=call.name):
         while True:
             try:
                 record, key, reused = obtain(run, call)

@@ -11,6 +11,7 @@
     ├── TrainError          the training process failed, or its loss is not finite
     │   ├── TrainerKilled   it was ended from outside: the same again may well succeed
     │   └── Stopped         asked to stop; a checkpoint was written and a later run goes on from it
+    │       └── OverBudget  stopped before its budget was passed
     ├── MergeError          the merged model is not the trained one
     ├── EvaluationError     a measurement cannot be made
     ├── ExportError         a model or adapter cannot be written in the form that an engine reads
@@ -100,6 +101,9 @@ class TrainerKilled(TrainError): ...
 
 
 class Stopped(TrainError): ...
+
+
+class OverBudget(Stopped): ...
 
 
 class MergeError(YarnOpsError): ...

@@ -24,6 +24,10 @@ OF_OTHER_KEYS = ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE", "AWS_
 """what belongs to other keys of S3 than the settings'"""
 RENAMED = {"YARN_OPS_ALERT_URL": "YARN_OPS_NOTIFY"}
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+GPU_HOUR = 3.0
+"""US dollars for a GPU of the H100 class, with its share of the machine: an assumption near list prices"""
+NODE_HOUR = 1.5
+"""US dollars for a machine of 32 cores without GPUs: an assumption near list prices"""
 ADDRESSES = ("database_url", "store_url", "s3_endpoint_url", "mlflow_uri", "prefect_api_url", "cluster")
 
 
@@ -90,6 +94,15 @@ class Settings(BaseSettings):
     )
     grid_workers: int = Field(
         1, ge=1, description="that share the cells of a suite: the run itself, and helpers in the GPU pool"
+    )
+    gpu_hour: float = Field(
+        GPU_HOUR,
+        ge=0,
+        allow_inf_nan=False,
+        description="dollars for a GPU's hour, with its share of the machine",
+    )
+    node_hour: float = Field(
+        NODE_HOUR, ge=0, allow_inf_nan=False, description="dollars for an hour of a machine without GPUs"
     )
     lease_s: float = Field(60.0, gt=1, description="life of a lease; renewed at a third of it")
 

@@ -26,6 +26,13 @@ def one_line(text: str) -> str:
     return printable(" ".join(without_secrets(text).split()))
 
 
+def size(count: int) -> str:
+    """12.0 KiB, 3.5 MiB, 14.96 GiB."""
+    if count < 2**20:
+        return f"{count / 2**10:.1f} KiB"
+    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"
+
+
 def duration(seconds: float) -> str:
     """61.5 s, 17.3 min, 3.5 h."""
     if seconds < 120:

@@ -125,6 +125,7 @@ def train(
             context.report(event["step"], event["steps"], told)
 
     with context.alone_on("device"):
+        job = job.model_copy(update={"deadline": run.costs.deadline()})
         return launch.run_trainer(
             job, on_event=on_event, should_stop=context.lost, warm_trainer=run.device.trainer
         )

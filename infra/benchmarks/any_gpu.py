@@ -36,7 +36,7 @@ from torch import nn
 from train_step import LORA, PEAK_FLOPS, SHAPES, SMALL, shape_config
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from yarn_ops.cli.plan import DRIVER_BYTES
+from yarn_ops.planning import DRIVER_BYTES
 from yarn_ops.recipe import Train
 from yarn_ops.train.attention import choose_kernel
 from yarn_ops.train.backbone import Backbone

@@ -75,8 +75,9 @@ def keys_of(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[st
         return made
 
     run = SimpleNamespace(
-        id="run", asks_a_person=False, mlflow=SimpleNamespace(step_sink=lambda arm, earlier_steps: None)
-    )
+        id="run", asks_a_person=False, mlflow=SimpleNamespace(step_sink=lambda arm, earlier_steps: None),
+        plan=lambda base, corpus: None,
+    )  # fmt: skip
     for module, names in NAMES.items():
         for name in names:
             monkeypatch.setattr(module, name, noting(name))

@@ -11,7 +11,7 @@ from rich.table import Table
 from yarn_ops.evals.names import LAST_QUARTER, RECALL
 from yarn_ops.evals.report.verdict import as_text
 from yarn_ops.progress import PlainConsole
-from yarn_ops.shown import duration
+from yarn_ops.shown import duration, size
 
 if TYPE_CHECKING:
     from yarn_ops.catalogue import ModelVersion
@@ -91,7 +91,20 @@ def show_run(run: RunView, *, as_json: bool = False) -> None:
         CONSOLE.print("\n".join(fit_section(Fit.model_validate(fits[-1]))))
     elif cards := _cards(run):
         CONSOLE.print(score_table(cards), soft_wrap=False)
+    _show_costs(run)
     _show_outcome(run)
+
+
+def _show_costs(run: RunView) -> None:
+    """What each stage cost, and what was planned beside what it came to."""
+    from yarn_ops.registry import costs  # SQLAlchemy
+
+    for rows in (costs.stage_table(run), costs.plan_table(run)):
+        if rows:
+            table = _table(*rows[0])
+            for row in rows[1:]:
+                table.add_row(*row)
+            CONSOLE.print(table, soft_wrap=False)
 
 
 def _cards(run: RunView) -> list[Scorecard]:
@@ -109,7 +122,7 @@ def _stage_table(run: RunView) -> Table:
             stage.stage,
             how,
             "" if stage.seconds is None else duration(stage.seconds),
-            _size(tree["size_bytes"]) if tree else "",
+            size(tree["size_bytes"]) if tree else "",
             tree["digest"][:12] if tree else "",
         )
     return table
@@ -299,9 +312,9 @@ def show_garbage(found: Sequence[Garbage], *, removed: bool, as_json: bool) -> N
     if found:
         table = _table("kind", "name", "bytes", "last written", shortened="name")
         for one in found:
-            table.add_row(one.kind, one.name, _size(one.size_bytes), f"{one.modified:%Y-%m-%d %H:%M}")
+            table.add_row(one.kind, one.name, size(one.size_bytes), f"{one.modified:%Y-%m-%d %H:%M}")
         CONSOLE.print(table, soft_wrap=False)
-    CONSOLE.print(f"{'removed' if removed else 'to remove'}: {len(found)} things, {_size(total)}")
+    CONSOLE.print(f"{'removed' if removed else 'to remove'}: {len(found)} things, {size(total)}")
 
 
 def _table(*columns: str, shortened: str | Sequence[str] = ()) -> Table:
@@ -331,9 +344,3 @@ def _toml_key(key: str) -> str:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, sort_keys=True))
-
-
-def _size(count: int) -> str:
-    if count < 2**20:
-        return f"{count / 2**10:.1f} KiB"
-    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.2f} GiB"

@@ -96,22 +96,31 @@ def plan(
         float, typer.Option(min=0, metavar="GB", help="Host memory that the steps of a GPU may take.")
     ] = 96.0,
     gpu_hour: Annotated[
-        float | None, typer.Option(metavar="$", help="Price of a GPU's hour; left out: 3, assumed.")
+        float | None, typer.Option(metavar="$", help="Price of a GPU's hour; left out: the settings'.")
     ] = None,
     node_hour: Annotated[
-        float | None, typer.Option(metavar="$", help="Of a machine of 32 cores; left out: 1.5, assumed.")
+        float | None, typer.Option(metavar="$", help="Of a machine of 32 cores; left out: the settings'.")
     ] = None,
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> None:
     """Tell memory, time, disk and money that a recipe takes. Nothing is trained."""
-    import yarn_ops.cli.plan as planning
-    from yarn_ops.cli.bill import GPU_HOUR, NODE_HOUR, Machines
+    import yarn_ops.cli.plan as plans
+    from yarn_ops.bill import Machines
+    from yarn_ops.cli.rope import directory_of
+    from yarn_ops.planning import plan_run
+    from yarn_ops.settings import read_settings
 
-    prices = (GPU_HOUR if gpu_hour is None else gpu_hour, NODE_HOUR if node_hour is None else node_hour)
-    machines = Machines(nodes, gpus, *prices)
-    found = planning.plan_run(load_asked(recipe, set_), gpu, machines, documents_gb * 1e9, host_gb)
-    planning.show(found, as_json=json)
+    usual = read_settings()
+    machines = Machines(
+        nodes, gpus,
+        usual.gpu_hour if gpu_hour is None else gpu_hour,
+        usual.node_hour if node_hour is None else node_hour,
+    )  # fmt: skip
+    asked = load_asked(recipe, set_)
+    directory = directory_of(asked.base.model, asked.base.original_context_tokens)
+    found = plan_run(asked, directory, gpu, machines, documents_gb * 1e9, host_gb)
+    plans.show(found, as_json=json)
 
 
 @app.command()

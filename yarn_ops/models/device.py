@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -53,11 +53,26 @@ def resolve_device(device: Device) -> Literal["cpu", "cuda"]:
     return "cuda" if cuda.is_available() else "cpu"
 
 
-def gpu_uuid() -> str:
-    """The first GPU's UUID, the same in every process and container of a machine."""
+def gpu_uuids() -> list[str]:
+    """The GPUs' UUIDs, in torch's order: the same in every process and container of a machine."""
     from torch import cuda
 
-    return str(cuda.get_device_properties(0).uuid)
+    return [str(cuda.get_device_properties(number).uuid) for number in range(cuda.device_count())]
+
+
+def energy_joules(uuids: Sequence[str]) -> float | None:
+    """What these GPUs have taken since their driver was loaded; None where NVIDIA's management library is
+    not installed, or does not tell."""
+    try:
+        import pynvml
+    except ModuleNotFoundError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}") for uuid in uuids]
+        return sum(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles) / 1000  # of mJ
+    except pynvml.NVMLError:
+        return None
 
 
 def resolve_dtype(asked: Asked, device: Literal["cpu", "cuda"]) -> Dtype:

@@ -10,16 +10,18 @@ from yarn_ops.recipe.reading import load_recipe, parse_recipe, recorded_recipe
 from yarn_ops.recipe.section import FittedMethod, RopeMethod, Section, SuiteName, parse_methods
 from yarn_ops.recipe.sections import ALIAS, MODEL_NAME, Base, Condition, Data, Evaluate, Gate, Publish, Rope
 from yarn_ops.recipe.training import NOT_IN_LOSSES, Carry, Leg, LegGate, Train, loss_inputs
-from yarn_ops.recipe.whole import NAMED, Recipe
+from yarn_ops.recipe.whole import NAMED, RAISE_BUDGET, Budget, Recipe
 
 __all__ = [
     "ALIAS",
     "MODEL_NAME",
     "NAMED",
     "NOT_IN_LOSSES",
+    "RAISE_BUDGET",
     "ZERO_SHOT",
     "Arm",
     "Base",
+    "Budget",
     "Carry",
     "Condition",
     "Data",

@@ -26,6 +26,25 @@ WITH_SKILLS = ("quick", "use", "full")
 """suites that measure short skills"""
 
 
+RAISE_BUDGET = "the next would pass its budget: raise budget.dollars or budget.hours and run again to go on"
+
+
+class Budget(Section):
+    """What a run may use, over all its attempts; it stops before that is passed, and can go on."""
+
+    dollars: float | None = Field(
+        None, gt=0, title="Dollars", description="By YARN_OPS_GPU_HOUR and YARN_OPS_NODE_HOUR. Empty: any."
+    )
+    hours: float | None = Field(
+        None, gt=0, title="Hours", description="Without what it waits for the device. Empty: any."
+    )
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is one."""
+        return self != Budget()
+
+
 class Recipe(Section):
     """Everything one run is asked to do."""
 
@@ -36,6 +55,9 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     gate: Gate = Gate()
     publish: Publish = Publish()
+    budget: Budget = Budget()
+
+    LATER = frozenset({"budget"})
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -111,8 +133,8 @@ class Recipe(Section):
         return asked.model_copy(update={"lengths": lengths}) if missing else asked
 
     def digest(self) -> str:
-        """sha256 of the resolved recipe's canonical JSON."""
-        return digest_of(self.key_values())
+        """sha256 of the resolved recipe's canonical JSON, without its budget: a run goes on with another."""
+        return digest_of(self.with_defaults("budget").key_values())
 
     def curriculum(self, original_context_tokens: int) -> tuple[Leg, ...]:
         """The legs to train, every field set; one leg at the target context unless legs are given.

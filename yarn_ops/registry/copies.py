@@ -18,6 +18,7 @@ from yarn_ops.registry.tables import (
     UNFINISHED,
     ApprovalRow,
     ArtifactRow,
+    CostRow,
     ReleaseRow,
     RunRow,
     RunStageRow,
@@ -60,8 +61,12 @@ def copy_run(registry: Registry, run_id: str) -> Copy:
             told[release.key]["released_at"] = release.released_at.isoformat()
         run = _plain(session.get_one(RunRow, run_id))
         approval = session.get(ApprovalRow, run_id)
-        asked = {} if approval is None else {"approval": _plain(approval)}
-        return {"run": run, "uses": [_plain(use, "id") for use in uses], "stages": told, **asked}
+        more = {} if approval is None else {"approval": _plain(approval)}
+        costs = session.scalars(select(CostRow).where(CostRow.run_id == run_id)).all()
+        return {
+            "run": run, "uses": [_plain(use, "id") for use in uses], "stages": told, **more,
+            "costs": [_plain(cost) for cost in costs],
+        }  # fmt: skip
 
 
 def finished_stages(registry: Registry) -> dict[str, tuple[int, str | None]]:
@@ -103,8 +108,9 @@ def restore_run(registry: Registry, copy: Copy) -> bool:
             if session.scalar(going_on) is not None:  # that one is continued, this one is history
                 row.recipe_digest = digest_of([row.recipe_digest, row.id])
         session.add(row)
+        session.flush()
+        session.add_all(_row(CostRow, cost) for cost in copy.get("costs", ()))
         if "approval" in copy:
-            session.flush()
             session.add(_row(ApprovalRow, copy["approval"]))
         return True
 

@@ -115,7 +115,12 @@ class Registry:
             .on_conflict_do_update(
                 index_elements=["recipe_digest"],
                 index_where=UNFINISHED,
-                set_={**attempt, "attempts": RunRow.attempts + 1, "finished_at": None},
+                set_={
+                    **attempt,
+                    "recipe": dict(recipe),
+                    "attempts": RunRow.attempts + 1,
+                    "finished_at": None,
+                },
             )
             .returning(RunRow.id, RunRow.attempts, RunRow.mlflow_run_id)
         )

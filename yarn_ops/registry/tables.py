@@ -90,6 +90,10 @@ class RunRow(Table):
     mlflow_run_id: Mapped[str | None]
     started_at: Mapped[datetime] = mapped_column(index=True)
     finished_at: Mapped[datetime | None]
+    planned: Mapped[dict[str, Any] | None]
+    """{part of a plan: seconds and dollars}"""
+    spent_budget: Mapped[dict[str, Any] | None]
+    """the budget that stopped its last attempt"""
 
 
 class ApprovalRow(Table):
@@ -110,6 +114,22 @@ class ApprovalRow(Table):
     person: Mapped[str | None]
     note: Mapped[str | None]
     decided_at: Mapped[datetime | None]
+
+
+class CostRow(Table):
+    """What a stage cost in one attempt at a run (`registry.costs.Spending`)."""
+
+    __tablename__ = "costs"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    stage: Mapped[str] = mapped_column(primary_key=True)
+    seconds: Mapped[float]
+    device_s: Mapped[float]
+    joules: Mapped[float | None]
+    sent_bytes: Mapped[int] = mapped_column(BigInteger)
+    received_bytes: Mapped[int] = mapped_column(BigInteger)
+    dollars: Mapped[float]
 
 
 class StageRunRow(Table):

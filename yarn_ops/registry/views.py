@@ -17,6 +17,7 @@ from yarn_ops.registry.columns import BROKEN
 from yarn_ops.registry.tables import (
     ALL_DEPTHS,
     ApprovalRow,
+    CostRow,
     ReleaseRow,
     RunRow,
     RunStageRow,
@@ -144,10 +145,26 @@ class ScoreView(_View):
     samples: int
 
 
+class CostView(_View):
+    """What a stage cost in one attempt (`registry.costs.Spending`)."""
+
+    attempt: int
+    stage: str
+    seconds: float
+    device_s: float
+    joules: float | None
+    sent_bytes: int
+    received_bytes: int
+    dollars: float
+
+
 class RunView(RunSummary):
     stages: tuple[StageView, ...]
     """in the order of their first use, then those that were not finished"""
     scores: tuple[ScoreView, ...]
+    costs: tuple[CostView, ...] = ()
+    planned: dict[str, dict[str, float]] | None = None
+    """{part of a plan: seconds and dollars}"""
 
     @property
     def verdict_card(self) -> tuple[tuple[str, str], ...]:
@@ -209,6 +226,7 @@ def read_run(session: Session, run_id: str) -> RunView:
         raise RegistryError(
             what if run_id == "last" else f"run {run_id!r}: not in the registry; see `yarn-ops runs`"
         )
+    costs = select(CostRow).where(CostRow.run_id == row.id).order_by(CostRow.attempt, CostRow.stage)
     return RunView(
         **RunSummary.model_validate(row).model_dump(exclude={"release", "approval", "at_work"}),
         release=_releases(session, [row.id]).get(row.id),
@@ -216,6 +234,8 @@ def read_run(session: Session, run_id: str) -> RunView:
         at_work=tuple(_at_work(session, [row.id])[row.id]),
         stages=(*_used_stages(session, row.id), *_open_stages(session, row.id)),
         scores=tuple(_scores(session, row.id)),
+        costs=tuple(map(CostView.model_validate, session.scalars(costs))),
+        planned=row.planned,
     )
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 from pydantic import SecretStr
@@ -38,8 +39,26 @@ class ObjectInfo:
     """changes when the object is replaced; not a hash of its contents"""
 
 
+class Traffic:
+    """Bytes of objects that went to a store and came from it; what it copied itself is not among them."""
+
+    def __init__(self) -> None:
+        self.sent_bytes = self.received_bytes = 0
+        self._lock = Lock()
+
+    def sent(self, count: int) -> None:
+        with self._lock:
+            self.sent_bytes += count
+
+    def received(self, count: int) -> None:
+        with self._lock:
+            self.received_bytes += count
+
+
 class Store(Protocol):
     """Objects by key. Every failure is a StoreError in one line; every method may be called from threads."""
+
+    traffic: Traffic
 
     @property
     def url(self) -> str:

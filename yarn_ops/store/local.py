@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 from yarn_ops.atomic import atomic_write, disk_errors
 from yarn_ops.digests import CHUNK_BYTES
 from yarn_ops.errors import StoreError
-from yarn_ops.store import ObjectInfo
+from yarn_ops.store import ObjectInfo, Traffic
 from yarn_ops.store.keys import check_key
 
 INCOMING = ".incoming"
@@ -28,6 +28,7 @@ class LocalStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
+        self.traffic = Traffic()
 
     @classmethod
     def at(cls, url: str) -> LocalStore:
@@ -61,6 +62,7 @@ class LocalStore:
         with source, self._incoming(key) as target:
             for chunk in _chunks(source):
                 target.write(chunk)
+                self.traffic.sent(len(chunk))
                 if on_bytes is not None:
                     on_bytes(len(chunk))
 
@@ -68,8 +70,10 @@ class LocalStore:
         with disk_errors(self.uri_of(key)):
             source = self.path_of(key).open("rb")
         with source, disk_errors(path), path.open("ab") as target:
-            source.seek(target.tell())
+            there = target.tell()
+            source.seek(there)
             shutil.copyfileobj(source, target, CHUNK_BYTES)
+            self.traffic.received(target.tell() - there)
             target.flush()
             os.fsync(target.fileno())
 
@@ -84,11 +88,14 @@ class LocalStore:
                 if not chunk:
                     return
                 start += len(chunk)
+                self.traffic.received(len(chunk))
                 yield chunk
 
     def read(self, key: str) -> bytes:
         with disk_errors(self.uri_of(key)):
-            return self.path_of(key).read_bytes()
+            data = self.path_of(key).read_bytes()
+        self.traffic.received(len(data))
+        return data
 
     def find(self, key: str) -> bytes | None:
         return self.read(key) if self.path_of(key).is_file() else None
@@ -96,6 +103,7 @@ class LocalStore:
     def write(self, key: str, data: bytes) -> None:
         with self._incoming(key) as target:
             target.write(data)
+        self.traffic.sent(len(data))
 
     def size(self, key: str) -> int | None:
         path = self.path_of(key)

@@ -26,7 +26,7 @@ from botocore.exceptions import ConnectionError as NoConnection
 
 from yarn_ops.atomic import disk_errors
 from yarn_ops.errors import StoreError
-from yarn_ops.store import ObjectInfo, StoreOptions
+from yarn_ops.store import ObjectInfo, StoreOptions, Traffic
 from yarn_ops.store.keys import check_key, join
 
 MIB = 1 << 20
@@ -68,6 +68,7 @@ class S3Store:
         """any_key: take keys that no path could have."""
         self._check = (lambda key: key) if any_key else check_key
         self._options = options
+        self.traffic = Traffic()
         self.bucket, _, prefix = url.removeprefix("s3://").rstrip("/").partition("/")
         if not self.bucket:
             raise StoreError(f"{url}: names no bucket; write s3://bucket/prefix")
@@ -92,8 +93,13 @@ class S3Store:
         return check_key(plain.removeprefix(f"{self.url}/"))
 
     def put_file(self, path: Path, key: str, on_bytes: Callable[[int], None] | None = None) -> None:
+        def sent(count: int) -> None:
+            self.traffic.sent(count)
+            if on_bytes is not None:
+                on_bytes(count)
+
         with disk_errors(path), self._errors(self.uri_of(key)):
-            self._client.upload_file(str(path), **self._named(key), Config=UPLOAD, Callback=on_bytes)
+            self._client.upload_file(str(path), **self._named(key), Config=UPLOAD, Callback=sent)
 
     def get_file(self, key: str, path: Path) -> None:
         info = self.head(key)
@@ -113,7 +119,9 @@ class S3Store:
             idle = 0
             while True:
                 try:
-                    return self._client.get_object(**self._named(key))["Body"].read()
+                    data: bytes = self._client.get_object(**self._named(key))["Body"].read()
+                    self.traffic.received(len(data))
+                    return data
                 except BROKEN_OFF:
                     idle += 1
                     if idle == ATTEMPTS:
@@ -130,6 +138,7 @@ class S3Store:
     def write(self, key: str, data: bytes) -> None:
         with self._errors(self.uri_of(key)):
             self._client.put_object(**self._named(key), Body=data)
+        self.traffic.sent(len(data))
 
     def size(self, key: str) -> int | None:
         info = self.head(key)
@@ -215,6 +224,7 @@ class S3Store:
                 try:
                     for chunk in self._chunks(key, start, stop, condition):
                         start += len(chunk)
+                        self.traffic.received(len(chunk))
                         idle = 0
                         yield chunk
                 except BROKEN_OFF:

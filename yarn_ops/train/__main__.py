@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yarn_ops.errors import Stopped, TrainError, YarnOpsError
+from yarn_ops.errors import OverBudget, Stopped, TrainError, YarnOpsError
 from yarn_ops.processes import importing, scratch_in, using
 from yarn_ops.settings import started_by_torchrun
 from yarn_ops.train import warm_trainer
@@ -108,7 +108,7 @@ def _train(job: Job, stop: threading.Event, ranks: Ranks) -> int:
     try:
         run_job(job, events, stop, snapshot, ranks)
     except Stopped as stopped:
-        events.emit("stopped", reason=str(stopped))
+        events.emit("stopped", reason=str(stopped), over_budget=isinstance(stopped, OverBudget))
     except YarnOpsError as error:
         events.emit("failed", error=str(error))
         raise

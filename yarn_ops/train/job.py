@@ -35,6 +35,8 @@ class Job(Section):
     work_dir: Path
     """holds snapshots, events.jsonl and trainer.log; a later process resumes from it"""
     device: Literal["auto", "cpu", "cuda"]
+    deadline: float | None = None
+    """by time.monotonic(), which all processes of a machine share: no step begins that would end later"""
     threads: int = Field(gt=0)
     """of all processes together"""
     processes: int = Field(1, gt=0)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import psutil
 
-from yarn_ops.errors import Stopped, TrainerKilled, TrainError
+from yarn_ops.errors import OverBudget, Stopped, TrainerKilled, TrainError
 from yarn_ops.models.files import read_config
 from yarn_ops.processes import birth, last_lines, raise_missed, start, stop
+from yarn_ops.recipe import RAISE_BUDGET
 from yarn_ops.records import Adapter
 from yarn_ops.settings import child_environment
 from yarn_ops.train.events import Event, EventTail
@@ -46,8 +47,9 @@ def run_trainer(
 
     `warm_trainer`: the process to use, where this job needs no variables of its own. `on_event` hears every
     step of the leg, also those before a resume. TrainError: the trainer failed, with its own words or the
-    last lines of its log. Stopped: it was asked to stop; the job can go on from there. Whatever is raised,
-    here or in `on_event`, the process and its group are gone before it gets out.
+    last lines of its log. Stopped: it was asked to stop, or OverBudget; the job can go on
+    from there. Whatever is raised, here or in `on_event`, the process and its group are gone before it gets
+    out.
     """
     environment = trainer_environment(job.train.precision, job.device)
     job.work_dir.mkdir(parents=True, exist_ok=True)
@@ -55,7 +57,7 @@ def run_trainer(
     tail = EventTail(job.events)
     trainer = _start(job, environment, warm_trainer)
     try:
-        last = _follow(trainer, tail, on_event, should_stop)
+        last = _follow(trainer, tail, on_event, should_stop, job.deadline)
     finally:
         stop(trainer, STOP_S)
     return _outcome(last, trainer.returncode, job)
@@ -111,9 +113,10 @@ def _follow(
     tail: EventTail,
     on_event: Callable[[Event], None],
     should_stop: Callable[[], bool],
+    deadline: float | None,
 ) -> Event | None:
     """Forward events until the process has ended; the last event. `should_stop`: the process is stopped
-    first."""
+    first. OverBudget where the deadline comes before its first step."""
     last: Event | None = None
     while True:
         ended = trainer.poll() is not None  # before reading, so that nothing written before the end is missed
@@ -122,6 +125,10 @@ def _follow(
         if ended:
             return last
         raise_missed()
+        begins = last is None or last["event"] in ("start", "plan")
+        if begins and deadline is not None and time.monotonic() > deadline:
+            stop(trainer, 0.0)  # there is nothing to keep
+            raise OverBudget(f"training: stopped before its first step here; {RAISE_BUDGET}")
         if should_stop():
             stop(trainer, STOP_S)
         else:
@@ -132,8 +139,8 @@ def _outcome(last: Event | None, status: int, job: Job) -> Adapter:
     match last:
         case {"event": "done", **facts}:
             return Adapter(**{name: facts[name] for name in ADAPTER_FACTS})
-        case {"event": "stopped", "reason": reason}:
-            raise Stopped(reason)
+        case {"event": "stopped", "reason": reason, **facts}:
+            raise (OverBudget if facts.get("over_budget") else Stopped)(reason)
         case {"event": "failed", "error": error}:
             raise TrainError(error)
     log = job.work_dir / LOG

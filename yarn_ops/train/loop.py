@@ -4,12 +4,10 @@ directory."""
 from __future__ import annotations
 
 import math
-import resource
 import statistics
 import threading
 import time
 from collections.abc import Collection
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,11 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from yarn_ops.atomic import atomic_write
-from yarn_ops.errors import Stopped, TrainError
+from yarn_ops.errors import OverBudget, Stopped, TrainError
 from yarn_ops.models.device import Dtype, resolve_device, resolve_dtype, torch_dtype
 from yarn_ops.models.files import read_config
 from yarn_ops.models.loading import load_proven
-from yarn_ops.recipe import Train
+from yarn_ops.recipe import RAISE_BUDGET, Train
 from yarn_ops.rope.config import rope_spec_of
 from yarn_ops.train.backbone import Backbone
 from yarn_ops.train.batches import Batch, BatchReader
@@ -36,7 +34,7 @@ from yarn_ops.train.loss import CausalLoss
 from yarn_ops.train.moments import load_moments, moments_of, place_moments, save_moments
 from yarn_ops.train.parallel.ranks import Ranks
 from yarn_ops.train.parallel.sharding import ShardedLayers
-from yarn_ops.train.plan import known_gpu
+from yarn_ops.train.probe import usage
 from yarn_ops.train.snapshot import Snapshot, save_snapshot
 from yarn_ops.train.streaming import StreamedLayers, streamed_places
 
@@ -103,7 +101,8 @@ class Loop:
         self._optimizer = make_optimizer(list(self._parameters.values()), job.train.weight_decay)
         self._earlier_updates = self._carry_optimizer_over()
         self._curve: list[dict[str, Any]] = []
-        self._seconds = 0.0
+        self._seconds = self._step_s = self._snapshot_s = 0.0
+        """of all steps, of the last one, of the last snapshot"""
         self._answers = np.zeros(2)
         """nats over this process's answers to exercises in the current step, and their number"""
         self._random = random_state(self._device)
@@ -138,11 +137,21 @@ class Loop:
         if self._float8:
             self._backbone.quantise()
         while self._step < steps:
+            if self._ranks.any(self._would_be_late()):
+                self._save_snapshot()
+                raise OverBudget(f"training: stopped after step {self._step} of {steps}; {RAISE_BUDGET}")
             if not self._train_step():
                 self._save_snapshot()
                 raise Stopped(f"training: stopped after step {self._step} of {steps}; run again to go on")
             if self._step % every == 0 or self._step == steps:
                 self._save_snapshot()
+
+    def _would_be_late(self) -> bool:
+        """Whether one more step and its snapshot, by what they took so far, end past the job's deadline."""
+        if self._job.deadline is None:
+            return False
+        mean_s = self._seconds / self._step if self._step else self._backbone.plan.step_s
+        return time.monotonic() + max(mean_s, self._step_s) + self._snapshot_s > self._job.deadline
 
     def write_adapter(self) -> None:
         """Write the adapter directory atomically, and the event `done`."""
@@ -191,6 +200,7 @@ class Loop:
         norm = self._update(rate, batches)
         step_s = time.perf_counter() - began
         self._seconds += step_s
+        self._step_s = step_s
         self._random = random_state(self._device)
         point: dict[str, Any] = {
             "step": self._step + 1,
@@ -279,12 +289,14 @@ class Loop:
     def _save_snapshot(self) -> None:
         if not self._ranks.is_main:
             return
+        began = time.perf_counter()
         tensors = {f"random/{device}": state for device, state in self._random.items()}
         for name, parameter in self._parameters.items():
             tensors[f"parameter/{name}"] = parameter.detach()
         tensors |= moments_of(self._optimizer, self._parameters)
         snapshot = Snapshot(self._step, self._job.identity(), self._curve, self._seconds, tensors)
         save_snapshot(self._job.snapshots, snapshot)
+        self._snapshot_s = time.perf_counter() - began
         self._events.emit("checkpoint", step=self._step)
 
 
@@ -334,17 +346,3 @@ def random_state(device: str) -> dict[str, Tensor]:
     """The states of torch's random generators, by device."""
     state = {"cpu": torch.get_rng_state()}
     return state | {"cuda": torch.cuda.get_rng_state()} if device == "cuda" else state
-
-
-def usage(device: str, flops_per_s: float) -> dict[str, Any]:
-    """A step's use of its device: peak bytes so far (GPU allocator, or resident set), model FLOP/s, GPU
-    utilisation where NVML is installed, and MFU on measured GPUs (`plan.GPUS`)."""
-    if device == "cpu":
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {"peak_bytes": peak, "flops_per_s": flops_per_s}
-    figures = {"peak_bytes": torch.cuda.max_memory_allocated(), "flops_per_s": flops_per_s}
-    if known := known_gpu(torch.cuda.get_device_name()):
-        figures["mfu"] = flops_per_s / known.peak_flops
-    with suppress(ModuleNotFoundError):  # NVIDIA's management library is an extra
-        figures["gpu_utilisation"] = torch.cuda.utilization() / 100
-    return figures

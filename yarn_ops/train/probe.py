@@ -1,15 +1,18 @@
-"""A GPU's rates, measured on a model's own shapes before it trains, in about a second."""
+"""A GPU's rates, measured on a model's own shapes before it trains, in about a second; what a step used."""
 
 from __future__ import annotations
 
 import functools
+import resource
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 import torch
 
 from yarn_ops.train.attention import Kernel, attend, attend_backward
 from yarn_ops.train.float8 import multiply, require_float8, to_rows
-from yarn_ops.train.plan import ModelShape, Rates
+from yarn_ops.train.plan import ModelShape, Rates, known_gpu
 
 PROBE_POSITIONS = 1 << 15
 PROBE_BYTES = 1 << 28
@@ -78,3 +81,17 @@ def _seconds(work: Callable[[], object]) -> float:
     ended.record()
     ended.synchronize()
     return began.elapsed_time(ended) / 1e3 / REPEATS
+
+
+def usage(device: str, flops_per_s: float) -> dict[str, Any]:
+    """A step's use of its device: peak bytes so far (GPU allocator, or resident set), model FLOP/s, GPU
+    utilisation where NVML is installed, and MFU on measured GPUs (`plan.GPUS`)."""
+    if device == "cpu":
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"peak_bytes": peak, "flops_per_s": flops_per_s}
+    figures = {"peak_bytes": torch.cuda.max_memory_allocated(), "flops_per_s": flops_per_s}
+    if known := known_gpu(torch.cuda.get_device_name()):
+        figures["mfu"] = flops_per_s / known.peak_flops
+    with suppress(ModuleNotFoundError):  # NVIDIA's management library is an extra
+        figures["gpu_utilisation"] = torch.cuda.utilization() / 100
+    return figures

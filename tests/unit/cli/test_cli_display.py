@@ -14,6 +14,7 @@ from yarn_ops.cli import display
 from yarn_ops.records import BaseModel, Checkpoint, Record, Tree
 from yarn_ops.registry import ReleaseView, RunSummary, RunView, ScoreView, StageView
 from yarn_ops.scores import Comparison, Contender, Score, Scorecard, Verdict
+from yarn_ops.shown import size
 
 STARTED = datetime(2026, 11, 23, 18, 34, tzinfo=UTC)
 NAME = "[bold] name"  # no markup
@@ -246,4 +247,4 @@ def test_a_run_of_an_earlier_version_shows_its_suite(capsys: pytest.CaptureFixtu
     [(900, "0.9 KiB"), (528 << 10, "528.0 KiB"), (10 << 20, "10.0 MiB"), (5 << 30, "5.00 GiB")],
 )
 def test_sizes(count: int, shown: str) -> None:
-    assert display._size(count) == shown
+    assert size(count) == shown

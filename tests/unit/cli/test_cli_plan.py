@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from kubernetes_objects import template_of
 
-from yarn_ops.cli import bill as costs
-from yarn_ops.cli.bill import Machines, Workload, bill, models_a_night
+from yarn_ops import bill as costs
+from yarn_ops.bill import Machines, Workload, bill, models_a_night
 from yarn_ops.errors import SettingsError
 from yarn_ops.evals.plan import SIZES, blocks_of, tokens_through
 

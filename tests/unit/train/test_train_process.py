@@ -7,6 +7,8 @@ import os
 import random
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from yarn_ops.digests import digest_tree
-from yarn_ops.errors import Stopped, TrainError
+from yarn_ops.errors import OverBudget, Stopped, TrainError
 from yarn_ops.processes import birth
-from yarn_ops.train.events import read_events
+from yarn_ops.train.events import EventLog, read_events
 from yarn_ops.train.job import LOG, Job
 from yarn_ops.train.launch import PID, end_orphan, run_trainer
+from yarn_ops.train.loop import run_job
 from yarn_ops.train.warm_trainer import WarmTrainer
 
 MakeJob = Callable[..., Job]
@@ -88,6 +91,21 @@ def test_asked_to_stop_it_leaves_a_snapshot_and_goes_on(make_job: MakeJob, train
     assert 2 <= stopped["step"] < 200
     trained(job)
     assert losses(job) == losses(reference)
+
+
+def test_it_stops_before_its_deadline_and_goes_on(make_job: MakeJob, trained: Trained) -> None:
+    reference, job = trained(make_job("reference", steps=200)), make_job("stopped", steps=200)
+    deadline = time.monotonic() + 0.5
+    job.work_dir.mkdir(parents=True)
+    limited = job.model_copy(update={"deadline": deadline})
+    with pytest.raises(OverBudget, match=r"after step \d+ of 200; the next would pass its budget"):
+        run_job(limited, EventLog(job.events, steps=200, through_step=0), threading.Event(), None)
+    assert time.monotonic() < deadline
+    trained(job)
+    assert losses(job) == losses(reference)
+    with pytest.raises(OverBudget, match="before its first step here"):
+        never_begun = make_job("late", steps=200).model_copy(update={"deadline": time.monotonic()})
+        run_trainer(never_begun, on_event=print, should_stop=never)
 
 
 def waiting() -> list[psutil.Process]:

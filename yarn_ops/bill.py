@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from yarn_ops.errors import SettingsError
+from yarn_ops.settings import GPU_HOUR, NODE_HOUR
 
 TOKENISE_BYTES_PER_S = 3.0e6
 """of text, by one core: 31.5 MB in 4.4 to 6.1 s on two (infra/decisions/0004)"""
@@ -26,11 +27,6 @@ RUN_START_S = 18.0
 """of a run whose model is small: processes, imports, registering (infra/benchmarks/results/faults.md)"""
 CORES = 32
 """of a machine: an assumption"""
-GPU_HOUR = 3.0
-"""US dollars for a GPU of the H100 class, with its share of the machine: an assumption near list prices"""
-NODE_HOUR = 1.5
-"""US dollars for a machine of CORES cores without GPUs: an assumption near list prices"""
-
 HOUR_S = 3600.0
 NIGHT_HOURS = 10.0
 

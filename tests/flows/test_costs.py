@@ -1,0 +1,160 @@
+"""What a run cost, by a stopwatch, and the budget that stops it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_recipe import asked
+
+from flows.costs import CLOSING_S
+from flows.run import RunContext
+from yarn_ops.errors import OverBudget
+from yarn_ops.progress import ProgressBars
+from yarn_ops.registry import Held, Registry, copies, costs, hold, open_registry, upgrade
+from yarn_ops.registry.costs import BETWEEN
+from yarn_ops.settings import Settings
+
+A_DOLLAR_A_SECOND = 3600.0
+
+Begin = Callable[..., RunContext]
+
+
+@contextmanager
+def held(registry: Registry, run: str, key: str) -> Iterator[Held]:
+    with hold(registry, key * 64, stage="train", run_id=run, holder="here", lease_s=60) as lease:
+        yield lease
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[Begin]:
+    """One more attempt at a run with a budget."""
+    settings = Settings(state_dir=tmp_path / "state", device="cpu", node_hour=A_DOLLAR_A_SECOND)
+    settings.make_home()
+    upgrade(settings.database)
+    registry = open_registry(settings.database)
+
+    def begun(**budget: float) -> RunContext:
+        recipe = asked(rope={"factor": 2}, budget=budget)
+        row = registry.begin_run(recipe.model_dump(mode="json"), recipe.digest())
+        return RunContext(settings, recipe, registry, row, ProgressBars())
+
+    yield begun
+    registry.close()
+
+
+def test_what_is_kept_is_what_a_stopwatch_says(begin: Begin, tmp_path: Path) -> None:
+    other, run = begin(), begin()  # two attempts, of which the first has the device
+    began = time.perf_counter()
+    with ExitStack() as first, run.costs.kept():
+        lease = first.enter_context(held(run.registry, run.id, "b"))
+        first.enter_context(other.device.occupied(lease, print))
+        threading.Timer(0.5, first.close).start()
+        with run.costs.of("train"), held(run.registry, run.id, "a") as ours:
+            asked_at = time.perf_counter()
+            with run.device.occupied(ours, lambda _: None):
+                waited_s = time.perf_counter() - asked_at
+                time.sleep(0.8)
+        with run.costs.of("evaluate"):
+            run.services.store.write("a", b"x" * 1000)
+            assert run.services.store.read("a")
+            time.sleep(0.4)
+        time.sleep(0.3)
+    took_s = time.perf_counter() - began - waited_s
+    view = run.registry.run_view(run.id)
+    kept = {cost.stage: cost for cost in view.costs}
+    assert sum(cost.seconds for cost in kept.values()) == pytest.approx(took_s, rel=0.02)
+    assert sum(cost.dollars for cost in kept.values()) == pytest.approx(took_s, rel=0.02)
+    assert kept["train"].device_s == pytest.approx(0.8, rel=0.02) and not kept["evaluate"].device_s
+    assert kept["evaluate"].seconds == pytest.approx(0.4, abs=0.02)
+    assert (kept["evaluate"].sent_bytes, kept["evaluate"].received_bytes) == (1000, 1000)
+    assert {cost.joules for cost in kept.values()} == {None}, "no GPU tells its energy"
+    assert set(kept) == {"train", "evaluate", BETWEEN}
+
+    with other.costs.kept(), other.costs.of("train"):
+        time.sleep(0.1)
+    copy = copies.copy_run(run.registry, run.id)
+    url = f"sqlite:///{tmp_path / 'rebuilt.db'}"
+    upgrade(url)
+    rebuilt = open_registry(url)
+    copies.restore_run(rebuilt, json.loads(json.dumps(copy)))
+    view = run.registry.run_view(run.id)
+    assert len(view.costs) == 5 and rebuilt.run_view(run.id).costs == view.costs
+    rebuilt.close()
+    heads, train, *others, total = costs.stage_table(view)
+    assert [train[0], *(row[0] for row in others), total[0]] == ["train", BETWEEN, "evaluate", "in all"]
+    assert dict(zip(heads, total, strict=True))["sent"] == "1.0 KiB"
+
+
+def test_planned_stands_beside_what_it_came_to(begin: Begin) -> None:
+    run = begin()
+    assert costs.plan_table(run.registry.run_view(run.id)) == []
+    costs.note(run.registry, run.id, planned={"training": {"seconds": 1800, "dollars": 3.5}})
+    costs.keep(
+        run.registry,
+        run.id,
+        1,
+        {"train": costs.Spending(seconds=3600, dollars=4), "merge": costs.Spending(9)},
+    )
+    _, *rows = costs.plan_table(run.registry.run_view(run.id))
+    assert rows == [("training", "0.500", "1.000", "3.500", "4.000")]
+
+
+@pytest.mark.parametrize("budget", [{"dollars": 1.5}, {"hours": 1.5 / 3600}])
+def test_parts_stop_before_the_budget_is_passed(begin: Begin, budget: dict[str, float]) -> None:
+    part_s, limit_s = 0.06, 1.5
+    run = begin(**budget)
+    told = pytest.raises(OverBudget, match=r"raise budget\.dollars or budget\.hours")
+    with told, run.costs.kept(), run.costs.of("evaluate"):
+        for _ in range(100):
+            run.costs.require(between_parts=True)
+            time.sleep(part_s)
+    spent_s = sum(cost.seconds for cost in run.registry.run_view(run.id).costs)
+    assert limit_s - CLOSING_S - 3 * part_s < spent_s < limit_s
+    with pytest.raises(OverBudget, match="nothing begins"), begin(**budget).costs.kept():
+        pytest.fail("the same budget lets nothing begin")
+    more = begin(**{name: 2 * value for name, value in budget.items()})
+    assert more.id == run.id, "the same run goes on"
+    with more.costs.kept():
+        assert 0 < (more.costs.deadline() or 0) - time.monotonic() + CLOSING_S < 2 * limit_s - spent_s
+    assert begin().costs.deadline() is None
+
+
+@pytest.mark.slow
+def test_a_run_stops_within_a_step_of_its_budget_and_goes_on(cli: Any, small_recipe: Path) -> None:
+    """Its adapter is bit for bit that of a run without a budget; its seconds are the wall clock's."""
+    longer = ("--set", "train.steps=400")
+    assert cli("rope", "--help").returncode == 0  # imports are in the page cache
+    stopped = cli("extend", small_recipe, *longer, "--set", "budget.hours=0.02")
+    assert stopped.returncode == 2 and "stopped after step" in stopped.stderr, stopped.stderr
+    first = json.loads(cli("runs", "show", "--last", "--json").stdout)
+    spent_s = sum(cost["seconds"] for cost in first["costs"])
+    assert first["status"] == "stopped" and 72 - 3 < spent_s < 72
+    again = cli("extend", small_recipe, *longer, "--set", "budget.hours=0.02")
+    assert again.returncode == 2 and "raise budget" in again.stderr
+    done = cli("extend", small_recipe, *longer)
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(cli("runs", "show", "--last", "--json").stdout)
+    assert (shown["id"], shown["status"]) == (first["id"], "completed")
+    last = max(cost["attempt"] for cost in shown["costs"])
+
+    whole = cli("extend", small_recipe, *longer, YARN_OPS_STATE_DIR=str(small_recipe.parent / "other"))
+    assert whole.returncode == 0, whole.stderr
+    other = json.loads(
+        cli("runs", "show", "--last", "--json", YARN_OPS_STATE_DIR=str(small_recipe.parent / "other")).stdout
+    )
+    adapters = [
+        next(stage["record"]["tree"]["digest"] for stage in view["stages"] if stage["stage"] == "train")
+        for view in (shown, other)
+    ]
+    assert adapters[0] == adapters[1] and last > 1
+    began, ended = (datetime.fromisoformat(other[name]) for name in ("started_at", "finished_at"))
+    spent_s = sum(cost["seconds"] for cost in other["costs"])
+    assert spent_s == pytest.approx((ended - began).total_seconds(), rel=0.02)

@@ -1,0 +1,202 @@
+"""What a recipe will take on a GPU, before anything is prepared or trained."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yarn_ops.bill import READING_SHARE, BillItem, Machines, Workload, bill, models_a_night
+from yarn_ops.errors import RecipeError
+from yarn_ops.recipe import Recipe
+
+if TYPE_CHECKING:
+    from yarn_ops.train.layout_search import Prediction
+    from yarn_ops.train.plan import ModelShape, Rates
+
+GIB = 1 << 30
+HOST_GB = 96.0
+"""of a machine that is not this one, for each GPU: host memory that a step may take"""
+DRIVER_BYTES = GIB // 2
+"""of a card's memory, which the driver and CUDA take"""
+SIZED = re.compile(r"(?:(?P<name>\w+):)?(?P<size>\d+(?:\.\d+)?) ?GB", re.IGNORECASE)
+"""a card of any size: 24GB, H200:24GB"""
+PROCESS_GIB = 8
+"""of a trainer process beside what it keeps on the host: imports, CUDA, a shard of weights on its way"""
+SHM_GIB = 2
+"""of shared memory for each GPU's process: NCCL's buffers, torchrun's store"""
+SHARDS_GIB = 32
+"""of disk for documents and token shards at work"""
+
+
+@dataclass(frozen=True)
+class LegPlan:
+    """One leg of the curriculum."""
+
+    context_tokens: int
+    steps: int
+    keeps: str
+    peak_bytes: int
+    """of each GPU"""
+    host_bytes: int
+    """for each GPU"""
+    step_s: float
+    seconds: float
+    mfu: float | None
+    """of the GPUs' measured peak"""
+    shared: str
+    """how several GPUs share a step, or how much one streams; "" for neither"""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A recipe's run."""
+
+    device: str
+    processes: int
+    """GPUs that train together"""
+    parameters: int
+    trained: int
+    disk_bytes: int
+    """base, adapter of every leg, merged model"""
+    legs: tuple[LegPlan, ...]
+    parts: tuple[BillItem, ...]
+    models_a_night: int
+
+    def job_variables(self) -> dict[str, str]:
+        """What a run asks a Kubernetes pool for, by the names of the pools' templates."""
+        base_gib = 2 * self.parameters / GIB
+        host_gib = self.processes * (max(leg.host_bytes for leg in self.legs) / GIB + PROCESS_GIB)
+        shm_gib = self.processes * SHM_GIB
+        snapshots_gib = 2 * 12 * self.trained / GIB  # two, of weights and AdamW's moments in float32
+        disk_gib = self.disk_bytes / GIB + base_gib + snapshots_gib + SHARDS_GIB
+        return {
+            "gpus": str(self.processes),
+            "memory": f"{round(host_gib + 2 * base_gib + shm_gib + 0.5)}Gi",  # a merge holds base and result
+            "shm": f"{shm_gib}Gi",
+            "scratch": f"{round(disk_gib + 0.5)}Gi",
+        }
+
+
+def plan_run(
+    recipe: Recipe,
+    directory: Path,
+    gpu: str | None,
+    machines: Machines | None = None,
+    document_bytes: float = 1e9,
+    host_gb: float = HOST_GB,
+) -> RunPlan:
+    """By a measured GPU's name, a size (`_device`), or this machine's own GPU; TrainError where a leg does
+    not fit. directory: of the base. `host_gb`: of host memory for each GPU."""
+    import torch
+
+    from yarn_ops.models.files import read_config
+    from yarn_ops.models.loading import lay_out
+    from yarn_ops.train.layout_search import predict, step_shape, training_shape
+    from yarn_ops.train.lora import make_trainable
+    from yarn_ops.train.parallel.layout import usable_processes
+
+    machines = machines or Machines()
+    config = read_config(directory)
+    original = recipe.base.original_context_tokens or config["max_position_embeddings"]
+    model = lay_out(directory)
+    make_trainable(model, recipe.train)
+    whole, float8 = recipe.train.method == "full", recipe.train.precision == "fp8"
+    shape = training_shape(model, recipe.train, "cuda")
+    legs, processes = [], 1
+    for leg in recipe.curriculum(original):
+        window = leg.context_tokens
+        positions = window * recipe.train.batch_windows
+        device, memory, rates, peak = _device(gpu, shape, positions, window, float8)
+        step = step_shape(model, recipe.train, window, config)
+        processes = usable_processes(machines.gpus, step)
+        found = predict(
+            processes, step, recipe.train, shape, rates, memory_bytes=memory, host_bytes=host_gb * GIB
+        )
+        legs.append(_leg(shape, found, leg.steps, window, step.windows, peak))
+    adapter = shape.trained * torch.float32.itemsize
+    workload = Workload(
+        document_bytes,
+        2 * shape.parameters,
+        sum(leg.seconds for leg in legs),
+        *_evaluation(recipe, config, original, shape.parameters - shape.trained * (not whole), rates),
+    )
+    parts = bill(workload, machines)
+    return RunPlan(
+        device, processes, shape.parameters - shape.trained * (not whole), shape.trained,
+        2 * shape.parameters * 2 + len(legs) * adapter, tuple(legs), parts, models_a_night(parts, machines),
+    )  # fmt: skip
+
+
+def _evaluation(
+    recipe: Recipe, config: dict[str, Any], original: int, parameters: int, rates: Rates
+) -> tuple[float, int, float, float]:
+    """Seconds on one GPU, blocks, seconds of what is not divided, of the largest block (`Workload`)."""
+    from yarn_ops.evals.plan import loads
+    from yarn_ops.models.costs import costs, dimensions_of
+
+    dimensions, asked = dimensions_of(config, parameters), recipe.measured(original)
+    if dimensions is None:
+        raise RecipeError(f"{recipe.base.model}: its config names no heads and layers to reckon with")
+    target = round(recipe.rope.resolve_factor(original) * original)
+    found, took = loads(asked, original, target), []
+    for load in found:
+        flops = costs(dimensions, [load.context_tokens])[0].prefill_flops / load.context_tokens
+        took.append(2 * load.tokens * flops / (rates.products * READING_SHARE))
+    if asked.suite == "none":  # no helpers are asked for
+        return sum(took), 1, sum(took), 0.0
+    largest_s = max(seconds / load.blocks for seconds, load in zip(took, found, strict=True))
+    return sum(took), sum(load.blocks for load in found), 0.0, largest_s
+
+
+def _device(
+    gpu: str | None, shape: ModelShape, positions: int, window: int, float8: bool
+) -> tuple[str, float, Rates, float | None]:
+    """Name, bytes, rates and peak FLOP/s of the asked GPU, or of the one that is here, which is probed.
+
+    A measured GPU may be asked for by name, and with another memory (`H200:24GB`). A size alone (`24GB`)
+    answers what fits any such card, with the seconds of the first measured GPU.
+    """
+    import torch
+
+    from yarn_ops.train.attention import choose_kernel
+    from yarn_ops.train.plan import GPUS, known_gpu
+    from yarn_ops.train.probe import measure_rates
+
+    if gpu is not None:
+        sized = SIZED.fullmatch(gpu.strip())
+        known = known_gpu((sized["name"] or GPUS[0].name) if sized else gpu)
+        if known is None:
+            names = ", ".join(each.name for each in GPUS)
+            raise RecipeError(
+                f"--gpu {gpu}: not measured yet; choose from {names}, or a size such as 24GB, or plan "
+                "where that GPU is"
+            )
+        rates = known.rates._replace(products=known.float8_products) if float8 else known.rates
+        if sized is None:
+            return known.name, known.memory_bytes, rates, known.peak_flops
+        name = f"{sized['size']} GB at an {known.name}'s rates"
+        return name, float(sized["size"]) * GIB - DRIVER_BYTES, rates, known.peak_flops
+    if not torch.cuda.is_available():
+        names = " or ".join(f"--gpu {each.name}" for each in GPUS)
+        raise RecipeError(f"plan: no GPU here to plan for; name one: {names}")
+    name, known = torch.cuda.get_device_name(), known_gpu(torch.cuda.get_device_name())
+    kernel = choose_kernel("cuda", torch.bfloat16, shape.head_width, documents=False)
+    rates = measure_rates(shape, positions, window, kernel, float8=float8)
+    return name, torch.cuda.mem_get_info()[0], rates, known and known.peak_flops
+
+
+def _leg(
+    shape: ModelShape, found: Prediction, steps: int, window: int, windows: int, peak: float | None
+) -> LegPlan:
+    from yarn_ops.train.plan import model_flops
+
+    plan, layout, step_s = found.plan, found.layout, found.step_s
+    mfu = None
+    if peak is not None:
+        mfu = windows * model_flops(shape, window, window) / step_s / (peak * layout.processes)
+    return LegPlan(
+        window, steps, plan.describe(), plan.peak_bytes, plan.host_bytes, step_s, steps * step_s, mfu,
+        layout.describe(),
+    )  # fmt: skip
