@@ -33,17 +33,17 @@ def verify_snapshot(name: str, snapshot: Path, cache: Path, wanted: Callable[[st
     kept = cache / f"{digest_of([name, snapshot.name])}.json"
     digests = _kept(kept)
     if digests is None:
-        digests = _asked(name, snapshot.name) or _blob_names(name, snapshot)
+        digests = asked_digests(name, snapshot.name) or _blob_names(name, snapshot)
         digests = {file: digest for file, digest in digests.items() if wanted(file)}
         with disk_errors(kept), atomic_write(kept, durable=True) as draft:
             draft.write_bytes(canonical_json([digest_of(digests), digests]).encode())
-    faults = _faults(snapshot, digests)
+    faults = faults_of(snapshot, digests)
     if not faults:
         return
     log.warning("%s", refusal(snapshot, faults, "fetched again"))
     for fault in faults:
         _fetch_again(name, snapshot, fault)
-    if faults := _faults(snapshot, digests):
+    if faults := faults_of(snapshot, digests):
         raise BaseModelError(f"hf:{name}: {refusal(snapshot, faults, 'remove it and run again')}")
 
 
@@ -56,7 +56,7 @@ def _kept(path: Path) -> dict[str, str] | None:
         return None
 
 
-def _asked(name: str, commit: str) -> dict[str, str] | None:
+def asked_digests(name: str, commit: str) -> dict[str, str] | None:
     """{file: digest} of a commit as the hub tells; None where it cannot be asked."""
     from huggingface_hub import HfApi
 
@@ -85,7 +85,9 @@ def _blob_names(name: str, snapshot: Path) -> dict[str, str]:
     return digests
 
 
-def _faults(snapshot: Path, digests: dict[str, str]) -> list[Fault]:
+def faults_of(snapshot: Path, digests: dict[str, str]) -> list[Fault]:
+    """The files of a directory that have another digest than the hub's."""
+
     def check(item: tuple[str, str]) -> Fault | None:
         file, digest = item
         path = snapshot / file

@@ -78,6 +78,8 @@ class Settings(BaseSettings):
     server_key: SecretStr | None = Field(
         None, description="of the inference server that is asked, sent as a bearer token"
     )
+    registry_user: str | None = Field(None, description="of the OCI registry that push sends to")
+    registry_password: SecretStr | None = None
     signing_key: Path | None = Field(
         None, description="file of a private key that signs releases: ECDSA P-256 or Ed25519, PEM"
     )

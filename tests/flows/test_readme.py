@@ -19,6 +19,7 @@ from person import Person, Typist
 BIN = CHECKOUT / ".venv" / "bin"
 
 WHEEL = "tests/flows/test_wheel.py"
+PUSHED = "tests/seams/test_push.py"
 SERVED = "tests/unit/serving/test_serve_check.py"
 RUN_ELSEWHERE = {
     "infra/demo": "the fixture `demo` here",
@@ -33,6 +34,9 @@ RUN_ELSEWHERE = {
     "openssl genpkey -algorithm ed25519 -out signing.pem": "tests/unit/test_claim.py",
     "openssl pkey -in signing.pem -pubout -out verify.pem": "tests/unit/test_claim.py",
     "yarn-ops serve-check http://127.0.0.1:8000 --model ./demo-long": SERVED,
+    "yarn-ops push ./demo-long oci:./layout:v1": PUSHED,
+    "yarn-ops push demo-long oci://registry.example.org/models/demo-long:v1 --alias champion": PUSHED,
+    "yarn-ops push ./demo-long hf:OWNER/demo-long": PUSHED,
     "yarn-ops evaluate ./demo-long --base ./demo-long --url http://127.0.0.1:8000": (
         "tests/unit/cli/test_cli_evaluate_served.py"
     ),

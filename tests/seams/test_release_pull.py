@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import struct
@@ -16,6 +17,7 @@ import pytest
 from yarn_ops.bases import fetch_base
 from yarn_ops.catalogue import DIGEST_TAG, ModelVersion
 from yarn_ops.cli.pull import check_files, check_list, pull_release
+from yarn_ops.cli.push import push
 from yarn_ops.errors import StoreError, YarnOpsError
 from yarn_ops.models.checkpoints import checkpoint_files
 from yarn_ops.recipe import Base
@@ -80,6 +82,13 @@ def state(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pull(name: str, to: Path) -> ModelVersion:
     return pull_release(name, to, tags={}, alias=None, version=None, include_rejected=False)
+
+
+def test_a_registered_model_is_pulled_and_sent(published, tmp_path, capsys):
+    push("rewritten", f"oci:{tmp_path / 'layout'}:v1")
+    assert capsys.readouterr().out.startswith(f"rewritten version 1 -> oci:{tmp_path / 'layout'}:v1@sha256:")
+    sent = {path.name for path in (tmp_path / "layout/blobs/sha256").iterdir()}
+    assert {hashlib.sha256(data).hexdigest() for data in FILES.values()} <= sent
 
 
 CONFIG = json.loads(FILES["config.json"])

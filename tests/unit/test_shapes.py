@@ -210,7 +210,7 @@ def test_a_client_gets_every_address_and_secret(client: str, monkeypatch: pytest
     settings = read_settings()
     embedded = {"state_dir", "lease_s", "device", "work_dir", "notify", "cluster", "processes"}
     embedded |= {"server_names", "session_key"}  # a server's own
-    embedded |= {"server_key"}  # of a serving engine that a person asks
+    embedded |= {"server_key", "registry_user", "registry_password"}  # of what a person asks
     embedded |= {"signing_key", "verify_key"}  # of who signs and verifies
     embedded |= {"s3_session_token"}  # of temporary keys, which outlive no worker
     missing = [

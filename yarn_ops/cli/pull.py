@@ -121,12 +121,20 @@ def check_list(release: ModelVersion, manifest: Manifest) -> None:
             f"{manifest.digest[:12]}, MLflow has {release.tree_digest[:12]}); nothing was fetched, run its "
             "recipe again"
         )
-    strange = [name for name in manifest.files if name not in KNOWN and not LISTED.fullmatch(name)]
-    if strange:
+    if strange := strangers(manifest):
         raise ReleaseError(
             f"{what}: holds {strange[0]}, which is no file of a model directory and may be code; "
             "nothing was fetched"
         )
+
+
+def strangers(manifest: Manifest) -> list[str]:
+    """Files that no model directory has."""
+    return [name for name in manifest.files if not of_a_model(name)]
+
+
+def of_a_model(name: str) -> bool:
+    return name in KNOWN or LISTED.fullmatch(name) is not None
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
