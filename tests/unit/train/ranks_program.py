@@ -13,11 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from yarn_ops.train import batches
 from yarn_ops.train.events import NoEvents
 from yarn_ops.train.job import Job
 from yarn_ops.train.layout_search import choose_layout
 from yarn_ops.train.loop import Loop
 from yarn_ops.train.parallel.ranks import Ranks, join
+from yarn_ops.train.windows import window_sampler
 
 Curve = tuple[list[float], list[list[Tensor]]]
 
@@ -69,6 +71,7 @@ def apart(found: Curve, expected: Curve) -> dict[str, float]:
 def main() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    batches.WindowProcess = window_sampler  # the same windows, without a start of a process for each loop
     jobs, out = json.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])
     references: dict[str, Curve] = {}
     with join("cpu", out) as ranks:
@@ -85,4 +88,6 @@ def main() -> None:
 
 FREE = {"context_parallel": None, "shard_base": "auto"}
 
-main()
+
+if __name__ == "__main__":  # the process that makes windows imports this file too
+    main()
