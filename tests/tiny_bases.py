@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,15 +138,24 @@ def lay_shards(folder: Path) -> None:
     writer.finish([file.tokens], {})
 
 
-def go(model_type: str, targets: tuple[str, ...], folder: Path, shards: Path) -> Outcome:
+def go(
+    model_type: str,
+    targets: tuple[str, ...],
+    folder: Path,
+    shards: Path,
+    vary: Callable[[Path], None] = lambda _: None,
+    **changes: Any,
+) -> Outcome:
     """Read, patch, prove, train two steps, merge, reload with equal logits, and ask every engine.
 
+    The base is of the class's small config with `changes`, and `vary` edits its directory.
     A YarnOpsError ends it as refused at a stage; any other error is a fault of ours.
     """
     stage = "base"
     try:
         architecture_of({"model_type": model_type})
-        asked = lay_down(model_type, folder / "base")
+        asked = lay_down(model_type, folder / "base", **changes)
+        vary(folder / "base")
         base = inspect_checkpoint(folder / "base", source=model_type, original_context_tokens=asked)
         stage = "patch"
         rope = Rope(method="yarn", factor=4.0)

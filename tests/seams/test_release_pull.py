@@ -32,7 +32,8 @@ from yarn_ops.store.trees import manifest_of, put_tree_at
 
 BASE512 = MODELS / "base512"
 CHECKPOINT = {name: (BASE512 / name).read_bytes() for name in checkpoint_files(BASE512)}
-FILES = {**CHECKPOINT, "README.md": b"# card"}
+TEMPLATES = {"chat_template.jinja": b"own", "additional_chat_templates/tool_use.jinja": b"tools"}
+FILES = {**CHECKPOINT, **TEMPLATES, "README.md": b"# card"}
 
 
 def lay(folder: Path, files: dict[str, bytes]) -> Path:
@@ -151,7 +152,7 @@ def test_a_base_whose_list_is_gone_is_not_taken_without(
 def test_what_was_released_arrives(published: Path, tmp_path: Path) -> None:
     assert pull("rewritten", tmp_path / "to").tree_digest is not None
     assert pull("rewritten", tmp_path / "to").version == 1  # once more, into the same directory
-    assert {path.name: path.read_bytes() for path in (tmp_path / "to").iterdir()}.items() >= FILES.items()
+    assert {name: (tmp_path / "to" / name).read_bytes() for name in FILES} == FILES
 
 
 def test_a_release_from_before_is_pulled_uncovered(published: Path, tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ from yarn_ops.rope.methods import RopeSpec
 INPUT_EMBEDDINGS = (".embed_tokens.weight", ".embed_in.weight")
 COMPARED_BYTES = 1 << 24
 CAUSAL = re.compile("[A-Za-z][A-Za-z0-9_]{0,70}ForCausalLM")
+MULTIPLY_HEAD_DIM = ("yarn", "dynamic", "longrope")
+"""kinds of RoPE for which transformers takes a null head_dim for a number"""
 FOUND = 2
 """Raise it when `_Found` holds other things, or more is required of what is found."""
 
@@ -119,6 +121,11 @@ def _found(
         except (OSError, ValidationError):
             pass  # damaged: asked again, and replaced
     built = built_config(config, str(path / CONFIG))
+    if rope_type(config) in MULTIPLY_HEAD_DIM and getattr(built, "head_dim", 0) is None:
+        raise BaseModelError(
+            f"{path / CONFIG}: head_dim: null or missing, with which transformers cannot scale the RoPE of "
+            f"{built.model_type}; write {_head_dim(path, built)}"
+        )
     _require_whole_model(path, spec)
     tokens = load_tokenizer(path).get_vocab().values()
     found = _Found(bool(built.tie_word_embeddings), _head_dim(path, built), max(tokens, default=-1))

@@ -24,8 +24,9 @@ from yarn_ops.models.checkpoints import (
     quiet_transformers,
     tensor_shapes,
     weight_files,
+    weight_map,
 )
-from yarn_ops.models.files import CONFIG, GENERATION_CONFIG, copy_model_files, read_config
+from yarn_ops.models.files import CONFIG, GENERATION_CONFIG, read_config, write_object
 from yarn_ops.processes import scratch
 from yarn_ops.rope import dynamic
 from yarn_ops.rope.methods import RopeSpec
@@ -119,7 +120,8 @@ def weights_alone(path: Path) -> Iterator[Path]:
             (folder / weights).symlink_to(os.path.realpath(path / weights))
         (folder / GENERATION_CONFIG).write_text("{}")
         if names != [WEIGHTS]:
-            copy_model_files(path, folder, (INDEX,))
+            # transformers needs its metadata, which published ones may lack
+            write_object(folder, INDEX, {"metadata": {}, "weight_map": weight_map(path)})
         yield folder
 
 
