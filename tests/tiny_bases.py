@@ -94,6 +94,8 @@ def small_config(model_type: str, **changes: Any) -> Any:
         sizes.pop("head_dim", None)
     if model_type == "helium":  # whose output is as wide as its heads
         sizes["head_dim"] = 16
+    if model_type == "lfm2_moe":
+        sizes |= {"layer_types": ["conv", "full_attention"] * (LAYERS // 2), "num_dense_layers": 1}
     if model_type == "mistral":
         sizes |= {"sliding_window": None}
     if isinstance(kinds := default.get("layer_types"), list):

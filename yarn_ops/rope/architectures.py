@@ -53,7 +53,7 @@ def _sliding(window: int, head_dim: int | None = None) -> Architecture:
 PLAIN = (
     *("llama", "apertus", "arcee", "aria_text", "bitnet", "cohere", "diffllama", "ernie4_5_moe", "flex_olmo"),
     *("granite", "granitemoe", "granitemoeshared", "hunyuan_v1_dense", "hunyuan_v1_moe", "hyperclovax"),
-    *("jais2", "lfm2", "nanochat", "olmo", "olmo2", "olmo_hybrid", "olmoe"),
+    *("jais2", "lfm2", "lfm2_moe", "nanochat", "olmo", "olmo2", "olmo_hybrid", "olmoe"),
 )
 """full attention, every head rotated whole, hidden_size // num_attention_heads wide unless head_dim says it.
 transformers 4 raises on any scaling of olmo and olmo2."""
@@ -117,7 +117,6 @@ _LAYERS_SHARED = "its layers read more than what the layer before them wrote"
 _STATE_SPACE = "many of its layers are state-space layers, whose reach no RoPE extends"
 _UNROTATED = "its attention does not rotate, so no RoPE extends it"
 _FIXED = "its sinusoids are computed without rope_parameters, so no config can scale them"
-_MULTIMODAL = "its config is of text and other media; give the text model alone"
 
 REFUSED: dict[str, str] = {
     "phi3": "transformers renames yarn to longrope for it and then fails",
@@ -155,14 +154,15 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("jamba", "nemotron_h"), _UNROTATED),
     **dict.fromkeys(("codegen", "gptj", "roformer"), _FIXED),
     "xlnet": "its positions are relative and do not rotate",
-    "bailing_hybrid": "many of its layers are linear attention, whose reach no RoPE extends",
+    "bailing_hybrid": "its config names its length model_max_length, which nothing here reads or moves",
     "zaya": "its queries and keys pass convolutions, which nothing here proves",
     "inkling2_text": "its positions are learned biases of a fixed extent and do not rotate",
-    **dict.fromkeys(("dots3_note", "emu3", "moshi", "phi4_multimodal", "qwen4_exp"), _MULTIMODAL),
-    **dict.fromkeys(("dots3_note_text", "qwen4_exp_text"), _INDEXED),
+    "emu3": "its config is of text and images, and transformers loads its text alone under no name",
+    "moshi": "it was trained on text summed with streams of audio, which documents do not hold",
+    "phi4_multimodal": "transformers reads its scaling as longrope alone",
+    **dict.fromkeys(("dots3_note", "dots3_note_text", "qwen4_exp", "qwen4_exp_text"), _INDEXED),
     "blt": "it reads bytes through an encoder and a decoder with cross-attention of their own",
     "dbrx": "its experts are stacked in parameters of their own layout, whose merge nothing here proves",
-    "lfm2_moe": "a bias outside of its parameters routes its tokens, and its training is not proven here",
     "longcat_flash": "each of its layers attends twice, and nothing here proves such layers",
     "mimo_v2_flash": "its windowed layers have heads and keys of other sizes, which nothing here proves",
     **dict.fromkeys(

@@ -140,6 +140,30 @@ def test_every_kind_of_base_goes_the_whole_way(
     check(model_type, asked, *VARIANTS[variant], tmp_path, shards)
 
 
+@pytest.mark.parametrize("model_type", ["lfm2_moe", pytest.param("deepseek_v3", marks=pytest.mark.slow)])
+def test_a_bias_that_routes_is_kept(model_type: str, tmp_path: Path, shards: Path) -> None:
+    """It is no parameter: no gradient moves it, and routers read it in training and in the merged model."""
+
+    def routing(folder: Path) -> dict[str, torch.Tensor]:
+        tensors = load_file(folder / "model.safetensors")
+        return {
+            name: tensor
+            for name, tensor in tensors.items()
+            if name.endswith(("expert_bias", "correction_bias"))
+        }
+
+    def vary(base: Path) -> None:
+        tensors = load_file(base / "model.safetensors")
+        tensors |= {name: torch.randn_like(tensor) for name, tensor in routing(base).items()}
+        save_file(tensors, base / "model.safetensors", {"format": "pt"})
+
+    check(model_type, "all-linear", {}, (vary,), tmp_path, shards)
+    given, kept = routing(tmp_path / "base"), routing(tmp_path / "merged")
+    assert given and given.keys() == kept.keys()
+    for name, tensor in given.items():
+        torch.testing.assert_close(kept[name].float(), tensor.float(), rtol=2**-8, atol=0)
+
+
 @pytest.mark.parametrize("key", ["quantization_config", "quantization"])
 def test_a_quantised_base_is_refused_when_it_is_fetched(key: str, tmp_path: Path, shards: Path) -> None:
     found = go(
