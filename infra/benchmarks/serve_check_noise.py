@@ -24,7 +24,8 @@ from yarn_ops.rope.methods import attention_factor, inverse_frequencies
 from yarn_ops.rope.proof import retune
 from yarn_ops.serving.client import NextToken
 from yarn_ops.serving.fingerprint import read_fingerprint
-from yarn_ops.serving.measure import ASKED, BLOCK, SPARED_TOKENS, cut, faulty_specs, forward, token_text
+from yarn_ops.serving.measure import ASKED, SPARED_TOKENS, cut, faulty_specs, token_text
+from yarn_ops.serving.reading import BLOCK, forward
 from yarn_ops.serving.verdict import judge
 
 

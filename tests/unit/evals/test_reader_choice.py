@@ -34,7 +34,7 @@ from yarn_ops.evals.reader import SharedReader, WholeReader
 from yarn_ops.evals.reader_choice import _Probe, open_reader, quicken
 from yarn_ops.models import lean, pre_rope, suffix
 from yarn_ops.rope import dynamic
-from yarn_ops.serving import measure
+from yarn_ops.serving import reading
 from yarn_ops.train import layerwise
 
 SMOLLM2 = {
@@ -43,7 +43,7 @@ SMOLLM2 = {
     "tie_word_embeddings": True, "rope_theta": 100_000.0,
 }  # fmt: skip
 REGISTERS = {
-    "models/pre_rope.py", "models/suffix.py", "rope/dynamic.py", "serving/measure.py", "train/layerwise.py",
+    "models/pre_rope.py", "models/suffix.py", "rope/dynamic.py", "serving/reading.py", "train/layerwise.py",
 }  # fmt: skip
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -52,7 +52,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 def attention_names() -> set[str]:
     """Every attention that the product makes known to transformers, on any device."""
     return {
-        pre_rope.ATTENTION, dynamic.register_attention(), layerwise.WHOLE_HEADS, measure.HALF,
+        pre_rope.ATTENTION, dynamic.register_attention(), layerwise.WHOLE_HEADS, reading.HALF,
         *(name for device in suffix.KERNELS for name in suffix.register_attention(device)),
     }  # fmt: skip
 

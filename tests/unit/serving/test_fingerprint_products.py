@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from yarn_ops.serving.measure import TokenisedText, forward
+from yarn_ops.serving.reading import TokenisedText, forward
 
 TOKENS = 16_384
 
