@@ -32,7 +32,7 @@ def push(
         bool, typer.Option("--public", help="Make a new Hugging Face repository public, not private.")
     ] = False,
 ) -> None:
-    """Send a model to Hugging Face, an OCI registry or an OCI layout."""
+    """Send a model to Hugging Face or as an OCI artifact."""
     from yarn_ops.progress import ProgressBars
     from yarn_ops.settings import read_settings
 

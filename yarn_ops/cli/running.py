@@ -243,7 +243,7 @@ def doctor(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Check every dependency, and say the remedy where one is wrong."""
+    """Check every dependency; say the remedy where one fails."""
     import yarn_ops.cli.display as display
     from yarn_ops.cli.doctor import examine
     from yarn_ops.settings import read_settings
