@@ -51,7 +51,7 @@ def promote(run: RunContext) -> None:
     approval = view.approval
     assert approval is not None
     if approval.decision is None and runtime.deployment.id is not None:
-        form = Decision.with_initial_data(description=as_markdown(view.verdict_card))
+        form = Decision.with_initial_data(description=as_markdown(view.verdict_card, run.settings.language))
         answer = suspend_flow_run(wait_for_input=form, key=f"approval-{run.id}")
         approval = decide(run, answer)
     told = f"{approval.name} version {approval.version}"

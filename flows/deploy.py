@@ -34,6 +34,7 @@ from flows.reconcile import reconcile, settle
 from flows.reevaluate import FELL, reevaluate
 from flows.watch import watch
 from yarn_ops.errors import SettingsError, YarnOpsError
+from yarn_ops.languages import described, in_form
 from yarn_ops.recipe import Recipe, load_recipe
 from yarn_ops.servers import CPU_POOL, GPU_POOL, POLL_S, START_S, answers
 from yarn_ops.settings import Settings, read_settings
@@ -54,10 +55,10 @@ ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLi
 """schedules that were missed run once, not one after the other"""
 
 
-def deployments() -> list[RunnerDeployment]:
+def deployments(language: str = "en") -> list[RunnerDeployment]:
     """Everything that is offered: its form's first values, its pool, its schedule."""
     demo = form_values(load_recipe(recipe_path("demo")))
-    return [
+    offered = [
         _offer(
             extend_model, "extend-model", GPU_POOL, TRAINER,
             description=_told_in("extend.md"),
@@ -104,9 +105,10 @@ def deployments() -> list[RunnerDeployment]:
             concurrency_limit=ONE_AT_A_TIME,
         ),
     ]  # fmt: skip
+    return [_in_language(one, language) for one in offered]
 
 
-def schedule(recipe: Recipe, name: str, cron: str, *, active: bool) -> str:
+def schedule(recipe: Recipe, name: str, cron: str, *, active: bool, language: str) -> str:
     """Make or renew the deployment that runs the recipe at these times; its address in Prefect's pages.
 
     SettingsError where the times are none. A run that is due while the last one goes on is left out.
@@ -124,7 +126,7 @@ def schedule(recipe: Recipe, name: str, cron: str, *, active: bool) -> str:
         schedules=[times],
         concurrency_limit=ONE_AT_A_TIME,
     )  # fmt: skip
-    made = offered.apply()
+    made = _in_language(offered, language).apply()
     return f"{str(PREFECT_API_URL.value()).removesuffix('/api')}/deployments/deployment/{made}"
 
 
@@ -141,16 +143,25 @@ def _offer(
     )
 
 
+def _in_language(offered: RunnerDeployment, language: str) -> RunnerDeployment:
+    """The deployment with what its page and its form say in a language."""
+    offered.description = described(offered.name, language) or offered.description
+    schema = offered._parameter_openapi_schema.model_dump(exclude_unset=True)
+    in_form(schema, str(offered.flow_name), language)
+    offered._parameter_openapi_schema = type(offered._parameter_openapi_schema).model_validate(schema)
+    return offered
+
+
 def _told_in(page: str) -> str:
     return (Path(__file__).parent / page).read_text("utf-8")
 
 
-def register() -> None:
+def register(language: str = "en") -> None:
     """Work pools and deployments, made or brought up to date."""
     with get_client(sync_client=True) as client:
         for pool, runs_at_once in RUNS_AT_ONCE.items():
             ensure_pool(client, pool, runs_at_once)
-        for deployment in deployments():
+        for deployment in deployments(language):
             _ensure_deployment(client, deployment)
         _ensure_alert(client)
         _ensure_healing(client)
@@ -235,10 +246,11 @@ def _until_served(settings: Settings) -> None:
 
 
 def main() -> None:
-    _until_served(read_settings())
-    register()
+    settings = read_settings()
+    _until_served(settings)
+    register(settings.language)
     try:
-        for kind, names in settle(read_settings(), alone="--alone" in sys.argv[1:]).items():
+        for kind, names in settle(settings, alone="--alone" in sys.argv[1:]).items():
             for name in names:
                 print(f"{kind}: {name}", flush=True)
     except YarnOpsError as error:  # the next reconcile tries again; the service can start

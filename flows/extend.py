@@ -92,7 +92,7 @@ def extension(recipe: Recipe) -> str:
         verdict = judge(recipe.gate, scores, checkpoint.context_tokens)
         report = draw(
             recipe, base, shards=shards, patched=patched, adapters=adapters, checkpoint=checkpoint,
-            scores=scores, verdict=verdict,
+            scores=scores, verdict=verdict, language=run.settings.language,
         )  # fmt: skip
         reference = take_fingerprint(checkpoint) if recipe.publish.fingerprint and verdict.passed else None
         release = publish(recipe.publish, base, shards, checkpoint, scores, verdict, report, reference)

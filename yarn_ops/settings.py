@@ -90,6 +90,7 @@ class Settings(BaseSettings):
     cluster: str | None = Field(
         None, description="a Dask scheduler, tcp://host:8786, whose workers prepare documents; default none"
     )
+    language: Literal["en", "zh"] = Field("en", description="of the run forms and of the verdict card")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run")
     processes: int | None = Field(
         None, ge=1, description="that train together at most; default one for every GPU, one on a CPU"

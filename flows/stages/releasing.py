@@ -68,8 +68,9 @@ def draw(
     checkpoint: Checkpoint,
     scores: BeforeAfter[Scorecard],
     verdict: Verdict,
+    language: str = "en",
 ) -> Report:
-    """Pictures, the capacity page and the model card."""
+    """Pictures, the capacity page and the model card, whose verdict card is in this language."""
     from yarn_ops.evals.capacity import read_capacity
     from yarn_ops.evals.report.card import Extension
     from yarn_ops.evals.report.write import write_report
@@ -80,6 +81,7 @@ def draw(
         name=name,
         alias=recipe.publish.alias,
         approval=recipe.publish.approval,
+        language=language,
         suite=recipe.evaluate.suite,
         data=recipe.data,
         training=recipe.train,
@@ -236,7 +238,8 @@ def bring_about(run: RunContext, release: Release, parts: Publication, progress:
     tags = {**release.tags, DIGEST_TAG: tree.digest}
     description = verdict.reasons
     if report.record.verdict:
-        description = f"{as_markdown(report.record.verdict)}\n\n{run.mlflow.shown_with(run_id)}".rstrip()
+        card = as_markdown(report.record.verdict, run.settings.language)
+        description = f"{card}\n\n{run.mlflow.shown_with(run_id)}".rstrip()
     release = release.model_copy(update={"tags": tags})
     for found in tracking.models():
         if (found.name, found.mlflow_run_id, found.version) == (release.name, run_id, release.version):

@@ -59,7 +59,7 @@ class Made(Record):
     alias: str | None = "champion"
 
 
-def keys_of(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+def keys_of(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, language: str = "en") -> dict[str, set[str]]:
     """{stage: keys} of the flow's body, whose stages only make their keys."""
     found: dict[str, set[str]] = {}
 
@@ -76,7 +76,7 @@ def keys_of(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[st
 
     run = SimpleNamespace(
         id="run", asks_a_person=False, mlflow=SimpleNamespace(step_sink=lambda arm, earlier_steps: None),
-        plan=lambda base, corpus: None,
+        plan=lambda base, corpus: None, settings=SimpleNamespace(language=language),
     )  # fmt: skip
     for module, names in NAMES.items():
         for name in names:
@@ -95,6 +95,15 @@ def test_a_change_computes_what_depends_on_it(change: str, monkeypatch: pytest.M
     after = keys_of(load_recipe(recipe_path("demo"), [change]), monkeypatch)
     again = {name for name in after if after[name] != before.get(name)}
     assert again == COMPUTED_AGAIN[change]
+
+
+def test_a_report_in_another_language_is_another_one_and_nothing_else_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    english, chinese = (
+        keys_of(load_recipe(recipe_path("demo")), monkeypatch, language) for language in ("en", "zh")
+    )
+    assert {name for name in english if english[name] != chinese[name]} == {"draw", "publish"}
 
 
 def test_a_key_does_not_depend_on_how_inputs_are_given() -> None:

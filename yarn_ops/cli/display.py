@@ -69,7 +69,7 @@ def _status(run: RunSummary) -> str:
     return f"{run.status}: {', '.join(told)}" if told else run.outcome
 
 
-def show_run(run: RunView, *, as_json: bool = False) -> None:
+def show_run(run: RunView, *, as_json: bool = False, language: str = "en") -> None:
     """One run: stages, scores before and after, verdict, release."""
     if as_json:
         _print_json(run.model_dump(mode="json"))
@@ -92,7 +92,7 @@ def show_run(run: RunView, *, as_json: bool = False) -> None:
     elif cards := _cards(run):
         CONSOLE.print(score_table(cards), soft_wrap=False)
     _show_costs(run)
-    _show_outcome(run)
+    _show_outcome(run, language)
 
 
 def _show_costs(run: RunView) -> None:
@@ -168,7 +168,7 @@ def _documents(run: RunView) -> Iterator[str]:
             yield f"documents: {', '.join(sides)}; left out: {left_out}"
 
 
-def _show_outcome(run: RunView) -> None:
+def _show_outcome(run: RunView, language: str) -> None:
     for line in _documents(run):
         CONSOLE.print(line)
     for stage in run.stages:
@@ -195,7 +195,7 @@ def _show_outcome(run: RunView) -> None:
         CONSOLE.print(f"release: {run.release.name} version {run.release.version}{alias}", style="bold")
     if run.approval is not None:
         CONSOLE.print(_approval(run.id, run.approval))
-    show_verdict(rows)
+    show_verdict(rows, language)
 
 
 def _approval(run: str, approval: ApprovalView) -> str:
@@ -206,9 +206,9 @@ def _approval(run: str, approval: ApprovalView) -> str:
     return f"{approval.decision} by {approval.person}, {approval.decided_at:%Y-%m-%d %H:%M} UTC{why}"
 
 
-def show_verdict(rows: Sequence[tuple[str, str]]) -> None:
+def show_verdict(rows: Sequence[tuple[str, str]], language: str = "en") -> None:
     """The verdict card of an extension."""
-    for number, line in enumerate(as_text(rows, min(CONSOLE.width, 100))):
+    for number, line in enumerate(as_text(rows, min(CONSOLE.width, 100), language)):
         CONSOLE.print(line, style="bold" if number == 0 else None)
 
 

@@ -28,8 +28,10 @@ from yarn_ops.processes import importing
 def extend(recipe: RecipeArgument, set_: SetOption = None, name: NameOption = None) -> None:
     """Run a recipe here: extend, measure, judge and register."""
     import yarn_ops.cli.display as display
+    from yarn_ops.settings import read_settings
 
     asked, ended = load_asked(recipe, set_), None
+    language = read_settings().language
 
     def reusing() -> bool:
         with importing():
@@ -48,11 +50,11 @@ def extend(recipe: RecipeArgument, set_: SetOption = None, name: NameOption = No
 
             view = run_registry().run_view(ended or run_here(extending.extend, name, asked))
     except GateFailed as rejected:
-        display.show_run(run_registry().run_view(rejected.run_id or "last"))
+        display.show_run(run_registry().run_view(rejected.run_id or "last"), language=language)
         raise
     except AwaitsApproval as waits:
         view = run_registry().run_view(waits.run_id or "last")
-    display.show_run(view)
+    display.show_run(view, language=language)
 
 
 @app.command()

@@ -43,10 +43,12 @@ def runs_show(
 ) -> None:
     """Show one run: stages, scores, verdict, release."""
     import yarn_ops.cli.display as display
+    from yarn_ops.settings import read_settings
 
     if last == (run_id is not None):
         raise typer.BadParameter("give a run's id, or --last")
-    display.show_run(run_registry().run_view(run_id or "last"), as_json=json)
+    view = run_registry().run_view(run_id or "last")
+    display.show_run(view, as_json=json, language=read_settings().language)
 
 
 @app.command()

@@ -61,7 +61,7 @@ def make_schedule(settings: Settings, recipe: Recipe, name: str, cron: str, *, a
     _within_service(settings)
     from flows import deploy
 
-    page = deploy.schedule(recipe, name, cron, active=active)
+    page = deploy.schedule(recipe, name, cron, active=active, language=settings.language)
     return f"{name}: {cron}{'' if active else ', paused'}; {page}"
 
 

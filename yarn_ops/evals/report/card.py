@@ -54,6 +54,8 @@ class Extension:
     capacities: BeforeAfter[Capacity]
     approval: bool = False
     """whether a person has to promote it"""
+    language: str = "en"
+    """of its verdict card"""
 
     @property
     def rows(self) -> Rows:
@@ -102,7 +104,7 @@ def _summary(extension: Extension) -> Iterator[str]:
     patched = extension.patched
     yield f"# {extension.name}"
     yield ""
-    yield as_markdown(extension.rows)
+    yield as_markdown(extension.rows, extension.language)
     yield ""
     yield (
         f"{_base_name(extension.base)}, extended from {patched.original_context_tokens:,} to "

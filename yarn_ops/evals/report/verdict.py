@@ -1,16 +1,18 @@
 """The verdict card: what came of an extension and what to do next, the same wherever a person meets it.
 
-It is made once, with the report, as rows (label, text). The terminal prints `as_text` of them; Prefect's
-report, MLflow's description and the model card hold `as_markdown`.
+It is made once, with the report, as rows (label, text) in English. The terminal prints `as_text` of them;
+Prefect's report, MLflow's description and the model card hold `as_markdown`: each in the settings' language.
 """
 
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
+
+from yarn_ops.languages import LANGUAGES, said
 from yarn_ops.scores import BeforeAfter, Scorecard, Verdict
 
 if TYPE_CHECKING:  # torch and scipy: not for what only shows a card
@@ -21,6 +23,7 @@ Rows = tuple[tuple[str, str], ...]
 COMMANDS = ("pull", "serve", "look", "approve")
 """labels of rows that hold a command"""
 COLUMNS = 80
+LABEL_COLUMNS = 10
 GLANCE = "glance.png"
 """file of a report: the picture that stands below the card in MLflow"""
 REMEDIES = {
@@ -75,22 +78,31 @@ def verdict_rows(
     return tuple(rows)
 
 
-def as_text(rows: Sequence[tuple[str, str]], columns: int = COLUMNS) -> Iterator[str]:
+def as_text(rows: Sequence[tuple[str, str]], columns: int = COLUMNS, language: str = "en") -> Iterator[str]:
     """Lines for a terminal; a command stays on one line, so that it can be copied."""
-    for label, text in rows:
-        head = f"{label:<10}"
+    for (label, _), (shown, text) in zip(rows, in_language(rows, language), strict=True):
+        head = shown + " " * max(1, LABEL_COLUMNS - cell_len(shown))
         if label in COMMANDS:
             yield head + text
-        else:
-            indent = " " * len(head)
-            yield from textwrap.wrap(text, columns, initial_indent=head, subsequent_indent=indent)
+            continue
+        for line in _wrapped(text, columns - cell_len(head)):
+            yield head + line
+            head = " " * LABEL_COLUMNS
 
 
-def as_markdown(rows: Sequence[tuple[str, str]]) -> str:
+def in_language(rows: Sequence[tuple[str, str]], language: str) -> Rows:
+    """The card in another language; commands, names and figures stay as they are."""
+    return tuple(
+        (said(label, language), text if label in COMMANDS else said(text, language)) for label, text in rows
+    )
+
+
+def as_markdown(rows: Sequence[tuple[str, str]], language: str = "en") -> str:
     """The outcome and a list: a table's long cells are cut off in Prefect's pages."""
-    (outcome, what), *rest = rows
+    commands = {said(label, language) for label in COMMANDS}
+    (outcome, what), *rest = in_language(rows, language)
     lines = [f"**{outcome.capitalize()}: {what}**", ""]
-    lines += [f"- {label}: {f'`{text}`' if label in COMMANDS else text}" for label, text in rest]
+    lines += [f"- {label}: {f'`{text}`' if label in commands else text}" for label, text in rest]
     return "\n".join(lines)
 
 
@@ -98,13 +110,28 @@ def reached_in(card: str) -> dict[str, int | None]:
     """{sees, uses} in tokens of the result, as a model card says; None: not measured. What it leaves out is
     left out."""
     found: dict[str, int | None] = {}
+    unmeasured = "|".join(said("not measured", language) for language in LANGUAGES)
     for label in ("sees", "uses"):
+        names = "|".join(said(label, language) for language in LANGUAGES)
         line = re.search(
-            rf"^- {label}: .* → (?:([\d,]+)(?: \[.*\])?|not measured) tokens$", card, re.MULTILINE
+            rf"^- (?:{names}): .* → (?:([\d,]+)(?: \[.*\])?|{unmeasured}) tokens$", card, re.MULTILINE
         )
         if line is not None:
             found[label] = None if line[1] is None else int(line[1].replace(",", ""))
     return found
+
+
+def _wrapped(text: str, columns: int) -> Iterator[str]:
+    """Lines of at most so many columns: Chinese breaks between any two characters, but not before a mark."""
+    line = ""
+    for piece in re.findall(
+        r"\s+|（?(?:[\u2e80-\u9fff\uff00-\uffef]|[^\s\u2e80-\u9fff\uff00-\uffef]+)[，。；：、）]*", text
+    ):
+        if line.strip() and cell_len(line + piece) > columns:
+            yield line.rstrip()
+            line = ""
+        line += piece if line or piece.strip() else ""
+    yield line.rstrip()
 
 
 def _reached(length: Length | None) -> str:
