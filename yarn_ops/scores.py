@@ -65,6 +65,17 @@ class CellKey:
     seed: int
 
 
+class SameCell(NamedTuple):
+    """What a score was asked, whichever model answered: scores of the same one are comparable."""
+
+    protocol: str
+    """digest of everything but what follows that moves the figure (`CellKey.protocol`)"""
+    task: str
+    context_tokens: int
+    depth: float | None
+    seed: int
+
+
 class Scorecard(Record):
     model_digest: str
     original_context_tokens: int

@@ -121,16 +121,20 @@ def test_the_same_again_reuses_everything(workplace: Workplace, first: RunView, 
     assert list(workplace.mlflow_runs()) == list(workplace.first_mlflow_runs)
 
 
+@pytest.fixture(scope="module")
+def rejected(workplace: Workplace, first: RunView) -> RunView:
+    """The first run's checkpoint, which another gate rejects."""
+    return workplace.extend("gate.min_long_gain=1000", status=2)
+
+
 def test_a_failed_gate_registers_a_rejected_version_and_moves_no_alias(
-    workplace: Workplace, first: RunView
+    workplace: Workplace, first: RunView, rejected: RunView
 ) -> None:
-    before = workplace.champion()
-    rejected = workplace.extend("gate.min_long_gain=1000", status=2)
     assert computed(rejected) == ["gate", "report", "publish"]
     assert rejected.release is not None
     version = workplace.versions()[rejected.release.version]
     assert (version.tags["gate"], version.aliases) == ("failed", ())
-    assert workplace.champion() == before
+    assert workplace.champion() == 1
     assert rejected.status == "rejected"
     reason = rejected.reason
     assert reason is not None and reason.endswith("below 1000")
@@ -143,6 +147,53 @@ def test_a_failed_gate_registers_a_rejected_version_and_moves_no_alias(
     tracked = workplace.mlflow_runs()[rejected.id]
     assert (tracked.info.status, tracked.data.tags["outcome"]) == ("KILLED", "rejected")
     assert workplace.mlflow_runs()[first.id].data.tags["outcome"] == "promoted"
+
+
+def test_released_versions_are_put_side_by_side(
+    workplace: Workplace, first: RunView, rejected: RunView, tmp_path: Path
+) -> None:
+    """A rejected version too: it is the same checkpoint, so nothing differs."""
+    assert rejected.release is not None
+    version = rejected.release.version
+    named = ("small@champion", f"small:{version}")
+    answer = workplace.types("compare-releases", *named, "--out", tmp_path / "out", COLUMNS="80")
+    assert answer.status == 0, answer.err
+    *lines, path = answer.out.splitlines()
+    assert max(map(len, lines)) <= 80 and path == f"page: {tmp_path / 'out' / 'releases.html'}"
+    assert "perplexity, last quarter" in answer.out and "×1.000" in answer.out
+    assert (tmp_path / "out" / "releases.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "out" / "releases.html").read_text("utf-8")
+    assert "http" not in page and "data:image/png;base64," in page
+    assert f"<td>small:1</td><td>small:{version}</td>" in page
+    told = json.loads(workplace.types("compare-releases", *named, "--json").out)
+    promoted, other = told["releases"]
+    assert (promoted["gate"], promoted["aliases"], other["gate"]) == ("passed", ["champion"], "failed")
+    assert (promoted["method"], promoted["trained"], promoted["steps"]) == ("yarn", "lora", 4)
+    assert promoted["seconds"] > other["seconds"] > 0  # which reused what the first had trained
+    measured = {(score.task, score.context_tokens, score.depth) for score in first.scores
+                if score.checkpoint_digest == first.scores[-1].checkpoint_digest}  # fmt: skip
+    compared = {(cell["task"], cell["context_tokens"], cell["depth"]) for cell in told["cells"]}
+    assert compared == {one for one in measured if not one[0].startswith("capacity/")}
+    assert (promoted["cells_left_out"], other["cells_left_out"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("named", "complaint"),
+    [
+        ("small", "small: name two released versions or more, each once"),
+        ("small:1 small:1", "small:1, small:1: name two released versions or more, each once"),
+        ("small other", "model 'other': not registered at "),
+        ("small small:99", "model 'small': no version with number 99; there is "),
+        ("models:/a", "models:/a: is no release; write NAME, NAME@ALIAS or NAME:VERSION"),
+    ],
+)
+def test_releases_that_cannot_be_compared_are_one_line(
+    workplace: Workplace, first: RunView, tmp_path: Path, named: str, complaint: str
+) -> None:
+    answer = workplace.types("compare-releases", *named.split(), "--out", tmp_path / "out")
+    assert (answer.status, answer.out) == (2, "")
+    assert answer.complaint.startswith(f"yarn-ops: {complaint}")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_same_again_needs_no_prefect_server(workplace: Workplace, first: RunView) -> None:

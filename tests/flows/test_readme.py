@@ -37,6 +37,7 @@ RUN_ELSEWHERE = {
     "yarn-ops push ./demo-long oci:./layout:v1": PUSHED,
     "yarn-ops push demo-long oci://registry.example.org/models/demo-long:v1 --alias champion": PUSHED,
     "yarn-ops push ./demo-long hf:OWNER/demo-long": PUSHED,
+    "yarn-ops compare-releases demo-long demo-long:1 --out ./compared": "tests/flows/test_extend.py",
     "yarn-ops evaluate ./demo-long --base ./demo-long --url http://127.0.0.1:8000": (
         "tests/unit/cli/test_cli_evaluate_served.py"
     ),

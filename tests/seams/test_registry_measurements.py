@@ -11,13 +11,14 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import update
 
+from yarn_ops.digests import digest_of
 from yarn_ops.errors import LeaseLost
 from yarn_ops.registry import this_process
 from yarn_ops.registry.columns import database_now
-from yarn_ops.registry.measurements import Measurements, open_measurements
+from yarn_ops.registry.measurements import Measurements, open_measurements, scores_by_cell
 from yarn_ops.registry.registry import Registry
 from yarn_ops.registry.tables import CellRow
-from yarn_ops.scores import CellKey, Score
+from yarn_ops.scores import CellKey, Score, Scorecard
 
 CELL = CellKey("c" * 64, "p" * 64, "needle/code", 2048, 0)
 
@@ -150,3 +151,40 @@ def test_a_lease_is_renewed_while_the_cell_is_measured(registry: Registry, datab
     assert ours.known(CELL) == scores(0.75)
     slow.close()
     ours.close()
+
+
+def measured(task: str, value: float, seed: int = 0, samples: int = 4) -> Score:
+    return Score(task=task, context_tokens=2048, value=value, samples=samples, seed=seed)
+
+
+def test_scores_of_runs_are_told_apart_by_what_was_asked(registry: Registry, database_url: str) -> None:
+    """By the cell's protocol; of what was made of cells by theirs; of lost cells by recipe and documents."""
+    card = Scorecard(
+        model_digest="c" * 64, original_context_tokens=512, parents=("c" * 64, "texts"),
+        scores=(
+            measured("needle/code", 0.5), measured("ruler/one", 0.25), measured("ruler/average", 0.3),
+            measured("recall/code", 0.75), measured("recall/prose", 1.0), measured("capacity/sees", 2048.0),
+            measured("perplexity/single-pass", 9.0),
+        ),
+    )  # fmt: skip
+    run = registry.begin_run({"evaluate": {"windows": 4}}, "d" * 64).id
+    lease = registry.claim("e" * 64, stage="evaluate", run_id=run, holder="a process", lease_s=60)
+    assert lease is not None
+    registry.complete(lease, card)
+    journal = open_measurements(database_url)
+    kept_cells = [
+        ("p", "needle/code", 0.5), ("q", "ruler/one", 0.25), ("r", "recall/code", 0.75),
+        ("s", "recall/code", 0.5), ("t", "recall/prose", 1.0), ("u", "recall/prose", 1.0),
+    ]  # fmt: skip
+    for protocol, task, value in kept_cells:
+        with journal.claimed(replace(CELL, protocol=protocol, cell=task)) as write:
+            assert write is not None
+            write((measured(task, value),))
+    journal.close()
+    found = {cell.task: cell.protocol for cell in scores_by_cell(registry, "c" * 64)}
+    assert (found["needle/code"], found["ruler/one"]) == ("p", "q")
+    assert found["recall/code"] == "r", "the cell with its value"
+    assert found["ruler/average"] == digest_of(["q"])
+    assert found["perplexity/single-pass"] == digest_of([{"windows": 4}, ["texts"]])
+    assert found.keys() == {score.task for score in card.scores} - {"recall/prose", "capacity/sees"}
+    assert scores_by_cell(registry, "f" * 64) == {}

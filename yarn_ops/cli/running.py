@@ -57,7 +57,7 @@ def approve(
     reject: Annotated[bool, typer.Option("--reject", help="Leave the alias where it is.")] = False,
     note: Annotated[str, typer.Option(metavar="TEXT", help="Why; kept in the registry.")] = "",
 ) -> None:
-    """Promote what a run has made and waits with, or reject it."""
+    """Promote what a run waits with, or reject it."""
     import getpass
 
     from yarn_ops.cli.up import decide
@@ -74,6 +74,23 @@ def models(tag: TagOption = None, json: JsonOption = False) -> None:
     import yarn_ops.cli.display as display
 
     display.show_models(tracking().models(pairs_of(tag)), as_json=json)
+
+
+@app.command("compare-releases")
+def compare_releases(
+    releases: Annotated[
+        list[str],
+        typer.Argument(metavar="RELEASE…", help="NAME (its newest version), NAME@ALIAS or NAME:VERSION."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where a page and a picture of it go.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Put released versions side by side. By the cells that all of them were measured by."""
+    from yarn_ops.cli.compare_releases import compare
+
+    compare(releases, tracking(), run_registry(), out, as_json=json)
 
 
 @app.command()

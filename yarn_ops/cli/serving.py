@@ -23,7 +23,7 @@ SERVED_WRONGLY = 1
 def fingerprint_(
     model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A model directory; written into.")],
 ) -> None:
-    """Write what serve-check compares with into a model directory."""
+    """Write what serve-check compares with into a directory."""
     from yarn_ops.atomic import atomic_write, disk_errors
     from yarn_ops.models.checkpoints import refuse_code, refuse_links
     from yarn_ops.models.device import resolve_device
@@ -60,7 +60,7 @@ def serve_check(
     alias: Annotated[str | None, typer.Option(help="Of a registered model, e.g. champion.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Tell whether a running server answers as the measured model. Exits with 1 where it does not."""
+    """Tell whether a server answers as the measured model. Exits with 1 where it does not."""
     from yarn_ops.errors import ServingError
     from yarn_ops.progress import ProgressBars
     from yarn_ops.serving.client import InferenceServer

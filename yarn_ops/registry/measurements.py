@@ -7,7 +7,8 @@ under a lease with a fencing number, as stages are claimed, and its scores are w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -19,8 +20,9 @@ from yarn_ops.registry.columns import database_now
 from yarn_ops.registry.database import Database, open_database
 from yarn_ops.registry.holder import this_process
 from yarn_ops.registry.leases import Lease, claim, give_back, renewed, write
-from yarn_ops.registry.tables import ALL_DEPTHS, CellRow, MeasurementRow
-from yarn_ops.scores import CellKey, Score
+from yarn_ops.registry.registry import Registry
+from yarn_ops.registry.tables import ALL_DEPTHS, CellRow, MeasurementRow, RunRow, ScoreRow, StageRunRow
+from yarn_ops.scores import CellKey, SameCell, Score, Scorecard
 
 SCORE = ("task", "context_tokens", "seed", "value", "low", "high", "samples", "items")
 LEASE_S = 60.0
@@ -107,6 +109,70 @@ def open_measurements(url: str, lease_s: float = LEASE_S, holder: str | None = N
     `holder`: who claims cells; left out, this process.
     """
     return Measurements(open_database(url), lease_s, holder or this_process())
+
+
+def scores_by_cell(registry: Registry, checkpoint_digest: str) -> dict[SameCell, Score]:
+    """Every score that runs have of a checkpoint, by what was asked; how far it sees and uses left out.
+
+    A score whose protocol is not sure, since the registry knows several that fit, is left out. One that was
+    made from other scores has the protocols of these; where the registry has lost the cells, its protocol is
+    that of the recipe's evaluation on its documents.
+    """
+    cards = (
+        select(StageRunRow.output, RunRow.recipe)
+        .join(RunRow, RunRow.id == StageRunRow.run_id)
+        .where(
+            StageRunRow.key.in_(select(ScoreRow.key).where(ScoreRow.checkpoint_digest == checkpoint_digest))
+        )
+        .order_by(StageRunRow.finished_at)
+    )
+    asked: defaultdict[tuple[str, int, int], list[MeasurementRow]] = defaultdict(list)
+    found: dict[SameCell, Score] = {}
+    with registry.begin() as session:
+        measured = select(MeasurementRow).where(MeasurementRow.checkpoint_digest == checkpoint_digest)
+        for row in session.scalars(measured):
+            asked[row.task, row.context_tokens, row.seed].append(row)
+        for output, recipe in session.execute(cards):
+            card = Scorecard.model_validate(output)
+            whole = digest_of([recipe.get("evaluate"), card.parents[1:]])
+            sure = {score: _protocols(score, asked) for score in card.scores}
+            for score, protocols in sure.items():
+                if _family(score) == "capacity":
+                    continue
+                if not protocols:
+                    beside = [
+                        sure[one] for one in sure
+                        if (_family(one), one.context_tokens) == (_family(score), score.context_tokens)
+                    ]  # fmt: skip
+                    made_of = sorted(set().union(*beside))
+                    protocols = {digest_of(made_of) if made_of else whole}
+                if len(protocols) == 1:
+                    where = (score.task, score.context_tokens, score.depth, score.seed)
+                    found[SameCell(next(iter(protocols)), *where)] = score
+    return found
+
+
+def _family(score: Score) -> str:
+    return score.task.partition("/")[0]
+
+
+def _protocols(score: Score, asked: dict[tuple[str, int, int], list[MeasurementRow]]) -> set[str]:
+    """The protocols of the cells that the score may be of: of several, those with its value or samples."""
+    rows = asked.get((score.task, score.context_tokens, score.seed), ())
+    protocols = {row.protocol for row in rows}
+    if len(protocols) < 2:
+        return protocols
+    depth = ALL_DEPTHS if score.depth is None else score.depth
+
+    def fits(blocks: Sequence[MeasurementRow]) -> bool:
+        if len(blocks) == 1:
+            return blocks[0].value == score.value
+        return sum(block.samples for block in blocks) == score.samples
+
+    return {
+        one for one in protocols
+        if fits([row for row in rows if row.protocol == one and row.depth == depth])
+    }  # fmt: skip
 
 
 def _key(key: CellKey) -> str:

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from yarn_ops.charts import INK, MUTED, STYLE, length_axis, perplexity_axis, save, share_axis
-from yarn_ops.evals.names import LAST_QUARTER, RECALL, template_of
+from yarn_ops.charts import INK, MUTED, STYLE, length_axis, not_measured, perplexity_axis, save, share_axis
+from yarn_ops.evals.names import LAST_QUARTER, NEEDLES, RECALL, template_of
 from yarn_ops.scores import Comparison, Scorecard
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#A5AA99", "#4B4B8F")
@@ -56,7 +56,35 @@ def draw_comparison(comparison: Comparison, before: Scorecard, path: Path) -> No
         save(figure, path)
 
 
-def _perplexity(axes: Any, before: Scorecard, cards: dict[str, Scorecard]) -> None:
+def draw_releases(cards: dict[str, Scorecard], path: Path) -> None:
+    """One PNG: perplexity and recall against length, a line a model."""
+    tasks = [task for task in (*RECALL, *NEEDLES) if any(card.by_length(task) for card in cards.values())]
+    with rc_context(STYLE | {"axes.titlepad": 10}):
+        figure = Figure(figsize=(12.5, 5), layout=ConstrainedLayoutEngine(wspace=0.08))
+        left, right = figure.subplots(1, 2)
+        for axes, task, title in (
+            (left, LAST_QUARTER, "Perplexity"),
+            (right, tasks[0] if tasks else "", "Recall"),
+        ):
+            lengths = sorted(
+                {score.context_tokens for card in cards.values() for score in card.by_length(task)}
+            )
+            axes.set_title(title)
+            if not lengths:
+                not_measured(axes)
+                continue
+            if axes is left:
+                _perplexity(axes, None, cards)
+            else:
+                _lines(axes, None, cards, task, intervals=True)
+                share_axis(axes, f"{task}, 95 % intervals")
+            length_axis(axes, lengths, [f"{length:,}" for length in lengths])
+        handles, labels = (left if left.lines else right).get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3), frameon=False)
+        save(figure, path)
+
+
+def _perplexity(axes: Any, before: Scorecard | None, cards: dict[str, Scorecard]) -> None:
     """The base may leave the picture: it explodes, and what is compared would be one line."""
     values = [score.value for card in cards.values() for score in card.by_length(LAST_QUARTER)]
     _lines(axes, before, cards, LAST_QUARTER)
@@ -72,14 +100,15 @@ def _recall(axes: Any, before: Scorecard, cards: dict[str, Scorecard]) -> None:
 
 
 def _lines(
-    axes: Any, before: Scorecard, cards: dict[str, Scorecard], task: str, intervals: bool = False
+    axes: Any, before: Scorecard | None, cards: dict[str, Scorecard], task: str, intervals: bool = False
 ) -> None:
     """One line a card, each a little beside the others: equal values stay visible."""
-    base = before.by_length(task)
-    axes.plot(
-        [score.context_tokens for score in base], [score.value for score in base],
-        color=MUTED, linestyle="--", linewidth=1.6, label="base", zorder=2,
-    )  # fmt: skip
+    if before is not None:
+        base = before.by_length(task)
+        axes.plot(
+            [score.context_tokens for score in base], [score.value for score in base],
+            color=MUTED, linestyle="--", linewidth=1.6, label="base", zorder=2,
+        )  # fmt: skip
     for place, (name, card) in enumerate(cards.items()):
         colour, curve = COLOURS[place % len(COLOURS)], card.by_length(task)
         aside = 2 ** (DODGE_OCTAVES * (place - (len(cards) - 1) / 2))

@@ -100,7 +100,7 @@ def html(
     sections = (
         _head(model),
         _asked(models, asked),
-        _image(model, picture),
+        image(model.verdict, picture),
         _definitions(model),
         *(_measured(one) for one in models),
         _families(models, trained),
@@ -111,10 +111,14 @@ def html(
         _costs(model),
         _skipped(model),
     )
+    return whole_page(f"{model.name}: {model.verdict}", sections)
+
+
+def whole_page(title: str, sections: Iterable[Iterable[str]]) -> str:
+    """One HTML document of sections, each of lines."""
     body = "\n".join(line for section in sections for line in section)
-    title = escape(f"{model.name}: {model.verdict}")
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{STYLE}</style></head><body>\n{body}\n</body></html>\n"
     )
 
@@ -138,9 +142,10 @@ def _asked(models: Sequence[Capacity], asked: str) -> Iterator[str]:
     yield f"<p><small>{escape('; '.join(told))}</small></p>"
 
 
-def _image(model: Capacity, picture: bytes) -> Iterator[str]:
+def image(told: str, picture: bytes) -> Iterator[str]:
+    """A PNG within the page; told: what it shows."""
     data = base64.b64encode(picture).decode()
-    yield f'<img alt="{escape(model.verdict)}" src="data:image/png;base64,{data}">'
+    yield f'<img alt="{escape(told)}" src="data:image/png;base64,{data}">'
 
 
 def _card(name: str, value: str, note: str) -> str:
@@ -167,10 +172,10 @@ def _measured(model: Capacity) -> Iterator[str]:
     shown = [task for task in tasks if not task.startswith(hidden) and not task.endswith(NATS)]
     shown.sort(key=_order)
     rows = [
-        [_title(task), *(_figure(model.card.score(task, length)) for length in model.lengths)]
+        [title_of(task), *(figure_of(model.card.score(task, length)) for length in model.lengths)]
         for task in shown
     ]
-    yield from _table(["", *(tokens(length) for length in model.lengths)], rows)
+    yield from table(["", *(tokens(length) for length in model.lengths)], rows)
 
 
 def _order(task: str) -> tuple[int, str]:
@@ -178,16 +183,16 @@ def _order(task: str) -> tuple[int, str]:
     return list(TITLES).index(known[0]) if known else len(TITLES), task
 
 
-def _title(task: str) -> str:
+def title_of(task: str) -> str:
     """needle/code/choice: "needles found, code form; chosen from four"."""
     for ending, asked in ASKED_OTHERWISE.items():
         if task.endswith(ending):
-            return f"{_title(task.removesuffix(ending))}; {asked}"
+            return f"{title_of(task.removesuffix(ending))}; {asked}"
     task, of, documents = task.partition(" of ")
     return f"{TITLES.get(task, task)}{of}{documents}"
 
 
-def _figure(score: Score | None) -> str:
+def figure_of(score: Score | None) -> str:
     if score is None:
         return ""
     return f"{score.value:.0f}" if abs(score.value) >= 100 else figure(score)
@@ -200,7 +205,7 @@ def _families(models: Sequence[Capacity], trained: Sequence[str] | None) -> Iter
     heads, rows = family_rows(cards, trained)
     if rows:
         yield "<h2>Use beyond needles</h2>"
-        yield from _table(heads, rows)
+        yield from table(heads, rows)
         yield f"<p>{escape(' '.join(told(cards)))}</p>"
 
 
@@ -225,9 +230,9 @@ def _short(models: Sequence[Capacity]) -> Iterator[str]:
         yield "<h2>What short texts pay</h2>"
     if rows:
         heads = ["", "perplexity before", "after", "ratio", "needles before", "after"]
-        yield from _table(heads, rows)
+        yield from table(heads, rows)
     if skills:
-        yield from _table(["skill", "before", "after", "change"], skills)
+        yield from table(["skill", "before", "after", "change"], skills)
 
 
 def _ruler(model: Capacity) -> Iterator[str]:
@@ -246,7 +251,7 @@ def _ruler(model: Capacity) -> Iterator[str]:
         shown = (f"{averages[length]:.1f}" if length in averages else "" for length in lengths)
         rows.append([name, *shown, tokens(effective) if effective else "none"])
     heads = ["", *(tokens(length) for length in lengths), f"effective, by {RULER_THRESHOLD}"]
-    yield from _table(heads, rows, escaped=True)
+    yield from table(heads, rows, escaped=True)
     yield (
         f"<p><small>RULER calls a length effective from {RULER_THRESHOLD} on. The tasks here are "
         "rewritten, over other documents, with cloze questions in place of its two question sets: read the "
@@ -270,7 +275,7 @@ def _attention(diagnosis: Diagnosis | None) -> Iterator[str]:
     yield f"<h2>Where it looks when it answers, at {tokens(diagnosis.context_tokens)} tokens</h2>"
     rows = [["first token (sink)", f"{diagnosis.sink:.1%}"]]
     rows += [[f"{low:,} to {high:,} tokens back", f"{share:.1%}"] for low, high, share in diagnosis.mass]
-    yield from _table(["attention", "share"], rows)
+    yield from table(["attention", "share"], rows)
     heads = ", ".join(f"{layer}.{head} ({share:.2f})" for layer, head, share in diagnosis.heads) or "none"
     yield (
         f"<p>Entropy is {diagnosis.entropy:.2f} of a uniform one. Heads that retrieve: "
@@ -302,7 +307,7 @@ def _costs(model: Capacity) -> Iterator[str]:
     ]
     own = f"KV cache, as it is ({decoder.sharing}, {decoder.kv_heads} of {decoder.heads} heads)"
     heads = ["", own, "were it MHA", "were it MQA", "prefill (TFLOP)", "of that attention"]
-    yield from _table(heads, rows)
+    yield from table(heads, rows)
 
 
 def _stopped(model: Capacity) -> Iterator[str]:
@@ -319,7 +324,9 @@ def _skipped(model: Capacity) -> Iterator[str]:
         yield "</ul>"
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, escaped: bool = False) -> Iterator[str]:
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, escaped: bool = False) -> Iterator[str]:
+    """A table that scrolls by itself; escaped: its cells are HTML already."""
+
     def cell(text: str) -> str:
         return text if escaped else escape(text)
 
