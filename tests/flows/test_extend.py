@@ -112,6 +112,35 @@ def test_runs_show_prints_stages_scores_verdict_and_release(workplace: Workplace
     assert (shown["release"]["name"], shown["release"]["version"]) == ("small", 1)
 
 
+def test_its_lineage_leads_from_the_documents_to_the_pulled_files(
+    workplace: Workplace, first: RunView, tmp_path: Path
+) -> None:
+    folder, html = tmp_path / "pulled", tmp_path / "lineage.html"
+    workplace.pull(folder)
+    (folder / "small-f16.gguf").write_bytes(b"GGUF")
+    asked = ("lineage", "small", "--version", "1", "--directory", folder)
+    told = json.loads(workplace.types(*asked, "--json").out)
+    by_id = {node["id"]: node for node in told["nodes"]}
+    kinds = [node["kind"] for node in told["nodes"]]
+    assert (told["run"], kinds[-3:]) == (first.id, ["release", "pulled", "export"])
+    made = {stage.key: stage.record for stage in first.stages}
+    assert {"documents", "shards", "base", "patched", "adapter", "merged", "scores", "verdict"} < set(kinds)
+    for node in told["nodes"][:-3]:
+        assert node["parents"] or node["kind"] in ("base", "documents")
+        assert node["uri"] == (made[node["id"]].get("tree") or {}).get("uri")
+        assert node["seconds"] > 0 and node["run"] == first.id
+    pulled = next(node for node in told["nodes"] if node["kind"] == "pulled")
+    release = by_id[pulled["parents"][0]]
+    assert (pulled["name"], pulled["digest"]) == ("as released", release["digest"])
+    config = folder / "config.json"
+    config.chmod(0o644)
+    config.write_text(config.read_text() + " ")
+    shown = workplace.types(*asked, "--html", html)
+    assert shown.status == 0, shown.err
+    assert "pulled NOT as released: config.json changed" in shown.out
+    assert all(node["digest"][:12] in html.read_text() for node in told["nodes"] if node != pulled)
+
+
 def test_the_same_again_reuses_everything(workplace: Workplace, first: RunView, again: RunView) -> None:
     assert again.id != first.id
     assert (again.status, names(again), computed(again)) == ("completed", FLOW, [])

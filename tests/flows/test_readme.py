@@ -61,7 +61,7 @@ NOT_RUN = {
 }
 RETRAINS = "yarn-ops extend demo --set rope.method=linear --set publish.name=demo-linear"
 NEEDS_A_MODEL = re.compile(
-    r"yarn-ops (runs show|pull|export|fingerprint|remedies|evaluate)|python infra/load_plain"
+    r"yarn-ops (runs show|pull|lineage|export|fingerprint|remedies|evaluate)|python infra/load_plain"
 )
 TAKES_MINUTES = re.compile(r"yarn-ops (compare|fit) ")
 DEMO_S = 1800

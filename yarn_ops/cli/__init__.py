@@ -10,7 +10,7 @@ from io import TextIOWrapper
 from typer.exceptions import TyperException
 
 from yarn_ops import processes
-from yarn_ops.cli import making, push, running, serving  # noqa: F401  (they register their commands)
+from yarn_ops.cli import lineage, making, push, running, serving  # noqa: F401  (they register their commands)
 from yarn_ops.cli.app import app
 from yarn_ops.errors import YarnOpsError, service_fault
 from yarn_ops.secrecy import without_secrets
