@@ -21,6 +21,7 @@ from flows.device import RunDevice
 from flows.liveness import sign
 from flows.logs import run_logger
 from flows.mlflow_run import MlflowRun, git_commit
+from flows.openlineage import LineageEvents
 from flows.progress import Progress
 from flows.services import Services
 from yarn_ops import notify
@@ -73,6 +74,7 @@ class RunContext:
         self.mlflow = MlflowRun(lambda: self.services.tracking, recipe, registry, row, settings.mlflow)
         self.device = RunDevice(settings, registry)
         self.costs = RunCosts(settings, registry, row, self.device, self.services, recipe.budget, helper)
+        self.events = LineageEvents(settings, row.id, row.attempts, recipe.publish.name)
         self.progress = Progress(bars, in_prefect=not self.reuses_all, on_report=self.costs.require)
         self.makers: dict[str, Callable[[], Record]] = {}
         """{digest of a tree: has the stage that made it make it again, if it is damaged}"""
@@ -158,12 +160,15 @@ def open_run(
         with bars, keeping_missed(*SIGNALLED):
             run.services.ledger.sign(registry.name)
             run.write_to_ledger()
+            if not run.reuses_all:  # of which nothing is new
+                run.events.begin()
             with run.costs.kept():
                 yield run
             run.progress.told()
         run.mlflow.finish("completed")
         registry.finish_run(run.id, "completed")
         _write_end_to_ledger(run)
+        run.events.end("completed")
         _tell_end(run)
     except BaseException as error:
         if isinstance(error, GateFailed | AwaitsApproval):
@@ -173,6 +178,7 @@ def open_run(
         status, reason = _end_by(error)
         registry.finish_run(run.id, status, reason)
         _write_end_to_ledger(run)
+        run.events.end(status, reason)
         try:
             if not isinstance(error, WAITS):
                 run.mlflow.finish(status)

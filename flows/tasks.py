@@ -160,7 +160,7 @@ def _as_task(
             lambda context: fn(context, *inputs, **named),
             typing.get_type_hints(fn)["return"],
         )
-        return _use(current_run(), call, obtain)
+        return current_run().events.stage(call.name, call.inputs, lambda: _use(current_run(), call, obtain))
 
     def named(parameters: dict[str, Any]) -> str:
         return f"{name} {of(*parameters.values())}".rstrip()

@@ -28,7 +28,15 @@ GPU_HOUR = 3.0
 """US dollars for a GPU of the H100 class, with its share of the machine: an assumption near list prices"""
 NODE_HOUR = 1.5
 """US dollars for a machine of 32 cores without GPUs: an assumption near list prices"""
-ADDRESSES = ("database_url", "store_url", "s3_endpoint_url", "mlflow_uri", "prefect_api_url", "cluster")
+ADDRESSES = (
+    "database_url",
+    "store_url",
+    "s3_endpoint_url",
+    "mlflow_uri",
+    "prefect_api_url",
+    "openlineage_url",
+    "cluster",
+)
 
 
 class Settings(BaseSettings):
@@ -75,6 +83,10 @@ class Settings(BaseSettings):
         None,
         description="who is told what came of a run: webhooks, e-mail, Apprise addresses, by spaces between",
     )
+    openlineage_url: str | None = Field(
+        None, description="who collects lineage: http://host:port/api/v1/lineage; default nobody is told"
+    )
+    openlineage_key: SecretStr | None = Field(None, description="of that collector, sent as a bearer token")
     server_key: SecretStr | None = Field(
         None, description="of the inference server that is asked, sent as a bearer token"
     )
@@ -126,7 +138,7 @@ class Settings(BaseSettings):
             )
         return _readable(url)
 
-    @field_validator("s3_endpoint_url", "prefect_api_url")
+    @field_validator("s3_endpoint_url", "prefect_api_url", "openlineage_url")
     @classmethod
     def _of_the_web(cls, url: str | None) -> str | None:
         if url is not None and not re.match("https?://[^/]", url):

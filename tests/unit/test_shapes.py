@@ -209,6 +209,7 @@ def test_a_client_gets_every_address_and_secret(client: str, monkeypatch: pytest
             monkeypatch.setenv(name, samples.get(name, value))
     settings = read_settings()
     embedded = {"state_dir", "lease_s", "device", "work_dir", "notify", "cluster", "processes"}
+    embedded |= {"openlineage_url", "openlineage_key"}  # of who collects lineage, if anybody
     embedded |= {"server_names", "session_key"}  # a server's own
     embedded |= {"server_key", "registry_user", "registry_password"}  # of what a person asks
     embedded |= {"signing_key", "verify_key"}  # of who signs and verifies
