@@ -137,7 +137,7 @@ def test_its_lineage_leads_from_the_documents_to_the_pulled_files(
     config.write_text(config.read_text() + " ")
     shown = workplace.types(*asked, "--html", html)
     assert shown.status == 0, shown.err
-    assert "pulled NOT as released: config.json changed" in shown.out
+    assert "pulled: NOT as released: config.json changed\n" in shown.out
     assert all(node["digest"][:12] in html.read_text() for node in told["nodes"] if node != pulled)
 
 

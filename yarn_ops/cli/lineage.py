@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 RUN_ID = re.compile(r"last|\d{8}-\d{6}-[0-9a-f]{6}")
 SHOWN = 12
 """hexadecimal digits of a digest"""
+NOT = "NOT "
+"""begins what is said of a file that is not as it was released or signed"""
 BETWEEN = "  "
 LEAST = 24
 """letters of the tree, however narrow the terminal is"""
@@ -93,6 +95,9 @@ def show_lineage(title: str, run: str, nodes: Sequence[LineageNode]) -> None:
         shown = what if len(what) <= widths[0] else f"{what[: widths[0] - 1]}…"
         padded = (cell.ljust(width) for cell, width in zip((shown, *cells), widths, strict=True))
         CONSOLE.print(BETWEEN.join(padded).rstrip())
+    for node in nodes:
+        if node.name.startswith(NOT):
+            CONSOLE.print(f"{node.kind}: {node.name}", style="red")
     for other in dict.fromkeys(node.run for node in nodes if node.run not in (None, run)):
         CONSOLE.print(f"run {other} made: {', '.join(node.kind for node in nodes if node.run == other)}")
 
@@ -173,7 +178,7 @@ def _signature(data: bytes, verify_key: Path | None, manifest: Manifest, where: 
         statement = read_claim(data, key, where)
         require_signed_files(statement, {name: file.sha256 for name, file in manifest.files.items()}, where)
     except ClaimError as error:
-        return f"NOT VALID: {error}"
+        return f"{NOT}VALID: {error}"
     return f"of {len(statement.files)} files, {'verified' if key else 'signature not looked at'}"
 
 
@@ -206,7 +211,7 @@ def _in_directory(
         )  # fmt: skip
 
     origin = [one.id for one in nodes if one.kind in (RELEASE, CLAIM)]
-    told = "as released" if not faults else f"NOT as released: {', '.join(faults[:3])}"
+    told = "as released" if not faults else f"{NOT}as released: {', '.join(faults[:3])}"
     pulled = node(PULLED, told, tree_digest(kept), list(kept), *origin)
     yield pulled
     for name in sorted(here.keys() - kept.keys()):

@@ -33,6 +33,19 @@ KINDS = {
 }
 """what a stage makes, where it is not called as the stage"""
 
+NAMES = {
+    "base": "{source}",
+    "documents": "{files:,} files",
+    "shards": "{train_tokens:,} tokens",
+    "patch": "{method} ×{factor:g}",
+    "train": "{steps:,} steps",
+    "merge": "{context_tokens:,} tokens",
+    "evaluate": "of {measured}",
+    "fingerprint": "{texts:,} texts",
+    "publish": "{name} version {version}",
+}
+"""what tells a record from others of its kind"""
+
 
 @dataclass(frozen=True)
 class LineageNode:
@@ -160,26 +173,10 @@ def _merged_as(session: Session, digest: str, nodes: dict[str, LineageNode], see
 
 
 def _name(stage: str, record: dict[str, Any], measured: LineageNode | None) -> str:
-    """What tells it from others of its kind, in a few words."""
-    match stage:
-        case "base":
-            return one_line(record["source"])
-        case "documents":
-            return f"{record['files']:,} files"
-        case "shards":
-            return f"{record['train_tokens'] + record['held_out_tokens']:,} tokens"
-        case "patch":
-            return f"{record['method']} ×{record['factor']:g}"
-        case "train":
-            return f"{record['steps']:,} steps"
-        case "merge":
-            return f"{record['context_tokens']:,} tokens"
-        case "evaluate":
-            return f"of {measured.kind}" if measured else ""
-        case "gate" | "leg-gate":
-            return "passed" if record["passed"] else "failed"
-        case "fingerprint":
-            return f"{record['texts']:,} texts"
-        case "publish":
-            return f"{record['name']} version {record['version']}"
-    return ""
+    """What tells it from others of its kind, in a few words; nothing of a record of an older version."""
+    if "passed" in record:
+        return "passed" if record["passed"] else "failed"
+    try:
+        return one_line(NAMES.get(stage, "").format(measured=measured.kind if measured else "?", **record))
+    except (KeyError, ValueError, TypeError):
+        return ""
