@@ -66,6 +66,16 @@ def test_only_what_all_were_asked_alike_is_compared() -> None:
     assert told["cells"][0]["values"][1]["change"]["paired"] is True
 
 
+def test_of_several_ways_to_ask_the_one_with_most_samples_is_shown() -> None:
+    """All are in the JSON."""
+    few = Score.of(LAST_QUARTER, 2048, 50.0, None, 2, 0)
+    both = [cells(place) | {SameCell("o", LAST_QUARTER, 2048, None, 0): few} for place in (0, 1)]
+    side = compare_cells([FACTS, OTHER], both)
+    assert [row.scores[0].samples for row in side.shown] == [4, 6]
+    assert len(cell_table(side)) == 1 + 2 * 2
+    assert len(as_json(side)["cells"]) == 4
+
+
 def test_the_page_holds_everything_and_points_nowhere(tmp_path: Path) -> None:
     side = compare_cells([FACTS, OTHER], [cells(0), cells(1)])
     page = write(side, tmp_path / "out").read_text("utf-8")

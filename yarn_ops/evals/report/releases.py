@@ -74,6 +74,16 @@ class ReleaseComparison:
     left_out: tuple[int, ...]
     """cells of each release that not all have"""
 
+    @property
+    def shown(self) -> list[ComparedCell]:
+        """Of a task at a length, over all depths, that may have been asked in several ways, the one with
+        the most samples."""
+        over_all = sorted(
+            (row for row in self.rows if row.cell.depth is None), key=lambda row: row.scores[0].samples
+        )
+        best = {(row.cell.task, row.cell.context_tokens): row for row in over_all}
+        return [best[key] for key in sorted(best)]
+
 
 def compare_cells(
     releases: Sequence[ReleaseFacts], scores: Sequence[dict[SameCell, Score]]
@@ -143,10 +153,10 @@ def facts_table(side: ReleaseComparison) -> list[list[str]]:
 
 
 def cell_table(side: ReleaseComparison, tasks: Sequence[str] = ()) -> list[list[str]]:
-    """Heads, then of each cell over all depths a row a release; tasks: only these, or all."""
+    """Heads, then of each cell that is shown a row a release; tasks: only these, or all."""
     lines = [["score", "tokens", "", "value", "change from A"]]
-    for row in side.rows:
-        if row.cell.depth is not None or (tasks and row.cell.task not in tasks):
+    for row in side.shown:
+        if tasks and row.cell.task not in tasks:
             continue
         for place, (score, change) in enumerate(zip(row.scores, row.changes, strict=True)):
             named = [title_of(score.task), f"{score.context_tokens:,}"] if place == 0 else ["", ""]
@@ -195,7 +205,7 @@ def write(side: ReleaseComparison, out: Path) -> Path:
 
     cards = {
         f"{letter(place)} {one.title}": Scorecard(
-            model_digest="", original_context_tokens=1, scores=tuple(row.scores[place] for row in side.rows)
+            model_digest="", original_context_tokens=1, scores=tuple(row.scores[place] for row in side.shown)
         )
         for place, one in enumerate(side.releases)
     }
