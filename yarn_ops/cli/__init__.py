@@ -10,11 +10,17 @@ from io import TextIOWrapper
 from typer.exceptions import TyperException
 
 from yarn_ops import processes
-from yarn_ops.cli import lineage, making, push, running, serving  # noqa: F401  (they register their commands)
+from yarn_ops.cli import making  # noqa: F401  (they register their commands, in the order that help has)
 from yarn_ops.cli.app import app
 from yarn_ops.errors import YarnOpsError, service_fault
 from yarn_ops.secrecy import without_secrets
 from yarn_ops.shown import printable
+
+# isort: split
+from yarn_ops.cli import running, serving  # noqa: F401
+
+# isort: split
+from yarn_ops.cli import lineage, push  # noqa: F401
 
 
 def main() -> None:
