@@ -97,7 +97,7 @@ def swift() -> Iterator[SwiftCluster]:
 
 def server_processes(swift: SwiftCluster) -> list[psutil.Process]:
     etc = str(swift.directory / "etc")
-    return [one for one in psutil.process_iter() if etc in one.cmdline()]
+    return [one for one in psutil.process_iter(["cmdline"]) if etc in (one.info["cmdline"] or ())]
 
 
 def test_one_port_listens_and_nothing_else_can_be_opened(swift: SwiftCluster) -> None:
