@@ -13,7 +13,7 @@ from pathlib import Path
 from flows.device import RunDevice
 from flows.services import Services
 from yarn_ops.bill import Machines
-from yarn_ops.errors import OverBudget, RegistryError, YarnOpsError
+from yarn_ops.errors import OverBudget, RegistryError
 from yarn_ops.recipe import RAISE_BUDGET, Budget, Recipe
 from yarn_ops.registry import Registry, Run, costs
 from yarn_ops.registry.costs import BETWEEN, HOUR_S, Spending, total
@@ -148,16 +148,17 @@ class RunCosts:
         self._kept_at = time.monotonic()
 
     def plan(self, recipe: Recipe, base: Path, document_bytes: int) -> None:
-        """Keep what `yarn-ops plan` says of the run, once; nothing where its GPU was never measured."""
+        """Keep what `yarn-ops plan` says of the run, once; nothing where its GPU was never measured, or where
+        planning fails: nothing of the run depends on it."""
         device, settings = self._device, self._settings
         if device.kind == "cpu" or self._registry.run_view(self._row.id).planned is not None:
             return
         machines = Machines(1, device.gpus, settings.gpu_hour, settings.node_hour)
-        name = device.call("torch.cuda:get_device_name")
         try:
+            name = device.call("torch.cuda:get_device_name")
             plan = device.call("yarn_ops.planning:plan_run", recipe, base, name, machines, document_bytes)
-        except YarnOpsError as error:
-            log.info("run %s: not planned: %s", self._row.id, error)
+        except Exception as error:
+            log.info("run %s: not planned: %r", self._row.id, error)
             return
         costs.note(
             self._registry,

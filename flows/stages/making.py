@@ -20,7 +20,7 @@ from yarn_ops.train.events import Event
 from yarn_ops.train.job import Job
 
 AFTER_TRAINING = ("yarn_ops.train.merge", "yarn_ops.evals.measure")
-"""what the next stage needs takes seconds to import, in which this process would only wait for the trainer"""
+"""what the stages behind it need; this process imports it while it waits for the trainer"""
 
 
 @observation("base")

@@ -21,6 +21,8 @@ from yarn_ops.progress import ProgressBars
 from yarn_ops.registry import Held, Registry, copies, costs, hold, open_registry, upgrade
 from yarn_ops.registry.costs import BETWEEN
 from yarn_ops.settings import Settings
+from yarn_ops.shipped import MODELS
+from yarn_ops.train.warm_trainer import call_by_name
 
 A_DOLLAR_A_SECOND = 3600.0
 
@@ -91,6 +93,35 @@ def test_what_is_kept_is_what_a_stopwatch_says(begin: Begin, tmp_path: Path) -> 
     heads, train, *others, total = costs.stage_table(view)
     assert [train[0], *(row[0] for row in others), total[0]] == ["train", BETWEEN, "evaluate", "in all"]
     assert dict(zip(heads, total, strict=True))["sent"] == "1.0 KiB"
+
+
+def on_a_gpu(run: RunContext, name: Callable[[], str]) -> None:
+    """As if the machine had one GPU of this name."""
+
+    def call(what: str, *inputs: Any) -> Any:
+        return name() if what == "torch.cuda:get_device_name" else call_by_name(what, *inputs)
+
+    vars(run.device).update(kind="cuda", _uuids=["0"], call=call)
+
+
+def test_a_run_on_a_measured_gpu_keeps_its_plan(begin: Begin) -> None:
+    run = begin()
+    on_a_gpu(run, lambda: "NVIDIA H200")
+    run.costs.plan(run.recipe, MODELS / "base512", 10**7)
+    planned = run.registry.run_view(run.id).planned
+    assert planned is not None and {"training", "evaluation"} <= {*planned}
+    assert all(part["seconds"] > 0 and part["dollars"] > 0 for part in planned.values())
+
+
+def test_a_run_goes_on_where_it_cannot_be_planned(begin: Begin) -> None:
+    def lost() -> str:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    run = begin()
+    for name in (lost, lambda: "NVIDIA of tomorrow"):
+        on_a_gpu(run, name)
+        run.costs.plan(run.recipe, MODELS / "base512", 10**7)
+        assert run.registry.run_view(run.id).planned is None
 
 
 def test_planned_stands_beside_what_it_came_to(begin: Begin) -> None:

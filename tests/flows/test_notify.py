@@ -5,16 +5,16 @@ from __future__ import annotations
 import email
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiosmtpd.controller import Controller
+from loopback import listening
 from person import Person
 
 from yarn_ops import notify
@@ -56,10 +56,8 @@ class Chat(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def chat() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Chat) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with listening(Chat) as url:
+        yield url
 
 
 @pytest.fixture(autouse=True)

@@ -9,12 +9,13 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
+from loopback import listening
 
 from flows.openlineage import CLOSING_S, LineageEvents
 from yarn_ops.errors import SettingsError
@@ -44,11 +45,8 @@ class Collector(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with listening(Collector) as url:
+        yield url
 
 
 @pytest.fixture(autouse=True)

@@ -47,9 +47,9 @@ def run_trainer(
 
     `warm_trainer`: the process to use, where this job needs no variables of its own. `on_event` hears every
     step of the leg, also those before a resume. TrainError: the trainer failed, with its own words or the
-    last lines of its log. Stopped: it was asked to stop, or OverBudget; the job can go on
-    from there. Whatever is raised, here or in `on_event`, the process and its group are gone before it gets
-    out.
+    last lines of its log. Stopped: it was asked to stop. OverBudget: its next step would have ended after the
+    job's deadline. After both the job can go on from there. Whatever is raised, here or in `on_event`, the
+    process and its group are gone before it gets out.
     """
     environment = trainer_environment(job.train.precision, job.device)
     job.work_dir.mkdir(parents=True, exist_ok=True)

@@ -6,14 +6,14 @@ Behind the forms stands the demo's base itself; real engines are in ../serving/t
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 import torch
+from loopback import listening
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from yarn_ops.evals.cells import Size
@@ -117,15 +117,8 @@ def serving(engine, form: Form) -> Iterator[str]:
                 }
             self.say(200, {"choices": [choice], "usage": {"prompt_tokens": len(ids)}})
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with listening(Handler) as url:
+        yield url
 
 
 @pytest.fixture
