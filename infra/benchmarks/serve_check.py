@@ -271,6 +271,9 @@ def main() -> None:
     parser.add_argument("--llama-server", type=Path)
     parser.add_argument("--transformers", type=Path, default=Path(sys.executable).with_name("transformers"))
     parser.add_argument("--fingerprint", type=Path, help="made before of the same extended model")
+    parser.add_argument(
+        "--context", type=int, help="tokens that the engines are asked to take; else the target"
+    )
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--json", type=Path, help="a line a case is added there")
     asked = parser.parse_args()
@@ -284,7 +287,8 @@ def main() -> None:
             if asked.only not in case.name:
                 continue
             served = case.files()
-            command = command_of(asked.engine, served, models.target, case.flags, asked)
+            context = asked.context or models.target
+            command = command_of(asked.engine, served, context, case.flags, asked)
             with running(command, Path(folder) / "server.log") as url:
                 began = time.monotonic()
                 verdict = check(

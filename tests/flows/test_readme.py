@@ -35,6 +35,7 @@ RUN_ELSEWHERE = {
     "openssl genpkey -algorithm ed25519 -out signing.pem": "tests/unit/test_claim.py",
     "openssl pkey -in signing.pem -pubout -out verify.pem": "tests/unit/test_claim.py",
     "yarn-ops serve-check http://127.0.0.1:8000 --model ./demo-long": SERVED,
+    "nginx -p ./router -c nginx.conf": "tests/unit/export/test_export_router.py",
     "yarn-ops push ./demo-long oci:./layout:v1": PUSHED,
     "yarn-ops push demo-long oci://registry.example.org/models/demo-long:v1 --alias champion": PUSHED,
     "yarn-ops push ./demo-long hf:OWNER/demo-long": PUSHED,
@@ -62,7 +63,7 @@ NOT_RUN = {
 }
 RETRAINS = "yarn-ops extend demo --set rope.method=linear --set publish.name=demo-linear"
 NEEDS_A_MODEL = re.compile(
-    r"yarn-ops (runs show|pull|lineage|export|fingerprint|remedies|evaluate)|python infra/load_plain"
+    r"yarn-ops (runs show|pull|lineage|export|fingerprint|router|remedies|evaluate)|python infra/load_plain"
 )
 TAKES_MINUTES = re.compile(r"yarn-ops (compare|fit) ")
 DEMO_S = 1800

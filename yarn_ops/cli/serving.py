@@ -1,4 +1,4 @@
-"""Commands that ask a running server whether it answers as the model that was measured."""
+"""Commands about running servers: whether one answers as the measured model; a router before two of them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,19 @@ if TYPE_CHECKING:
 
 SERVED_WRONGLY = 1
 """exit code"""
+LEAST_LONGEST = 256
 
 
 @app.command("fingerprint")
 def fingerprint_(
     model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="A model directory; written into.")],
+    longest: Annotated[
+        int | None,
+        typer.Option(
+            min=LEAST_LONGEST,
+            help="Tokens of the longest text, where the target is too long to be read here.",
+        ),
+    ] = None,
 ) -> None:
     """Write what serve-check compares with into a directory."""
     from yarn_ops.atomic import atomic_write, disk_errors
@@ -36,7 +44,10 @@ def fingerprint_(
     refuse_code(model)
     with ProgressBars() as bars:
         made = make_fingerprint(
-            model, device=resolve_device(read_settings().device), report=bars.of("fingerprint")
+            model,
+            device=resolve_device(read_settings().device),
+            report=bars.of("fingerprint"),
+            longest=longest,
         )
     with disk_errors(model), atomic_write(model / FINGERPRINT) as draft:
         draft.write_bytes(made.to_bytes())
@@ -83,6 +94,12 @@ def serve_check(
         typer.echo(verdict.line)
         if verdict.fault is None and verdict.unsure:
             typer.echo(f"these answers do not exclude: {', '.join(verdict.unsure)}")
+        longest = max(probe.tokens for probe in fingerprint.probes)
+        if 2 * longest < fingerprint.target_context_tokens:
+            typer.echo(
+                f"texts of up to {longest:,} tokens were asked, of {fingerprint.target_context_tokens:,}: "
+                "whether longer ones are right was not"
+            )
         if server.context_tokens is not None and server.context_tokens > most:
             typer.echo(f"the server takes {server.context_tokens:,} tokens, {most:,} were {how}")
     if verdict.fault is not None:
@@ -126,3 +143,18 @@ def measured_model(model: str, alias: str | None) -> tuple[Fingerprint, Claim | 
     if hashlib.sha256(data).hexdigest() != manifest.files[FINGERPRINT].sha256:
         raise ServingError(f"{where}: its {FINGERPRINT} in the store is damaged; run its recipe again")
     return parse_fingerprint(data, where), claim
+
+
+@app.command("router")
+def router_(
+    model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="The extended model.")],
+    base: Annotated[str, typer.Option(metavar="URL", help="Where its base is served, http://host:port.")],
+    extended: Annotated[str, typer.Option(metavar="URL", help="Where it is served itself.")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="Where nginx.conf and route.js go.")],
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Of the one address.")] = "127.0.0.1:8000",
+) -> None:
+    """Configure nginx to send prompts to the base or the extended model."""
+    from yarn_ops.export.router import export_router
+
+    exported = export_router(model, base=base, extended=extended, listen=listen, to=to)
+    typer.echo(f"# {exported.requires}\n{exported.command}")

@@ -72,8 +72,8 @@ def advise(scores: BeforeAfter[Scorecard], target_context_tokens: int) -> Advice
     reasons = [*on_factor]
     if too_much:
         reasons.append(
-            f"serve base and extended side by side, texts up to {original:,} tokens by the base: "
-            f"{' and '.join(map(_told, too_much))}"
+            "serve base and extended side by side (yarn-ops router), "
+            f"texts up to {original:,} tokens by the base: {' and '.join(map(_told, too_much))}"
         )
     elif changes:
         reasons.append(f"serve the extended model alone: at worst, {' and '.join(map(_told, changes))}")

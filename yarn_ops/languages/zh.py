@@ -90,8 +90,9 @@ PHRASES = {
     "perplexity": "困惑度",
     "code recall": "代码式召回率",
     "prose recall": "自然语言式召回率",
-    "serve base and extended side by side, texts up to {original} tokens by the base: {changes_}":
-        "同时部署基座与扩展后的模型，{original} 个 token 以内的文本交给基座：{changes_}",
+    "serve base and extended side by side (yarn-ops router), "
+    "texts up to {original} tokens by the base: {changes_}":
+        "同时部署基座与扩展后的模型（yarn-ops router），{original} 个 token 以内的文本交给基座：{changes_}",
     "serve the extended model alone: at worst, {changes_}": "只部署扩展后的模型即可：最坏情况下，{changes_}",
     "the model uses all {used} tokens measured: factor {factor} is the smallest for that":
         "模型用到了测量的全部 {used} 个 token：factor {factor} 是为此所需的最小值",

@@ -53,12 +53,15 @@ SAME = 1e-6
 """relative; frequencies that differ by less are one RoPE"""
 
 
-def make_fingerprint(model_dir: Path, *, device: str, report: OnProgress) -> Fingerprint:
+def make_fingerprint(
+    model_dir: Path, *, device: str, report: OnProgress, longest: int | None = None
+) -> Fingerprint:
     """The fingerprint of a model directory, in float32 (bfloat16 on a GPU that float32 does not fit), by
     `reading.quick_products`.
 
-    Some dozen forwards of four texts of the target length. ServingError where no engine could serve the
-    model's RoPE, or its tokenizer has no stable places to cut a text; else as `load_proven`.
+    Some dozen forwards of four texts of the target length, or of `longest` tokens where that is less.
+    ServingError where no engine could serve the model's RoPE, or its tokenizer has no stable places to cut
+    a text; else as `load_proven`.
     """
     config = read_config(model_dir)
     spec = rope_spec_of(config)
@@ -68,7 +71,8 @@ def make_fingerprint(model_dir: Path, *, device: str, report: OnProgress) -> Fin
             "serves; nothing to compare with"
         )
     tokenizer = load_tokenizer(model_dir)
-    probes, texts = cut(tokenizer, spec.target_context_tokens - SPARED_TOKENS)
+    most_tokens = min(longest or spec.target_context_tokens, spec.target_context_tokens - SPARED_TOKENS)
+    probes, texts = cut(tokenizer, most_tokens)
     specs = faulty_specs(spec)
     steps, step = len(specs) + 2 + len(BITS), 0
 
@@ -86,7 +90,7 @@ def make_fingerprint(model_dir: Path, *, device: str, report: OnProgress) -> Fin
         found[name] = forward(model, texts)
     retune(model, inverse_frequencies(spec), attention_factor(spec))
     tell("context cut")
-    if spec.target_context_tokens > spec.original_context_tokens:
+    if most_tokens > spec.original_context_tokens:
         found["context cut"] = forward_ends(model, texts, found[MEASURED], spec.original_context_tokens)
     bos = tokenizer.bos_token_id
     bos = config.get("bos_token_id") if bos is None else bos

@@ -1,4 +1,5 @@
-"""What comes with the package: recipes (`recipes/*.toml`) and the demo's base model (`models/base512`)."""
+"""What comes with the package: recipes (`recipes/*.toml`), the demo's base model (`models/base512`), and the
+configuration of a router before two servers (`router/*`)."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from pathlib import Path
 
 RECIPES = Path(__file__).parent / "recipes"
 MODELS = Path(__file__).parent / "models"
+ROUTER = Path(__file__).parent / "router"
 
 
 def recipes() -> list[Path]:

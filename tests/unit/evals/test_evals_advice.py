@@ -66,7 +66,7 @@ def test_a_loss_at_short_texts_is_served_by_the_base(advice):
     given = advice(perplexity={256: 10.0, 512: 9.2, 1024: 7.3, 2048: 6.8})
     assert given.side_by_side
     assert given.reasons[1] == (
-        "serve base and extended side by side, texts up to 512 tokens by the base: "
+        "serve base and extended side by side (yarn-ops router), texts up to 512 tokens by the base: "
         "perplexity at 256 tokens changes by +7.5 %"
     )
 
@@ -106,7 +106,7 @@ def test_what_was_measured_on_the_same_windows_is_compared_window_by_window(scor
         advise(BeforeAfter(before, after), 2048)
         .reasons[1]
         .startswith(
-            "serve base and extended side by side, texts up to 512 tokens by the base: "
+            "serve base and extended side by side (yarn-ops router), texts up to 512 tokens by the base: "
             "perplexity at 256 tokens changes by +3.0 % [+2.6 %, +3.5 %]"
         )
     )

@@ -214,6 +214,16 @@ def test_a_server_that_takes_more_than_was_measured_is_told(fingerprint, check, 
     assert ("the server takes 257 tokens, 256 were measured" in told) == above
 
 
+def test_texts_much_shorter_than_the_target_are_told(measured, fingerprint, check, tmp_path):
+    longer = fingerprint.model_copy(update={"target_context_tokens": 4096})
+    folder = shutil.copytree(measured, tmp_path / "longer")
+    (folder / FINGERPRINT).write_bytes(longer.to_bytes())
+    most = max(probe.tokens for probe in fingerprint.probes)
+    with serving(fingerprint, completion) as url:
+        assert "were asked, of" not in check(url)[1]
+        assert f"texts of up to {most} tokens were asked, of 4,096" in check(url, model=folder)[1]
+
+
 @pytest.fixture(scope="module")
 def signed(measured, tmp_path_factory):
     """A signed model directory; the public key beside it verifies it."""

@@ -15,10 +15,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from pages import CHECKOUT
 
+from yarn_ops import processes
 from yarn_ops.data.haystack import Haystack
 from yarn_ops.evals.cells import Size
 from yarn_ops.evals.journal import JsonLines
@@ -28,6 +30,8 @@ from yarn_ops.evals.plan import CellPlan, suite_cells
 from yarn_ops.evals.run import Worker
 from yarn_ops.evals.subject import open_subject
 from yarn_ops.export.model import export_model
+from yarn_ops.export.router import export_router
+from yarn_ops.servers import free_port
 from yarn_ops.serving.client import InferenceServer
 from yarn_ops.serving.model import ServedModel
 
@@ -38,6 +42,8 @@ HAS_LLAMA_SERVER = (
         [LLAMA_PYTHON, "-c", "import llama_cpp.server.app"], capture_output=True, check=False
     ).returncode
 )
+LLAMA_SERVER = shutil.which("llama-server")
+NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 HAS_SERVING = importlib.util.find_spec("openai") is not None
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -122,3 +128,49 @@ def test_a_gguf_is_measured_through_its_server_as_its_directory_is(measured: Pat
     for one in served.card.scores:
         near = 0.01 if one.task.startswith("loss") or one.task.endswith("/nats") else 0
         assert one.value == pytest.approx(known[one.task, one.context_tokens, one.depth], abs=near), one.task
+
+
+@pytest.mark.skipif(not (LLAMA_SERVER and NGINX), reason="no llama-server in PATH, or no nginx")
+def test_two_llama_servers_behind_the_router_answer_to_the_token(
+    base512: Path, measured: Path, tmp_path: Path
+) -> None:
+    """A model of 64 tokens and its extension to 256: prompts and chats at the boundary and one beyond."""
+
+    def quiet(done: int, total: int, note: str) -> None:
+        pass
+
+    running = runpy.run_path(str(CHECKOUT / "infra/benchmarks/serve_check.py"))["running"]
+    export_model(measured, "llama.cpp", to=tmp_path, weights="f16", report=quiet)
+    (gguf,) = tmp_path.glob("*.gguf")
+    serve = [LLAMA_SERVER, "--model", str(gguf), "--parallel", "1", "--threads", "1", "--port", "PORT"]
+    short = [*serve, "--ctx-size", "64", "--rope-scaling", "none"]
+    with running(short, tmp_path / "base") as base, running(serve, tmp_path / "extended") as extended:
+        listen, to = f"127.0.0.1:{free_port()}", tmp_path / "router"
+        export_router(measured, base=base, extended=extended, listen=listen, to=to)
+        nginx = subprocess.Popen([NGINX, "-p", to, "-c", "nginx.conf"], start_new_session=True)
+        try:
+            for path, asked in (("completions", str), ("chat/completions", chat)):
+                around = ask(base, path, asked("the"), 1)[1] - 1  # what the engine's chat template puts there
+                for tokens, who in ((56, "base"), (57, "extended"), (200, "extended")):
+                    prompt = asked("the" + " the" * (tokens - around - 1))
+                    direct = ask(base if who == "base" else extended, path, prompt, 8)
+                    assert ask(f"http://{listen}", path, prompt, 8) == (who, *direct[1:])
+                    assert direct[1] == tokens
+        finally:
+            processes.stop(nginx)
+
+
+def chat(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def ask(url: str, path: str, asked: object, tokens: int) -> tuple[str | None, int, str]:
+    """(who answered, tokens of the prompt, the answer), which is the same when it is streamed."""
+    body = {"prompt" if isinstance(asked, str) else "messages": asked, "max_tokens": tokens, "temperature": 0}
+    reply = httpx.post(f"{url}/v1/{path}", json=body, timeout=600)
+    streamed = httpx.post(f"{url}/v1/{path}", json=body | {"stream": True}, timeout=600)
+    assert streamed.headers.get("X-Served-By") == reply.headers.get("X-Served-By")
+    assert streamed.text.rstrip().endswith("data: [DONE]")
+    choice = reply.json()["choices"][0]
+    text = choice["text"] if "text" in choice else choice["message"]["content"]
+    return reply.headers.get("X-Served-By"), reply.json()["usage"]["prompt_tokens"], text

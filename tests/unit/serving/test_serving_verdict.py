@@ -6,10 +6,12 @@ import random
 
 import numpy as np
 import pytest
+from unit.export.conftest import extend
 
 from yarn_ops.errors import ServingError
 from yarn_ops.serving.client import NextToken
 from yarn_ops.serving.fingerprint import FAULTS, FINGERPRINT, MEASURED, parse_fingerprint, read_fingerprint
+from yarn_ops.serving.measure import make_fingerprint
 from yarn_ops.serving.verdict import judge
 
 ROPE = [
@@ -42,6 +44,16 @@ def test_a_fingerprint_has_texts_from_short_to_the_target_and_every_fault(finger
     assert noise == sorted(noise) and 0 < noise[0] < 0.05 < noise[3]
     assert len(fingerprint.to_bytes()) < 40_000
     assert all(prompt.isascii() for prompt in fingerprint.prompts())
+
+
+def test_a_fingerprint_of_texts_within_the_original_context_tells_faults_but_no_cut(base512, tmp_path):
+    model = extend(base512, tmp_path / "model")
+    made = make_fingerprint(model, device="cpu", report=lambda *_: None, longest=256)
+    assert 200 < max(probe.tokens for probe in made.probes) <= 256
+    assert set(ROPE) <= made.states.keys() and "context cut" not in made.states
+    assert made.target_context_tokens == 2048
+    for fault in ("unscaled", "attention factor squared"):
+        assert judge(made, answers(made, fault), None).fault == fault
 
 
 @pytest.mark.parametrize("tells", [True, False])
