@@ -153,7 +153,7 @@ def router_(
     to: Annotated[Path, typer.Option(metavar="DIR", help="Where nginx.conf and route.js go.")],
     listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Of the one address.")] = "127.0.0.1:8000",
 ) -> None:
-    """Configure nginx to send prompts to the base or the extended model."""
+    """Write an nginx configuration that routes by prompt length."""
     from yarn_ops.export.router import export_router
 
     exported = export_router(model, base=base, extended=extended, listen=listen, to=to)
