@@ -3,8 +3,10 @@
     python infra/benchmarks/serve_check.py --model shipped:base512 --engine llama-cpp-python --json rows.jsonl
 
 Engines: llama-cpp-python (`.venv-llama`, built by infra/llama; --llama-python), llama-server (--llama-server
-PATH), transformers (`transformers serve` of transformers[serving]; --transformers PATH). The model is a
-base, extended by YaRN ×4 untrained. Faults are injected by the engine's own flags, or by other files.
+PATH), transformers (`transformers serve` of transformers[serving]; --transformers PATH), vllm (--vllm WORDS,
+with `--flags` of its own after the command that `yarn-ops export` prints). The model is a base, extended by
+YaRN ×4 untrained, or with --extended an extended one as it is. Faults are injected by the engine's own flags,
+or by other files.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -20,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +31,10 @@ import httpx
 
 from yarn_ops import processes
 from yarn_ops.export.model import export_model
+from yarn_ops.export.serving import serving_settings
 from yarn_ops.models.files import read_config
 from yarn_ops.recipe import Rope
-from yarn_ops.rope.config import patch_config
+from yarn_ops.rope.config import patch_config, rope_spec_of
 from yarn_ops.rope.methods import yarn_scale
 from yarn_ops.serving.client import InferenceServer
 from yarn_ops.serving.fingerprint import FINGERPRINT, Fingerprint, read_fingerprint
@@ -69,8 +73,14 @@ class Case:
 class Models:
     """A model extended ×4 with its fingerprint, and its variants, each made when first asked for."""
 
-    def __init__(self, base: Path, folder: Path, llama_python: Path, fingerprint: Path | None) -> None:
+    def __init__(
+        self, base: Path, folder: Path, llama_python: Path, fingerprint: Path | None, is_extended: bool
+    ) -> None:
         self.base, self.folder, self.llama_python = base, folder, llama_python
+        if is_extended:
+            spec, self.right = rope_spec_of(read_config(base)), base
+            self.original, self.target = spec.original_context_tokens, spec.target_context_tokens
+            return
         self.original = read_config(base)["max_position_embeddings"]
         self.target = round(FACTOR * self.original)
         self.right = self.extended("right")
@@ -197,6 +207,30 @@ def transformers_cases(models: Models) -> Iterator[Case]:
     yield Case("other tokenizer", "other tokenizer", models.other_tokenizer)
 
 
+def vllm_cases(models: Models) -> Iterator[Case]:
+    """By --hf-overrides; what shortens the context below --max-model-len is refused by vLLM itself."""
+    rope = read_config(models.right)["rope_parameters"]
+    factor = rope["factor"]
+    scale = yarn_scale(factor)
+    yield Case("right", None, lambda: models.right, bits=16)
+    for name, fault, changed in (
+        ("YaRN dropped", "unscaled", {"rope_type": "default"}),
+        ("linear", "linear", {"rope_type": "linear"}),
+        # up to 0.29 the first key is read, and multiplies; from 0.30 on the second
+        ("attention factor missing", None, {"attn_factor": 1 / scale, "attention_factor": 1.0}),
+        ("attention factor squared", None, {"attn_factor": scale, "attention_factor": scale**2}),
+        ("original length doubled", None, {"original_max_position_embeddings": 2 * models.original}),
+        ("factor doubled", None, {"factor": 2 * factor}),
+        ("factor squared", None, {"factor": factor**2}),
+    ):
+        yield Case(name, fault or name, lambda: models.right, {"rope": {**rope, **changed}})
+    yield Case("context cut", "context cut", lambda: models.right, {"context": models.original})
+
+
+CASES = {"transformers": transformers_cases, "vllm": vllm_cases}
+"""of each engine that is none of llama.cpp's"""
+
+
 def command_of(engine: str, model: Path, context: int, flags: dict[str, Any], asked: Any) -> list[str]:
     """The command that serves a model under a fault; PORT stands for the port."""
     context = flags.get("context", context)
@@ -212,6 +246,14 @@ def command_of(engine: str, model: Path, context: int, flags: dict[str, Any], as
             "--dtype",
             "float32",
         ]
+    if engine == "vllm":
+        settings = serving_settings(read_config(model), "vllm")
+        command = shlex.split(replace(settings, context_tokens=context).command(str(model)))
+        overrides = (
+            ["--hf-overrides", json.dumps({"rope_parameters": flags["rope"]})] if "rope" in flags else []
+        )
+        more = shlex.split(asked.flags)
+        return [*shlex.split(asked.vllm), *command[1:], *overrides, *more, "--port", "PORT"]
     if engine == "llama-server":
         command = [asked.llama_server, "--model", model, "--ctx-size", context, "--parallel", 1]
         command += ["--port", "PORT", "--threads", 2]
@@ -265,11 +307,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="shipped:base512", help="a base of Llama's class: a directory")
     parser.add_argument(
-        "--engine", choices=("llama-cpp-python", "llama-server", "transformers"), required=True
+        "--engine", choices=("llama-cpp-python", "llama-server", "transformers", "vllm"), required=True
     )
     parser.add_argument("--llama-python", type=Path, default=ROOT / ".venv-llama/bin/python")
     parser.add_argument("--llama-server", type=Path)
     parser.add_argument("--transformers", type=Path, default=Path(sys.executable).with_name("transformers"))
+    parser.add_argument("--vllm", default="vllm", help="words that start it, before `serve`")
+    parser.add_argument("--flags", default="", help="vllm's own, e.g. '--enforce-eager'")
+    parser.add_argument("--extended", action="store_true", help="--model is extended and has a fingerprint")
     parser.add_argument("--fingerprint", type=Path, help="made before of the same extended model")
     parser.add_argument(
         "--context", type=int, help="tokens that the engines are asked to take; else the target"
@@ -280,9 +325,9 @@ def main() -> None:
     name = asked.model.removeprefix("shipped:")
     base = MODELS / name if asked.model.startswith("shipped:") else Path(asked.model)
     with tempfile.TemporaryDirectory() as folder:
-        models = Models(base, Path(folder), asked.llama_python, asked.fingerprint)
+        models = Models(base, Path(folder), asked.llama_python, asked.fingerprint, asked.extended)
         fingerprint = read_fingerprint(models.right)
-        cases = transformers_cases(models) if asked.engine == "transformers" else llama_cases(models)
+        cases = CASES.get(asked.engine, llama_cases)(models)
         for case in cases:
             if asked.only not in case.name:
                 continue
