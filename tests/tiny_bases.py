@@ -19,7 +19,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from yarn_ops.data.layout import ShardWriter, TokenWriter
 from yarn_ops.errors import RopeError, YarnOpsError
-from yarn_ops.export.serving import REQUIRES, serving_settings
+from yarn_ops.export.engines import REQUIRES
+from yarn_ops.export.serving import serving_settings
 from yarn_ops.models.files import read_config
 from yarn_ops.models.inspection import inspect_checkpoint
 from yarn_ops.models.loading import load_proven

@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,8 @@ from yarn_ops.data.windows import ShardReader, Window, spread
 from yarn_ops.errors import EvaluationError, RecipeError, RopeError
 from yarn_ops.evals.forward import require_known_head, token_losses
 from yarn_ops.evals.intervals import LEAST_MEAN_SAMPLES, mean_interval
-from yarn_ops.export.serving import Engine, serving_settings
+from yarn_ops.export.engines import REQUIRES
+from yarn_ops.export.serving import serving_settings
 from yarn_ops.models.device import Dtype, torch_dtype
 from yarn_ops.models.files import read_config
 from yarn_ops.models.loading import load_proven
@@ -247,7 +248,7 @@ def losses_under(network: PreTrainedModel, spec: RopeSpec, windows: Ids) -> NDAr
 def refusals(config: Mapping[str, Any]) -> dict[str, str]:
     """Engines that cannot serve a config, with their reasons."""
     reasons: dict[str, str] = {}
-    for engine in get_args(Engine):
+    for engine in REQUIRES:
         try:
             serving_settings(config, engine)
         except RopeError as error:

@@ -124,7 +124,18 @@ def export_(
         Path, typer.Argument(metavar="MODEL_DIR", help="An extended model, e.g. one that was pulled.")
     ],
     engine: Annotated[
-        Literal["transformers", "vllm", "vllm-0.29", "sglang", "llama.cpp"],
+        Literal[
+            "transformers",
+            "vllm",
+            "vllm-0.29",
+            "sglang",
+            "llama.cpp",
+            "ollama",
+            "lm-studio",
+            "mlx",
+            "tgi",
+            "tensorrt-llm",
+        ],
         typer.Option("--for", help="What will serve it; vllm-0.29 is vLLM up to 0.29."),
     ],
     to: Annotated[

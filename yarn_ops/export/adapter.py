@@ -13,8 +13,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from yarn_ops.errors import ExportError
+from yarn_ops.export.engines import Engine
 from yarn_ops.export.model import Export, new_directory, place_files
-from yarn_ops.export.serving import Engine, serving_settings
+from yarn_ops.export.serving import serving_settings
 from yarn_ops.models.checkpoints import checkpoint_files
 from yarn_ops.models.files import CONFIG as BASE_CONFIG
 from yarn_ops.models.files import GENERATION_CONFIG, read_config, tokenizer_files, write_object

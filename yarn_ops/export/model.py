@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from yarn_ops.atomic import atomic_write
 from yarn_ops.errors import ExportError
-from yarn_ops.export.serving import Engine, GgufRope, serving_settings
+from yarn_ops.export.engines import Engine
+from yarn_ops.export.serving import GgufRope, modelfile_of, serving_settings
 from yarn_ops.models.checkpoints import checkpoint_files
 from yarn_ops.models.files import CONFIG, link_model_file, read_config, write_object
 from yarn_ops.models.inspection import inspect_checkpoint
@@ -36,9 +37,10 @@ def export_model(
 ) -> Export:
     """The command that serves a model directory by its own RoPE, and what it needs written into `to`.
 
-    llama.cpp: a GGUF with matrices of type `weights`. vllm-0.29: a copy with another config.json where that
-    engine would misread the model's. Otherwise nothing is written, and `to` is refused. RopeError where the
-    engine cannot rotate as the model asks, BaseModelError and ProofError where the model is not sound.
+    llama.cpp, ollama, lm-studio: a GGUF with matrices of type `weights`, for Ollama with a Modelfile.
+    vllm-0.29: a copy with another config.json where that engine would misread the model's. Otherwise nothing
+    is written, and `to` is refused. RopeError where the engine cannot rotate as the model asks,
+    BaseModelError and ProofError where the model is not sound.
     """
     config = read_config(model)
     settings = serving_settings(config, engine)
@@ -54,7 +56,13 @@ def export_model(
     elif settings.gguf is not None:
         served = to / f"{model.resolve().name}-{weights}.gguf"
         require_new(served)
+        modelfile = modelfile_of(served)
+        if engine == "ollama":
+            require_new(modelfile)
         _write_gguf(model, settings.gguf, served, weights, report)
+        if engine == "ollama":
+            context = settings.context_tokens
+            modelfile.write_text(f"FROM ./{served.name}\nPARAMETER num_ctx {context}\n", "utf-8")
     elif settings.config is not None:
         served = to
         with new_directory(to) as partial:

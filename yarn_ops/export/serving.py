@@ -3,31 +3,46 @@
 Plain YaRN (betas 32 and 1, rounded ramp, attention factor of its own) is read alike by all engines.
 Whatever else an engine reads differently is translated where that is exact, and refused where it is not:
 
-                     transformers, vLLM ≥ 0.30   vLLM ≤ 0.29            SGLang      llama.cpp
-    attention_factor as written                  becomes attn_factor    refused     becomes attn_factor
-    mscale pair      their ratio                 becomes attn_factor    as written  becomes attn_factor
-    betas            as written                  as written             as written  frequency factors
-    truncate=false   as written                  as written, ≥ 0.13     as written  frequency factors
-    llama3           as written                  as written             as written  frequency factors
+                     transformers,
+                     vLLM ≥ 0.30   vLLM ≤ 0.29          SGLang      MLX         TGI         GGUF
+    attention_factor as written    becomes attn_factor  refused     refused     refused     attn_factor
+    mscale pair      their ratio   becomes attn_factor  as written  as written  as written  attn_factor
+    betas            as written    as written           as written  as written  refused     frequency factors
+    truncate=false   as written    as written, ≥ 0.13   as written  refused     refused     frequency factors
+    llama3           as written    as written           as written  as written  as written  frequency factors
+    linear           as written    as written           as written  as written  refused     as written
 
 `attn_factor` multiplies YaRN's own 0.1 ln(s) + 1 where attention_factor replaces it. Frequency factors
-divide the base's frequencies one by one; llama.cpp has them for its llama class alone (llama, mistral).
+divide the base's frequencies one by one; llama.cpp has them for its llama class alone (llama, mistral). It
+reads the GGUF for Ollama and LM Studio, too.
 
-An engine's own classes of models may read no scaling at all: READS says which do, as read off their sources.
-
-Read from transformers 5.23, vLLM 0.10 to 0.33, SGLang 0.5.23, llama.cpp of llama-cpp-python 0.3.36.
+An engine's own classes of models may read no scaling at all: `engines` says which do, and what was read.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from yarn_ops.errors import RopeError
+from yarn_ops.export.engines import (
+    FREQUENCY_FACTORS_IN_GGUF,
+    GGUF_ARCHITECTURES,
+    OF_A_GGUF,
+    OLD_VLLM,
+    READS,
+    REFUSED,
+    REQUIRES,
+    VLLM_WITH_TRUNCATE,
+    WITHOUT_YARN_IN_GGUF,
+    Engine,
+)
 from yarn_ops.rope.architectures import require_full_attention
 from yarn_ops.rope.config import DUAL_CHUNK, rope_spec_of
 from yarn_ops.rope.fields import RopeFields, optional_number, read_fields
@@ -42,84 +57,6 @@ from yarn_ops.rope.methods import (
     yarn_scale,
 )
 
-Engine = Literal["transformers", "vllm", "vllm-0.29", "sglang", "llama.cpp"]
-"""vllm-0.29: vLLM up to 0.29"""
-
-REQUIRES: dict[Engine, str] = {
-    "transformers": "transformers>=5",
-    "vllm": "vllm>=0.30",
-    "vllm-0.29": "vllm>=0.10,<0.30",
-    "sglang": "sglang>=0.5.23",
-    "llama.cpp": "llama-cpp-python>=0.3.36",
-}
-VLLM_WITH_TRUNCATE = "vllm>=0.13,<0.30"
-_EVERYWHERE = (
-    *("cohere", "deepseek_v3", "glm4", "glm4_moe", "granite", "hunyuan_v1_dense", "hunyuan_v1_moe", "llama"),
-    *("minicpm3", "mistral", "olmoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"),
-)
-_OLD_VLLM: dict[str, str] = {
-    **dict.fromkeys((*_EVERYWHERE, "arcee", "dots1", "ernie4_5_moe", "granitemoe"), REQUIRES["vllm-0.29"]),
-    **dict.fromkeys(
-        ("apertus", "cwm", "gpt_oss", "lfm2", "minimax_m2", "olmo2", "qwen3_next", "seed_oss"),
-        "vllm>=0.11.2,<0.30",
-    ),
-    **dict.fromkeys(
-        (
-            "gemma",
-            "gemma2",
-            "gpt_neox",
-            "minimax",
-            "mixtral",
-            "olmo",
-            "persimmon",
-            "phi",
-            "stablelm",
-            "starcoder2",
-        ),
-        "vllm>=0.12,<0.30",
-    ),
-}
-"""versions up to 0.29 that read a class's scaling; those before ignore it"""
-READS: dict[Engine, frozenset[str]] = {
-    "vllm-0.29": frozenset(_OLD_VLLM),
-    "vllm": frozenset(
-        (
-            *_EVERYWHERE,
-            *("apertus", "arcee", "axk1", "cwm", "ernie4_5", "ernie4_5_moe", "flex_olmo", "gemma"),
-            *("gemma2", "gemma3_text", "glm", "glm4_moe_lite", "gpt_neox", "gpt_oss", "granitemoe"),
-            *("granitemoeshared", "hy_v3", "hyperclovax", "jais2", "lfm2", "mellum", "minimax_m2", "mixtral"),
-            *(
-                "olmo",
-                "olmo2",
-                "olmo3",
-                "olmo_hybrid",
-                "phi",
-                "qwen3_5_text",
-                "qwen3_5_moe_text",
-                "qwen3_next",
-            ),
-            *("seed_oss", "smollm3", "stablelm", "starcoder2", "vaultgemma"),
-        )
-    ),
-    "sglang": frozenset(
-        (
-            *_EVERYWHERE,
-            "apertus",
-            "arcee",
-            "gpt_oss",
-            "hy_v3",
-            "lfm2",
-            "minimax_m2",
-            "olmo2",
-            "qwen3_next",
-        )
-    ),
-}
-"""model_types whose scaling an engine reads, one RoPE a layer type included where they have that"""
-GGUF_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""model_type -> llama.cpp's name; these a GGUF can be written of"""
-WITHOUT_YARN_IN_GGUF = ("gemma", "gemma2")
-FREQUENCY_FACTORS_IN_GGUF = ("llama",)
 EXACT = 1e-6
 """relative; what a loaded model may differ from the reference (`proof.RTOL`)"""
 
@@ -168,7 +105,31 @@ class ServingSettings:
                 lora = ["--enable-lora", "--max-lora-rank", str(rank), "--lora-paths", f"adapter={adapter}"]
             case "llama.cpp":  # one slot: more would share the context out
                 words = ["llama-server", "--model", model, "--ctx-size", tokens, "--parallel", "1"]
+            case "ollama":
+                words = ["ollama", "create", _plain_name(model), "--file", str(modelfile_of(Path(model)))]
+            case "lm-studio":
+                folder = f"yarn-ops/{_plain_name(model)}"
+                placed = shlex.join(["lms", "import", "--hard-link", "--user-repo", folder, model])
+                words = ["lms", "load", "--exact", f"{folder}/{Path(model).name}", "--context-length", tokens]
+                return f"{placed} && {shlex.join(words)}"
+            case "mlx":
+                words = ["mlx_lm.server", "--model", model]
+            case "tgi":
+                words = ["text-generation-launcher", "--model-id", model, "--max-total-tokens", tokens]
+                words += ["--max-input-tokens", str(self.context_tokens - 1)]
+            case "tensorrt-llm":
+                raise AssertionError(self.engine)
         return shlex.join(words if adapter is None else words + lora)
+
+
+def modelfile_of(gguf: Path) -> Path:
+    """Where Ollama's settings for a GGUF lie."""
+    return gguf.with_suffix(".Modelfile")
+
+
+def _plain_name(model: str) -> str:
+    """A name of a model in letters that Ollama and LM Studio take."""
+    return re.sub(r"[^a-z0-9.]+", "-", Path(model).stem.lower()).strip("-.") or "model"
 
 
 def serving_settings(config: Mapping[str, Any], engine: Engine) -> ServingSettings:
@@ -180,18 +141,21 @@ def serving_settings(config: Mapping[str, Any], engine: Engine) -> ServingSettin
             f"rope_type: {fields.kind} cannot be served by {engine}: its frequencies change with the length, "
             "but the cache holds keys turned by the earlier ones; extend with yarn to serve"
         )
+    if engine in REFUSED:
+        raise RopeError(REFUSED[engine])
     requires, served, gguf = REQUIRES[engine], None, None
     if engine in READS:
         _require_read(str(config.get("model_type")), engine, config, spec)
     match engine:
         case "vllm-0.29":
-            requires = _OLD_VLLM.get(str(config.get("model_type")), requires)
+            requires = OLD_VLLM.get(str(config.get("model_type")), requires)
             if not spec.truncate:
                 requires = VLLM_WITH_TRUNCATE  # earlier ones do not know the key
             served = _config_of_old_vllm(config, fields, spec)
-        case "sglang":
-            _require_attention_of_sglang(fields, spec)
-        case "llama.cpp":
+        case "sglang" | "mlx" | "tgi":
+            _require_attention_as_applied(engine, fields, spec)
+            _require_ramp(engine, spec)
+        case _ if engine in OF_A_GGUF:
             gguf = _gguf_rope(config, fields, spec)
     return ServingSettings(engine, requires, fields.context_tokens, served, gguf)
 
@@ -224,19 +188,37 @@ def _config_of_old_vllm(
     return served
 
 
-def _require_attention_of_sglang(fields: RopeFields, spec: RopeSpec) -> None:
+def _require_attention_as_applied(engine: Engine, fields: RopeFields, spec: RopeSpec) -> None:
+    """RopeError where an engine that reads no attention_factor would apply another one."""
     if spec.method != "yarn":
         return
     above, below = (optional_number(fields.scaling, key) for key in ("mscale", "mscale_all_dim"))
-    applied = yarn_scale(spec.factor)
-    if above and below:
-        applied = yarn_scale(spec.factor, above) / yarn_scale(spec.factor, below)
+    if engine == "sglang" and not (above and below):
+        above, below = None, None
+    applied = yarn_scale(spec.factor, 1.0 if above is None else above) / yarn_scale(spec.factor, below or 0.0)
     wanted = attention_factor(spec)
     if not math.isclose(applied, wanted, rel_tol=EXACT):
         raise RopeError(
-            f"attention_factor: {wanted:g} is ignored by sglang, which would take {applied:.6g}; "
+            f"attention_factor: {wanted:g} is ignored by {engine}, which would take {applied:.6g}; "
             "serve with vllm, or extend without it"
         )
+
+
+def _require_ramp(engine: Engine, spec: RopeSpec) -> None:
+    """RopeError where an engine would scale other dimensions."""
+    fault = None
+    if engine == "tgi" and spec.method == "linear":
+        fault = "linear"
+    elif (
+        engine == "tgi"
+        and spec.method == "yarn"
+        and (spec.beta_fast, spec.beta_slow) != (BETA_FAST, BETA_SLOW)
+    ):
+        fault = f"beta_fast {spec.beta_fast:g} and beta_slow {spec.beta_slow:g}"
+    elif engine in ("mlx", "tgi") and spec.method == "yarn" and not spec.truncate:
+        fault = "truncate false"
+    if fault is not None:
+        raise RopeError(f"{fault}: ignored by {engine}; serve with vllm or transformers")
 
 
 def _gguf_rope(config: Mapping[str, Any], fields: RopeFields, spec: RopeSpec) -> GgufRope:

@@ -68,7 +68,7 @@ def test_a_group_typed_alone_shows_its_help(yarn_ops: Any, group: str) -> None:
         (
             "export model",
             "yarn-ops: missing option '--for'. Choose from: transformers, vllm, vllm-0.29, sglang, "
-            "llama.cpp; see `yarn-ops export --help`",
+            "llama.cpp, ollama, lm-studio, mlx, tgi, tensorrt-llm; see `yarn-ops export --help`",
         ),
         ("runs\u202e\x1b[2J-x", "yarn-ops: no such command 'runs\\u202e\\x1b[2J-x'; see `yarn-ops --help`"),
         (

@@ -40,6 +40,30 @@ def test_llama_cpp_gets_a_gguf_named_for_model_and_type(extended, export, tmp_pa
     assert GGUFReader(gguf).fields["llama.context_length"].contents() == 2048
 
 
+def test_ollama_gets_a_gguf_and_a_modelfile_with_the_context(extended, export, tmp_path):
+    model = extended()
+    exported = export(model, "ollama", tmp_path / "to")
+    modelfile = tmp_path / "to/extended-f16.Modelfile"
+    assert exported.command == f"ollama create extended-f16 --file {modelfile}"
+    assert modelfile.read_text() == "FROM ./extended-f16.gguf\nPARAMETER num_ctx 2048\n"
+    assert (
+        GGUFReader(tmp_path / "to/extended-f16.gguf").fields["llama.rope.scaling.type"].contents() == "yarn"
+    )
+    (tmp_path / "to/extended-f16.gguf").unlink()
+    with pytest.raises(ExportError, match="Modelfile: exists; remove it or choose another --to"):
+        export(model, "ollama", tmp_path / "to")
+
+
+def test_lm_studio_is_given_the_gguf_by_its_own_program(extended, export, tmp_path):
+    exported = export(extended(), "lm-studio", tmp_path / "to", "q8_0")
+    gguf, folder = tmp_path / "to/extended-q8_0.gguf", "yarn-ops/extended-q8-0"
+    assert gguf.is_file()
+    assert exported.command == (
+        f"lms import --hard-link --user-repo {folder} {gguf} && "
+        f"lms load --exact {folder}/{gguf.name} --context-length 2048"
+    )
+
+
 def test_vllm_up_to_029_gets_a_directory_with_its_own_config(extended, export, tmp_path):
     model = extended(attention_factor=1.25)
     before = (model / "config.json").read_bytes()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import runpy
 
 import numpy as np
 import pytest
+from pages import CHECKOUT
 
 from yarn_ops.errors import RopeError
-from yarn_ops.export.serving import REQUIRES, serving_settings
+from yarn_ops.export.engines import REQUIRES
+from yarn_ops.export.serving import serving_settings
 from yarn_ops.recipe import Rope
 from yarn_ops.rope.config import patch_config, rope_spec_of
 from yarn_ops.rope.methods import inverse_frequencies
@@ -44,6 +47,11 @@ COMMANDS = {
     "vllm-0.29": "vllm serve model --max-model-len 1024",
     "sglang": "python -m sglang.launch_server --model-path model --context-length 1024",
     "llama.cpp": "llama-server --model model --ctx-size 1024 --parallel 1",
+    "ollama": "ollama create model --file model.Modelfile",
+    "lm-studio": "lms import --hard-link --user-repo yarn-ops/model model && "
+    "lms load --exact yarn-ops/model/model --context-length 1024",
+    "mlx": "mlx_lm.server --model model",
+    "tgi": "text-generation-launcher --model-id model --max-total-tokens 1024 --max-input-tokens 1023",
 }
 
 
@@ -137,25 +145,38 @@ def test_vllm_up_to_029_is_given_the_ratio_of_an_mscale_pair(extended):
     assert served["rope_parameters"]["attn_factor"] * OWN == pytest.approx(ratio, rel=1e-12)
 
 
-@pytest.mark.parametrize("engine", ["vllm-0.29", "sglang"])
+@pytest.mark.parametrize("engine", ["vllm-0.29", "sglang", "mlx", "tgi"])
 def test_an_attention_factor_that_is_yarn_s_own_needs_nothing(extended, engine):
     config = with_scaling(extended(), attention_factor=float(OWN))
     assert serving_settings(config, engine).config is None
 
 
-def test_sglang_refuses_an_attention_factor(extended):
-    with pytest.raises(RopeError, match=r"attention_factor: 1.25 is ignored by sglang.* take 1.13863"):
-        serving_settings(extended(attention_factor=1.25), "sglang")
+@pytest.mark.parametrize("engine", ["sglang", "mlx", "tgi"])
+def test_an_attention_factor_is_refused_where_it_is_ignored(extended, engine):
+    with pytest.raises(RopeError, match=rf"attention_factor: 1.25 is ignored by {engine}.* take 1.13863"):
+        serving_settings(extended(attention_factor=1.25), engine)
 
 
-def test_sglang_refuses_by_parts_which_is_yarn_without_its_attention_factor(extended):
-    with pytest.raises(RopeError, match="attention_factor: 1 is ignored by sglang"):
-        serving_settings(extended(method="by-parts"), "sglang")
+@pytest.mark.parametrize("engine", ["sglang", "mlx", "tgi"])
+def test_by_parts_which_is_yarn_without_its_attention_factor_is_refused_there(extended, engine):
+    with pytest.raises(RopeError, match=f"attention_factor: 1 is ignored by {engine}"):
+        serving_settings(extended(method="by-parts"), engine)
 
 
-def test_sglang_reads_an_mscale_pair(extended):
+@pytest.mark.parametrize("engine", ["sglang", "mlx", "tgi"])
+def test_an_mscale_pair_is_read(extended, engine):
     config = with_scaling(extended(), mscale=2.0, mscale_all_dim=0.5)
-    assert serving_settings(config, "sglang").command("model") == COMMANDS["sglang"]
+    assert serving_settings(config, engine).command("model") == COMMANDS[engine]
+
+
+def test_half_a_pair_is_none_to_transformers_and_sglang_and_a_pair_to_mlx_and_tgi(extended):
+    """These take the other's default: another factor than the reference's."""
+    config = with_scaling(extended(), mscale=2.0)
+    for engine in ("transformers", "sglang"):
+        assert serving_settings(config, engine).command("model") == COMMANDS[engine]
+    for engine in ("mlx", "tgi"):
+        with pytest.raises(RopeError, match=f"is ignored by {engine}, which would take 1.27726"):
+            serving_settings(config, engine)
 
 
 def test_llama_cpp_multiplies_so_it_is_given_the_quotient(extended):
@@ -220,7 +241,43 @@ def test_llama_cpp_names_the_methods_it_has(extended, method, scaling):
     assert (gguf.scaling, gguf.frequency_factors) == (scaling, None)
 
 
+@pytest.mark.parametrize(
+    ("engine", "changes", "named"),
+    [
+        ("mlx", {"truncate": False}, "truncate false: ignored by mlx"),
+        ("tgi", {"truncate": False}, "truncate false: ignored by tgi"),
+        ("tgi", {"beta_fast": 16.0}, "beta_fast 16 and beta_slow 1: ignored by tgi"),
+    ],
+)
+def test_another_ramp_is_refused_where_it_is_ignored(extended, engine, changes, named):
+    with pytest.raises(RopeError, match=named):
+        serving_settings(with_scaling(extended(), **changes), engine)
+
+
+def test_tgi_refuses_linear_which_it_reads_as_unscaled(extended):
+    with pytest.raises(RopeError, match="linear: ignored by tgi; serve with vllm or transformers"):
+        serving_settings(extended(method="linear"), "tgi")
+    assert serving_settings(extended(method="linear"), "mlx").command("model") == COMMANDS["mlx"]
+
+
 # what no engine does, or not for this class
+
+
+@pytest.mark.parametrize("method", ["yarn", "none"])
+def test_tensorrt_llm_is_refused_with_the_reason(extended, method):
+    with pytest.raises(RopeError, match=r"tensorrt-llm: 1\.2 hands .* not run; serve with vllm"):
+        serving_settings(extended(method=method), "tensorrt-llm")
+
+
+@pytest.mark.parametrize(("engine", "model_type"), [("mlx", "mixtral"), ("mlx", "gemma"), ("tgi", "qwen3")])
+def test_a_class_whose_scaling_is_not_read_is_refused(extended, engine, model_type):
+    with pytest.raises(RopeError, match=f"{model_type}: {engine} reads no scaling of this class"):
+        serving_settings(extended(model_type), engine)
+
+
+def test_the_page_of_engines_is_what_the_rules_say():
+    written = runpy.run_path(str(CHECKOUT / "infra/benchmarks/engines.py"))
+    assert written["PAGE"].read_text("utf-8") == written["table"]()
 
 
 @pytest.mark.parametrize("engine", ENGINES)
