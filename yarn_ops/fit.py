@@ -30,7 +30,7 @@ from yarn_ops.data.windows import ShardReader, Window, spread
 from yarn_ops.errors import EvaluationError, RecipeError, RopeError
 from yarn_ops.evals.forward import require_known_head, token_losses
 from yarn_ops.evals.intervals import LEAST_MEAN_SAMPLES, mean_interval
-from yarn_ops.export.engines import REQUIRES
+from yarn_ops.export.engines import Engine
 from yarn_ops.export.serving import serving_settings
 from yarn_ops.models.device import Dtype, torch_dtype
 from yarn_ops.models.files import read_config
@@ -53,6 +53,8 @@ from yarn_ops.scores import Fit
 EVALUATIONS = 24
 HALVINGS = 2
 """how often the steps are halved before the search ends on its own"""
+ENGINES: tuple[Engine, ...] = ("transformers", "vllm", "vllm-0.29", "sglang", "llama.cpp")
+"""that a fit is checked against; `export` answers for the others"""
 KNOTS = 4
 DIGITS = 4
 """significant digits of what is found: finer than any difference in loss"""
@@ -246,9 +248,9 @@ def losses_under(network: PreTrainedModel, spec: RopeSpec, windows: Ids) -> NDAr
 
 
 def refusals(config: Mapping[str, Any]) -> dict[str, str]:
-    """Engines that cannot serve a config, with their reasons."""
+    """Which of `ENGINES` cannot serve a config, with their reasons."""
     reasons: dict[str, str] = {}
-    for engine in REQUIRES:
+    for engine in ENGINES:
         try:
             serving_settings(config, engine)
         except RopeError as error:

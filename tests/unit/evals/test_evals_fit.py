@@ -133,7 +133,7 @@ def test_an_attention_factor_of_its_own_is_not_for_sglang():
 
     rope = Rope(factor=4, attention_factor=1.2)
     config, _ = patch_config(read_config(BASE512), rope, factor=4.0, original_context_tokens=None)
-    assert list(refusals(config)) == ["sglang", "mlx", "tgi"]
+    assert list(refusals(config)) == ["sglang"]
 
 
 def test_parts_share_no_document(documents):
