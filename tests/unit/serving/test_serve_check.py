@@ -17,7 +17,7 @@ import pytest
 from loopback import listening
 from typer.testing import CliRunner
 
-from yarn_ops.claim import Claim, read_signing_key, sign_claim
+from yarn_ops.claim import Claim, Reached, read_signing_key, sign_claim
 from yarn_ops.cli import app
 from yarn_ops.cli.pull import check_files
 from yarn_ops.digests import digest_tree
@@ -53,7 +53,16 @@ def llama_cpp(token, told, tokens):
 
 @contextmanager
 def serving(
-    fingerprint, form, *, state=MEASURED, most=None, key=None, models=("m",), odd=None, context=None
+    fingerprint,
+    form,
+    *,
+    state=MEASURED,
+    most=None,
+    key=None,
+    models=("m",),
+    odd=None,
+    context=None,
+    meta=None,
 ) -> Iterator[str]:
     """The address of a server that answers the fingerprint's prompts as a state does."""
     known = dict(
@@ -76,7 +85,7 @@ def serving(
             self.wfile.write(data)
 
         def do_GET(self):
-            self.say(200, {"data": [{"id": name, "max_model_len": context} for name in models]})
+            self.say(200, {"data": [{"id": name, "max_model_len": context, "meta": meta} for name in models]})
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -212,6 +221,8 @@ def test_a_server_that_takes_more_than_was_measured_is_told(fingerprint, check, 
         assert json.loads(check(url, "--json")[1])["context_tokens"] == context
     assert status == 0
     assert ("the server takes 257 tokens, 256 were measured" in told) == above
+    with serving(fingerprint, llama_cpp, meta={"n_ctx": context}) as url:
+        assert ("the server takes 257 tokens, 256 were measured" in check(url)[1]) == above
 
 
 def test_texts_much_shorter_than_the_target_are_told(measured, fingerprint, check, tmp_path):
@@ -224,16 +235,20 @@ def test_texts_much_shorter_than_the_target_are_told(measured, fingerprint, chec
         assert f"texts of up to {most} tokens were asked, of 4,096" in check(url, model=folder)[1]
 
 
-@pytest.fixture(scope="module")
-def signed(measured, tmp_path_factory):
-    """A signed model directory; the public key beside it verifies it."""
-    folder = tmp_path_factory.mktemp("signed")
-    private, public = folder / "key.pem", folder / "key.pub"
+def make_keys(private, public):
     for words in (
         ("genpkey", "-algorithm", "ed25519", "-out", private),
         ("pkey", "-in", private, "-pubout", "-out", public),
     ):
         subprocess.run(["openssl", *words], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def signed(measured, tmp_path_factory):
+    """A signed model directory; the public key beside it verifies it."""
+    folder = tmp_path_factory.mktemp("signed")
+    private, public = folder / "key.pem", folder / "key.pub"
+    make_keys(private, public)
     model = shutil.copytree(measured, folder / "model")
     claim = Claim(
         model="small", base="base", method="yarn", factor=4, original_context_tokens=64,
@@ -265,6 +280,32 @@ def test_a_signed_directory_is_verified_before_a_server_is_asked(
         (model / name).unlink()
         status, told = check(nowhere, model=model)
         assert status == 2 and name in told and ("missing" in told or "has no" in told)
+
+
+def test_a_foreign_key_and_a_claim_above_the_measured_are_refused_before_a_server_is_asked(
+    check, signed, tmp_path, monkeypatch
+):
+    other = [tmp_path / "other.pem", tmp_path / "other.pub"]
+    make_keys(*other)
+    monkeypatch.setenv("YARN_OPS_VERIFY_KEY", str(other[1]))
+    status, told = check("http://127.0.0.1:1", model=signed)
+    assert status == 2 and "was signed with another key" in told and "\n" not in told
+    monkeypatch.setenv("YARN_OPS_VERIFY_KEY", str(signed.parent / "key.pub"))
+    model = shutil.copytree(signed, tmp_path / "model")
+    (model / "README.md").write_text("- sees: 64 → 128 [64, 256] tokens\n- uses: 64 → not measured tokens\n")
+    files = {name: digest for name, digest in digest_tree(model).items() if name != CLAIM}
+    claim = Claim.model_validate(
+        json.loads(b64decode(json.loads((model / CLAIM).read_bytes())["payload"]))["predicate"]
+    )
+    for above, named in (
+        ({"target_context_tokens": 512}, "claims target_context_tokens 512, and config.json says 256"),
+        ({"sees": Reached(tokens=256, low=128, high=256)}, "claims sees 256, and README.md says 128"),
+        ({"uses": Reached(tokens=1, low=1, high=1)}, "claims uses 1, and README.md says nothing"),
+    ):
+        key = read_signing_key(signed.parent / "key.pem")
+        (model / CLAIM).write_bytes(sign_claim(key, claim.model_copy(update=above), files))
+        status, told = check("http://127.0.0.1:1", model=model)
+        assert status == 2 and named in told and "\n" not in told
 
 
 def test_a_fingerprint_that_was_not_signed_is_not_believed(check, signed, tmp_path, monkeypatch):
