@@ -70,6 +70,8 @@ def read_json(data: bytes) -> Any:
         return json.loads(data.decode(), parse_constant=_refuse)
     except RecursionError:
         raise ValueError("nested too deep") from None
+    except ValueError as error:  # Python reads 4,300 digits at most
+        raise (ValueError("a number of thousands of digits") if "digits" in str(error) else error) from None
 
 
 def _items(data: bytes) -> int:

@@ -16,7 +16,12 @@ CHATS = ("messages", "conversations")
 """fields that are looked at where a row lacks the text field: OpenAI's and ShareGPT's"""
 ASIDES = ("system", "tools")
 """fields beside them that a template is given"""
-ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
+ROLES = {
+    **dict.fromkeys(("human", "user"), "user"),
+    **dict.fromkeys(("gpt", "bot", "chatgpt", "assistant", "model"), "assistant"),
+    **dict.fromkeys(("observation", "function_response", "tool"), "tool"),
+    "system": "system",
+}
 """ShareGPT's words for the roles that templates know"""
 TODAY = datetime(2024, 7, 26)
 """to templates that ask for the date: what Llama 3.1's says where it is not told, the same on every day"""
@@ -28,29 +33,82 @@ Chat = dict[str, Any]
 def chat_of(value: Any, asides: Mapping[str, Any]) -> Chat | None:
     """A list of messages, and what stands beside it in its row, in the form that templates take.
 
-    None where the value is no list of messages.
+    None where a message lacks its content. DataError, without the place, where this is no chat of texts.
     """
     if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
-        return None
-    messages = [_message(message) for message in value]
-    if any(message is None for message in messages):
-        return None
+        raise DataError(f"is {type(value).__name__}, not a text nor a list of messages with role and content")
+    messages = []
+    for stated in value:
+        message = _message(stated)
+        if message is None:
+            return None
+        messages.append(message)
     system, tools = asides.get("system"), asides.get("tools")
-    if isinstance(system, str) and system and messages[0]["role"] != "system":  # type: ignore[index]
+    if isinstance(system, str) and system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
-    if isinstance(tools, str):
-        with suppress(ValueError):
-            tools = json.loads(tools)
+    tools = _parsed(tools)
     return {"messages": messages, **({"tools": tools} if isinstance(tools, list) and tools else {})}
 
 
 def _message(stated: dict[str, Any]) -> dict[str, Any] | None:
-    if isinstance(stated.get("role"), str):
-        # of columns that only some messages have, Parquet keeps nulls
-        return {key: item for key, item in stated.items() if item is not None or key == "content"}
-    if isinstance(stated.get("from"), str) and isinstance(stated.get("value"), str):
-        return {"role": ROLES.get(stated["from"], stated["from"]), "content": stated["value"]}
-    return None
+    """A message with `role` and `content`, from OpenAI's or ShareGPT's form; None: it has no content."""
+    role = stated.get("role")
+    if role is None and isinstance(stated.get("from"), str):
+        role = ROLES.get(stated["from"].lower())
+        if role is None:
+            raise DataError(f"has a message from {stated['from'][:40]!r}; write one of {', '.join(ROLES)}")
+    if not isinstance(role, str):
+        raise DataError("has a message without role, or from; write who says it")
+    role = ROLES.get(role.lower(), role)
+    content = stated.get("content")
+    if content is None:
+        content = stated.get("value")
+    if isinstance(stated.get("function_call"), dict):
+        raise DataError("has a function_call, which templates do not know; write it as tool_calls")
+    calls = stated.get("tool_calls")
+    if content is None and not calls:
+        return None
+    # of columns that only some messages have, Parquet keeps nulls
+    known = {key: item for key, item in stated.items() if item is not None and key not in ("from", "value")}
+    if isinstance(calls, list):
+        known["tool_calls"] = [_call(call) for call in calls]
+    return {**known, "role": role, "content": _text_of(content)}
+
+
+def _text_of(content: Any) -> str:
+    """What a message says, the texts of its parts on lines of their own."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise DataError(f"has a message whose content is {type(content).__name__}, not a text")
+    texts = []
+    for part in content:
+        text = part.get("text") if isinstance(part, dict) else part
+        if not isinstance(text, str):
+            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+            raise DataError(f"has a message with a part that is no text ({str(kind)[:40]})")
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def _call(call: Any) -> Any:
+    """With its arguments as templates write them: a JSON object, which the API has as a text."""
+    if not isinstance(call, dict):
+        return call
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _call(call["function"])}
+    return {**call, "arguments": _parsed(call["arguments"])} if "arguments" in call else call
+
+
+def _parsed(value: Any) -> Any:
+    """The object or list that a text is in JSON; the value itself where it is none."""
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            found = json.loads(value)
+            return found if isinstance(found, dict | list) else value
+    return value
 
 
 class ChatTemplate:

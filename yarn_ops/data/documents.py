@@ -217,12 +217,12 @@ class _Stretch:
             return RowText(None, "no text", f"{where}: {fault}")
         if isinstance(value, str) and name == self.text_field:
             return RowText(_sound(value, name, where), "text")
-        chat = chat_of(value, row)
+        try:
+            chat = chat_of(value, row)
+        except DataError as error:
+            raise DataError(f"{where}: {name!r} {error}; correct the row") from None
         if chat is None:
-            expected = "a string" if name == self.text_field else "a list of messages with role and content"
-            raise DataError(
-                f"{where}: {name!r} is {type(value).__name__}, not {expected}; set data.text_field"
-            )
+            return RowText(None, "no text", f"{where}: a message in {name!r} has no content")
         if self.render is None:
             raise DataError(f"{where}: {name!r} is a chat, and there is no chat template for it; give texts")
         try:

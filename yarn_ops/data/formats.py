@@ -29,7 +29,7 @@ from yarn_ops.data.files import SourceFile
 from yarn_ops.errors import DataError
 
 Form = Literal["text", "lines", "values", "parquet"]
-Named = Literal["json", "parquet", "other"]
+Named = Literal["json", "parquet", "table", "other rows", "other"]
 
 BUFFER_BYTES = 1 << 20
 HEAD_BYTES = 64 << 10
@@ -40,11 +40,17 @@ MARKS = {  # UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
-PACKING_SUFFIX = re.compile(r"\.(gz|gzip|zst|zstd|bz2|xz)$")
-JSON_SUFFIX = re.compile(r"\.(json|jsonl|ndjson|jsonlines|jl)$")
-PARQUET_SUFFIX = re.compile(r"\.(parquet|pq)$")
+PACKING_SUFFIX = re.compile(r"(?:\.(gz|gzip|zst|zstd|bz2|xz|lz4|br|sz|snappy|lzma|zip|7z))+$")
+UNREAD_PACKINGS = ("lz4", "br", "sz", "snappy", "lzma", "zip", "7z")
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+SUFFIXES: dict[Named, re.Pattern[str]] = {
+    "json": re.compile(r"\.(json|jsonl|ndjson|jsonlines|jl)$"),
+    "parquet": re.compile(r"\.(parquet|pq)$"),
+    "table": re.compile(r"\.[ct]sv$"),
+    "other rows": re.compile(r"\.(arrow|feather|orc|avro|tfrecords?)$"),
+}
 FED_BYTES = 1 << 10
-"""at once to zstd, which makes at most 32 MiB of them"""
+"""at once to zstd, which makes at most 32 MiB of them; the others are told how much to make"""
 MOST_WINDOW = 31
 """what `zstd --long` takes at most, as a power of two"""
 DAMAGES = (OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -54,7 +60,7 @@ DECODER = json.JSONDecoder()
 
 
 class NotText(DataError):
-    """A text file's bytes are not UTF-8, or hold NUL."""
+    """A file's bytes are not UTF-8 or hold NUL, or are no file of its own at all."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Content:
 def named(source: SourceFile) -> Named:
     """What the file's name says that it is."""
     name = PACKING_SUFFIX.sub("", _name(source))
-    return "json" if JSON_SUFFIX.search(name) else "parquet" if PARQUET_SUFFIX.search(name) else "other"
+    return next((kind for kind, suffix in SUFFIXES.items() if suffix.search(name)), "other")
 
 
 def _name(source: SourceFile) -> str:
@@ -80,14 +86,18 @@ def _name(source: SourceFile) -> str:
 
 
 def content_of(raw: BinaryIO, source: SourceFile, text_field: str) -> Content:
-    """The content of a source file, given its stored bytes. DataError where these are damaged."""
-    magic = _head(raw, 8)
+    """The content of a source file, given its stored bytes.
+
+    DataError where these are damaged, or rows in a form that is not read here.
+    """
+    magic = _head(raw, len(LFS_POINTER))
+    if magic == LFS_POINTER:
+        raise _lfs_pointer(source)
+    packing, unpacked = _packing(magic)
+    if named(source) == "parquet" and packing:
+        raise DataError(f"{source.uri}: Parquet packed by {packing}; unpack it, its pages are packed already")
     if named(source) == "parquet" or (magic.startswith(PARQUET) and _tail(raw) == PARQUET):
         return Content(raw, "parquet", plain=True)
-    packing, unpacked = next(
-        ((packing, unpack) for packing, (begins, unpack) in PACKINGS.items() if magic.startswith(begins)),
-        ("", None),
-    )
     try:
         head = _head(raw, HEAD_BYTES) if unpacked is None else unpacked(raw).read(HEAD_BYTES)
     except DAMAGES as error:
@@ -98,12 +108,43 @@ def content_of(raw: BinaryIO, source: SourceFile, text_field: str) -> Content:
     if encoding is not None:
         file, head = io.BufferedReader(_Utf8(file, encoding), BUFFER_BYTES), _utf8(head, encoding, source)
     start = head.removeprefix(UTF8_MARK).lstrip(SPACE)
-    said = PACKING_SUFFIX.search(_name(source))
-    if said and not packing and named(source) == "json" and start[:1] not in (b"{", b"["):
-        raise damaged(source, said[1], f"begins with {head[:8]!r}")
+    _require_rows_read(source, packing, start, text_field)
     whole = len(head) < HEAD_BYTES
     form = _json_form(start, whole) if named(source) == "json" else _other_form(start, whole, text_field)
     return Content(file, form, unpacked is None and encoding is None, packing)
+
+
+def _packing(magic: bytes) -> tuple[str, Callable[[BinaryIO], Any] | None]:
+    found = ((packing, unpack) for packing, (begins, unpack) in PACKINGS.items() if magic.startswith(begins))
+    return next(found, ("", None))
+
+
+def _lfs_pointer(source: SourceFile) -> DataError:
+    told = f"{source.uri}: a Git LFS pointer and not the file itself; fetch that (git lfs pull) and run again"
+    return NotText(told) if named(source) == "other" else DataError(told)
+
+
+def _require_rows_read(source: SourceFile, packing: str, start: bytes, text_field: str) -> None:
+    """DataError where the file is named as rows and holds them in a form that is not read here."""
+    name, kind = _name(source), named(source)
+    said = PACKING_SUFFIX.search(name)
+    if said and kind == "json" and start[:1] not in (b"{", b"["):
+        if said[1] in UNREAD_PACKINGS or _packing(start)[0]:
+            how = "twice" if _packing(start)[0] else f"as {said[1]}, which is not read"
+            raise DataError(f"{source.uri}: packed {how}; pack it with gzip, zstd, bzip2 or xz, once")
+        if not packing:
+            raise damaged(source, said[1], f"begins with {start[:8]!r}")
+    if kind == "other rows":
+        raise DataError(
+            f"{source.uri}: files of this kind are not read; write its rows as Parquet or JSON lines"
+        )
+    if kind == "table":
+        columns = re.split(r"[,;\t|]", start.partition(b"\n")[0].decode("utf-8", "replace").strip())
+        if text_field in (column.strip(" \"'") for column in columns):
+            raise DataError(
+                f"{source.uri}: a table with the column {text_field!r}; write its rows as Parquet or JSON "
+                "lines, or give it another name to train on it as it is"
+            )
 
 
 def damaged(source: SourceFile, packing: str, error: object) -> DataError:
@@ -210,17 +251,17 @@ class _Utf8(io.RawIOBase):
         return count
 
 
-class _Zstd(io.RawIOBase):
-    """Frames of zstd, with windows of any size, unpacked. EOFError where the last one does not end."""
+class _Frames(io.RawIOBase):
+    """Frames of a packing, one after the other, unpacked.
 
-    def __init__(self, file: BinaryIO) -> None:
-        import zstandard
+    new_frame: what unpacks one, as `bz2.BZ2Decompressor` or zstandard's decompressobj does. padding: what may
+    lie between frames and after them. EOFError where the last one does not end, and OSError or LZMAError
+    where something else follows: Python's own files of bzip2 and xz leave that out without a word.
+    """
 
-        self._file, self._frame = file, None
-        self._new_frame: Callable[[], Any] = zstandard.ZstdDecompressor(
-            max_window_size=1 << MOST_WINDOW
-        ).decompressobj
-        self._fault = zstandard.ZstdError
+    def __init__(self, file: BinaryIO, new_frame: Callable[[], Any], padding: bytes = b"") -> None:
+        self._file, self._new_frame, self._padding = file, new_frame, padding
+        self._frame: Any = None
         self._rest, self._pending = b"", memoryview(b"")
 
     def readable(self) -> bool:
@@ -234,28 +275,43 @@ class _Zstd(io.RawIOBase):
         return count
 
     def _unpack(self) -> bool:
-        data = self._rest or self._file.read(FED_BYTES)
-        if not data:
+        hungry = self._frame is None or getattr(self._frame, "needs_input", True)
+        data = (self._rest or self._file.read(FED_BYTES)) if hungry else b""
+        if hungry and not data:
             if self._frame is not None:
                 raise EOFError("it ends within a frame")
             return False
+        if self._frame is None and not (data := data.lstrip(self._padding) if self._padding else data):
+            self._rest = b""
+            return True
         frame = self._frame or self._new_frame()
+        most = (BUFFER_BYTES,) if hasattr(frame, "needs_input") else ()
         try:
-            self._pending = memoryview(frame.decompress(data))
-        except self._fault as error:
+            self._pending = memoryview(frame.decompress(data, *most))
+        except Exception as error:  # OSError, lzma.LZMAError, zstandard.ZstdError
             raise OSError(str(error)) from None
         self._rest = frame.unused_data if frame.eof else b""
         self._frame = None if frame.eof else frame
         return True
 
 
+def _zstd_frame() -> Any:
+    import zstandard
+
+    return zstandard.ZstdDecompressor(max_window_size=1 << MOST_WINDOW).decompressobj()
+
+
+def _unpacked(raw: BinaryIO, new_frame: Callable[[], Any], padding: bytes = b"") -> BinaryIO:
+    return io.BufferedReader(_Frames(raw, new_frame, padding), BUFFER_BYTES)
+
+
 PACKINGS: dict[str, tuple[bytes | tuple[bytes, ...], Callable[[BinaryIO], Any]]] = {
     "gzip": (b"\x1f\x8b", lambda raw: GzipFile(fileobj=raw)),
     "zstd": (
         (b"\x28\xb5\x2f\xfd", *(bytes([low, 0x2A, 0x4D, 0x18]) for low in range(0x50, 0x60))),
-        lambda raw: io.BufferedReader(_Zstd(raw), BUFFER_BYTES),
+        lambda raw: _unpacked(raw, _zstd_frame),
     ),
-    "bzip2": (b"BZh", bz2.BZ2File),
-    "xz": (b"\xfd7zXZ\x00", lzma.LZMAFile),
+    "bzip2": (b"BZh", lambda raw: _unpacked(raw, bz2.BZ2Decompressor)),
+    "xz": (b"\xfd7zXZ\x00", lambda raw: _unpacked(raw, lzma.LZMADecompressor, b"\0")),
 }
 """by name: what files begin with (zstd's may be preceded by frames to be skipped), and what unpacks them"""

@@ -35,7 +35,11 @@ def open_parquet(file: BinaryIO | Pages, uri: str, coded: Sequence[str] = ()) ->
     try:
         # With a buffer, a column is read page by page: a row group may be of any size.
         return parquet.ParquetFile(
-            file, buffer_size=BUFFER_BYTES, pre_buffer=False, read_dictionary=list(coded)
+            file,
+            buffer_size=BUFFER_BYTES,
+            pre_buffer=False,
+            read_dictionary=list(coded),
+            page_checksum_verification=True,
         )
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{uri}: damaged .parquet file ({error}); replace it") from None
@@ -71,7 +75,8 @@ def _columns(schema: Any, uri: str, field: str) -> dict[str, list[int]]:
     else:
         wanted = [field]
     if wanted[0] not in names:
-        raise DataError(f"{uri}: no field {field!r}, it has: {', '.join(names)[:200]}; set data.text_field")
+        has = ", ".join(names)[:200] or "none"
+        raise DataError(f"{uri}: no field {field!r}, it has: {has}; set data.text_field")
     kind = schema.types[names.index(wanted[0])]
     kind = kind.value_type if types.is_dictionary(kind) else kind
     texts = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)

@@ -20,7 +20,7 @@ from yarn_ops.data.tokenizer import Tokenizer
 from yarn_ops.digests import digest_of
 from yarn_ops.recipe import Data
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same unit gives another result."""
 UNITS = 256
 """a corpus has about so many: enough to spread evenly, few enough to be read as files by a trainer"""

@@ -50,6 +50,26 @@ CHATS: dict[str, tuple[dict[str, Any], list[dict[str, str]]]] = {
         {"conversations": said("Who?", "They.", **SHAREGPT), "system": "Be."},
         [{"role": "system", "content": "Be."}, *said("Who?", "They.")],
     ),
+    "parts": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": t} for t in ("One", "two")]},
+                {"role": "assistant", "content": [{"type": "text", "text": "Three."}]},
+            ]
+        },
+        said("One\ntwo", "Three."),
+    ),
+    "roles": (
+        {
+            "conversations": [
+                {"from": "System", "value": "Do."},
+                {"from": "Human", "value": "How?"},
+                {"from": "model", "value": "So."},
+            ]
+        },
+        [{"role": "system", "content": "Do."}, *said("How?", "So.")],
+    ),
+    "crossed": ({"conversations": said("Why?", "Thus.", content="value")}, said("Why?", "Thus.")),
     "beside a null": ({"text": None, "messages": said("Where?", "There.")}, said("Where?", "There.")),
 }
 
@@ -104,10 +124,33 @@ def test_chats_are_rendered_by_the_base_s_template(tmp_path: Path, chat_base: Lo
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"messages": "user: a"}, "'messages' is str, not a list of messages with role and content"),
-        ({"messages": [{"content": "a"}]}, "'messages' is list, not a list of messages"),
-        ({"conversations": [{"from": "human"}]}, "'conversations' is list, not a list of messages"),
-        ({"messages": [{"role": "user", "content": 3}]}, "the base's chat template refuses this chat"),
+        (
+            {"messages": "user: a"},
+            "'messages' is str, not a text nor a list of messages with role and content",
+        ),
+        ({"messages": ["a"]}, "'messages' is list, not a text nor a list of messages"),
+        ({"messages": [{"content": "a"}]}, "'messages' has a message without role"),
+        ({"messages": [{"role": 3, "content": "a"}]}, "'messages' has a message without role"),
+        ({"conversations": [{"from": "human"}]}, "a message in 'conversations' has no content"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "a message in 'messages' has no content"),
+        (
+            {"conversations": [{"from": "narrator", "value": "a"}]},
+            "a message from 'narrator'; write one of human",
+        ),
+        ({"messages": [{"role": "user", "content": 3}]}, "a message whose content is int, not a text"),
+        (
+            {"messages": [{"role": "user", "content": {"a": 1}}]},
+            "a message whose content is dict, not a text",
+        ),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "a part that is no text (image)"),
+        (
+            {"messages": [{"role": "assistant", "function_call": {}}]},
+            "a function_call, which templates do not",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "refuse"}]},
+            "the base's chat template refuses this chat (No)",
+        ),
     ],
 )
 def test_a_malformed_chat_is_named(tmp_path: Path, row: dict[str, Any], says: str) -> None:
@@ -115,7 +158,24 @@ def test_a_malformed_chat_is_named(tmp_path: Path, row: dict[str, Any], says: st
 
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     (source,) = LocalFiles().expand(str(tmp_path / "a.jsonl"))
-    template = ChatTemplate({"chat_template": "{{ messages[0].content + '!' }}"})
+    template = ChatTemplate({"chat_template": "{{ raise_exception('No') }}"})
     with pytest.raises(DataError, match=r"a.jsonl, line 1: ") as raised:
         list(read_texts(source, LocalFiles(), "text", template.render))
     assert says in str(raised.value)
+
+
+def test_calls_of_tools_are_given_to_the_template_as_objects() -> None:
+    """In the API's form their arguments are a text, which templates would write as a text within a text."""
+    from yarn_ops.data.chats import chat_of
+
+    call = {"type": "function", "id": "1", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    answer = {"role": "tool", "tool_call_id": "1", "content": "1"}
+    chat = chat_of(
+        [{"role": "assistant", "content": None, "tool_calls": [call]}, answer], {"tools": '[{"a": 2}]'}
+    )
+    called = {**call, "function": {"name": "add", "arguments": {"a": 1}}}
+    assert chat == {
+        "messages": [{"role": "assistant", "content": "", "tool_calls": [called]}, answer],
+        "tools": [{"a": 2}],
+    }  # fmt: skip
+    assert chat_of([{"role": "assistant", "tool_calls": [{"name": "add", "arguments": "a"}]}], {}) is not None

@@ -62,9 +62,16 @@ def long_window(content: bytes) -> bytes:
     return packer.compress(content) + packer.flush()
 
 
-def table(**columns: object) -> bytes:
+def table(options: dict[str, Any] | None = None, /, **columns: object) -> bytes:
     out = io.BytesIO()
-    parquet.write_table(pa.table(columns), out, row_group_size=2)
+    parquet.write_table(pa.table(columns), out, row_group_size=2, **(options or {}))
+    return out.getvalue()
+
+
+def stream(**columns: object) -> bytes:
+    out = io.BytesIO()
+    with pa.ipc.new_stream(out, pa.table(columns).schema) as writer:
+        writer.write_table(pa.table(columns))
     return out.getvalue()
 
 
@@ -84,6 +91,7 @@ def tape(name: str) -> bytes:
     return out.getvalue()
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
 Bytes = Callable[[str], bytes]
 ROWS: dict[str, Bytes] = {
     "lines.json": lines,
@@ -104,6 +112,20 @@ ROWS: dict[str, Bytes] = {
     "long.jsonl.zst": lambda name: long_window(lines(name)),
     "lines.jsonl.bz2": lambda name: bz2.compress(lines(name)),
     "lines.jsonl.xz": lambda name: lzma.compress(lines(name)),
+    "two streams.jsonl.bz2": lambda name: bz2.compress(lines(name)[:40]) + bz2.compress(lines(name)[40:]),
+    "padded.jsonl.xz": lambda name: b"".join(
+        lzma.compress(part) + bytes(8) for part in (lines(name)[:40], lines(name)[40:])
+    ),
+    "padded.jsonl.gz": lambda name: gzip.compress(lines(name)) + bytes(9),
+    "not packed.jsonl.lz4": lines,
+    "of two keys.jsonl": lambda name: lines(name).replace(b'{"id"', b'{"text": "first", "id"'),
+    "separated\u2028.jsonl": lambda name: lines(name).replace(b'"id"', '"\u2028\u0085"'.encode()),
+    "line\nend, 100% #?&;'\"\\ ü.jsonl": lines,
+    "views.parquet": lambda name: table(text=pa.array(texts(name), pa.string_view())),
+    "checked.parquet": lambda name: table({"write_page_checksum": True}, text=texts(name)),
+    "brotli.parquet": lambda name: table(
+        {"compression": "brotli", "data_page_version": "2.0"}, text=texts(name)
+    ),
     "unpacked on the way.jsonl.gz": lines,
     "packed.jsonl": lambda name: gzip.compress(lines(name)),
     "packed.txt": lambda name: packed_zstd(lines(name)),
@@ -139,7 +161,7 @@ TEXTS: dict[str, tuple[Bytes, str]] = {
     "marked.md": (lambda name: codecs.BOM_UTF8 + b"marked", "marked"),
     "code.py": (lambda name: b'{"text": 1}.get("no rows")\n', '{"text": 1}.get("no rows")\n'),
     "settings.yaml": (lambda name: b'{"name": "no text field"}\n', '{"name": "no text field"}\n'),
-    "table.csv": (lambda name: b"text,n\nrows of no object,1\n", "text,n\nrows of no object,1\n"),
+    "table.csv": (lambda name: b"code,n\nrows of no text,1\n", "code,n\nrows of no text,1\n"),
 }
 NOT_TEXTS: dict[str, Bytes] = {
     "picture.png": lambda name: b"\x89PNG\r\n\x1a\n\x00\x00",
@@ -149,6 +171,9 @@ NOT_TEXTS: dict[str, Bytes] = {
     "no mark.txt": lambda name: "no mark".encode("utf-16-le"),
     "broken wide.txt": lambda name: codecs.BOM_UTF16_LE + b"\x00\xd8\x00\x00\x00",
     "by chance": lambda name: b"\xff\xfe\x00" * 40,
+    "chinese.txt": lambda name: "中文文本".encode("gb18030"),
+    "half a letter.txt": lambda name: "Wide".encode("utf-16") + b"\0",
+    "pointer.txt": lambda name: POINTER,
 }
 """counted as files that are not UTF-8 text"""
 WITHOUT: dict[str, tuple[Bytes, int]] = {
@@ -180,7 +205,41 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "most.jsonl": (b'{"text": "a"}\n' + b'{"text": null}\n' * 2, "line 2: 'text' is null (2 of 3 rows have"),
     "most.parquet": (table(text=pa.array([None, None, "a"])), "row 1: 'text' is null (2 of 3 rows"),
     "half.jsonl": (b'{"text": "\\ud800"}\n', "line 1: 'text' holds half of a surrogate pair"),
-    "list.jsonl": (b'{"text": ["a"]}\n', "line 1: 'text' is list, not a string"),
+    "list.jsonl": (b'{"text": ["a"]}\n', "line 1: 'text' is list, not a text"),
+    "more.jsonl.bz2": (bz2.compress(lines("x")) + b"BZhmore", "more.jsonl.bz2: damaged bzip2 file"),
+    "more.jsonl.xz": (lzma.compress(lines("x")) + b"more", "more.jsonl.xz: damaged xz file"),
+    "more.jsonl.gz": (gzip.compress(lines("x")) + b"more", "more.jsonl.gz: damaged gzip file"),
+    "sum.jsonl.gz": (gzip.compress(lines("x"))[:-8] + bytes(8), "sum.jsonl.gz: damaged gzip file (CRC"),
+    "twice.jsonl.gz.gz": (gzip.compress(gzip.compress(lines("x"))), "packed twice; pack it with gzip"),
+    "twice.jsonl.gz": (gzip.compress(bz2.compress(lines("x"))), "packed twice; pack it with gzip"),
+    "rows.jsonl.lz4": (pa.compress(lines("x"), "lz4", asbytes=True), "packed as lz4, which is not read"),
+    "rows.json.br": (pa.compress(lines("x"), "brotli", asbytes=True), "packed as br, which is not read"),
+    "rows.jsonl.zip": (archive("x"), "packed as zip, which is not read"),
+    "rows.parquet.gz": (gzip.compress(table(text=texts("x"))), "Parquet packed by gzip; unpack it"),
+    "rows.arrow": (stream(text=texts("x")), "files of this kind are not read; write its rows as Parquet"),
+    "pointer.jsonl": (POINTER, "a Git LFS pointer and not the file itself; fetch that (git lfs pull)"),
+    "pointer.parquet": (POINTER, "a Git LFS pointer and not the file itself"),
+    "table.csv": (b'id,"text"\r\n1,a\r\n', "a table with the column 'text'; write its rows as Parquet"),
+    "table.tsv.gz": (gzip.compress(b"id\ttext\n1\ta\n"), "a table with the column 'text'"),
+    "digits.jsonl": (b'{"text": "a", "n": 1' + b"0" * 5000 + b"}\n", "(a number of thousands of digits)"),
+    "nan.jsonl": (b'{"text": "a", "n": NaN}\n', "line 1: not JSON (NaN is not JSON)"),
+    "latin.jsonl": ('{"text": "Grüße"}\n'.encode("latin-1"), "latin.jsonl, line 1: not JSON"),
+    "chinese.jsonl": ('{"text": "中文"}\n'.encode("gb18030"), "chinese.jsonl, line 1: not JSON"),
+    "no mark.jsonl": (lines("x").decode().encode("utf-16-le"), "no%20mark.jsonl, line 1: not JSON"),
+    "nul.jsonl": (lines("x") + bytes(9), "nul.jsonl, line 4: not JSON"),
+    "joined.jsonl": (lines("x") + codecs.BOM_UTF8 + lines("x"), "joined.jsonl, line 4: not JSON"),
+    "mixed.jsonl": (lines("x") + b'"a"\n', "line 4: expected an object with 'text', found str"),
+    "null.json": (b"null", "line 1: expected an object with 'text', found NoneType"),
+    "page.json": (b"<html>404</html>", "page.json, line 1: not JSON"),
+    "lists.parquet": (table(text=[["a"]]), "row 1: 'text' is list, not a text"),
+    "bytes.parquet": (table(text=[b"a"]), "row 1: 'text' is binary, not a string"),
+    "columns.parquet": (table(), "no field 'text', it has: none"),
+    "checked.parquet": (
+        table({"write_page_checksum": True, "compression": "none"}, text=texts("x")).replace(
+            b"document 0", b"Document 0", 1
+        ),
+        "checked.parquet: damaged .parquet file",
+    ),
     "bad_letters.parquet": (
         table(text=pa.Array.from_buffers(
             pa.string(), 1, [None, pa.py_buffer(np.array([0, 2], "i4").tobytes()), pa.py_buffer(b"a\xff")]
