@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 from extended import ANY_QUALITY, Workplace, computed, directory, names, the
+from transformers import AutoTokenizer
 
 from yarn_ops.claim import read_claim, read_verify_key
 from yarn_ops.cli.serving import measured_model
 from yarn_ops.registry import RunView
+from yarn_ops.shipped import MODELS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # on a machine that does other work too
 
+NAMES = ("default", "tool_use", "rag")
+"""of chat templates"""
 TRAINS = ("train", "merge", "evaluate", "gate", "report", "publish")
 
 
@@ -116,3 +121,65 @@ def test_every_method_runs_whole(workplace: Workplace, first: RunView, method: s
     assert (run.status, run.release.tags["rope_method"]) == ("completed", method)
     config = json.loads((directory(the("merge", run)) / "config.json").read_bytes())
     assert config["max_position_embeddings"] == 1024
+
+
+def lay_base(folder: Path, case: str) -> None:
+    """base512 with the chat templates of that kind, or with a text's beginning put before every text."""
+    shutil.copytree(MODELS / "base512", folder)
+    texts = {name: f"{name}: {{{{ messages | map(attribute='content') | join(' ') }}}}" for name in NAMES}
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    match case:
+        case "one in tokenizer_config":
+            config["chat_template"] = texts["default"]
+        case "several in tokenizer_config":
+            config["chat_template"] = [{"name": name, "template": text} for name, text in texts.items()]
+        case "files":
+            (folder / "additional_chat_templates").mkdir()
+            (folder / "chat_template.jinja").write_text(texts.pop("default"))
+            for name, text in texts.items():
+                (folder / "additional_chat_templates" / f"{name}.jinja").write_text(text)
+        case "none, and a beginning":
+            begin, text = (
+                {"SpecialToken": {"id": "<|eos|>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            )
+            known = {"<|eos|>": {"id": "<|eos|>", "ids": [0], "tokens": ["<|eos|>"]}}
+            processor = {"type": "TemplateProcessing", "single": [begin, text], "pair": [begin, text, text]}
+            tokenizer = json.loads((folder / "tokenizer.json").read_text())
+            tokenizer["post_processor"] = {**processor, "special_tokens": known}
+            (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def tokens(model: Path) -> dict[str, list[int]]:
+    """Of a text, and of a chat by each of the model's templates."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    templates = tokenizer.chat_template or {}
+    names = [None] if isinstance(templates, str) else list(templates)
+    chat = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "That."}]
+    rendered = {
+        str(name): tokenizer.apply_chat_template(chat, chat_template=name, tokenize=True)["input_ids"]
+        for name in names
+    }
+    return {"a text": tokenizer("What is it?").input_ids, **rendered}
+
+
+@pytest.mark.parametrize(
+    ("case", "templates"),
+    [
+        ("one in tokenizer_config", 1),
+        ("several in tokenizer_config", 3),
+        ("files", 3),
+        ("none, and a beginning", 0),
+    ],
+)
+def test_a_pulled_release_writes_chats_as_its_base_does(
+    workplace: Workplace, first: RunView, tmp_path: Path, case: str, templates: int
+) -> None:
+    lay_base(tmp_path / "base", case)
+    run = workplace.extend(f"base.model={tmp_path / 'base'}", "train.steps=1", *ANY_QUALITY)
+    assert run.release is not None and "base" in computed(run)
+    workplace.pull(tmp_path / "to")
+    written = tokens(tmp_path / "to")
+    assert written == tokens(tmp_path / "base")
+    assert len(written) == 1 + templates == len({tuple(ids) for ids in written.values()})
