@@ -132,6 +132,13 @@ def _blaming(fault: str) -> Iterator[None]:
         yield
     except (YarnOpsError, torch.OutOfMemoryError):
         raise
+    except KeyError as error:
+        raise BaseModelError(f"{fault}: nothing is known as {error}") from None
+    except (TypeError, AttributeError, ZeroDivisionError, IndexError):  # says nothing of the file
+        raise BaseModelError(
+            f"{fault}: a value in its config.json is missing, null, zero or of another kind than "
+            "transformers expects; compare it with the published model's"
+        ) from None
     except Exception as error:
         raise BaseModelError(f"{fault}: {error}") from None
 
