@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from transformers.models.auto.configuration_auto import model_type_to_module_nam
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from yarn_ops.data.layout import ShardWriter, TokenWriter
-from yarn_ops.errors import RopeError, YarnOpsError
-from yarn_ops.export.engines import REQUIRES
+from yarn_ops.errors import YarnOpsError
+from yarn_ops.export.engines import Engine
+from yarn_ops.export.model import export_model
 from yarn_ops.export.serving import serving_settings
 from yarn_ops.models.files import read_config
 from yarn_ops.models.inspection import inspect_checkpoint
@@ -36,6 +38,8 @@ from yarn_ops.train.loop import run_job
 from yarn_ops.train.rehearsal import rehearse
 
 VOCABULARY, CONTEXT, LAYERS = 512, 64, 4
+REFUSED = "refused: "
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 TARGETS = {"default": Train().targets, "all-linear": ("all-linear",)}
 OFTEN_NONE = (
     *("pad_token_id", "head_dim", "n_routed_experts", "n_shared_experts", "num_experts", "n_group"),
@@ -65,8 +69,13 @@ class Outcome(NamedTuple):
     stage: str
     """merged, or the stage that refused"""
     why: str = ""
-    engines: str = ""
-    """that serve it"""
+    exports: Mapping[Engine, str] = MappingProxyType({})
+    """the versions of each engine that serve it, or `refused: ` and why"""
+
+    @property
+    def engines(self) -> str:
+        """Those that serve it."""
+        return ", ".join(engine for engine, told in self.exports.items() if not told.startswith(REFUSED))
 
 
 def rotating() -> list[str]:
@@ -199,11 +208,17 @@ def go(
     ids = torch.arange(2, 2 + 2 * CONTEXT)[None]
     with torch.inference_mode():
         torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
-    return Outcome("merged", engines=", ".join(filter(lambda engine: _serves(config, engine), REQUIRES)))
+    return Outcome("merged", exports={engine: _exported(folder / "merged", engine) for engine in ENGINES})
 
 
-def _serves(config: dict[str, Any], engine: Any) -> bool:
+def _exported(model: Path, engine: Engine) -> str:
+    """The engine's versions, once the files that it needs are written; or why it serves no such model."""
     try:
-        return bool(serving_settings(config, engine).command("model"))
-    except RopeError:
-        return False
+        settings = serving_settings(read_config(model), engine)
+        if settings.gguf is not None or settings.config is not None:
+            to = model.parent / f"for {engine}"
+            export_model(model, engine, to=to, weights="bf16", report=lambda *_: None)
+    except YarnOpsError as error:
+        assert "\n" not in str(error)
+        return REFUSED + str(error)
+    return settings.requires

@@ -16,8 +16,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import transformers  # noqa: E402
-from tiny_bases import TARGETS, Outcome, go, lay_shards, rotating  # noqa: E402
+from tiny_bases import REFUSED, TARGETS, Outcome, go, lay_shards, rotating  # noqa: E402
 from transformers.utils import logging  # noqa: E402
+
+from yarn_ops.export.engines import REFUSED as NOWHERE  # noqa: E402
 
 PAGE = Path(__file__).with_name("results") / "bases.md"
 
@@ -50,12 +52,14 @@ def main() -> int:
         f"{len(late)} are refused later. {time.monotonic() - started:.0f} s on one core; "
         "written by `python infra/benchmarks/bases.py`.",
         "",
-        "| model_type | default targets | all-linear | served by |",
-        "|---|---|---|---|",
+        "| model_type | default targets | all-linear | served by | asked for another engine |",
+        "|---|---|---|---|---|",
     ]
     for model_type in merged:
         default, linear = found[model_type]
-        lines.append(f"| {model_type} | {_told(default)} | {_told(linear)} | {linear.engines} |")
+        lines.append(
+            f"| {model_type} | {_told(default)} | {_told(linear)} | {linear.engines} | {_reasons(linear)} |"
+        )
     lines += ["", "Refused:", "", "| model_type | why |", "|---|---|"]
     for model_type in found:
         if model_type not in merged:
@@ -63,6 +67,20 @@ def main() -> int:
             lines.append(f"| {model_type} | {why} |")
     PAGE.write_text("\n".join(lines) + "\n", "utf-8")
     return bool(late)
+
+
+def _reasons(outcome: Outcome) -> str:
+    """Why the engines that do not serve it refuse, each reason once."""
+    by_reason: dict[str, list[str]] = {}
+    for engine, told in outcome.exports.items():
+        if told.startswith(REFUSED):
+            reason = told.removeprefix(REFUSED).rpartition(": ")[2].partition(";")[0]
+            by_reason.setdefault(reason.replace(f"{engine} ", "it "), []).append(engine)
+    everywhere = set(NOWHERE)
+    named = {
+        reason: [one for one in engines if one not in everywhere] for reason, engines in by_reason.items()
+    }
+    return "; ".join(f"{', '.join(engines)}: {reason}" for reason, engines in named.items() if engines)
 
 
 def _told(outcome: Outcome) -> str:

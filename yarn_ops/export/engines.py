@@ -30,7 +30,7 @@ REQUIRES: dict[Engine, str] = {
 """versions that a command holds for, of the engines that have one"""
 REFUSED: dict[Engine, str] = {
     "tensorrt-llm": "tensorrt-llm: 1.2 hands YaRN's table to fused kernels, and whether these multiply by "
-    "its attention factor was not found in its source and not run; serve with vllm",
+    "its attention factor was not found in its source and not run",
 }
 """engines without settings, and why"""
 OF_A_GGUF: tuple[Engine, ...] = ("llama.cpp", "ollama", "lm-studio")

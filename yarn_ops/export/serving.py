@@ -142,7 +142,7 @@ def serving_settings(config: Mapping[str, Any], engine: Engine) -> ServingSettin
             "but the cache holds keys turned by the earlier ones; extend with yarn to serve"
         )
     if engine in REFUSED:
-        raise RopeError(REFUSED[engine])
+        raise RopeError(f"{REFUSED[engine]}; {_elsewhere(str(config.get('model_type')))}")
     requires, served, gguf = REQUIRES[engine], None, None
     if engine in READS:
         _require_read(str(config.get("model_type")), engine, config, spec)
@@ -162,14 +162,20 @@ def serving_settings(config: Mapping[str, Any], engine: Engine) -> ServingSettin
 
 def _require_read(model_type: str, engine: Engine, config: Mapping[str, Any], spec: RopeSpec) -> None:
     """RopeError where an engine would rotate as if nothing were scaled."""
-    readers = [name for name, read in READS.items() if model_type in read]
-    elsewhere = f"serve with {' or '.join((*readers, 'transformers'))}"
     if DUAL_CHUNK in config:
         raise RopeError(
             f"{DUAL_CHUNK}: {engine} attends in chunks by it and ignores any scaling; take it out"
         )
     if spec.method != "none" and model_type not in READS[engine]:
-        raise RopeError(f"model_type: {model_type}: {engine} reads no scaling of this class; {elsewhere}")
+        raise RopeError(
+            f"model_type: {model_type}: {engine} reads no scaling of this class; {_elsewhere(model_type)}"
+        )
+
+
+def _elsewhere(model_type: str) -> str:
+    """The remedy: what reads this class's scaling from a config."""
+    readers = [name for name, read in READS.items() if model_type in read]
+    return f"serve with {' or '.join((*readers, 'transformers'))}"
 
 
 def _config_of_old_vllm(
@@ -251,7 +257,7 @@ def _gguf_rope(config: Mapping[str, Any], fields: RopeFields, spec: RopeSpec) ->
 
 def _gguf_architecture(config: Mapping[str, Any], fields: RopeFields) -> str:
     model_type = str(config.get("model_type"))
-    elsewhere, written = "serve with vllm or sglang", ", ".join(GGUF_ARCHITECTURES)
+    elsewhere, written = _elsewhere(model_type), ", ".join(GGUF_ARCHITECTURES)
     if fields.rotary_fraction != 1:
         raise RopeError(
             f"partial_rotary_factor: {fields.rotary_fraction:g}: a GGUF of {model_type} cannot carry scaling "

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_bases import CONTEXT, TARGETS, go, lay_down, lay_shards, rotating
-from transformers import AutoModelForCausalLM
+from tiny_bases import CONTEXT, ENGINES, REFUSED, TARGETS, go, lay_down, lay_shards, rotating, small_config
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from yarn_ops.errors import UnprovenRope
 from yarn_ops.models.inspection import inspect_checkpoint
@@ -18,6 +19,7 @@ from yarn_ops.models.patch import patch
 from yarn_ops.recipe import Rope
 from yarn_ops.records import Local
 from yarn_ops.rope.architectures import ARCHITECTURES, architecture_of
+from yarn_ops.rope.architectures import REFUSED as ARCHITECTURES_REFUSED
 
 FEW = ("gemma3_text", "gpt_oss", "mixtral", "qwen3_5_text")
 OWN_NAMES = ("axk1", "deepseek_v3", "glm4_moe_lite", "youtu", "gpt_neox", "persimmon", "bitnet", "jetmoe")
@@ -37,7 +39,11 @@ def check(model_type: str, asked: str, tmp_path: Path, shards: Path) -> None:
         assert re.match("train.targets: no linear layer is named '[qo]_proj'; choose from", found.why)
     else:
         assert found.stage == "merged", found
-        assert found.engines.startswith("transformers")
+        assert found.engines.startswith("transformers") and tuple(found.exports) == ENGINES
+        for told in found.exports.values():
+            if told.startswith(REFUSED):  # a remedy names engines that do serve it
+                named = re.search("serve with (.+)$", told)
+                assert named and set(named[1].split(" or ")) <= set(found.engines.split(", ")), told
 
 
 @pytest.mark.parametrize("model_type", FEW)
@@ -62,6 +68,44 @@ def test_every_other_class_is_refused_with_a_reason() -> None:
             UnprovenRope, match=f"model_type: {name} cannot be extended: .+; choose another base"
         ):
             architecture_of({"model_type": name})
+
+
+INDEXED = {
+    "dots3_note_text": {},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 32, "indexer_budget": 16,
+        "indexer_compress_ratio": 4,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "model_type", [pytest.param("dots3_note_text", marks=pytest.mark.slow), "qwen4_exp_text"]
+)
+def test_an_indexer_gets_no_gradient_of_the_loss_of_a_text(model_type: str) -> None:
+    model = AutoModelForCausalLM.from_config(small_config(model_type, **INDEXED[model_type]))
+    model.train()(input_ids=torch.arange(2, 2 + 2 * CONTEXT)[None]).logits.float().logsumexp(
+        -1
+    ).sum().backward()
+    with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    indexers = {name for name, _ in model.named_parameters() if ".indexer." in name}
+    assert indexers and with_gradient and not indexers & with_gradient
+    assert "indexer that learns by a loss of its own" in ARCHITECTURES_REFUSED[model_type]
+
+
+def test_what_else_is_said_of_refused_classes_is_so() -> None:
+    stated = CONFIG_MAPPING["bailing_hybrid"]().to_dict()
+    assert "model_max_length" in stated and "max_position_embeddings" not in stated
+    assert "emu3" in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    assert "emu3_text_model" not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    assert CONFIG_MAPPING["emu3"]().to_dict().keys() >= {"text_config", "vq_config"}
+    moshi = CONFIG_MAPPING["moshi"]().to_dict()
+    assert moshi.keys() >= {"audio_encoder_config", "depth_decoder_config"} and moshi["num_codebooks"] > 1
+    for kind in ("linear", "dynamic", "yarn"):
+        with pytest.raises(Exception, match="longrope"):
+            CONFIG_MAPPING["phi4_multimodal"](rope_parameters={"rope_type": kind, "factor": 4.0})
+    for model_type in ("bailing_hybrid", "emu3", "moshi", "phi4_multimodal"):
+        assert model_type in ARCHITECTURES_REFUSED
 
 
 def frequencies(theta: float, dim: int, factor: float, rounded: bool) -> tuple[np.ndarray, float]:
