@@ -14,6 +14,7 @@ from flows.device import RunDevice
 from flows.services import Services
 from yarn_ops.bill import Machines
 from yarn_ops.errors import OverBudget, RegistryError
+from yarn_ops.planning import RunPlan
 from yarn_ops.recipe import RAISE_BUDGET, Budget, Recipe
 from yarn_ops.registry import Registry, Run, costs
 from yarn_ops.registry.costs import BETWEEN, HOUR_S, Spending, total
@@ -147,21 +148,24 @@ class RunCosts:
         self._elsewhere = costs.spent_elsewhere(self._registry, row.id, row.attempts, self._spent)
         self._kept_at = time.monotonic()
 
-    def plan(self, recipe: Recipe, base: Path, document_bytes: int) -> None:
-        """Keep what `yarn-ops plan` says of the run, once; nothing where its GPU was never measured, or where
-        planning fails: nothing of the run depends on it."""
+    def plan(self, recipe: Recipe, base: Path, document_bytes: int) -> RunPlan | None:
+        """Keep what `yarn-ops plan` says of the run, once; None where it is kept, its GPU was never measured,
+        or planning fails: nothing of the run depends on it."""
         device, settings = self._device, self._settings
         if device.kind == "cpu" or self._registry.run_view(self._row.id).planned is not None:
-            return
+            return None
         machines = Machines(1, device.gpus, settings.gpu_hour, settings.node_hour)
         try:
             name = device.call("torch.cuda:get_device_name")
-            plan = device.call("yarn_ops.planning:plan_run", recipe, base, name, machines, document_bytes)
+            plan: RunPlan = device.call(
+                "yarn_ops.planning:plan_run", recipe, base, name, machines, document_bytes
+            )
         except Exception as error:
             log.info("run %s: not planned: %r", self._row.id, error)
-            return
+            return None
         costs.note(
             self._registry,
             self._row.id,
             planned={part.name: {"seconds": part.seconds, "dollars": part.money} for part in plan.parts},
         )
+        return plan

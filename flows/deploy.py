@@ -147,6 +147,9 @@ def _in_language(offered: RunnerDeployment, language: str) -> RunnerDeployment:
     """The deployment with what its page and its form say in a language."""
     offered.description = described(offered.name, language) or offered.description
     schema = offered._parameter_openapi_schema.model_dump(exclude_unset=True)
+    for name, field in schema["properties"].items():
+        field["title"] = name.replace("_", " ").capitalize()
+    schema["required"] = [name for name in schema["properties"] if name in offered.parameters]
     in_form(schema, str(offered.flow_name), language)
     offered._parameter_openapi_schema = type(offered._parameter_openapi_schema).model_validate(schema)
     return offered

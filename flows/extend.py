@@ -5,7 +5,7 @@ from __future__ import annotations
 from flows.approval import promote, wait_for
 from flows.curriculum import train_legs
 from flows.outcome import run_flow
-from flows.reporting import show_report
+from flows.reporting import show_plan, show_report
 from flows.run import open_run
 from flows.stages.making import fetch_base, merge, patch, prepare, rehearse, survey
 from flows.stages.measuring import judge, score
@@ -80,9 +80,9 @@ def extension(recipe: Recipe) -> str:
         legs = recipe.curriculum(base.context_tokens)
         configs = [patch(recipe.rope, leg.factor or 1.0, base) for leg in legs]
         corpus = survey(recipe.data)
+        show_plan(run.plan(base, corpus))
         shards = prepare(recipe.data.of_shards(), corpus, base)
         rehearse(recipe.train, [leg.ungated() for leg in legs], configs[-1], shards)
-        run.plan(base, corpus)
 
         trained = train_legs(recipe, legs, configs, base, shards, gated=True)
         patched, adapters = trained.patched, trained.adapters

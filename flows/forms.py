@@ -20,6 +20,8 @@ from yarn_ops.recipe import NAMED, Recipe, parse_recipe
 from yarn_ops.recipe.presets import PRESETS, short_recipe
 
 TAKES_RECIPES = re.compile(r"/api/deployments/[0-9a-f-]{36}(/create_flow_run|/schedules(/[0-9a-f-]{36})?)?/?")
+VALIDATES = re.compile(r"/api/ui/schemas/validate/?")
+"""what a page asks before it sends a form"""
 UNDECIDED = ("jinja", "workspace_variable")
 """placeholders that Prefect fills in later: the run itself checks what comes of them"""
 
@@ -32,14 +34,17 @@ class CheckedForms:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writes = scope["type"] == "http" and scope["method"] in ("POST", "PATCH")
-        if not writes or not TAKES_RECIPES.fullmatch(scope["path"]):
+        validates = writes and VALIDATES.fullmatch(scope["path"])
+        if not validates and not (writes and TAKES_RECIPES.fullmatch(scope["path"])):
             return await self._app(scope, receive, send)
         body = await _body(receive)
         if body is None:
             return
+        if validates and _of_nothing(body):
+            return await _answer(send, 200, {"errors": [], "valid": True})
         names = {bytes(name).lower() for name, _ in scope["headers"]}
         try:
-            body = _checked(body, by_page=bool(names & {b"origin", b"sec-fetch-site"}))
+            body = _checked(body, scope["path"], by_page=bool(names & {b"origin", b"sec-fetch-site"}))
         except RecipeError as fault:
             return await _answer(send, 409, {"detail": str(fault)})
         kept = [(name, value) for name, value in scope["headers"] if bytes(name).lower() != b"content-length"]
@@ -85,7 +90,7 @@ def _emptied(kind: Any, section: str, values: dict[str, Any], where: str) -> Ite
         yield name
 
 
-def _checked(body: bytes, *, by_page: bool) -> bytes:
+def _checked(body: bytes, path: str, *, by_page: bool) -> bytes:
     """The request's body, a page's with emptied fields as null; RecipeError where a recipe has a fault."""
     try:
         asked = json.loads(body)
@@ -93,6 +98,8 @@ def _checked(body: bytes, *, by_page: bool) -> bytes:
         return body  # Prefect refuses it
     for one in asked if isinstance(asked, list) else [asked]:
         parameters = one.get("parameters") if isinstance(one, dict) else None
+        if parameters and "/schedules" in path and _is_nothing(parameters):
+            one["parameters"] = parameters = {}  # the deployment's, which the schedule's form does not show
         if isinstance(parameters, dict) and "preset" in parameters and "documents" in parameters:
             _short(parameters)
         recipe = parameters.get("recipe") if isinstance(parameters, dict) else None
@@ -119,10 +126,6 @@ def _short(parameters: dict[str, Any]) -> None:
     short_recipe(**given, preset=parameters["preset"])
 
 
-def _undecided(recipe: dict[str, Any]) -> bool:
-    return any(f'"__prefect_kind": "{kind}"' in json.dumps(recipe) for kind in UNDECIDED)
-
-
 def _plain(value: Any) -> Any:
     """Without Prefect's placeholders: {"__prefect_kind": "json", "value": "[1]"} is [1]."""
     if isinstance(value, list):
@@ -136,6 +139,23 @@ def _plain(value: Any) -> Any:
         return json.loads(held) if value["__prefect_kind"] == "json" and isinstance(held, str) else held
     except ValueError:
         raise RecipeError(f"not valid JSON: {held[:40]!r}; write e.g. {{}}") from None
+
+
+def _of_nothing(body: bytes) -> bool:
+    """Whether a form is sent in which nothing was filled in, as that of a schedule whose time alone changes.
+
+    A run's form without anything passes here as well: what then asks for the run is refused.
+    """
+    try:
+        return _is_nothing(json.loads(body)["values"])
+    except (ValueError, KeyError, TypeError):
+        return False  # Prefect refuses it
+
+
+def _is_nothing(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(_is_nothing(held) for name, held in value.items() if name != "__prefect_kind")
+    return value in (None, "", [])
 
 
 def _is_unset(value: Any) -> bool:
@@ -154,7 +174,7 @@ async def _body(receive: Receive) -> bytes | None:
             return body
 
 
-async def _answer(send: Send, status: int, value: dict[str, str]) -> None:
+async def _answer(send: Send, status: int, value: dict[str, Any]) -> None:
     body = json.dumps(value).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -9,8 +9,10 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
+import prefect
 from prefect import flow
 from prefect.context import FlowRunContext
 from prefect.logging.handlers import APILogHandler
@@ -31,8 +33,15 @@ GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau "
     "upsilon phi chi psi omega"
 ).replace(" ", "|")
-OF_THE_FORM = re.compile(rf"({GREEK})(\d+(-[a-z]+){{1,2}}|-[a-z]+-[a-z])")
-"""made up by the form of Prefect's page, e.g. beta3-bilaren-y, sigma85-rokkaku-boundary"""
+STAR = re.compile(rf"({GREEK})(\d+(-[a-z]+){{1,3}}|-(?P<star>[a-z]+(-[a-z]+)??)(-[a-z]+)?)")
+"""made up by the form of Prefect's older pages, e.g. beta3-bilaren-y, phi-canum-venaticorum"""
+STARS = re.compile(r"`(andromedae\.[a-z.-]+)`")
+"""in the script of those pages: of what such names are made"""
+ANIMAL = re.compile(
+    r"(Awesome|Rustic|Small|Gorgeous|Fantastic|Sleek|Intelligent|Unbranded|Refined|Licensed|Generic|Practical"
+    r"|Ergonomic|Handcrafted|Tasty|Handmade|Incredible)-\S{1,6}( \S+)?"
+)
+"""made up by the form of the newer pages, e.g. Ergonomic-Eel"""
 
 
 def run_flow(name: str, called: str) -> Callable[[Callable[P, Result]], Callable[P, Result]]:
@@ -85,7 +94,18 @@ def _name(called: str) -> str:
 
 
 def is_made_up(name: str) -> bool:
-    return OF_THE_FORM.fullmatch(name) is not None or set(name.split("-")) <= _words()
+    """Whether Prefect's server or the form of one of its pages gave a run this name."""
+    if star := STAR.fullmatch(name):
+        return star["star"] is None or star["star"] in _stars() or name.partition("-")[2] in _stars()
+    return ANIMAL.fullmatch(name) is not None or set(name.split("-")) <= _words()
+
+
+@functools.cache
+def _stars() -> frozenset[str]:
+    """Of which the older pages make names."""
+    scripts = sorted(Path(prefect.__ui_static_path__, "assets").glob("index-*.js"))
+    found = (STARS.search(script.read_text("utf-8")) for script in scripts)
+    return frozenset(star for names in found if names for star in names[1].split("."))
 
 
 @functools.cache

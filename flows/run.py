@@ -27,6 +27,7 @@ from flows.services import Services
 from yarn_ops import notify
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import AwaitsApproval, GateFailed, Stopped, YarnOpsError, service_fault
+from yarn_ops.planning import RunPlan
 from yarn_ops.processes import keeping_missed
 from yarn_ops.progress import ProgressBars
 from yarn_ops.recipe import Recipe, recorded_recipe
@@ -92,10 +93,11 @@ class RunContext:
             raise ToBeComputed(f"{stage}: is to be computed")
         self.costs.require()
 
-    def plan(self, base: BaseModel, corpus: Corpus) -> None:
-        """Keep what the run is planned to cost."""
-        if not self.reuses_all:
-            self.costs.plan(self.recipe, self.fetch(base).path, corpus.size_bytes)
+    def plan(self, base: BaseModel, corpus: Corpus) -> RunPlan | None:
+        """Keep what the run is planned to cost, the first time that it can be told."""
+        if self.reuses_all:
+            return None
+        return self.costs.plan(self.recipe, self.fetch(base).path, corpus.size_bytes)
 
     @property
     def page(self) -> str | None:
