@@ -56,8 +56,8 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
 
 def test_what_is_kept_is_what_a_stopwatch_says(begin: Begin, tmp_path: Path) -> None:
     other, run = begin(), begin()  # two attempts, of which the first has the device
-    began = time.perf_counter()
     with ExitStack() as first, run.costs.kept():
+        began = time.perf_counter()
         lease = first.enter_context(held(run.registry, run.id, "b"))
         first.enter_context(other.device.occupied(lease, print))
         threading.Timer(0.5, first.close).start()
@@ -74,13 +74,14 @@ def test_what_is_kept_is_what_a_stopwatch_says(begin: Begin, tmp_path: Path) -> 
             time.sleep(0.4)
         evaluated_s = time.perf_counter() - evaluated
         time.sleep(0.3)
-    took_s = time.perf_counter() - began - waited_s
+        took_s = time.perf_counter() - began - waited_s
     view = run.registry.run_view(run.id)
     kept = {cost.stage: cost for cost in view.costs}
     assert sum(cost.seconds for cost in kept.values()) == pytest.approx(took_s, rel=0.02)
     assert sum(cost.dollars for cost in kept.values()) == pytest.approx(took_s, rel=0.02)
-    assert kept["train"].device_s == pytest.approx(used_s, rel=0.02) and not kept["evaluate"].device_s
-    assert kept["evaluate"].seconds == pytest.approx(evaluated_s, rel=0.02)
+    # Of its parts: whose it is. A busy machine may pause for a while between our reading and theirs.
+    assert kept["train"].device_s == pytest.approx(used_s, abs=0.1) and not kept["evaluate"].device_s
+    assert kept["evaluate"].seconds == pytest.approx(evaluated_s, abs=0.1)
     assert (kept["evaluate"].sent_bytes, kept["evaluate"].received_bytes) == (1000, 1000)
     assert {cost.joules for cost in kept.values()} == {None}, "no GPU tells its energy"
     assert set(kept) == {"train", "evaluate", BETWEEN}
