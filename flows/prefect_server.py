@@ -6,7 +6,8 @@ there; 2.1 refuses, so that no schedule ever makes a run. Told to do nothing wit
 On SQLite its transactions begin as readers, and one that then wants to write while another writes fails at
 once ("database is locked", answered with 503): begun as writers they wait for each other.
 
-Its older pages give every field of a number the step 0.01, so that a browser lets nobody save 0.125 or 0.002.
+Its older pages give every field of a number the step 0.01, so that a browser lets nobody save 0.125 or 0.002;
+both show whatever completed in one green.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ from typing import Any
 from flows.forms import CheckedForms
 from yarn_ops import guard
 from yarn_ops.errors import SettingsError, YarnOpsError
-from yarn_ops.guard import Application, Message, Receive, Send
-from yarn_ops.heads import Scope
+from yarn_ops.page_script import PageScript
 from yarn_ops.processes import importing
 from yarn_ops.settings import adopt_environment, read_settings
 
@@ -29,39 +29,17 @@ WITHOUT_BLOCKS = {
 }
 """for the server of one run: it uses no blocks, whose registration imports all of Prefect's collections"""
 
-ANY_NUMBER = b"""<script>addEventListener("click", () => {
+PAGES = """addEventListener("click", () => {
   for (const field of document.querySelectorAll('input[step="0.01"]')) field.step = "any"
-}, true)</script>"""
-"""a browser looks at numbers after the click that submits them, be it by the Enter key"""
-
-
-class AnyNumber:
-    """An ASGI application in front of Prefect's: its pages take every number."""
-
-    def __init__(self, app: Application) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        heads = [(bytes(name).lower(), bytes(value)) for name, value in scope.get("headers", ())]
-        if scope["type"] != "http" or b"text/html" not in dict(heads).get(b"accept", b""):
-            return await self._app(scope, receive, send)
-        unwanted = (b"accept-encoding", b"if-none-match", b"if-modified-since", b"range")
-        html = False
-
-        async def send_longer(message: Message) -> None:
-            nonlocal html
-            if message["type"] == "http.response.start":
-                told = {bytes(name).lower(): bytes(value) for name, value in message["headers"]}
-                html = scope["method"] == "GET" and told.get(b"content-type", b"").startswith(b"text/html")
-                if html and b"content-length" in told:
-                    told[b"content-length"] = b"%d" % (int(told[b"content-length"]) + len(ANY_NUMBER))
-                    message = {**message, "headers": [*told.items()]}
-            elif html and not message.get("more_body", False):
-                message = {**message, "body": message.get("body", b"") + ANY_NUMBER}
-            await send(message)
-
-        kept = [(name, value) for name, value in heads if name not in unwanted]
-        await self._app({**scope, "headers": kept}, receive, send_longer)
+}, true)
+new MutationObserver(() => {
+  for (const badge of document.querySelectorAll(".state--completed, [class*=bg-state-completed]")) {
+    const color = badge.textContent.trim() === "Completed" ? "" : "hue-rotate(-100deg)"
+    if (badge.style.filter !== color) badge.style.filter = color
+  }
+}).observe(document, {childList: true, subtree: true, characterData: true})"""
+"""A browser looks at numbers after the click that submits them, be it by the Enter key. Rejected, Over budget
+and Awaiting approval, which Prefect counts as completed, are amber where Completed is green."""
 
 
 def repair() -> None:
@@ -100,7 +78,7 @@ def main() -> None:
 
     repair()
     app = guard.Guard(
-        AnyNumber(CheckedForms(create_app(final=True, webserver_only=asked.no_services))),
+        PageScript(CheckedForms(create_app(final=True, webserver_only=asked.no_services)), PAGES),
         guard.PREFECT,
         password=settings.prefect_auth,
         key=settings.session_key or settings.prefect_auth,

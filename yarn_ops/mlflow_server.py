@@ -13,7 +13,14 @@ from pydantic import SecretStr, ValidationError
 
 from yarn_ops import guard
 from yarn_ops.errors import SettingsError, YarnOpsError
+from yarn_ops.page_script import PageScript
 from yarn_ops.settings import MlflowServerSettings, adopt_environment, read_settings
+
+MODELS_FIRST = """for (const [name, value] of [["mlflow.workflowType_v1", '"machine_learning"'],
+  ["_mlflow_model_registry_promo_modal_dismissed_v1", "true"],
+  ["mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true"]])
+  if (localStorage.getItem(name) === null) localStorage.setItem(name, value)"""
+"""until a person chooses otherwise: models in its menu, no advertisement, no assistant beside the page"""
 
 
 def application() -> guard.Guard:
@@ -28,7 +35,8 @@ def application() -> guard.Guard:
 
     whole = SecretStr(f"{user}:{password.get_secret_value()}")
     key = settings.session_key or whole
-    return guard.Guard(app, guard.MLFLOW, password=whole, key=key, names=settings.server_names)
+    pages = PageScript(app, MODELS_FIRST)
+    return guard.Guard(pages, guard.MLFLOW, password=whole, key=key, names=settings.server_names)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import re
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,21 +64,74 @@ class Person:
         self._page.get_by_role("link", name=f"{name}, by hand", exact=True).first.click()
         self._page.get_by_text("Subflow Runs", exact=True).first.wait_for()  # a tab of the run's page
 
-    def empty_the_short_form(self) -> None:
-        """In the newer pages: the form of five fields, without its base, is refused in one line."""
+    def open_short_form(self, pages: str) -> Any:
+        """The fields of text of the form of five fields; pages: "" for the older ones, /v2 for the newer."""
         ui, deployment = self._service.service.prefect_ui_url, self._service.short["id"]
-        self._page.goto(f"{ui}/v2/deployments/deployment/{deployment}/run")
+        self._page.goto(f"{ui}{pages}/deployments/deployment/{deployment}/run")
         fields = self._page.locator("textarea")
         fields.nth(2).wait_for()
-        assert [field.input_value() for field in fields.all()] == [
-            "shipped:base512",
-            "stdlib:**/*.py",
-            "demo-long",
-        ]
-        self._keep("short-form")
+        self._page.get_by_text("standard", exact=True).first.wait_for()
+        self._keep(f"short-form{pages.replace('/', '-')}")
+        return fields
+
+    def fill_in_short_form(self, pages: str, answers: Sequence[str], target: int) -> None:
+        """answers: base, documents, name. The preset is quick."""
+        fields = self.open_short_form(pages)
+        for place, answer in enumerate(answers):
+            fields.nth(place).fill(answer)
+        self._page.locator("input[type=number]").first.fill(str(target))
+        self._page.get_by_text("standard", exact=True).first.click()
+        if not pages:
+            self._page.keyboard.press("ArrowDown")
+        self._page.get_by_text("quick", exact=True).last.click()
+        self._page.get_by_role("button", name="Submit").click()
+
+    def empty_the_short_form(self, pages: str) -> None:
+        """Without its base it is refused in one line."""
+        fields = self.open_short_form(pages)
+        first = [field.input_value() for field in fields.all()]
+        assert first == ["shipped:base512", "stdlib:**/*.py", "demo-long"]
         fields.first.fill("")
         self._page.get_by_role("button", name="Submit").click()
-        self._page.get_by_text("base: is empty; fill it in").wait_for()
+        refused = self._page.get_by_text("base: is empty; fill it in")
+        refused.or_(self._page.get_by_text("required property")).first.wait_for()
+
+    def made_up_names(self, pages: str) -> list[str]:
+        """What the form calls a run that nobody has named yet, some dozen times."""
+        self.open_short_form(pages)
+        name, again = (
+            self._page.locator("input").first,
+            self._page.locator("input + button, .p-text-input button"),
+        )
+        names = []
+        for _ in range(24):
+            names.append(name.input_value())
+            again.first.click()
+        return names
+
+    def save_deployment(self, pages: str, deployment: str) -> None:
+        """Open its form, change nothing, save."""
+        address = f"{self._service.service.prefect_ui_url}{pages}/deployments/deployment/{deployment}"
+        self._page.goto(f"{address}/edit")
+        self._page.get_by_text("Learning rate", exact=True).first.wait_for()
+        self._page.get_by_role("button", name="Save", exact=True).click()
+        self._page.wait_for_url(re.compile(rf"/deployment/{deployment}($|\?)"), timeout=20_000)
+
+    def change_time(self, pages: str, deployment: str, cron: str) -> None:
+        """Of its one schedule."""
+        self._page.goto(f"{self._service.service.prefect_ui_url}{pages}/deployments/deployment/{deployment}")
+        if pages:
+            self._page.get_by_text("Schedules", exact=True).wait_for()
+            self._page.get_by_role("button", name="Open menu").last.click()
+            self._page.get_by_role("menuitem", name="Edit").click()
+            field = self._page.locator("[role=dialog] input[name='schedule.cron']")
+        else:
+            self._page.locator("[class*=schedule] button").first.click()
+            self._page.get_by_text("Edit", exact=True).last.click()
+            field = self._page.locator(".p-modal input[type=text]").nth(1)
+        field.fill(cron)
+        self._page.get_by_role("button", name="Save", exact=True).last.click()
+        field.wait_for(state="hidden", timeout=20_000)
 
     def watch(self) -> None:
         """See it train, and complete."""
@@ -155,7 +208,7 @@ def main() -> None:
             with sync_playwright() as driver, browser(driver) as page:
                 page.goto(service.addresses["Prefect"])
                 person = Person(page, service, to)
-                person.empty_the_short_form()
+                person.empty_the_short_form("/v2")
                 person.extend("demo-long", 1536)
                 person.watch()
                 person.read_report("demo-long version 1, gate passed")

@@ -118,9 +118,9 @@ class Remote:
         """What a person changes of it in the UI."""
         self._api.patch(f"/deployments/{self.deployment['id']}", json=values).raise_for_status()
 
-    def switch_on(self, schedule: dict[str, Any]) -> None:
+    def switch_on(self, schedule: dict[str, Any], active: bool = True) -> None:
         path = f"/deployments/{self.deployment['id']}/schedules/{schedule['id']}"
-        self._api.patch(path, json={"active": True}).raise_for_status()
+        self._api.patch(path, json={"active": active}).raise_for_status()
 
     def emit(self, name: str, resource: str, payload: dict[str, Any]) -> None:
         """An event, as a flow emits it."""

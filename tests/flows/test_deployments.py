@@ -124,6 +124,25 @@ def test_a_contradiction_is_refused_in_the_form_and_in_a_schedule() -> None:
     assert ask(CREATE, asked, **PAGE)[0] == 201
 
 
+def test_a_form_of_nothing_is_none_and_a_schedule_of_it_keeps_its_deployments_values() -> None:
+    """The newer page shows a schedule's own values alone, and sends what it shows of an empty section."""
+    nothing = {"recipe": {"publish": {"tags": {"__prefect_kind": "json"}}, "base": {}}}
+    validate_path = "/api/ui/schemas/validate"
+    assert ask(validate_path, {"schema": {}, "values": nothing}, **PAGE) == (
+        200,
+        {"errors": [], "valid": True},
+    )
+    filled = {"schema": {}, "values": {"recipe": {"publish": {"name": "a"}}}}
+    assert ask(validate_path, filled, **PAGE) == (201, filled)
+    schedules = CREATE.replace("create_flow_run", "schedules")
+    for path in (schedules, f"{schedules}/00000000-0000-0000-0000-000000000000"):
+        assert ask(path, {"parameters": nothing, "active": True}, **PAGE)[1] == {
+            "parameters": {},
+            "active": True,
+        }
+    assert ask(CREATE, {"parameters": nothing}, **PAGE)[0] == 409
+
+
 def test_every_run_has_the_command_that_imports_prefect_once() -> None:
     command = f"{sys.executable} -m flows.engine"
     for deployment in deployments():
@@ -244,7 +263,18 @@ def test_a_fit_by_command_and_by_form_is_one(place: Workplace) -> None:
 
 
 def test_a_name_that_nobody_chose_is_known() -> None:
-    made_up = ["beta3-bilaren-y", "gamma430-remus", "sigma85-rokkaku-boundary", *map(generate_slug, [2] * 50)]
+    made_up = [
+        *("beta3-bilaren-y", "gamma430-remus", "sigma85-rokkaku-boundary", "phi-canum-venaticorum"),
+        *("omega-orionis", "tau-canis-majoris-b", "Small-Elk", *map(generate_slug, [2] * 50)),
+    ]
     assert [name for name in made_up if not is_made_up(name)] == []
-    chosen = ["beta-test", "my run", "demo-long", "people's first", "extend {recipe}", "8k-to-32k"]
+    chosen = [
+        "beta-test",
+        "my run",
+        "demo-long",
+        "people's first",
+        "extend {recipe}",
+        "8k-to-32k",
+        "alpha-beta",
+    ]
     assert [name for name in chosen if is_made_up(name)] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from browser import Person, browser, chromium
 from playwright import sync_api as playwright
 from service_up import Up, wait_until
 
+from flows.outcome import is_made_up
+
 Recipe = dict[str, Any]
 
 STAGES = {
@@ -21,6 +24,8 @@ STAGES = {
     *("merge", "gate", "report", "publish"),
 }
 
+needs_chromium = pytest.mark.skipif(chromium() is None, reason="no chromium here: apt-get install chromium")
+both_pages = pytest.mark.parametrize("pages", ["", "/v2"], ids=["older", "newer"])
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
@@ -127,7 +132,7 @@ def test_another_shell_uses_the_service(up: Up, run: dict[str, Any], small_recip
     assert f"{up.service.mlflow_uri}/#/models/shell/versions/1" in report["data"]
 
 
-@pytest.mark.skipif(chromium() is None, reason="no chromium here: apt-get install chromium")
+@needs_chromium
 def test_a_person_runs_the_form_in_a_browser(up: Up, run: dict[str, Any], recipe: Recipe) -> None:
     """Change the target, submit, see the run complete, read the report, find the version in MLflow."""
     recipe["rope"] = {"target_context_tokens": 1024}
@@ -144,6 +149,53 @@ def test_a_person_runs_the_form_in_a_browser(up: Up, run: dict[str, Any], recipe
         )
         version = person.find_version("from-the-form")
         assert "1536" in version and "yarn-ops pull from-the-form --alias champion" in version
-        person.empty_the_short_form()
     ours = (up.service.prefect_ui_url, up.service.mlflow_uri, "data:", "blob:")
     assert [url for url in person.addresses if not url.startswith(ours)] == []
+
+
+@needs_chromium
+@both_pages
+def test_five_fields_and_an_extension_runs_within_a_minute(up: Up, pages: str) -> None:
+    name = f"short{pages.replace('/', '-')}"
+    with playwright.sync_playwright() as driver, browser(driver) as page:
+        page.goto(up.addresses["Prefect"])
+        person = Person(page, up)
+        assert [made_up for made_up in person.made_up_names(pages) if not is_made_up(made_up)] == []
+        person.empty_the_short_form(pages)
+        began = time.monotonic()
+        person.fill_in_short_form(pages, ["shipped:base512", "stdlib:asyncio/*.py", name], 1024)
+        wait_until(lambda: any(run["name"] == name for run in up.runs()), timeout_s=60)
+        assert time.monotonic() - began < 60
+    (run,) = (run for run in up.runs() if run["name"] == name)
+    assert up.finished(run["id"])["state_name"] in ("Completed", "Rejected")
+    (report,) = (one for one in up.find("artifacts", run["id"]) if one["key"] == "report")
+    assert report["data"].startswith("[Model version](")
+
+
+@needs_chromium
+@both_pages
+def test_nightly_is_saved_and_runs(up: Up, recipe: Recipe, pages: str) -> None:
+    """Its first values are not in steps of 0.01; its schedule has none of its own."""
+    recipe["publish"]["name"] = f"nightly{pages.replace('/', '-')}"
+    recipe["data"]["held_out_fraction"], recipe["train"]["learning_rate"] = 0.125, 0.0015
+    up.change_deployment(parameters={"recipe": recipe})
+    deployment = up.deployment["id"]
+    with playwright.sync_playwright() as driver, browser(driver) as page:
+        page.goto(up.addresses["Prefect"])
+        person = Person(page, up)
+        person.save_deployment(pages, deployment)
+        person.change_time(pages, deployment, "* * * * *")
+    (schedule,) = up.deployment["schedules"]
+    assert (schedule["schedule"]["cron"], schedule["parameters"]) == ("* * * * *", {})
+    assert up.deployment["parameters"]["recipe"]["train"]["learning_rate"] == 0.0015
+    up.switch_on(schedule)
+    try:
+        wait_until(lambda: bool(of(up, recipe)), timeout_s=120)
+    finally:
+        up.switch_on(schedule, active=False)
+    assert up.finished(of(up, recipe)[-1]["id"])["state_name"] == "Completed"
+
+
+def of(up: Up, recipe: Recipe) -> list[dict[str, Any]]:
+    """The runs that are called after this recipe's model."""
+    return [run for run in up.runs() if run["name"] == recipe["publish"]["name"]]

@@ -145,9 +145,8 @@ def _reached(length: Length | None) -> str:
 def _remedies(verdict: Verdict, uses: Length | None, original: int, target: int) -> Iterator[str]:
     """What to do about every check that failed; each once."""
     failed = [check for check in verdict.checks if not check.passed]
-    for name in dict.fromkeys(check.name for check in failed if check.measured is not None):
-        if name in REMEDIES:
-            yield REMEDIES[name]
+    measured = [check.name for check in failed if check.measured is not None]
+    yield from dict.fromkeys(REMEDIES[name] for name in measured if name in REMEDIES)
     if any(check.name in USE and check.measured is not None for check in failed):
         yield "Train on exercises (train.exercises.share=1), or longer on them (train.steps)"
         if uses is not None and original < uses.tokens < target:
