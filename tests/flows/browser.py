@@ -18,7 +18,7 @@ from typing import Any
 from service_up import Remote, Up, wait_until
 
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-            "--disable-sync", "--disable-quic", "--no-first-run"]  # fmt: skip
+            "--disable-sync", "--disable-quic", "--no-first-run", "--no-proxy-server"]  # fmt: skip
 LONGEST_MS = 390_000
 RECIPE: dict[str, Any] = {
     "base": {"model": "shipped:base512"},

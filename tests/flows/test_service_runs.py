@@ -167,9 +167,8 @@ def test_five_fields_and_an_extension_runs_within_a_minute(up: Up, pages: str) -
         wait_until(lambda: any(run["name"] == name for run in up.runs()), timeout_s=60)
         assert time.monotonic() - began < 60
     (run,) = (run for run in up.runs() if run["name"] == name)
-    assert up.finished(run["id"])["state_name"] in ("Completed", "Rejected")
-    (report,) = (one for one in up.find("artifacts", run["id"]) if one["key"] == "report")
-    assert report["data"].startswith("[Model version](")
+    up.cancel(run["id"])  # test_deployments.py has one that goes on to its end
+    assert up.finished(run["id"])["state_name"] == "Cancelled"
 
 
 @needs_chromium

@@ -24,7 +24,6 @@ SHOWN = 12
 """hexadecimal digits of a digest"""
 NOT = "NOT "
 """begins what is said of a file that is not as it was released or signed"""
-BETWEEN = "  "
 LEAST = 24
 """letters of the tree, however narrow the terminal is"""
 
@@ -78,23 +77,18 @@ def lineage(
 
 def show_lineage(title: str, run: str, nodes: Sequence[LineageNode]) -> None:
     """A tree in the terminal, and which parts of it another run made than this one."""
-    from yarn_ops.cli.display import CONSOLE
-    from yarn_ops.shown import duration, size
+    from rich.table import Table
 
-    CONSOLE.print(title, style="bold")
-    rows = [("made from", "digest", "bytes", "took", "made (UTC)")]
+    from yarn_ops.cli.display import CONSOLE
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("made from", no_wrap=True, overflow="ellipsis", min_width=LEAST)
+    for head, least in (("digest", SHOWN), ("bytes", 9), ("took", 7), ("made (UTC)", 11)):
+        table.add_column(head, no_wrap=True, min_width=least)
     for guide, node, again in tree_rows(nodes):
-        made = f"{node.finished_at:%m-%d %H:%M}" if node.finished_at else ""
-        took = "" if node.seconds is None else duration(node.seconds)
-        facts = ("" if node.size_bytes is None else size(node.size_bytes), took, made)
-        what = f"{guide}{node.kind} {'↑' if again else node.name}".rstrip()
-        rows.append((what, node.digest[:SHOWN], *(("", "", "") if again else facts)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    widths[0] = min(widths[0], max(LEAST, CONSOLE.width - sum(widths[1:]) - len(BETWEEN) * (len(widths) - 1)))
-    for what, *cells in rows:
-        shown = what if len(what) <= widths[0] else f"{what[: widths[0] - 1]}…"
-        padded = (cell.ljust(width) for cell, width in zip((shown, *cells), widths, strict=True))
-        CONSOLE.print(BETWEEN.join(padded).rstrip())
+        facts = ("", "", "") if again else (*node.size_and_time, node.made[5:])
+        table.add_row(f"{guide}{node.kind} {'↑' if again else node.name}", node.digest[:SHOWN], *facts)
+    CONSOLE.print(table)
     for node in nodes:
         if node.name.startswith(NOT):
             CONSOLE.print(f"{node.kind}: {node.name}", style="red")
@@ -157,7 +151,7 @@ def _with_files(
                 LineageNode(
                     id=f"{CLAIM} {entry.sha256}", kind=CLAIM, digest=entry.sha256,
                     name=_signature(data, settings.verify_key, manifest, title),
-                    size_bytes=entry.size_bytes, seconds=None, finished_at=release.finished_at,
+                    size_bytes=entry.size_bytes, finished_at=release.finished_at,
                     run=release.run, uri=f"{found.source}/{CLAIM_FILE}", parents=(release.id,),
                 )
             )  # fmt: skip
@@ -205,7 +199,7 @@ def _in_directory(
     def node(kind: str, name: str, digest: str, names: Sequence[str], *parents: str) -> LineageNode:
         return LineageNode(
             id=f"{kind} {name} {digest}", kind=kind, name=one_line(name), digest=digest,
-            size_bytes=sum(about[one].st_size for one in names), seconds=None, run=None,
+            size_bytes=sum(about[one].st_size for one in names),
             finished_at=datetime.fromtimestamp(max(about[one].st_mtime for one in names), UTC),
             uri=(folder if kind == PULLED else folder / name).resolve().as_uri(), parents=parents,
         )  # fmt: skip

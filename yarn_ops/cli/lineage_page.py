@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from yarn_ops import __version__
+from yarn_ops.evals.report.page import table, whole_page
 from yarn_ops.registry.lineage import LineageNode, nearest_parents
-from yarn_ops.shown import duration, size
 
 WIDTH, HEIGHT, ACROSS, DOWN, MARGIN = 230, 64, 30, 34, 12
 """of a box, the room between two, and around all, in pixels"""
@@ -19,29 +19,18 @@ COLOURS = {
     **dict.fromkeys(("release", "fingerprint", "claim"), "#d9f2df"),
     **dict.fromkeys(("pulled", "export"), "#fde4dc"),
 }
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1f2328;margin:2rem;background:#fff}
-h1{font-size:1.6rem;margin:0}p{color:#57606a;margin:.2rem 0 1rem}.scroll{overflow-x:auto}
+STYLE = """<style>body{max-width:1240px}td,th{text-align:left!important}code{font-size:10.5px}
 svg text{font-size:12px}svg .kind{font-weight:600;font-size:13px}svg .small{fill:#57606a;font-size:11px}
-rect{stroke:#8c959f}path{fill:none;stroke:#8c959f;stroke-width:1.3}
-table{border-collapse:collapse;font-size:13px;margin-top:1.5rem}
-td,th{padding:.25rem .7rem .25rem 0;text-align:left;border-bottom:1px solid #e4e7eb;white-space:nowrap}
-th{color:#57606a;font-weight:500}code{font-size:10.5px}
-"""
+rect{stroke:#8c959f}path{fill:none;stroke:#8c959f;stroke-width:1.3}</style>"""
 
 
 def page(title: str, run: str, nodes: Sequence[LineageNode]) -> str:
     """The page; nothing in it points outside, or needs a script."""
-    rows = "\n".join(_rows(nodes))
-    heads = "".join(f"<th>{head}</th>" for head in ("what", "", "digest", "size", "took", "made", "by run"))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f"<title>Lineage of {escape(title)}</title>"
-        f"<style>{STYLE}</style></head><body><h1>Lineage of {escape(title)}</h1>"
-        f"<p>run {escape(run)}; times are UTC; yarn-ops {__version__}</p>"
-        f'<div class="scroll">{_drawing(nodes)}</div>'
-        f'<div class="scroll"><table><tr>{heads}</tr>\n{rows}</table></div></body></html>\n'
-    )
+    told = f"run {escape(run)}; times are UTC; yarn-ops {__version__}"
+    head = f"{STYLE}<h1>Lineage of {escape(title)}</h1><p>{told}</p>"
+    heads = ("what", "digest", "size", "took", "made", "by run")
+    drawing = f'<div class="scroll">{_drawing(nodes)}</div>'
+    return whole_page(f"Lineage of {title}", ((head, drawing), table(heads, map(_row, nodes), escaped=True)))
 
 
 def places(nodes: Sequence[LineageNode]) -> dict[str, tuple[int, int]]:
@@ -84,31 +73,17 @@ def _arrows(node: LineageNode, parents: Sequence[str], corner: dict[str, tuple[i
 
 
 def _box(node: LineageNode, x: int, y: int) -> Iterator[str]:
-    facts = [node.digest[:12]]
-    facts += [size(node.size_bytes)] if node.size_bytes is not None else []
-    facts += [duration(node.seconds)] if node.seconds is not None else []
-    when = f"{node.finished_at:%Y-%m-%d %H:%M}" if node.finished_at else ""
-    lines = (("kind", node.kind), ("", node.name), ("small", " · ".join(facts)))
-    told = escape("\n".join(filter(None, (node.name, node.digest, node.uri, when, node.run))))
-    colour = COLOURS.get(node.kind, "#f0f2f4")
+    facts = " · ".join(filter(None, (node.digest[:12], *node.size_and_time)))
+    told = escape("\n".join(filter(None, (node.name, node.digest, node.uri, node.made, node.run))))
     yield f"<g><title>{told}</title>"
+    colour = COLOURS.get(node.kind, "#f0f2f4")
     yield f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="7" fill="{colour}"/>'
-    for place, (look, text) in enumerate(lines):
+    for place, (look, text) in enumerate((("kind", node.kind), ("", node.name), ("small", facts))):
         shown = text if len(text) <= LETTERS + 8 * (look == "small") else f"…{text[1 - LETTERS :]}"
         yield f'<text class="{look}" x="{x + 9}" y="{y + 18 + 17 * place}">{escape(shown)}</text>'
     yield "</g>"
 
 
-def _rows(nodes: Sequence[LineageNode]) -> Iterator[str]:
-    for node in nodes:
-        cells = (
-            node.kind,
-            node.name,
-            f"<code>{escape(node.digest)}</code>",
-            size(node.size_bytes) if node.size_bytes is not None else "",
-            duration(node.seconds) if node.seconds is not None else "",
-            f"{node.finished_at:%Y-%m-%d %H:%M:%S}" if node.finished_at else "",
-            node.run or "",
-        )
-        told = (cell if place == 2 else escape(cell) for place, cell in enumerate(cells))
-        yield "<tr>" + "".join(f"<td>{cell}</td>" for cell in told) + "</tr>"
+def _row(node: LineageNode) -> tuple[str, ...]:
+    what, digest = escape(f"{node.kind} {node.name}"), f"<code>{escape(node.digest)}</code>"
+    return (what, digest, *node.size_and_time, node.made, escape(node.run or ""))

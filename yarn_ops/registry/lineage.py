@@ -16,7 +16,7 @@ from yarn_ops.errors import RegistryError
 from yarn_ops.registry import views
 from yarn_ops.registry.registry import Registry
 from yarn_ops.registry.tables import ArtifactRow, ReleaseRow, RunStageRow, StageRunRow
-from yarn_ops.shown import one_line
+from yarn_ops.shown import duration, one_line, size
 
 RELEASE, CLAIM, PULLED, EXPORT = "release", "claim", "pulled", "export"
 KINDS = {
@@ -57,15 +57,27 @@ class LineageNode:
     name: str
     digest: str
     """of its files; of its facts where it has none"""
-    size_bytes: int | None
-    seconds: float | None
-    """that making it took"""
-    finished_at: datetime | None
-    run: str | None
-    """that made it"""
-    uri: str | None
     parents: tuple[str, ...]
     """ids of what it was made from"""
+    size_bytes: int | None = None
+    seconds: float | None = None
+    """that making it took"""
+    finished_at: datetime | None = None
+    run: str | None = None
+    """that made it"""
+    uri: str | None = None
+
+    @property
+    def size_and_time(self) -> tuple[str, str]:
+        """As people read them; nothing of what is not known."""
+        return (
+            "" if self.size_bytes is None else size(self.size_bytes),
+            "" if self.seconds is None else duration(self.seconds),
+        )
+
+    @property
+    def made(self) -> str:
+        return "" if self.finished_at is None else f"{self.finished_at:%Y-%m-%d %H:%M}"
 
 
 def run_of_release(registry: Registry, name: str, version: int) -> str:
