@@ -33,7 +33,7 @@ GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau "
     "upsilon phi chi psi omega"
 ).replace(" ", "|")
-STAR = re.compile(rf"({GREEK})(\d+(-[a-z]+){{1,3}}|-(?P<star>[a-z]+(-[a-z]+)??)(-[a-z]+)?)")
+STAR = re.compile(rf"({GREEK})(\d*|\d+(-[a-z]+){{1,3}}|-(?P<star>[a-z]+(-[a-z]+)??)(-[a-z]+)?)")
 """made up by the form of Prefect's older pages, e.g. beta3-bilaren-y, phi-canum-venaticorum"""
 STARS = re.compile(r"`(andromedae\.[a-z.-]+)`")
 """in the script of those pages: of what such names are made"""

@@ -97,14 +97,14 @@ class Person:
         refused.or_(self._page.get_by_text("required property")).first.wait_for()
 
     def made_up_names(self, pages: str) -> list[str]:
-        """What the form calls a run that nobody has named yet, some dozen times."""
+        """What the form calls a run that nobody has named yet, a dozen times."""
         self.open_short_form(pages)
         name, again = (
             self._page.locator("input").first,
             self._page.locator("input + button, .p-text-input button"),
         )
         names = []
-        for _ in range(24):
+        for _ in range(12):
             names.append(name.input_value())
             again.first.click()
         return names

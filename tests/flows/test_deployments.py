@@ -265,7 +265,7 @@ def test_a_fit_by_command_and_by_form_is_one(place: Workplace) -> None:
 def test_a_name_that_nobody_chose_is_known() -> None:
     made_up = [
         *("beta3-bilaren-y", "gamma430-remus", "sigma85-rokkaku-boundary", "phi-canum-venaticorum"),
-        *("omega-orionis", "tau-canis-majoris-b", "Small-Elk", *map(generate_slug, [2] * 50)),
+        *("kappa3", "omega-orionis", "tau-canis-majoris-b", "Small-Elk", *map(generate_slug, [2] * 50)),
     ]
     assert [name for name in made_up if not is_made_up(name)] == []
     chosen = [
