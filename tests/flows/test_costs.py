@@ -55,6 +55,7 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
 
 
 def test_what_is_kept_is_what_a_stopwatch_says(begin: Begin, tmp_path: Path) -> None:
+    asked = time.perf_counter()
     other, run = begin(), begin()  # two attempts, of which the first has the device
     with ExitStack() as first, run.costs.kept():
         began = time.perf_counter()
@@ -74,11 +75,12 @@ def test_what_is_kept_is_what_a_stopwatch_says(begin: Begin, tmp_path: Path) -> 
             time.sleep(0.4)
         evaluated_s = time.perf_counter() - evaluated
         time.sleep(0.3)
-        took_s = time.perf_counter() - began - waited_s
+        least_s = time.perf_counter() - began - waited_s
+    most_s = time.perf_counter() - asked - waited_s
     view = run.registry.run_view(run.id)
     kept = {cost.stage: cost for cost in view.costs}
-    assert sum(cost.seconds for cost in kept.values()) == pytest.approx(took_s, rel=0.02)
-    assert sum(cost.dollars for cost in kept.values()) == pytest.approx(took_s, rel=0.02)
+    for spent in (sum(cost.seconds for cost in kept.values()), sum(cost.dollars for cost in kept.values())):
+        assert 0.98 * least_s <= spent <= 1.02 * most_s  # pressed on a busy machine right after, right before
     # Of its parts: whose it is. A busy machine may pause for a while between our reading and theirs.
     assert kept["train"].device_s == pytest.approx(used_s, abs=0.1) and not kept["evaluate"].device_s
     assert kept["evaluate"].seconds == pytest.approx(evaluated_s, abs=0.1)
