@@ -125,6 +125,8 @@ class Person:
             self._page.get_by_role("button", name="Open menu").last.click()
             self._page.get_by_role("menuitem", name="Edit").click()
             field = self._page.locator("[role=dialog] input[name='schedule.cron']")
+            self._page.get_by_text("Fingerprint (Optional)", exact=True).wait_for()  # the last of its fields
+            self._page.wait_for_timeout(2_000)  # it takes what was typed once it has read its schema
         else:
             self._page.locator("[class*=schedule] button").first.click()
             self._page.get_by_text("Edit", exact=True).last.click()

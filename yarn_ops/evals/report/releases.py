@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from yarn_ops.errors import EvaluationError
 from yarn_ops.evals.conditions import compared
 from yarn_ops.evals.intervals import Interval, bounds, change_interval
+from yarn_ops.evals.names import BY_POSITION
 from yarn_ops.evals.report.page import figure_of, image, table, title_of, whole_page
 from yarn_ops.scores import SameCell, Score, Scorecard
 
@@ -77,10 +78,9 @@ class ReleaseComparison:
     @property
     def shown(self) -> list[ComparedCell]:
         """Of a task at a length, over all depths, that may have been asked in several ways, the one with
-        the most samples."""
-        over_all = sorted(
-            (row for row in self.rows if row.cell.depth is None), key=lambda row: row.scores[0].samples
-        )
+        the most samples; no loss of a single position, of which there are many."""
+        whole = (row for row in self.rows if row.cell.depth is None and row.cell.task != BY_POSITION)
+        over_all = sorted(whole, key=lambda row: row.scores[0].samples)
         best = {(row.cell.task, row.cell.context_tokens): row for row in over_all}
         return [best[key] for key in sorted(best)]
 
@@ -168,7 +168,7 @@ def _told(score: Score, change: ScoreChange | None) -> str:
     if change is None:
         return ""
     ratio = score.task.startswith("perplexity/")
-    told = f"×{change.value:.3f}" if ratio else f"{change.value:+.2f}"
+    told = f"×{change.value:.3f}" if ratio else f"{round(change.value, 2) + 0.0:+.2f}"
     mark = " *" if change.interval and not change.paired else ""
     return f"{told}{bounds(change.interval, 3 if ratio else 2)}{mark}"
 
