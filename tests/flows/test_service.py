@@ -266,6 +266,7 @@ def test_the_printed_address_opens_both_interfaces(up: Up) -> None:
         page.get_by_role("button", name="Submit").wait_for()
         page.goto(f"{up.service.mlflow_uri}/#/models")  # from Prefect's login
         page.get_by_text("Registered Models").or_(page.get_by_text("Models")).first.wait_for()
+        page.get_by_text("Model registry", exact=True).first.wait_for()  # in its menu
         assert [answer.url for answer in answers if answer.status in (401, 403, 415)] == []
     with playwright.sync_playwright() as driver, browser(driver) as page:
         assert page.request.get(up.service.mlflow_uri).status == 401
