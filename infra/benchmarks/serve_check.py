@@ -303,12 +303,26 @@ def check(url: str, fingerprint: Fingerprint, served: str | None, bits: int | No
         return judge(fingerprint, server.ask(fingerprint.prompts(), quiet), bits)
 
 
+def right_table(rows: Path) -> str:
+    """What came of the right servers in a file of rows: nats, texts, seconds."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in map(json.loads, rows.read_text("utf-8").splitlines()):
+        if row["fault"] is None:
+            weights = row["case"].removeprefix("right").strip() or "float32, tokens alone"
+            said = f"{row['nats']:.3f} nats, {row['seconds']:.0f} s"
+            told = said if row["named"] is None else f"**{row['named']}** ({said})"
+            found.setdefault((row["model"], row["engine"]), []).append(f"{weights}: {told}")
+    lines = ["| model | engine | rightly served |", "|---|---|---|"]
+    lines += [
+        f"| {model} | {engine} | {'; '.join(cells)} |" for (model, engine), cells in sorted(found.items())
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", default="shipped:base512", help="a base of Llama's class: a directory")
-    parser.add_argument(
-        "--engine", choices=("llama-cpp-python", "llama-server", "transformers", "vllm"), required=True
-    )
+    parser.add_argument("--engine", choices=("llama-cpp-python", "llama-server", "transformers", "vllm"))
     parser.add_argument("--llama-python", type=Path, default=ROOT / ".venv-llama/bin/python")
     parser.add_argument("--llama-server", type=Path)
     parser.add_argument("--transformers", type=Path, default=Path(sys.executable).with_name("transformers"))
@@ -321,7 +335,13 @@ def main() -> None:
     )
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--json", type=Path, help="a line a case is added there")
+    parser.add_argument("--table", type=Path, help="print what a file of rows says of right servers, no more")
     asked = parser.parse_args()
+    if asked.table is not None:
+        print(right_table(asked.table))
+        return
+    if asked.engine is None:
+        parser.error("--engine: say which")
     name = asked.model.removeprefix("shipped:")
     base = MODELS / name if asked.model.startswith("shipped:") else Path(asked.model)
     with tempfile.TemporaryDirectory() as folder:
