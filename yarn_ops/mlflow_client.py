@@ -6,6 +6,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from yarn_ops.errors import service_fault
@@ -33,6 +34,10 @@ def open_client(uri: str) -> Any:
     """An `MlflowClient` for the MLflow at `uri`; contacted at its first use."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    if uri.startswith("sqlite:///"):
+        # The experiment that MLflow begins with; else it is in the working directory, whose quotes break SQL.
+        folder = Path(uri.removeprefix("sqlite:///")).absolute().parent
+        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = f"{folder.as_uri()}/store/mlflow"
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):  # what goes wrong arrives as an exception

@@ -96,9 +96,7 @@ class Tracking:
         """
         experiment = read_experiment(self.uri, name, self._auth) or self._make_experiment(name)
         if experiment.stage != ACTIVE:
-            raise ReleaseError(
-                f"experiment {name!r}: deleted in MLflow; restore it or choose another publish.experiment"
-            )
+            raise ReleaseError(f"experiment {name!r}: deleted in MLflow; restore it or name another")
         if not experiment.artifact_location.startswith(f"{self._artifact_root}/"):
             raise ReleaseError(
                 f"experiment {name!r}: keeps its artifacts at {experiment.artifact_location}, outside "
@@ -110,6 +108,8 @@ class Tracking:
         with self._mlflow() as client:
             place = f"{self._artifact_root}/{name}"
             found = client.get_experiment_by_name(name) or create_experiment(client, name, place)
+        if not found.experiment_id:  # MLflow's client reads any JSON as an experiment without anything
+            raise ReleaseError(f"MLflow at {self._shown}: another service; correct YARN_OPS_MLFLOW_URI")
         return Experiment(found.experiment_id, found.lifecycle_stage, found.artifact_location)
 
     def start_run(self, experiment: str, run: str, tags: Mapping[str, str], name: str | None = None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -90,6 +91,12 @@ def try_prefect(settings: Settings) -> None:
         told = f"is no Prefect API (status {answer.status_code})"
         hint = "" if url.endswith("/api") else "; a Prefect server's ends in /api"
         raise SettingsError(f"YARN_OPS_PREFECT_API_URL: what answers at {url} {told}{hint}")
+    theirs, ours = answer.text.strip('"'), version("prefect")
+    if theirs.partition(".")[0] != ours.partition(".")[0]:
+        raise SettingsError(
+            f"YARN_OPS_PREFECT_API_URL: {url} is a Prefect {theirs}, and this is Prefect {ours}; name a "
+            "server of the same first figure"
+        )
 
 
 def try_workers(settings: Settings, api_url: str) -> list[str]:

@@ -48,9 +48,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="YARN_OPS_", frozen=True, extra="ignore", hide_input_in_errors=True
     )
-
     state_dir: Path = Field(
-        Path("~/.yarn-ops"), description="databases, local store, working directories, logs"
+        Path("~/.yarn-ops"), validate_default=True, description="databases, local store, work, logs"
     )
     database_url: str | None = Field(
         None,
@@ -114,7 +113,7 @@ class Settings(BaseSettings):
         GPU_HOUR,
         ge=0,
         allow_inf_nan=False,
-        description="dollars for a GPU's hour, with its share of the machine",
+        description="dollars for a GPU's hour, its share of the host in it",
     )
     node_hour: float = Field(
         NODE_HOUR, ge=0, allow_inf_nan=False, description="dollars for an hour of a machine without GPUs"
@@ -155,8 +154,12 @@ class Settings(BaseSettings):
     @classmethod
     def _named_in_addresses(cls, folder: Path) -> Path:
         """MLflow and SQLAlchemy take %, ? and # in an address of a file for something else, if quoted too."""
-        if re.search("[%?#\\x00-\\x1f]", str(folder)):
-            raise ValueError("holds %, ?, # or a control character, which libraries mistake; choose another")
+        try:
+            place = str(folder.expanduser().absolute())
+        except RuntimeError:  # ~ of nobody
+            raise ValueError("begins with ~, and there is no home directory; write a whole path") from None
+        if re.search("[%?#\\x00-\\x1f\ud800-\udfff]", place):  # the last: bytes that Python cannot decode
+            raise ValueError("holds %, ?, #, a control character or undecodable bytes; choose another")
         return folder
 
     @field_serializer(*ADDRESSES)

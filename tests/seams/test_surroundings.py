@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socketserver
 import subprocess
 import sys
 import threading
@@ -109,6 +110,8 @@ PREFECTS: dict[str, tuple[bytes, int, str, str | None]] = {
     "nothing there": (b"", 404, "/api", "is no Prefect API"),
     "a broken one": (b"", 500, "/api", "is no Prefect API"),
     "no password": (b"", 401, "/api", "YARN_OPS_PREFECT_AUTH: "),
+    "an older Prefect": (b'"2.20.1"', 200, "/api", "is a Prefect 2.20.1, and this is Prefect 3."),
+    "a newer Prefect": (b'"4.0.0rc1"', 200, "/api", "is a Prefect 4.0.0rc1, and this is Prefect 3."),
 }
 
 
@@ -128,10 +131,11 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "s3_endpoint_url": ("127.0.0.1:9000", "YARN_OPS_S3_ENDPOINT_URL: write http://host:port"),
     "prefect_api_url": ("127.0.0.1:4200/api", "YARN_OPS_PREFECT_API_URL: write http://host:port"),
     "prefect_api_url ": ("ws://127.0.0.1:4200/api", "YARN_OPS_PREFECT_API_URL: write http://host:port"),
-    "state_dir": ("/tmp/a%2Fb", "YARN_OPS_STATE_DIR: holds %, ?, # or a control character"),
+    "state_dir": ("/tmp/a%2Fb", "YARN_OPS_STATE_DIR: holds %, ?, #, a control character"),
     "state_dir ": ("/tmp/a?b", "YARN_OPS_STATE_DIR: holds %"),
     "state_dir  ": ("/tmp/a#b", "YARN_OPS_STATE_DIR: holds %"),
     "state_dir   ": ("/tmp/a\nb", "YARN_OPS_STATE_DIR: holds %"),
+    "state_dir    ": (os.fsdecode(b"/tmp/a\xffb"), "a control character or undecodable bytes"),
 }
 
 
@@ -142,8 +146,25 @@ def test_a_setting_that_libraries_would_mistake_is_named(monkeypatch: pytest.Mon
     assert says in str(told_of(read_settings))
 
 
+@pytest.mark.parametrize("name", ["a%2Fb", os.fsdecode(b"\xff")])
+def test_a_home_that_libraries_would_mistake_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.delenv("YARN_OPS_STATE_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path / name))
+    assert "YARN_OPS_STATE_DIR: holds " in str(told_of(read_settings))
+    monkeypatch.setenv("YARN_OPS_STATE_DIR", "state")
+    monkeypatch.chdir(tmp_path / name)
+    assert "YARN_OPS_STATE_DIR: holds " in str(told_of(read_settings))
+
+
 @pytest.mark.parametrize("name", ["a;b&c=d ü中", "it's \"a[b]+~:@\\"])
-def test_the_state_lies_in_a_directory_of_any_other_name(tmp_path: Path, name: str) -> None:
+def test_the_state_lies_in_a_directory_of_any_other_name(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
     settings = Settings(state_dir=tmp_path / name)
     services.open_run_registry(settings).close()
     services.try_store(settings)
@@ -160,13 +181,73 @@ def test_the_state_lies_in_a_directory_of_any_other_name(tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize(
-    ("body", "status"), [(PAGE, 200), (b"[]", 200), (b"", 404), (b'{"error_code": 3}', 400), (b"", 401)]
+    ("body", "status"),
+    [
+        (PAGE, 200),
+        (b"[]", 200),
+        (b"", 404),
+        (b'{"error_code": 3}', 400),
+        (b"", 401),
+        (b'{"status": "ok"}', 200),
+        (b"null", 200),
+        (b"", 204),
+        (b"\xff\xfe", 200),
+    ],
 )
 def test_what_answers_for_mlflow(monkeypatch: pytest.MonkeyPatch, body: bytes, status: int) -> None:
     with answering(body, status) as address:
         monkeypatch.setenv("YARN_OPS_MLFLOW_URI", address)
         told = told_of(lambda: services.try_mlflow(read_settings()).ensure_experiment("yarn-ops"))
     assert f"MLflow at {address}: " in str(told)
+
+
+# Servers that answer in no way that anybody expects
+
+
+ODD = {
+    "nothing": b"",
+    "another protocol": b"SSH-2.0-OpenSSH_9\r\n",
+    "TLS": b"\x15\x03\x01\x00\x02\x02\x16",
+    "half an answer": b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf",
+    "not packed as it says": b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 3\r\n\r\nabc",
+    "on to itself": b"HTTP/1.1 302 Found\r\nlocation: /\r\ncontent-length: 0\r\n\r\n",
+    "on to nobody": b"HTTP/1.1 301 Moved\r\nlocation: %s/\r\ncontent-length: 0\r\n\r\n" % DEAD.encode(),
+}
+
+
+class _Odd(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        self.request.recv(1 << 16)
+        self.request.sendall(self.server.says)  # type: ignore[attr-defined]
+
+
+@contextmanager
+def saying(says: bytes) -> Iterator[str]:
+    """The address of a server that says this to whoever connects, and hangs up."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Odd) as server:
+        server.says = says  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_an_odd_server_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, case: str, tmp_path: Path
+) -> None:
+    with saying(ODD[case]) as address:
+        monkeypatch.setenv("YARN_OPS_PREFECT_API_URL", f"{address}/api")
+        monkeypatch.setenv("YARN_OPS_MLFLOW_URI", address)
+        settings = read_settings()
+        assert f"{address}/api" in str(told_of(lambda: services.try_prefect(settings)))
+        assert f"MLflow at {address}: " in str(told_of(lambda: services.try_mlflow(settings)))
+        if case in ("half an answer", "not packed as it says"):
+            return  # boto3 asks for seven seconds
+        store = Settings(
+            state_dir=tmp_path, store_url="s3://bucket/x", s3_endpoint_url=address, s3_access_key="key",
+            s3_secret_key="secret",
+        )  # fmt: skip
+        assert f"{address} " in str(told_of(lambda: services.try_store(store)))
 
 
 # S3
@@ -313,6 +394,16 @@ def test_a_recipe_with_a_mark_on_a_terminal_without_its_letters(tmp_path: Path) 
         assert done.returncode == 0, done.stderr
         shown = "Gr??e ? ?" if encoding == "ascii" else "Grüße ? ?"
         assert shown.encode(encoding) in done.stdout
+
+
+def test_a_working_directory_that_is_gone_is_told(tmp_path: Path) -> None:
+    program = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && exec {sys.executable} -m yarn_ops.cli doctor"
+    (tmp_path / "gone").mkdir()
+    done = subprocess.run(["sh", "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and not done.stdout
+    assert (
+        done.stderr == "yarn-ops: working directory: No such file or directory; change to one that is there\n"
+    )
 
 
 @pytest.mark.parametrize("alias", ["latest", "LATEST", "Latest", "v2", "V2"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -12,7 +13,7 @@ from typer.exceptions import TyperException
 from yarn_ops import processes
 from yarn_ops.cli import making  # noqa: F401  (they register their commands, in the order that help has)
 from yarn_ops.cli.app import app
-from yarn_ops.errors import YarnOpsError, service_fault
+from yarn_ops.errors import SettingsError, YarnOpsError, service_fault
 from yarn_ops.secrecy import without_secrets
 from yarn_ops.shown import printable
 
@@ -32,6 +33,7 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal need not have every letter
     status = 2
     try:
+        _require_place()
         sys.exit(app(prog_name="yarn-ops", standalone_mode=False))
     except YarnOpsError as error:
         complaint = f"yarn-ops: {error}"
@@ -43,6 +45,14 @@ def main() -> None:
         status = 2 if told else 1
     sys.stderr.write(f"{complaint}\n")
     sys.exit(status)
+
+
+def _require_place() -> None:
+    """SettingsError where the working directory is gone: libraries end the process over it."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError as error:
+        raise SettingsError(f"working directory: {error.strerror}; change to one that is there") from None
 
 
 def _usage(error: TyperException) -> str:

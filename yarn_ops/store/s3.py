@@ -244,6 +244,11 @@ class S3Store:
             yield
         except (BotoCoreError, ClientError, Boto3Error) as error:
             raise StoreError(f"{where}: {self._explain(error)}") from error
+        except RecursionError:  # botocore asks where the bucket is, and is sent on with that, too
+            raise StoreError(
+                f"{where}: {self._options.endpoint_url or 'the S3 server'} only sends on to another address; "
+                "write that one into YARN_OPS_S3_ENDPOINT_URL, or the bucket's region into YARN_OPS_S3_REGION"
+            ) from None
 
     def _explain(self, error: Exception) -> str:
         if isinstance(error, Boto3Error) and isinstance(error.__context__, Exception):
