@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import httpx
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.context import get_run_context
+from prefect.context import FlowRunContext, get_run_context
 from prefect.exceptions import MissingContextError, Pause, TerminationSignal
 from prefect.settings import PREFECT_UI_URL
 
@@ -41,6 +44,9 @@ SIGNALLED = (KeyboardInterrupt, TerminationSignal)
 """what asks a run to stop: a key or a command, Prefect"""
 WAITS = (AwaitsApproval, Pause)
 """what leaves a run that a person has to promote"""
+
+LOOK_EVERY_S = 5.0
+"""at the state of the flow run"""
 
 log = logging.getLogger(__name__)
 
@@ -76,16 +82,34 @@ class RunContext:
         self.device = RunDevice(settings, registry)
         self.costs = RunCosts(settings, registry, row, self.device, self.services, recipe.budget, helper)
         self.events = LineageEvents(settings, row.id, row.attempts, recipe.publish.name)
-        self.progress = Progress(bars, in_prefect=not self.reuses_all, on_report=self.costs.require)
+        self.progress = Progress(bars, in_prefect=not self.reuses_all, on_report=self._require_going_on)
         self.makers: dict[str, Callable[[], Record]] = {}
         """{digest of a tree: has the stage that made it make it again, if it is damaged}"""
         self.made_again: set[str] = set()
+        self._looks_again_at = 0.0
         self._verified: dict[str, Path] = {}
 
     @property
     def asks_a_person(self) -> bool:
         """Whether an earlier attempt asked a person to promote its release."""
         return approvals.find(self.registry, self.id) is not None
+
+    def _require_going_on(self) -> None:
+        """OverBudget where the budget is used up; Pause where a person has suspended the flow run in Prefect,
+        which is looked at every few seconds."""
+        self.costs.require()
+        context, now = FlowRunContext.get(), time.monotonic()
+        flow_run = context.flow_run if context is not None else None
+        if flow_run is None or flow_run.deployment_id is None or now < self._looks_again_at:
+            return
+        self._looks_again_at = now + LOOK_EVERY_S
+        with (
+            suppress(httpx.HTTPError),
+            get_client(sync_client=True) as client,
+        ):  # one that is away says nothing
+            state = client.read_flow_run(flow_run.id).state
+            if state is not None and state.is_paused():
+                raise Pause("suspended in Prefect", state=state)
 
     def require_computing(self, stage: str) -> None:
         """ToBeComputed in a run that reuses all; OverBudget where its budget is used up."""

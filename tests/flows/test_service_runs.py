@@ -6,9 +6,12 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from browser import Person, browser, chromium
@@ -198,3 +201,43 @@ def test_nightly_is_saved_and_runs(up: Up, recipe: Recipe, pages: str) -> None:
 def of(up: Up, recipe: Recipe) -> list[dict[str, Any]]:
     """The runs that are called after this recipe's model."""
     return [run for run in up.runs() if run["name"] == recipe["publish"]["name"]]
+
+
+def test_two_hundred_runs_are_asked_for_beside_three_at_work(up: Up, recipe: Recipe) -> None:
+    """None is lost, and none is asked for twice: nobody here tries a refused one again."""
+    recipe["train"]["steps"] = 60
+    at_work = []
+    for seed in range(3):
+        busy = json.loads(json.dumps(recipe))
+        busy["publish"]["name"], busy["data"]["seed"] = f"busy-{seed}", seed
+        at_work.append(up.begin(busy))
+    wait_until(lambda: all(up.run(run)["state_type"] == "RUNNING" for run in at_work), timeout_s=240)
+    later = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2099-01-01T00:00:00Z"}}
+    address = f"{up.service.prefect_api_url}/deployments/{up.deployment['id']}/create_flow_run"
+    auth = tuple(str(up.service.prefect_auth).split(":", 1))
+
+    def ask(number: int) -> int:
+        asked = {"name": f"asked-{number}", "parameters": {"recipe": recipe}, "state": later}
+        return httpx.post(address, json=asked, auth=auth, timeout=120).status_code  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(8) as people:
+        answers = Counter(people.map(ask, range(200)))
+    assert answers == {201: 200}
+    named = {"name": {"like_": "asked-"}}
+    assert up.post("/flow_runs/count", flow_runs=named) == 200
+    for run in at_work:
+        up.cancel(run)
+    assert {up.finished(run)["state_type"] for run in at_work} <= {"CANCELLED", "COMPLETED"}
+
+
+def test_a_suspended_run_stops_training(up: Up, recipe: Recipe) -> None:
+    recipe["publish"]["name"], recipe["train"]["steps"] = "suspended", 2000
+    run = up.begin(recipe)
+    wait_until(lambda: up.run(run)["state_type"] == "RUNNING" and up.trains(), timeout_s=240)
+    state = {"type": "PAUSED", "name": "Suspended", "state_details": {"pause_reschedule": True}}
+    up.post(f"/flow_runs/{run}/set_state", state=state, force=True)
+    began = time.monotonic()
+    wait_until(lambda: not up.trains(), timeout_s=90)
+    assert time.monotonic() - began < 30
+    assert not [log for log in up.find("logs", run) if "Crash detected" in log["message"]]
+    up.cancel(run)
