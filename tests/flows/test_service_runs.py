@@ -240,4 +240,8 @@ def test_a_suspended_run_stops_training(up: Up, recipe: Recipe) -> None:
     wait_until(lambda: not up.trains(), timeout_s=90)
     assert time.monotonic() - began < 30
     assert not [log for log in up.find("logs", run) if "Crash detected" in log["message"]]
+    wait_until(lambda: not any(of_run(process, run) for process in up.processes()), timeout_s=60)
+    up.post(f"/flow_runs/{run}/resume")
+    wait_until(up.trains, timeout_s=120)
     up.cancel(run)
+    assert up.finished(run)["state_name"] == "Cancelled"
