@@ -25,7 +25,7 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.alert import alert
 from flows.compare import ARMS, METHODS, compare
-from flows.engine import TRAINER
+from flows.engine import STANDBY, TRAINER
 from flows.extend import extend, extend_model
 from flows.fit import fit
 from flows.forms import form_values
@@ -33,6 +33,7 @@ from flows.grid import measure_cells
 from flows.reconcile import reconcile, settle
 from flows.reevaluate import FELL, reevaluate
 from flows.watch import watch
+from yarn_ops import standby
 from yarn_ops.errors import SettingsError, YarnOpsError
 from yarn_ops.languages import described, in_form
 from yarn_ops.recipe import Recipe, load_recipe
@@ -133,12 +134,15 @@ def schedule(recipe: Recipe, name: str, cron: str, *, active: bool, language: st
 def _offer(
     flow: Flow[..., Any], name: str, pool: str, *engine_arguments: str, **values: Any
 ) -> RunnerDeployment:
-    """A deployment of a flow that is installed where it runs."""
+    """A deployment of a flow that is installed where it runs. One that trains is done by who waits for it."""
+    command = [sys.executable, "-m", "flows.engine", *engine_arguments]
+    if TRAINER in engine_arguments:
+        command += [STANDBY, str(read_settings().home / standby.ADDRESS)]
     return flow.to_deployment(
         name=name,
         work_pool_name=pool,
         entrypoint_type=EntrypointType.MODULE_PATH,
-        job_variables={"command": shlex.join([sys.executable, "-m", "flows.engine", *engine_arguments])},
+        job_variables={"command": shlex.join(command)},
         **values,
     )
 

@@ -288,7 +288,7 @@ def prefect_url(port: int) -> str:
 def start_prefect(settings: Settings, port: int, *, services: bool) -> Server:
     """A Prefect server over SQLite."""
     database_url = f"sqlite+aiosqlite:///{settings.home / 'prefect/prefect.db'}"
-    return _start(
+    return start(
         settings,
         "prefect-server",
         *prefect_server(settings, port, database_url, services=services),
@@ -299,14 +299,14 @@ def start_prefect(settings: Settings, port: int, *, services: bool) -> Server:
 def start_mlflow(settings: Settings, port: int) -> Server:
     """An MLflow server over the same database and artifacts as the command line uses."""
     process = mlflow_server(settings, port, settings.mlflow)
-    return _start(settings, "mlflow-server", *process, f"http://{LOOPBACK}:{port}")
+    return start(settings, "mlflow-server", *process, f"http://{LOOPBACK}:{port}")
 
 
 @contextmanager
 def registering_deployments(settings: Settings, service: Service) -> Iterator[None]:
     """Register the deployments as soon as the servers that the block waits for answer; SettingsError when
     that fails."""
-    registration = _start(settings, "deployments", *deploy(settings, service))
+    registration = start(settings, "deployments", *deploy(settings, service))
     try:
         yield
         status = registration.process.wait()
@@ -316,13 +316,10 @@ def registering_deployments(settings: Settings, service: Service) -> Iterator[No
         raise SettingsError(f"the deployments were not registered; {registration.last_words}")
 
 
-def start_worker(settings: Settings, service: Service, pool: str) -> Server:
-    return _start(settings, f"worker-{pool}", *work_on(settings, service, pool))
-
-
-def _start(
+def start(
     settings: Settings, name: str, command: list[str], environment: dict[str, str], url: str = ""
 ) -> Server:
+    """A process of the service, which logs under its name."""
     log = settings.home / "logs" / f"{name}.log"
     return Server(name, processes.start(command, log=log, env=child_environment(environment)), log, url)
 

@@ -2,7 +2,8 @@
 
 Starts `yarn-ops up` on a temporary state directory, runs a small recipe once, and then asks twice more: for
 the same documents with another learning rate (only the training is new), and for other documents (all of it
-is). Prints when what began, in seconds after the request. Run it on an otherwise idle machine.
+is). Prints when what began, in seconds after the request; and the processor's seconds of what was started
+for the run. With `--alone` no process waits for runs. Run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import httpx
 import psutil
 
-from yarn_ops import servers
+from yarn_ops import servers, standby
 from yarn_ops.train.events import read_events
 
 RECIPE: dict[str, Any] = {
@@ -42,12 +43,14 @@ RECIPE: dict[str, Any] = {
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 POLL_S = 0.05
 LONGEST_S = 300.0
+ALONE = "--alone"
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder, "state")
         environment = {**os.environ, "YARN_OPS_STATE_DIR": str(state), "YARN_OPS_DEVICE": "cpu"}
+        environment |= {"YARN_OPS_STANDBY": "false"} if ALONE in sys.argv else {}
         ports = ("--prefect-port", str(servers.free_port()), "--mlflow-port", str(servers.free_port()))
         with Path(folder, "up.log").open("wb") as log:
             service = subprocess.Popen(
@@ -85,6 +88,7 @@ def _api(state: Path) -> httpx.Client:
 def _print(api: httpx.Client, state: Path, what: str, recipe: dict[str, Any]) -> None:
     """When each stage of a run began and its trainer took the first step."""
     deployment = api.get("/deployments/name/extend-context/extend-context").json()["id"]
+    _until(lambda: ALONE in sys.argv or (state / standby.ADDRESS).exists())
     asked_at = time.time()
     path, wanted = f"/deployments/{deployment}/create_flow_run", {"parameters": {"recipe": recipe}}
     while (answer := api.post(path, json=wanted)).status_code == 503:  # SQLite, while its server starts

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from rich.console import Console
 
-from yarn_ops import notify, processes, servers, services
+from yarn_ops import notify, processes, servers, services, standby
 from yarn_ops.errors import GateFailed, SettingsError
 from yarn_ops.passwords import for_browser, kept_password, with_passwords, write_private
 from yarn_ops.recipe import Recipe, recorded_recipe
@@ -20,6 +22,8 @@ from yarn_ops.servers import Server, Service
 from yarn_ops.settings import Settings, adopt_environment
 
 WATCH_S = 0.5
+NEXT_S = 20.0
+"""from when a process was seen to have a run to when the next begins to wait: imports would slow the run"""
 USUAL_PORTS = {"prefect": 4200, "mlflow": 5000}
 
 
@@ -36,23 +40,28 @@ def run_service(settings: Settings, wanted_ports: Mapping[str, int | None]) -> N
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, processes.interrupt)
         started: list[Server] = []
+        waiting: Waiting | None = None
         try:
             console.print("starting: registry, Prefect server, MLflow server, workers …")
             services.open_run_registry(settings).close()
             services.try_store(settings)
             services.try_prefect(settings)
             settings = with_passwords(settings, kept_password(settings))
-            for line in _start(settings, started, wanted_ports):
+            service, lines = _start(settings, started, wanted_ports)
+            for line in lines:
                 console.print(line, soft_wrap=True)
+            waiting = Waiting(settings, service) if settings.standby else None
             console.print(f"state, logs  {settings.home}", soft_wrap=True)
             console.print("Each address lets its browser in. Ctrl-C stops everything.", soft_wrap=True)
-            _watch(settings, started, console)
+            _watch(settings, started, waiting, console)
         except KeyboardInterrupt:
             console.print("stopping …")
         finally:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
             _stop(started)
+            if waiting is not None:
+                waiting.stop()
     console.print("stopped.")
 
 
@@ -108,10 +117,13 @@ def _within_service(settings: Settings) -> None:
     adopt_environment(environment)
 
 
-def _start(settings: Settings, started: list[Server], wanted_ports: Mapping[str, int | None]) -> list[str]:
+def _start(
+    settings: Settings, started: list[Server], wanted_ports: Mapping[str, int | None]
+) -> tuple[Service, list[str]]:
     """All parts, each healthy before what needs it starts; the two servers come up side by side.
 
-    Returns lines for a person: the addresses for a browser, and the ports that had to be others.
+    Returns the service, and lines for a person: the addresses for a browser, and the ports that had to be
+    others.
     """
     prefect_url, mlflow_uri = settings.prefect_api_url, settings.mlflow
     here = {"prefect": prefect_url is None, "mlflow": not mlflow_uri.startswith("http")}
@@ -126,7 +138,8 @@ def _start(settings: Settings, started: list[Server], wanted_ports: Mapping[str,
     with servers.registering_deployments(settings, service):
         for server in started:
             server.wait()
-    started.extend(servers.start_worker(settings, service, pool) for pool in servers.WORK_POOLS)
+    for pool in servers.WORK_POOLS:
+        started.append(servers.start(settings, f"worker-{pool}", *servers.work_on(settings, service, pool)))
     prefect_ui, mlflow_ui = f"{service.prefect_ui_url}/deployments", f"{mlflow_uri}/"
     if settings.prefect_api_url is None:
         prefect_ui = for_browser(settings, prefect_ui)
@@ -134,7 +147,7 @@ def _start(settings: Settings, started: list[Server], wanted_ports: Mapping[str,
         mlflow_ui = f"{for_browser(settings, mlflow_ui)}#/models"
     addresses = f"Prefect UI   {prefect_ui}\nMLflow UI    {mlflow_ui}"
     servers.announce(settings, service, addresses)
-    return [*told, addresses]
+    return service, [*told, addresses]
 
 
 def kept_ports(settings: Settings, wanted: Mapping[str, int | None]) -> tuple[dict[str, int], list[str]]:
@@ -162,7 +175,39 @@ def kept_ports(settings: Settings, wanted: Mapping[str, int | None]) -> tuple[di
     return ports, told
 
 
-def _watch(settings: Settings, started: list[Server], console: Console) -> None:
+class Waiting:
+    """The process that waits for the next run (`yarn_ops.standby`), and those that have a run since."""
+
+    def __init__(self, settings: Settings, service: Service) -> None:
+        self._settings = settings
+        self._address = settings.home / standby.ADDRESS
+        self._address.unlink(missing_ok=True)
+        self._command = [sys.executable, "-m", "flows.engine", "--wait", str(self._address)]
+        self._environment = servers.work_on(settings, service, servers.GPU_POOL)[1]
+        self._processes: list[Server] = []
+        self._waits = False
+        self._next = time.monotonic()
+
+    def keep(self) -> None:
+        """See that one waits, or soon will. One that ended without a run has no successor: runs begin without
+        it, and its log says why."""
+        there = self._address.exists()
+        if self._waits and not there:
+            self._next = time.monotonic() + NEXT_S
+        elif not self._waits and self._next < time.monotonic():
+            self._next = math.inf
+            self._processes = [one for one in self._processes if one.process.poll() is None]
+            self._processes.append(servers.start(self._settings, "standby", self._command, self._environment))
+        self._waits = there
+
+    def stop(self) -> None:
+        """End those that are left: their runs have ended with the workers."""
+        for one in self._processes:
+            processes.stop(one.process)
+        self._address.unlink(missing_ok=True)
+
+
+def _watch(settings: Settings, started: list[Server], waiting: Waiting | None, console: Console) -> None:
     """Until a part ends by itself, of which somebody is told: SettingsError."""
     while True:
         for server in started:
@@ -177,6 +222,8 @@ def _watch(settings: Settings, started: list[Server], console: Console) -> None:
                 for fault in notify.tell(settings, notice):
                     console.print(fault, soft_wrap=True)
                 raise
+        if waiting is not None:
+            waiting.keep()
         time.sleep(WATCH_S)
 
 
