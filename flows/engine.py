@@ -44,7 +44,10 @@ def main() -> None:
     if asked.wait is None:
         run()
         return
-    line = standby.wait(asked.wait)
+    from prefect.settings import get_current_settings
+
+    ours = get_current_settings().to_environment_variables(exclude_unset=True)  # as a worker tells its runs
+    line = standby.wait(asked.wait, {**os.environ, **ours})
     status = 1
     try:
         run()

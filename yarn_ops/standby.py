@@ -61,12 +61,13 @@ def hand_over(address: Path, arguments: list[str]) -> int | None:
     return int(status)
 
 
-def wait(address: Path) -> socket.socket:
+def wait(address: Path, environment: Mapping[str, str]) -> socket.socket:
     """Wait at `address` for a run, and have its arguments, environment, folder and output from then on.
 
-    What comes back is the line to who handed it over: `end` tells it the exit status.
+    environment: what a run's has to be, variables of that one run aside: imported modules have read it. What
+    comes back is the line to who handed the run over: `end` tells it the exit status.
     """
-    own = _surroundings(os.environ)
+    own = _surroundings(environment)
     with socket.socket(socket.AF_UNIX) as listener:
         address.unlink(missing_ok=True)
         listener.bind(str(address))
@@ -98,9 +99,13 @@ def _take(line: socket.socket, own: Mapping[str, str]) -> tuple[socket.socket, d
     try:
         _, outputs, _, _ = socket.recv_fds(line, 1, len(OUTPUTS))
         asked = json.loads(line.makefile().readline())
-        if _surroundings(asked["environment"]) == own:
-            for ours, theirs in zip(OUTPUTS, outputs, strict=True):
-                os.dup2(theirs, ours)
+        theirs = _surroundings(asked["environment"])
+        others = sorted({name for name, _ in own.items() ^ theirs.items()})
+        if others:
+            print(f"a run with other values of {', '.join(others)} is not for me", flush=True)
+        else:
+            for ours, given in zip(OUTPUTS, outputs, strict=True):
+                os.dup2(given, ours)
             line.settimeout(None)
             return line, asked
     except (OSError, ValueError):
@@ -113,7 +118,7 @@ def _take(line: socket.socket, own: Mapping[str, str]) -> tuple[socket.socket, d
 
 
 def _surroundings(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that imported modules may have read."""
+    """The variables that all runs of a service have alike."""
     return {
         name: value
         for name, value in environment.items()

@@ -18,7 +18,7 @@ WAITS = """
 import os, sys, time
 from pathlib import Path
 from yarn_ops import standby
-line = standby.wait(Path(sys.argv[1]))
+line = standby.wait(Path(sys.argv[1]), os.environ)
 print(os.getpid(), sys.argv[1:], os.environ["PREFECT__RUN"], Path.cwd().name, flush=True)
 if "sleep" in sys.argv:
     import signal
