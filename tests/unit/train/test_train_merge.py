@@ -12,7 +12,7 @@ import pytest
 import torch
 from merged import merge
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_models import attach_adapter
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -26,6 +26,7 @@ from yarn_ops.train.weight_files import WeightFiles
 MakeJob = Callable[..., Job]
 Trained = Callable[[Job], Job]
 Break = Callable[[nn.Module], None]
+LARGE = 300.0
 
 
 @pytest.mark.parametrize("train", [{"train_embeddings": True}, {"method": "full"}])
@@ -80,6 +81,22 @@ def test_a_broken_merge_is_caught(
     job = trained(make_job(steps=3))
     monkeypatch.setattr(merging, "merge_lora", broken)
     with pytest.raises(MergeError, match="moved log-probabilities"):
+        merge(job, tmp_path / "merged")
+    assert not list(tmp_path.glob("*merged*"))
+
+
+def test_weights_that_do_not_fit_bfloat16_are_refused(
+    make_job: MakeJob, trained: Trained, tmp_path: Path
+) -> None:
+    """Large logits of tokens in pairs, which differ in the fourth digit of their weights alone."""
+    job = trained(make_job(steps=1, method="full"))
+    (file,) = job.out_dir.glob("*.safetensors")
+    tensors = load_file(file)
+    (embedding,) = [name for name in tensors if "embed_tokens" in name]
+    pairs = LARGE * tensors[embedding]
+    pairs[1::2] = pairs[::2] * (1 + 2**-10)
+    save_file({**tensors, embedding: pairs}, file)
+    with pytest.raises(MergeError, match=r"^merge: rounding to bfloat16 moved the model by [\d.]+ nats"):
         merge(job, tmp_path / "merged")
     assert not list(tmp_path.glob("*merged*"))
 
