@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -21,6 +22,7 @@ from small_recipe import SMALL
 from flows.deploy import deployments
 from flows.forms import CheckedForms
 from flows.outcome import is_made_up
+from yarn_ops.settings import read_settings
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -144,10 +146,11 @@ def test_a_form_of_nothing_is_none_and_a_schedule_of_it_keeps_its_deployments_va
 
 
 def test_every_run_has_the_command_that_imports_prefect_once() -> None:
-    command = f"{sys.executable} -m flows.engine"
+    command = [sys.executable, "-m", "flows.engine"]
+    waits = read_settings().home / "standby.sock"
     for deployment in deployments():
-        trains = " --trainer" if deployment.name.startswith("extend-") else ""
-        assert deployment.job_variables == {"command": command + trains}
+        trains = ["--trainer", "--standby", str(waits)] if deployment.name.startswith("extend-") else []
+        assert deployment.job_variables == {"command": shlex.join([*command, *trains])}
 
 
 def test_the_form_of_a_comparison_offers_methods_and_knows_arms() -> None:
