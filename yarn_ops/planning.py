@@ -24,6 +24,8 @@ SIZED = re.compile(r"(?:(?P<name>\w+):)?(?P<size>\d+(?:\.\d+)?) ?GB", re.IGNOREC
 """a card of any size: 24GB, H200:24GB"""
 PROCESS_GIB = 8
 """of a trainer process beside what it keeps on the host: imports, CUDA, a shard of weights on its way"""
+TRAINER_START_S = 30.0
+"""of a leg beside its steps: start, compilation, its files written (SmolLM2-135M on an H200: 19 to 43)"""
 SHM_GIB = 2
 """of shared memory for each GPU's process: NCCL's buffers, torchrun's store"""
 SHARDS_GIB = 32
@@ -119,7 +121,7 @@ def plan_run(
     workload = Workload(
         document_bytes,
         2 * shape.parameters,
-        sum(leg.seconds for leg in legs),
+        sum(TRAINER_START_S + leg.seconds for leg in legs),
         *_evaluation(recipe, config, original, shape.parameters - shape.trained * (not whole), rates),
     )
     parts = bill(workload, machines)
