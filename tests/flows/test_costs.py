@@ -174,7 +174,7 @@ def test_parts_stop_before_the_budget_is_passed(begin: Begin, budget: dict[str, 
 @pytest.mark.slow
 def test_a_run_stops_within_a_step_of_its_budget_and_goes_on(cli: Any, small_recipe: Path) -> None:
     """Its adapter is bit for bit that of a run without a budget; its seconds are the wall clock's."""
-    longer = ("--set", "train.steps=600")
+    longer = ("--set", "train.steps=1500")
     assert cli("rope", "--help").returncode == 0  # imports are in the page cache
     stopped = cli("extend", small_recipe, *longer, "--set", "budget.hours=0.01")
     assert stopped.returncode == 2 and "stopped after step" in stopped.stderr, stopped.stderr

@@ -220,7 +220,8 @@ class _Stretch:
         try:
             chat = chat_of(value, row)
         except DataError as error:
-            raise DataError(f"{where}: {name!r} {error}; correct the row") from None
+            next_step = "correct the row, or set data.text_field to another"
+            raise DataError(f"{where}: {name!r} {error}; {next_step}") from None
         if chat is None:
             return RowText(None, "no text", f"{where}: a message in {name!r} has no content")
         if self.render is None:
