@@ -18,7 +18,9 @@ from browser import Person, browser, chromium
 from playwright import sync_api as playwright
 from service_up import Up, wait_until
 
+from flows.liveness import PROCESS
 from flows.outcome import is_made_up
+from yarn_ops import standby
 
 Recipe = dict[str, Any]
 
@@ -84,6 +86,21 @@ def test_a_run_completes_with_a_task_for_every_stage(up: Up, run: dict[str, Any]
     assert {task["name"].split()[0] for task in tasks} >= STAGES
     assert len({task["name"] for task in tasks}) == len(tasks)
     assert {task["state_type"] for task in tasks} == {"COMPLETED"}
+
+
+def test_a_run_begins_in_the_process_that_waited(up: Up, recipe: Recipe) -> None:
+    """It gets the signal of a cancel, too, and is gone afterwards."""
+    address = Path(up.environment["YARN_OPS_STATE_DIR"], standby.ADDRESS)
+    wait_until(address.exists, timeout_s=120)
+    recipe["publish"]["name"], recipe["train"]["steps"] = "waited", 2000
+    run = up.begin(recipe)
+    wait_until(up.trains, timeout_s=60)
+    assert not address.exists()
+    engine = psutil.Process(int(up.run(run)["labels"][PROCESS].partition("@")[0]))
+    assert engine.cmdline()[-2:] == ["--wait", str(address)]
+    up.cancel(run)
+    assert up.finished(run)["state_name"] == "Cancelled"
+    wait_until(lambda: not engine.is_running(), timeout_s=60)
 
 
 def test_a_run_shows_its_progress_and_its_report(up: Up, run: dict[str, Any]) -> None:
@@ -196,6 +213,26 @@ def test_nightly_is_saved_and_runs(up: Up, recipe: Recipe, pages: str) -> None:
     finally:
         up.switch_on(schedule, active=False)
     assert up.finished(of(up, recipe)[-1]["id"])["state_name"] == "Completed"
+
+
+@needs_chromium
+@both_pages
+def test_rejected_has_another_colour_than_completed(up: Up, recipe: Recipe, pages: str) -> None:
+    later = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2099-01-01T00:00:00Z"}}
+    deployment = f"/deployments/{up.deployment['id']}/create_flow_run"
+    filters = {}
+    with playwright.sync_playwright() as driver, browser(driver) as page:
+        page.goto(up.addresses["Prefect"])
+        for name in ("Completed", "Rejected"):
+            run = up.post(deployment, parameters={"recipe": recipe}, state=later)["id"]
+            up.post(f"/flow_runs/{run}/set_state", state={"type": "COMPLETED", "name": name}, force=True)
+            page.goto(f"{up.service.prefect_ui_url}{pages}/runs/flow-run/{run}")
+            badge = page.locator(".state--completed, [class*=bg-state-completed]").get_by_text(name).first
+            badge.wait_for()
+            page.wait_for_timeout(500)
+            shown = "node => node.closest('.state--completed, [class*=bg-state-completed]').style.filter"
+            filters[name] = badge.evaluate(shown)
+    assert filters == {"Completed": "", "Rejected": "hue-rotate(-100deg)"}
 
 
 def of(up: Up, recipe: Recipe) -> list[dict[str, Any]]:

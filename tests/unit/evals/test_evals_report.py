@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -112,7 +113,8 @@ def test_report_writes_card_and_pictures(extension: Extension, tmp_path: Path) -
         *record.pages,
     }
     page = (tmp_path / "a" / "capacity.html").read_text("utf-8")
-    asked = "scorecard without a suite; 202 held-out documents of stdlib:**/*.py, texts/*.txt; 2 models, "
+    documents = "202 held-out documents of stdlib:**/*.py, texts/*.txt"
+    asked = f"scorecard without a suite; {documents}; {date.today()}; 2 models, "
     assert asked in page and f"yarn-ops {__version__}" in page
     card = (tmp_path / "a" / "README.md").read_text("utf-8")
     for picture in record.pictures:

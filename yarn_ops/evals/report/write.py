@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 
 from yarn_ops.evals.capacity import Capacity
@@ -23,7 +24,8 @@ def write_report(extension: Extension, losses: Sequence[tuple[int, float]], out:
     """
     scores, target = extension.scores, extension.patched.target_context_tokens
     models = [extension.capacities.after, extension.capacities.before]
-    capacity = write_capacity_report(models, out, extension.trained_kinds, extension.asked)
+    asked = f"{extension.asked}; {date.today()}"
+    capacity = write_capacity_report(models, out, extension.trained_kinds, asked)
     pictures.draw_overview(scores, target, out / "overview.png")
     pictures.draw_overview(scores, target, out / GLANCE, dpi=GLANCE_DPI)
     pictures.draw_perplexity(scores, target, out / "perplexity.png")
