@@ -102,9 +102,7 @@ class Settings(BaseSettings):
         None, description="a Dask scheduler, tcp://host:8786, whose workers prepare documents; default none"
     )
     language: Literal["en", "zh"] = Field("en", description="of the run forms and of the verdict card")
-    standby: bool = Field(
-        True, description="whether the service keeps a process ready for the next run, which takes a gigabyte"
-    )
+    standby: bool = Field(True, description="whether the service keeps a process ready for the next run: 1 GB")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run")
     processes: int | None = Field(
         None, ge=1, description="that train together at most; default one for every GPU, one on a CPU"
