@@ -102,7 +102,7 @@ class Settings(BaseSettings):
         None, description="a Dask scheduler, tcp://host:8786, whose workers prepare documents; default none"
     )
     language: Literal["en", "zh"] = Field("en", description="of the run forms and of the verdict card")
-    standby: bool = Field(True, description="whether the service keeps a process ready for the next run: 1 GB")
+    standby: bool = Field(True, description="whether the service keeps a process ready for runs: 1 GB")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run")
     processes: int | None = Field(
         None, ge=1, description="that train together at most; default one for every GPU, one on a CPU"
@@ -111,10 +111,7 @@ class Settings(BaseSettings):
         1, ge=1, description="that share the cells of a suite: the run itself, and helpers in the GPU pool"
     )
     gpu_hour: float = Field(
-        GPU_HOUR,
-        ge=0,
-        allow_inf_nan=False,
-        description="dollars for a GPU's hour, its share of the host in it",
+        GPU_HOUR, ge=0, allow_inf_nan=False, description="dollars for a GPU's hour and its share of the host"
     )
     node_hour: float = Field(
         NODE_HOUR, ge=0, allow_inf_nan=False, description="dollars for an hour of a machine without GPUs"
