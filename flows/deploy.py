@@ -134,7 +134,8 @@ def schedule(recipe: Recipe, name: str, cron: str, *, active: bool, language: st
 def _offer(
     flow: Flow[..., Any], name: str, pool: str, *engine_arguments: str, **values: Any
 ) -> RunnerDeployment:
-    """A deployment of a flow that is installed where it runs. One that trains is done by who waits for it."""
+    """A deployment of a flow that is installed where it runs. A run of one that trains is handed to the
+    process that `yarn-ops up` keeps ready, where there is one (`yarn_ops.standby`)."""
     command = [sys.executable, "-m", "flows.engine", *engine_arguments]
     if TRAINER in engine_arguments:
         command += [STANDBY, str(read_settings().home / standby.ADDRESS)]

@@ -103,10 +103,7 @@ class RunContext:
         if flow_run is None or flow_run.deployment_id is None or now < self._looks_again_at:
             return
         self._looks_again_at = now + LOOK_EVERY_S
-        with (
-            suppress(httpx.HTTPError),
-            get_client(sync_client=True) as client,
-        ):  # one that is away says nothing
+        with suppress(httpx.HTTPError), get_client(sync_client=True) as client:  # where it is away: go on
             state = client.read_flow_run(flow_run.id).state
             if state is not None and state.is_paused():
                 raise Pause("suspended in Prefect", state=state)

@@ -7,28 +7,20 @@ import socketserver
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
 import boto3
-import psycopg
 import pytest
-from postgres import PostgresCluster
-from psycopg import sql
-from sqlalchemy import make_url
+from refusals import told_of
 from stores import swift_options
 from swift_cluster import SwiftCluster
 
 from yarn_ops import services
-from yarn_ops.errors import RecipeError, YarnOpsError
+from yarn_ops.errors import RecipeError
 from yarn_ops.recipe import load_recipe
-from yarn_ops.registry import open_registry, upgrade
 from yarn_ops.release import Tracking, open_tracking
 from yarn_ops.settings import Settings, child_environment, read_settings
 from yarn_ops.store import files_for, open_store
@@ -309,74 +301,6 @@ def test_documents_of_any_key_are_read(swift: SwiftCluster, bucket: str, key: st
         assert file.read() == b"text"
 
 
-# Databases
-
-
-@pytest.fixture(scope="module")
-def encoded(postgres: PostgresCluster) -> dict[str, str]:
-    """Databases of several encodings, by these."""
-    found = {}
-    for encoding in ("SQL_ASCII", "LATIN1", "UTF8"):
-        name = f"enc_{uuid.uuid4().hex[:8]}"
-        with psycopg.connect(postgres.url(), autocommit=True) as connection:
-            connection.execute(
-                f"CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"  # type: ignore[arg-type]
-            )
-        found[encoding] = postgres.url(name)
-    return found
-
-
-@pytest.mark.parametrize(
-    ("encoding", "query", "says"),
-    [
-        ("SQL_ASCII", "", None),
-        ("UTF8", "?prepare_threshold=0", None),
-        ("UTF8", "?prepare_threshold=None&connect_timeout=5", None),
-        ("UTF8", "?application_name=me", None),
-        ("UTF8", "?client_encoding=latin1", None),
-        ("UTF8", "?prepare_threshold=often", "prepare_threshold is no number"),
-        ("UTF8", "?wrong=1", 'invalid connection option "wrong"'),
-        ("LATIN1", "", "the database's encoding is LATIN1"),
-    ],
-)
-def test_a_database_of_any_kind_keeps_every_letter_or_is_refused(
-    encoded: dict[str, str], encoding: str, query: str, says: str | None
-) -> None:
-    url = f"{encoded[encoding]}{query}"
-
-    def keep() -> None:
-        upgrade(url)
-        registry = open_registry(url)
-        run = registry.begin_run({"publish": {"name": "Grüße 中 🌍"}}, uuid.uuid4().hex * 2)
-        assert registry.run_view(run.id).recipe["publish"]["name"] == "Grüße 中 🌍"
-        registry.close()
-
-    told = told_of(keep)
-    assert told is None if says is None else says in str(told)
-
-
-@pytest.mark.parametrize("form", ["{user}:{password}@", "?user={user}&password={password}"])
-def test_a_password_of_any_letters_opens_the_database_and_is_not_shown(
-    postgres: PostgresCluster, form: str
-) -> None:
-    """The user's own password is another for as long as this takes."""
-    password = "p/@:?#[]% &=;'\"\\ü+"
-    url = make_url(postgres.create_database())
-    with psycopg.connect(postgres.url(), autocommit=True) as connection:
-        changed = sql.SQL("ALTER ROLE {} PASSWORD {}")
-        try:
-            connection.execute(changed.format(sql.Identifier(str(url.username)), sql.Literal(password)))
-            for given, says in ((password, ""), (f"{password}hunter2", "password authentication failed")):
-                written = form.format(user=url.username, password=quote(given, safe=""))
-                place = f"{url.host}:{url.port}/{url.database}"
-                address = f"{place}{written}" if written.startswith("?") else f"{written}{place}"
-                told = told_of(partial(upgrade, f"postgresql://{address}"))
-                assert (told is None) == (says == "") and says in str(told), told
-                assert "hunter2" not in str(told) and quote(password, safe="") not in str(told)
-        finally:
-            connection.execute(changed.format(sql.Identifier(str(url.username)), sql.Literal(url.password)))
-
-
 # Recipes, terminals
 
 
@@ -411,13 +335,3 @@ def test_an_alias_that_mlflow_keeps_for_itself_is_refused_with_the_recipe(tmp_pa
     (tmp_path / "r.toml").write_text(f"[rope]\nfactor = 2\n[publish]\nalias = '{alias}'\n")
     with pytest.raises(RecipeError, match="is reserved by MLflow"):
         load_recipe(tmp_path / "r.toml")
-
-
-def told_of(action: Any) -> YarnOpsError | None:
-    """The refusal, None where there is none; anything else fails the test."""
-    try:
-        action()
-    except YarnOpsError as error:
-        assert "\n" not in str(error) and len(str(error)) < 1000
-        return error
-    return None

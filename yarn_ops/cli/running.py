@@ -20,6 +20,7 @@ from yarn_ops.cli.app import (
     runs_app,
     tracking,
 )
+from yarn_ops.export.engines import Engine
 
 
 @runs_app.callback()
@@ -124,18 +125,7 @@ def export_(
         Path, typer.Argument(metavar="MODEL_DIR", help="An extended model, e.g. one that was pulled.")
     ],
     engine: Annotated[
-        Literal[
-            "transformers",
-            "vllm",
-            "vllm-0.29",
-            "sglang",
-            "llama.cpp",
-            "ollama",
-            "lm-studio",
-            "mlx",
-            "tgi",
-            "tensorrt-llm",
-        ],
+        Engine,
         typer.Option("--for", help="What will serve it; vllm-0.29 is vLLM up to 0.29."),
     ],
     to: Annotated[

@@ -13,17 +13,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 from rich.console import Console
 
-from yarn_ops import notify, processes, servers, services, standby
+from yarn_ops import notify, processes, servers, services
 from yarn_ops.errors import GateFailed, SettingsError
 from yarn_ops.passwords import for_browser, kept_password, with_passwords, write_private
 from yarn_ops.recipe import Recipe, recorded_recipe
 from yarn_ops.registry import approvals
 from yarn_ops.servers import Server, Service
 from yarn_ops.settings import Settings, adopt_environment
+from yarn_ops.standby import ADDRESS
 
 WATCH_S = 0.5
 NEXT_S = 20.0
-"""from when a process was seen to have a run to when the next begins to wait: imports would slow the run"""
+"""from when the ready process has taken a run to when the next one begins to import, which slows the run"""
 USUAL_PORTS = {"prefect": 4200, "mlflow": 5000}
 
 
@@ -40,7 +41,7 @@ def run_service(settings: Settings, wanted_ports: Mapping[str, int | None]) -> N
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, processes.interrupt)
         started: list[Server] = []
-        waiting: Waiting | None = None
+        standby: Standby | None = None
         try:
             console.print("starting: registry, Prefect server, MLflow server, workers …")
             services.open_run_registry(settings).close()
@@ -50,18 +51,18 @@ def run_service(settings: Settings, wanted_ports: Mapping[str, int | None]) -> N
             service, lines = _start(settings, started, wanted_ports)
             for line in lines:
                 console.print(line, soft_wrap=True)
-            waiting = Waiting(settings, service) if settings.standby else None
+            standby = Standby(settings, service) if settings.standby else None
             console.print(f"state, logs  {settings.home}", soft_wrap=True)
             console.print("Each address lets its browser in. Ctrl-C stops everything.", soft_wrap=True)
-            _watch(settings, started, waiting, console)
+            _watch(settings, started, standby, console)
         except KeyboardInterrupt:
             console.print("stopping …")
         finally:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
             _stop(started)
-            if waiting is not None:
-                waiting.stop()
+            if standby is not None:
+                standby.stop()
     console.print("stopped.")
 
 
@@ -175,39 +176,42 @@ def kept_ports(settings: Settings, wanted: Mapping[str, int | None]) -> tuple[di
     return ports, told
 
 
-class Waiting:
-    """The process that waits for the next run (`yarn_ops.standby`), and those that have a run since."""
+class Standby:
+    """Keeps one process ready for the next run (`yarn_ops.standby`), and knows those that have taken one."""
 
     def __init__(self, settings: Settings, service: Service) -> None:
         self._settings = settings
-        self._address = settings.home / standby.ADDRESS
+        self._address = settings.home / ADDRESS
         self._address.unlink(missing_ok=True)
         self._command = [sys.executable, "-m", "flows.engine", "--wait", str(self._address)]
         self._environment = servers.work_on(settings, service, servers.GPU_POOL)[1]
         self._processes: list[Server] = []
-        self._waits = False
+        self._ready = False
         self._next = time.monotonic()
 
     def keep(self) -> None:
-        """See that one waits, or soon will. One that ended without a run has no successor: runs begin without
-        it, and its log says why."""
+        """Start a process where none is ready or on its way. Call it often.
+
+        A process that ended before it took a run is not replaced: runs begin by themselves, and its log says
+        why.
+        """
         there = self._address.exists()
-        if self._waits and not there:
+        if self._ready and not there:
             self._next = time.monotonic() + NEXT_S
-        elif not self._waits and self._next < time.monotonic():
+        elif not self._ready and self._next < time.monotonic():
             self._next = math.inf
             self._processes = [one for one in self._processes if one.process.poll() is None]
             self._processes.append(servers.start(self._settings, "standby", self._command, self._environment))
-        self._waits = there
+        self._ready = there
 
     def stop(self) -> None:
-        """End those that are left: their runs have ended with the workers."""
+        """End the ready process, and any whose run has not ended with the workers."""
         for one in self._processes:
             processes.stop(one.process)
         self._address.unlink(missing_ok=True)
 
 
-def _watch(settings: Settings, started: list[Server], waiting: Waiting | None, console: Console) -> None:
+def _watch(settings: Settings, started: list[Server], standby: Standby | None, console: Console) -> None:
     """Until a part ends by itself, of which somebody is told: SettingsError."""
     while True:
         for server in started:
@@ -222,8 +226,8 @@ def _watch(settings: Settings, started: list[Server], waiting: Waiting | None, c
                 for fault in notify.tell(settings, notice):
                     console.print(fault, soft_wrap=True)
                 raise
-        if waiting is not None:
-            waiting.keep()
+        if standby is not None:
+            standby.keep()
         time.sleep(WATCH_S)
 
 

@@ -47,15 +47,7 @@ OLD_VLLM: dict[str, str] = {
     ),
     **dict.fromkeys(
         (
-            "gemma",
-            "gemma2",
-            "gpt_neox",
-            "minimax",
-            "mixtral",
-            "olmo",
-            "persimmon",
-            "phi",
-            "stablelm",
+            *("gemma", "gemma2", "gpt_neox", "minimax", "mixtral", "olmo", "persimmon", "phi", "stablelm"),
             "starcoder2",
         ),
         "vllm>=0.12,<0.30",
@@ -80,33 +72,15 @@ READS: dict[Engine, frozenset[str]] = {
                 "qwen3_5_moe_text",
                 "qwen3_next",
             ),
-            *("seed_oss", "smollm3", "stablelm", "starcoder2", "vaultgemma"),
+            *("qwen3_next", "seed_oss", "smollm3", "stablelm", "starcoder2", "vaultgemma"),
         )
     ),
     "sglang": frozenset(
-        (
-            *_EVERYWHERE,
-            "apertus",
-            "arcee",
-            "gpt_oss",
-            "hy_v3",
-            "lfm2",
-            "minimax_m2",
-            "olmo2",
-            "qwen3_next",
-        )
+        (*_EVERYWHERE, "apertus", "arcee", "gpt_oss", "hy_v3", "lfm2", "minimax_m2", "olmo2", "qwen3_next")
     ),
     "mlx": frozenset(
         (
-            "apertus",
-            "granite",
-            "llama",
-            "mistral",
-            "olmo2",
-            "olmoe",
-            "qwen2",
-            "qwen3",
-            "qwen3_next",
+            *("apertus", "granite", "llama", "mistral", "olmo2", "olmoe", "qwen2", "qwen3", "qwen3_next"),
             "seed_oss",
         )
     ),

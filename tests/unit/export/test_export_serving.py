@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import copy
-import json
-import re
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import MODEL_ARCH_NAMES
-from pages import CHECKOUT
 
 from yarn_ops.errors import RopeError
-from yarn_ops.export.engines import GGUF_ARCHITECTURES, OLD_VLLM, READS, REQUIRES
+from yarn_ops.export.engines import REQUIRES
 from yarn_ops.export.serving import serving_settings
 from yarn_ops.recipe import Rope
 from yarn_ops.rope.config import patch_config, rope_spec_of
@@ -88,19 +82,6 @@ def test_a_class_is_served_by_versions_that_read_its_scaling(extended, model_typ
     else:
         with pytest.raises(RopeError, match="sglang reads no scaling of this class; serve with vllm"):
             serving_settings(config, "sglang")
-
-
-def test_every_engine_registers_the_classes_that_it_is_said_to_read():
-    """Against lists that infra/benchmarks/engine_classes.py reads off the engines' own sources."""
-    known = json.loads(Path(__file__).with_name("engine_classes.json").read_text())
-    assert READS["vllm"] <= set(known["vllm-0.30.0"]) & set(known["vllm-0.33.0"])
-    assert READS["vllm-0.29"] <= set(known["vllm-0.29.0"])
-    assert READS["sglang"] <= set(known["sglang-0.5.23"])
-    assert READS["mlx"] <= set(known["mlx_lm-0.32.2"])
-    for model_type, requires in OLD_VLLM.items():
-        floor = re.search(r">=([\d.]+)", requires)[1]
-        assert model_type in known[f"vllm-{floor if floor.count('.') > 1 else f'{floor}.0'}"]
-    assert set(GGUF_ARCHITECTURES.values()) <= set(MODEL_ARCH_NAMES.values())
 
 
 def test_chunked_attention_is_never_served_as_if_it_were_scaled(extended):
@@ -290,11 +271,6 @@ def test_tensorrt_llm_is_refused_with_the_reason(extended, method):
 def test_a_class_whose_scaling_is_not_read_is_refused(extended, engine, model_type):
     with pytest.raises(RopeError, match=f"{model_type}: {engine} reads no scaling of this class"):
         serving_settings(extended(model_type), engine)
-
-
-def test_the_page_of_engines_is_what_the_rules_say():
-    written = runpy.run_path(str(CHECKOUT / "infra/benchmarks/engines.py"))
-    assert written["PAGE"].read_text("utf-8") == written["table"]()
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -107,7 +107,7 @@ def test_a_gguf_is_measured_through_its_server_as_its_directory_is(measured: Pat
     def quiet(done: int, total: int, note: str) -> None:
         pass
 
-    running = runpy.run_path(str(CHECKOUT / "infra/benchmarks/serve_check.py"))["running"]
+    running = runpy.run_path(str(CHECKOUT / "infra/benchmarks/engine_servers.py"))["running"]
     served_model = with_bos(measured, tmp_path / "bos")
     export_model(served_model, "llama.cpp", to=tmp_path, weights="f16", report=quiet)
     (gguf,) = tmp_path.glob("*.gguf")
@@ -139,7 +139,7 @@ def test_two_llama_servers_behind_the_router_answer_to_the_token(
     def quiet(done: int, total: int, note: str) -> None:
         pass
 
-    running = runpy.run_path(str(CHECKOUT / "infra/benchmarks/serve_check.py"))["running"]
+    running = runpy.run_path(str(CHECKOUT / "infra/benchmarks/engine_servers.py"))["running"]
     export_model(measured, "llama.cpp", to=tmp_path, weights="f16", report=quiet)
     (gguf,) = tmp_path.glob("*.gguf")
     serve = [LLAMA_SERVER, "--model", str(gguf), "--parallel", "1", "--threads", "1", "--port", "PORT"]
