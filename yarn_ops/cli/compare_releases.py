@@ -7,10 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
-
 from yarn_ops.catalogue import ModelVersion
-from yarn_ops.cli.display import CONSOLE
+from yarn_ops.cli.display import CONSOLE, print_table
 from yarn_ops.errors import RegistryError, ReleaseError
 from yarn_ops.evals.gate import with_capacity
 from yarn_ops.evals.names import LAST_QUARTER, NEEDLES, RECALL, SEES, USES
@@ -95,12 +93,7 @@ def _show(found: ReleaseComparison, page: Path | None) -> None:
     ends = range(1, len(facts[0]), COLUMNS)
     parts = [[[row[0], *row[at : at + COLUMNS]] for row in facts] for at in ends]
     for lines in (*parts, shown if len(shown) > 1 else beside.cell_table(found)):
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for head in lines[0]:
-            table.add_column(head, overflow="fold")
-        for line in lines[1:]:
-            table.add_row(*line)
-        CONSOLE.print(table, soft_wrap=False)
+        print_table(lines, shortened=lines[0])
         CONSOLE.print()
     CONSOLE.print(f"{beside.NOTE} {beside.told_left_out(found)}", style="dim", soft_wrap=False)
     if page is not None:

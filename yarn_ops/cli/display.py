@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from yarn_ops.errors import ExportError
 from yarn_ops.evals.names import LAST_QUARTER, RECALL
 from yarn_ops.evals.report.verdict import as_text
 from yarn_ops.progress import PlainConsole
@@ -50,14 +53,12 @@ def show_runs(runs: Sequence[RunSummary], *, as_json: bool) -> None:
     if not runs:
         CONSOLE.print("no runs yet; `yarn-ops extend RECIPE` makes one")
         return
-    table = _table(
-        "run", "name", "kind", "status", "took", "release", shortened=("name", "status", "release")
-    )
+    rows = [["run", "name", "kind", "status", "took", "release"]]
     for run in runs:
         took = "" if run.finished_at is None else duration((run.finished_at - run.started_at).total_seconds())
         release = "" if run.release is None else f"{run.release.name} {run.release.version}"
-        table.add_row(run.id, run.name or "", run.kind, _status(run), took, release)
-    CONSOLE.print(table, soft_wrap=False)
+        rows.append([run.id, run.name or "", run.kind, _status(run), took, release])
+    print_table(rows, shortened=("name", "status", "release"))
 
 
 def _status(run: RunSummary) -> str:
@@ -81,7 +82,7 @@ def show_run(run: RunView, *, as_json: bool = False, language: str = "en") -> No
         CONSOLE.print(run.reason)
     base, rope = run.recipe.get("base", {}), run.recipe.get("rope", {})
     CONSOLE.print(f"{base.get('model')}, {rope.get('method')}", style="dim")
-    CONSOLE.print(_stage_table(run), soft_wrap=False)
+    print_table(_stage_rows(run))
     if any(stage.stage == "compare" and stage.record for stage in run.stages):
         show_comparison(run)
     elif fits := [stage.record for stage in run.stages if stage.stage == "fit" and stage.record]:
@@ -90,7 +91,7 @@ def show_run(run: RunView, *, as_json: bool = False, language: str = "en") -> No
 
         CONSOLE.print("\n".join(fit_section(Fit.model_validate(fits[-1]))))
     elif cards := _cards(run):
-        CONSOLE.print(score_table(cards), soft_wrap=False)
+        print_table(_score_rows(cards))
     _show_costs(run)
     _show_outcome(run, language)
 
@@ -101,10 +102,7 @@ def _show_costs(run: RunView) -> None:
 
     for rows in (costs.stage_table(run), costs.plan_table(run)):
         if rows:
-            table = _table(*rows[0])
-            for row in rows[1:]:
-                table.add_row(*row)
-            CONSOLE.print(table, soft_wrap=False)
+            print_table(rows)
 
 
 def _cards(run: RunView) -> list[Scorecard]:
@@ -113,32 +111,26 @@ def _cards(run: RunView) -> list[Scorecard]:
     return cards_of(run)
 
 
-def _stage_table(run: RunView) -> Table:
-    table = _table("stage", "how", "took", "bytes", "digest")
+def _stage_rows(run: RunView) -> Iterator[Sequence[str]]:
+    yield "stage", "how", "took", "bytes", "digest"
     for stage in run.stages:
         how = stage.status if stage.reused is None else ("reused" if stage.reused else "computed")
+        took = "" if stage.seconds is None else duration(stage.seconds)
         tree = (stage.record or {}).get("tree")
-        table.add_row(
-            stage.stage,
-            how,
-            "" if stage.seconds is None else duration(stage.seconds),
-            size(tree["size_bytes"]) if tree else "",
-            tree["digest"][:12] if tree else "",
-        )
-    return table
+        kept = (size(tree["size_bytes"]), tree["digest"][:12]) if tree else ("", "")
+        yield stage.stage, how, took, *kept
 
 
-def score_table(cards: Sequence[Scorecard]) -> Table:
+def _score_rows(cards: Sequence[Scorecard]) -> Iterator[Sequence[str]]:
     """Before and after at every length: perplexity, recall in each template."""
     tasks = [task for task in SHOWN_TASKS if any(card.by_length(task) for card in cards)]
     lengths = sorted(
         {score.context_tokens for card in cards for task in tasks for score in card.by_length(task)}
     )
     moments = ARROW.join(("before", "after")[: len(cards)])
-    table = _table("\ntokens", *(f"{_title(task)}\n{moments}" for task in tasks))
+    yield "\ntokens", *(f"{_title(task)}\n{moments}" for task in tasks)
     for length, *cells in zip(lengths, *(_comparison(cards, task, lengths) for task in tasks), strict=True):
-        table.add_row(f"{length:,} ({length / cards[0].original_context_tokens:g}×)", *cells)
-    return table
+        yield f"{length:,} ({length / cards[0].original_context_tokens:g}×)", *cells
 
 
 def _comparison(cards: Sequence[Scorecard], task: str, lengths: Sequence[int]) -> list[str]:
@@ -234,21 +226,16 @@ def show_comparison(run: RunView) -> None:
     first = comparison.contenders[0].scores
     lengths = sorted({score.context_tokens for task in SHOWN_TASKS for score in first.by_length(task)})
     CONSOLE.print(f"at {' / '.join(f'{length:,}' for length in lengths)} tokens", style="dim")
-    table = _table("method", "arm", "perplexity", "code pairs", "prose pairs", "", shortened="arm")
+    rows = [["method", "arm", "perplexity", "code pairs", "prose pairs", ""]]
     for contender in comparison.contenders:
         curves = ([score.value for score in contender.scores.by_length(task)] for task in SHOWN_TASKS)
         perplexity, *recalls = curves
-        table.add_row(
-            contender.method,
-            contender.arm,
-            " ".join(f"{value:.{1 if value < 99.95 else 0}f}" for value in perplexity),
-            *(
-                " ".join("1.0" if value > 0.995 else f"{value:.2f}"[1:] for value in recall)
-                for recall in recalls
-            ),
-            "✓" if contender.verdict.passed else "✗",
-        )
-    CONSOLE.print(table, soft_wrap=False)
+        shown = [" ".join(f"{value:.{1 if value < 99.95 else 0}f}" for value in perplexity)]
+        shown += [
+            " ".join("1.0" if one > 0.995 else f"{one:.2f}"[1:] for one in recall) for recall in recalls
+        ]
+        rows.append([contender.method, contender.arm, *shown, "✓" if contender.verdict.passed else "✗"])
+    print_table(rows, shortened=("arm",))
     CONSOLE.print(f"✓ passed the gate; winner: {comparison.winner or 'none'}", style="bold")
     assert comparison.tree is not None
     for picture in comparison.pictures:
@@ -263,15 +250,13 @@ def show_models(versions: Sequence[ModelVersion], *, as_json: bool) -> None:
     if not versions:
         CONSOLE.print("no model version matches")
         return
-    table = _table(
-        "model", "version", "aliases", "gate", "context", "method", "factor", "base", shortened="base"
-    )
+    rows = [["model", "version", "aliases", "gate", "context", "method", "factor", "base"]]
     for version in versions:
-        tags = [
+        tags = (
             version.tags.get(tag, "") for tag in ("gate", "context_length", "rope_method", "factor", "base")
-        ]
-        table.add_row(version.name, str(version.version), " ".join(version.aliases), *tags)
-    CONSOLE.print(table, soft_wrap=False)
+        )
+        rows.append([version.name, str(version.version), " ".join(version.aliases), *tags])
+    print_table(rows, shortened=("base",))
 
 
 def show_findings(findings: Sequence[Finding], *, as_json: bool) -> None:
@@ -310,21 +295,36 @@ def show_garbage(found: Sequence[Garbage], *, removed: bool, as_json: bool) -> N
         _print_json({"removed": removed, "size_bytes": total, "found": things})
         return
     if found:
-        table = _table("kind", "name", "bytes", "last written", shortened="name")
-        for one in found:
-            table.add_row(one.kind, one.name, size(one.size_bytes), f"{one.modified:%Y-%m-%d %H:%M}")
-        CONSOLE.print(table, soft_wrap=False)
+        rows = [(one.kind, one.name, size(one.size_bytes), f"{one.modified:%Y-%m-%d %H:%M}") for one in found]
+        print_table([("kind", "name", "bytes", "last written"), *rows], shortened=("name",))
     CONSOLE.print(f"{'removed' if removed else 'to remove'}: {len(found)} things, {size(total)}")
 
 
-def _table(*columns: str, shortened: str | Sequence[str] = ()) -> Table:
-    """A table of which these columns give way where the terminal is narrow."""
-    giving = [shortened] if isinstance(shortened, str) else shortened
+def print_table(
+    rows: Iterable[Sequence[str]], *, shortened: Collection[str] = (), numbers: Collection[str] = ()
+) -> None:
+    """A table: its heads, then its rows. shortened: columns that give way where the terminal is narrow;
+    numbers: columns that stand to the right."""
+    heads, *lines = rows
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in columns:
-        gives_way = column in giving
-        table.add_column(column, no_wrap=not gives_way, min_width=8 if gives_way else None, overflow="fold")
-    return table
+    for head in heads:
+        gives_way = head in shortened
+        table.add_column(
+            head, justify="right" if head in numbers else "left", overflow="fold", no_wrap=not gives_way,
+            min_width=8 if gives_way else None,
+        )  # fmt: skip
+    for line in lines:
+        table.add_row(*line)
+    CONSOLE.print(table, soft_wrap=False)
+
+
+@contextmanager
+def writing_picture(path: Path) -> Iterator[None]:
+    """ExportError where a picture that the block draws cannot be written."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{path}: the picture cannot be written ({error}); give a FILE.png") from None
 
 
 def _toml(value: Any) -> str:

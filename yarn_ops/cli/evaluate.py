@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from yarn_ops.cli.display import CONSOLE
+from yarn_ops.cli.display import CONSOLE, print_table
 from yarn_ops.cli.rope import directory_of
 from yarn_ops.data.haystack import STANDARD_LIBRARY, Haystack, read_haystack
 from yarn_ops.digests import digest_of
@@ -138,20 +138,16 @@ def show(models: Sequence[Capacity], out: Path | None, *, as_json: bool) -> None
     if as_json:
         print(json.dumps(facts(models), indent=1))
         return
-    from rich.table import Table
-
     for model in models:
         CONSOLE.print(f"{model.name}: {model.verdict}", style="bold")
         task = model.reach.task
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for head in ("tokens", "nats", "perplexity", task or "needles"):
-            table.add_column(head, no_wrap=True, min_width=len(head))
-        table.add_column("by depth, farthest first")
+        by_depth = "by depth, farthest first"
+        rows = [["tokens", "nats", "perplexity", task or "needles", by_depth]]
         for length in model.lengths:
             shown = [model.card.score(name, length) for name in (*SHOWN, task or "")]
             parts = " ".join(f"{part.value:.2f}" for part in model.card.by_depth(task or "", length))
-            table.add_row(f"{length:,}", *(f"{s.value:.2f}" if s else "" for s in shown), parts)
-        CONSOLE.print(table, soft_wrap=False)
+            rows.append([f"{length:,}", *(f"{s.value:.2f}" if s else "" for s in shown), parts])
+        print_table(rows, shortened=(by_depth,))
         for what, reached in (("sees", model.reach.sees), ("uses", model.reach.uses)):
             if reached is not None:
                 CONSOLE.print(f"{what} to {tokens(reached)} tokens {interval(reached)}".rstrip())

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from yarn_ops.cli.display import CONSOLE
+from yarn_ops.cli.display import CONSOLE, writing_picture
 from yarn_ops.cli.rope import directory_of
 from yarn_ops.data.files import LocalFiles
 from yarn_ops.data.haystack import STANDARD_LIBRARY
-from yarn_ops.errors import ExportError
 from yarn_ops.models.device import resolve_device, resolve_dtype
 from yarn_ops.progress import ProgressBars
 from yarn_ops.remedies.compare import Asked, compare
@@ -72,7 +71,5 @@ def draw(side: SideBySide, path: Path) -> None:
     """The picture of it; ExportError where it cannot be written."""
     from yarn_ops.remedies import picture
 
-    try:
+    with writing_picture(path):
         picture.draw(side, path)
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{path}: the picture cannot be written ({error}); give a FILE.png") from None

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from rich.table import Table
 
-from yarn_ops.cli.display import CONSOLE
-from yarn_ops.errors import ExportError, RopeError
+from yarn_ops.cli.display import CONSOLE, print_table, writing_picture
+from yarn_ops.errors import RopeError
 from yarn_ops.models.checkpoints import refuse_links
 from yarn_ops.models.files import read_config
 from yarn_ops.recipe import Base, Rope, parse_methods
@@ -48,18 +47,12 @@ def show(spec: RopeSpec, *, as_json: bool) -> None:
         facts = {"specification": spec.model_dump(), "attention_factor": factor, "logits_times": factor**2}
         print(json.dumps({**facts, "pairs": [asdict(pair) for pair in pairs]}, indent=2))
         return
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for head in ("pair", "wavelength", f"turns in {spec.original_context_tokens:,}", "new / old", ""):
-        table.add_column(head, justify="right" if head else "left", no_wrap=True)
+    rows = [("pair", "wavelength", f"turns in {spec.original_context_tokens:,}", "new / old", "")]
     for pair in pairs:
-        table.add_row(
-            str(pair.index),
-            f"{pair.wavelength_tokens:,.1f}",
-            f"{pair.turns:,.3g}" if pair.turns < 100 else f"{pair.turns:,.0f}",
-            f"{pair.frequency_ratio:.4f}",
-            pair.fate,
-        )
-    CONSOLE.print(table, soft_wrap=False)
+        turns = f"{pair.turns:,.3g}" if pair.turns < 100 else f"{pair.turns:,.0f}"
+        wavelength, ratio = f"{pair.wavelength_tokens:,.1f}", f"{pair.frequency_ratio:.4f}"
+        rows.append((str(pair.index), wavelength, turns, ratio, pair.fate))
+    print_table(rows, numbers=rows[0][:-1])
     CONSOLE.print()
     for line in summary(spec):
         CONSOLE.print(line)
@@ -78,10 +71,8 @@ def draw(spec: RopeSpec, path: Path) -> None:
     """The picture of it; ExportError where it cannot be written."""
     from yarn_ops.rope.picture import draw_rope
 
-    try:
+    with writing_picture(path):
         draw_rope(spec, path)
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{path}: the picture cannot be written ({error}); give a FILE.png") from None
 
 
 def directory_of(model: str, original_context_tokens: int | None) -> Path:
