@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,6 +14,7 @@ from yarn_ops.records import CARD, SUMMARY, Release, Report, ShardSet
 from yarn_ops.registry import costs
 from yarn_ops.rope.table import fit_section
 from yarn_ops.scores import Comparison, Fit
+from yarn_ops.shown import markdown_table
 
 
 def show_plan(plan: RunPlan | None) -> None:
@@ -29,16 +29,13 @@ def plan_report(plan: RunPlan) -> tuple[str, str]:
     minutes, dollars = sum(part.seconds for part in plan.parts) / 60, sum(part.money for part in plan.parts)
     peak = max(leg.peak_bytes for leg in plan.legs) / GIB
     told = f"{peak:,.1f} GiB of a GPU, {minutes:,.1f} minutes, ${dollars:,.2f}"
-    legs = [
+    legs = [("tokens", "steps", "GPU GiB", "host GiB", "minutes")] + [
         (f"{leg.context_tokens:,}", str(leg.steps), f"{leg.peak_bytes / GIB:.1f}",
          f"{leg.host_bytes / GIB:.1f}", f"{leg.seconds / 60:.1f}")
         for leg in plan.legs
     ]  # fmt: skip
     parts = [(one.name, f"{one.seconds / 60:.1f}", f"{one.money:,.2f}", one.limit) for one in plan.parts]
-    tables = (
-        _table(("tokens", "steps", "GPU GiB", "host GiB", "minutes"), legs),
-        _table(("part", "minutes", "$", "limited by"), parts),
-    )
+    tables = (markdown_table(legs), markdown_table([("part", "minutes", "$", "limited by"), *parts]))
     return told, "\n\n".join((f"**{plan.processes} × {plan.device}: {told}**", *tables))
 
 
@@ -112,14 +109,8 @@ def _cost(run: RunContext) -> str:
     view = run.registry.run_view(run.id)
     texts = ["\n\n## Cost"]
     for rows in (costs.stage_table(view), costs.plan_table(view)):
-        texts += [_table(rows[0], rows[1:])] if rows else []
+        texts += [markdown_table(rows)] if rows else []
     return "\n\n".join(texts)
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """With numbers to the right, but in its first column."""
-    lines = [heads, ("---", *("---:",) * (len(heads) - 1)), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _links(mlflow_uri: str, release: Release) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 
 from yarn_ops.secrecy import without_secrets
 
@@ -24,6 +25,13 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """A text on one line, printable and without secrets."""
     return printable(" ".join(without_secrets(text).split()))
+
+
+def markdown_table(rows: Iterable[Sequence[str]], words: int = 1) -> str:
+    """Heads, then rows; what stands behind the first `words` columns is figures, to the right."""
+    heads, *lines = rows
+    rule = [*["---"] * words, *["---:"] * (len(heads) - words)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *lines))
 
 
 def size(count: int) -> str:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from yarn_ops.evals.intervals import figure, loss_change_interval, recall_change_interval
+from yarn_ops.evals.intervals import change_interval, figure, loss_change_interval
 from yarn_ops.evals.names import LAST_QUARTER, RECALL, template_of
 from yarn_ops.scores import BeforeAfter, Score, Scorecard
 
@@ -120,7 +120,7 @@ def _short_changes(before: Scorecard, after: Scorecard, original: int) -> Iterat
         new = after.score(old.task, old.context_tokens)
         if new is None or old.context_tokens > original:
             continue
-        value, interval = new.value - old.value, recall_change_interval(old, new)
+        value, interval = new.value - old.value, change_interval(old, new, "difference")
         if old.task == LAST_QUARTER:
             value, interval = math.log(new.value / old.value), loss_change_interval(old, new)
         yield _Change(old.task, old.context_tokens, value, interval)

@@ -83,13 +83,6 @@ def loss_change_interval(before: Score, after: Score) -> Interval | None:
     return mean_interval([new - old for old, new in zip(before.items, after.items, strict=True)])
 
 
-def recall_change_interval(before: Score, after: Score) -> Interval | None:
-    """Of after less before, by pairs; None where none were kept."""
-    if not _same_items(before, after):
-        return None
-    return paired_share_interval(before.items, after.items, min(before.error, after.error))
-
-
 def change_interval(before: Score, after: Score, measure: Literal["ratio", "difference"]) -> Interval | None:
     """Of after / before or after - before, whichever score it is; None where it has to do without items."""
     if not _same_items(before, after):
@@ -100,7 +93,7 @@ def change_interval(before: Score, after: Score, measure: Literal["ratio", "diff
     if measure == "ratio":
         return None
     if all(item in (0.0, 1.0) for item in before.items + after.items):
-        return recall_change_interval(before, after)
+        return paired_share_interval(before.items, after.items, min(before.error, after.error))
     return mean_interval([new - old for old, new in zip(before.items, after.items, strict=True)])
 
 

@@ -114,18 +114,18 @@ def measure(
     model = model or subject.under_test(worker.device, worker.precision)
     with freed_memory(kept=worker.device == "cpu"):
         measured = PlanRun(plan, model, model_digest, worker).measure()
-        reach = reach_of(measured.scores)
+        card = Scorecard(
+            model_digest=model_digest, original_context_tokens=subject.original_context_tokens,
+            scores=measured.scores,
+        )  # fmt: skip
+        reach = reach_of(card)
         looked = _attention(plan, reach)
         seen = PlanRun(looked, model, model_digest, worker).measure().scores if looked.cells else ()
     parameters = sum(math.prod(shape) for shape in tensor_shapes(subject.path).values())
     dimensions = dimensions_of(subject.config, parameters)
     return Capacity(
         name=subject.name,
-        card=Scorecard(
-            model_digest=model_digest,
-            original_context_tokens=subject.original_context_tokens,
-            scores=measured.scores,
-        ),
+        card=card,
         context_tokens=subject.context_tokens,
         lengths=plan.lengths,
         skipped=measured.skipped,

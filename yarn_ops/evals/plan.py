@@ -176,8 +176,8 @@ GRIDS: Mapping[str, Make] = {
 FAMILIES: Mapping[str, Make] = {
     TRAINED: needles.trained,
     "two-hop": facts.two_hops,
-    "count": facts.counts,
-    "most-frequent": facts.most,
+    "count": partial(facts.ballots_of_wards, "count"),
+    "most-frequent": partial(facts.ballots_of_wards, "most-frequent"),
     "no-overlap": facts.no_overlap,
     "many-shot": natural.many_shot,
     "hard-negative": natural.hard_negatives,

@@ -75,45 +75,41 @@ class Reach:
 def capacity_scores(card: Scorecard) -> tuple[Score, ...]:
     """`capacity/sees` and `capacity/uses` in tokens, at the longest length of the needles that they are
     about, and `capacity/uses-trained`; none unmeasured."""
-    reach = reach_of(card.scores)
+    reach = reach_of(card)
     longest = max(
         (score.context_tokens for score in card.scores if reach.task in (None, score.task)), default=0
     )
+    found = ((SEES, reach.sees), (USES, reach.uses), (USES_TRAINED, reach_of(card, task=TRAINED).uses))
     return tuple(
         Score.of(task, longest, length.tokens, (length.low, length.high), len(card.scores), 0)
-        for task, length in (
-            (SEES, reach.sees),
-            (USES, reach.uses),
-            (USES_TRAINED, reach_of(card.scores, task=TRAINED).uses),
-        )
+        for task, length in found
         if length is not None
     )
 
 
-def reach_of(scores: Sequence[Score], seed: int = 0, task: str | None = None) -> Reach:
+def reach_of(card: Scorecard, seed: int = 0, task: str | None = None) -> Reach:
     """What the scores say of `task`, or of the form that the model knows best; parts that were not measured
     end a walk."""
-    sees = _sees(scores)
-    task = task or _best_task(scores)
-    if task is None or not any(score.task == task for score in scores):
+    sees = _sees(card)
+    task = task or _best_task(card)
+    overall = {} if task is None else {score.context_tokens: score for score in card.by_length(task)}
+    if task is None or not overall:
         return Reach(sees, None, None, None, None, None)
-    lengths = sorted({score.context_tokens for score in scores if score.task == task})
-    overall = {score.context_tokens: score for score in scores if score.task == task and score.depth is None}
-    parts = {length: _parts(scores, task, length) for length in lengths}
-    short = overall[lengths[0]]
+    short = next(iter(overall.values()))
     if short.value < LEAST_SHORT:
         nothing = Length(0, 0, 0)
         return Reach(sees, nothing, task, short.value, None, nothing)
+    parts = {length: card.by_depth(task, length)[::-1] for length in overall}  # nearest to the question first
     uses = _uses(parts, short, sees, seed)
     by_length = _whole_lengths(overall, short, seed)
     return Reach(sees, uses, task, short.value, KEPT * short.value, by_length)
 
 
-def _sees(scores: Sequence[Score]) -> Length | None:
-    rises = sorted((score for score in scores if score.task == RISE), key=lambda score: score.context_tokens)
-    shortest = min((s.context_tokens for s in scores if s.task == SAME_TARGETS), default=0)
+def _sees(card: Scorecard) -> Length | None:
+    same, rises = card.by_length(SAME_TARGETS), card.by_length(RISE)
+    shortest = same[0].context_tokens if same else 0
     if not rises:
-        shortest, rises = _perplexity_rises(scores)
+        shortest, rises = _perplexity_rises(card)
     if not rises:
         return None
 
@@ -132,12 +128,9 @@ def _sees(scores: Sequence[Score]) -> Length | None:
     )
 
 
-def _perplexity_rises(scores: Sequence[Score]) -> tuple[int, list[Score]]:
+def _perplexity_rises(card: Scorecard) -> tuple[int, list[Score]]:
     """From perplexities of the same last quarters, where nothing paired was measured; wider intervals."""
-    found = sorted(
-        (score for score in scores if score.task == LAST_QUARTER and math.isfinite(score.value)),
-        key=lambda score: score.context_tokens,
-    )
+    found = [score for score in card.by_length(LAST_QUARTER) if math.isfinite(score.value)]
     rises = []
     for count, score in enumerate(found[1:], start=1):
         best = min(found[:count], key=lambda other: other.value)
@@ -149,24 +142,14 @@ def _perplexity_rises(scores: Sequence[Score]) -> tuple[int, list[Score]]:
     return (found[0].context_tokens if found else 0), rises
 
 
-def _best_task(scores: Sequence[Score]) -> str | None:
+def _best_task(card: Scorecard) -> str | None:
     """The form with the best recall at its shortest length: of the grids, or else of the scorecard."""
+    deep = {score.task for score in card.scores if score.depth is not None}
     for forms in (NEEDLES, RECALL):
-        found: list[tuple[float, int, str]] = []
-        for rank, task in enumerate(forms):
-            whole = [score for score in scores if score.task == task and score.depth is None]
-            if whole and any(score.task == task and score.depth is not None for score in scores):
-                short = min(whole, key=lambda score: score.context_tokens)
-                found.append((short.value, -rank, task))
+        found = {task: whole[0].value for task in forms if task in deep and (whole := card.by_length(task))}
         if found:
-            return max(found)[2]
+            return max(found, key=found.__getitem__)
     return None
-
-
-def _parts(scores: Sequence[Score], task: str, length: int) -> list[Score]:
-    """By depth, nearest to the question first."""
-    some = [s for s in scores if (s.task, s.context_tokens) == (task, length) and s.depth is not None]
-    return sorted(some, key=lambda score: -(score.depth or 0.0))
 
 
 def _uses(parts: dict[int, list[Score]], short: Score, sees: Length | None, seed: int) -> Length:

@@ -1,4 +1,4 @@
-"""The cost of a piece of work: seconds, peak memory, tokens through the model."""
+"""The cost of a piece of work: seconds and peak memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,20 +18,12 @@ RESET_PEAK = "5"
 """proc(5), clear_refs: the peak of the resident size becomes the present size"""
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Of reading a document, or of an answer."""
-
-    seconds: float
-    peak_bytes: int | None
-    """above what was there before: allocated by torch on a GPU; of the process's resident size elsewhere,
-    which counts in whole pages and misses what was free in the heap; None where the system does not say"""
-    tokens_read: int
-    """tokens that went through the model"""
-
-
 def metered(device: torch.device, work: Callable[[], Result]) -> tuple[Result, float, int | None]:
-    """What `work` returns, the seconds it took, and its peak of memory as in `Cost.peak_bytes`."""
+    """What `work` returns, the seconds it took, and its peak of bytes above what was there before.
+
+    On a GPU what torch allocated; elsewhere the process's resident size, which counts in whole pages and
+    misses what was free in the heap. None where the system does not say.
+    """
     on_gpu = device.type == "cuda"
     before: int | None
     if on_gpu:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from yarn_ops.evals.names import CHAIN, CONTINUATION, RECALL
 from yarn_ops.evals.scoring import Answered, depth_of
 from yarn_ops.evals.tasks.needles import chain_examples, recall_examples
 from yarn_ops.progress import OnProgress
-from yarn_ops.remedies.costs import Cost, metered
+from yarn_ops.remedies.costs import metered
 from yarn_ops.remedies.remedy import Remedy
 from yarn_ops.scores import Score
 
@@ -123,51 +124,56 @@ def measure(
     return tuple(rows)
 
 
+class _Cost(NamedTuple):
+    """Of reading a document, or of an answer."""
+
+    seconds: float
+    peak_bytes: int | None
+    """what was held before included"""
+    tokens_read: int
+
+
 class _Tally:
     """Collects one remedy's answers and costs."""
 
     def __init__(self, remedy: Remedy, device: torch.device, seed: int) -> None:
         self._remedy, self._device, self._seed = remedy, device, seed
-        self._asked: dict[str, list[Answered]] = {}
+        self._asked: defaultdict[str, list[Answered]] = defaultdict(list)
         self._lengths: dict[str, int] = {}
         self._losses: list[float] = []
-        self._reading: list[Cost] = []
-        self._answering: list[Cost] = []
+        self._reading: list[_Cost] = []
+        self._answering: list[_Cost] = []
         self._held: list[int] = []
-        self._peaks: list[int | None] = []
         self._seen: list[int] = []
 
     def add(self, case: Case) -> None:
         remedy, task = self._remedy, case.task
-        reading, _ = self._metered(lambda: remedy.read(case.example.context))
-        held = remedy.held_bytes
-        self._reading.append(reading)
-        self._held.append(held)
-        self._peaks.append(reading.peak_bytes)
+        self._metered(self._reading, 0, lambda: remedy.read(case.example.context))
+        self._held.append(remedy.held_bytes)
         self._lengths[task] = max(self._lengths.get(task, 0), case.tokens)
         for question in case.example.questions:
-            answering, (reply,) = self._metered(partial(remedy.ask, [question]))
-            self._answering.append(answering)
-            self._peaks.append(None if answering.peak_bytes is None else held + answering.peak_bytes)
+            (reply,) = self._metered(self._answering, self._held[-1], partial(remedy.ask, [question]))
             self._seen.append(remedy.seen)
-            self._asked.setdefault(task, []).append((question, reply))
+            self._asked[task].append((question, reply))
         losses = remedy.losses(case.continuation) if len(case.continuation) else None
         if losses is not None:
             self._losses.append(float(losses.mean(dtype=np.float64)))
 
-    def _metered(self, work: Callable[[], Any]) -> tuple[Cost, Any]:
+    def _metered(self, costs: list[_Cost], held: int, work: Callable[[], Any]) -> Any:
         before = self._remedy.read_tokens
-        done, seconds, peak_bytes = metered(self._device, work)
-        return Cost(seconds, peak_bytes, self._remedy.read_tokens - before), done
+        done, seconds, peak = metered(self._device, work)
+        costs.append(_Cost(seconds, None if peak is None else held + peak, self._remedy.read_tokens - before))
+        return done
 
     def row(self) -> Row:
-        peaks = [peak for peak in self._peaks if peak is not None]
+        peaks = [cost.peak_bytes for cost in (*self._reading, *self._answering)]
+        known = [peak for peak in peaks if peak is not None]
         return Row(
             remedy=self._remedy.name,
             scores=(*self._recall(), *self._perplexity()),
             prepare_s=fmean(cost.seconds for cost in self._reading),
             answer_s=fmean(cost.seconds for cost in self._answering),
-            peak_bytes=max(peaks) if len(peaks) == len(self._peaks) else None,
+            peak_bytes=max(known) if len(known) == len(peaks) else None,
             held_bytes=max(self._held),
             prepare_tokens=round(fmean(cost.tokens_read for cost in self._reading)),
             answer_tokens=round(fmean(cost.tokens_read for cost in self._answering)),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from yarn_ops.evals.names import CONTINUATION, template_of
 from yarn_ops.remedies.side_by_side import PARTS, Row, SideBySide, by_part, part_depth, recall_tasks
-
-UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+from yarn_ops.shown import size
 
 
 def lines(side: SideBySide) -> list[str]:
@@ -48,16 +47,7 @@ def _cells(side: SideBySide, row: Row) -> list[str]:
         "" if perplexity is None else f"{perplexity:.1f}",
         f"{row.prepare_s:.3f}",
         f"{1000 * row.answer_s:.1f}",
-        *map(_size, (row.peak_bytes, row.held_bytes)),
+        "" if row.peak_bytes is None else size(row.peak_bytes),
+        size(row.held_bytes),
         *(f"{count:,}" for count in (row.prepare_tokens, row.answer_tokens, row.seen_tokens)),
     ]
-
-
-def _size(count: int | None) -> str:
-    """Bytes for people; nothing where not known."""
-    if count is None:
-        return ""
-    for unit, name in UNITS:
-        if count >= unit:
-            return f"{count / unit:.3g} {name}"
-    return f"{count} B"

@@ -36,7 +36,7 @@ def capacity(
     diagnosis = Diagnosis(4096, ((1, 4, 0.5), (4, 16, 0.3)), 0.2, 0.4, ((1, 2, 0.6),), 1, 8, 1, 0.9, 0.1, 0.9)
     return Capacity(
         name=name, card=card_of(*scores), context_tokens=8192, lengths=(4096, 8192),
-        skipped={"copy at 128": "too short"}, reach=reach_of(scores), dimensions=dimensions,
+        skipped={"copy at 128": "too short"}, reach=reach_of(card_of(*scores)), dimensions=dimensions,
         costs=costs(dimensions, (4096, 8192)), diagnosis=diagnosis,
     )  # fmt: skip
 
@@ -75,7 +75,7 @@ def test_what_short_texts_pay_has_the_interval_of_its_windows():
 def test_costs_attention_and_what_was_left_out_are_told():
     page = html([capacity("mine", {4096: 0.9})], b"")
     assert "MQA, 1 of 4 heads" in page
-    assert ["4k", "512 KiB", "2.0 MiB", "512 KiB"] in [row[:4] for row in rows(page)]
+    assert ["4k", "512.0 KiB", "2.0 MiB", "512.0 KiB"] in [row[:4] for row in rows(page)]
     assert "with the best head silenced 0.10, with another silenced 0.90" in page
     assert "copy at 128: too short" in page
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from yarn_ops.evals.intervals import wilson
-from yarn_ops.evals.reach import reach_of
+from yarn_ops.evals.reach import Reach, reach_of
 from yarn_ops.evals.report import page
 from yarn_ops.models.costs import costs, dimensions_of
-from yarn_ops.scores import Score
+from yarn_ops.scores import Score, Scorecard
 
 
 def needles(recall: dict[int, list[float]], samples: int = 48, task: str = "needle/code") -> list[Score]:
@@ -41,6 +41,10 @@ def rises(nats: dict[int, tuple[float, float]]) -> list[Score]:
     return scores
 
 
+def reach_of_scores(scores: list[Score], seed: int = 0) -> Reach:
+    return reach_of(Scorecard(model_digest="", original_context_tokens=2048, scores=tuple(scores)), seed)
+
+
 def test_sees_32k_uses_24k():
     """YaRN zero-shot on a real 8k model: perplexity flat, the farthest quarter of 32k not found."""
     grid = {
@@ -50,7 +54,7 @@ def test_sees_32k_uses_24k():
         32_768: [0.15, 0.2, 0.98, 1, 0.92, 0.92, 1, 1],
     }
     flat = {8192: (-0.2, 0.02), 16_384: (-0.01, 0.02), 32_768: (0.0, 0.02)}
-    reach = reach_of([*needles(grid), *rises(flat)])
+    reach = reach_of_scores([*needles(grid), *rises(flat)])
     assert (reach.sees.tokens, reach.sees.low, reach.sees.high) == (32_768, 32_768, 32_768)
     assert reach.uses.tokens == 24_576
     assert 16_384 <= reach.uses.low <= 24_576 == reach.uses.high
@@ -60,18 +64,18 @@ def test_sees_32k_uses_24k():
 
 def test_what_is_not_seen_is_not_used():
     grid = {2048: [1.0] * 4, 4096: [1.0] * 4}
-    reach = reach_of([*needles(grid), *rises({4096: (1.5, 0.1)})])
+    reach = reach_of_scores([*needles(grid), *rises({4096: (1.5, 0.1)})])
     assert (reach.sees.tokens, reach.uses.tokens) == (2048, 2048)
 
 
 def test_a_rise_that_is_not_sure_widens_the_interval():
-    reach = reach_of(rises({4096: (0.05, 0.01), 8192: (0.06, 0.2), 16_384: (0.12, 0.05)}))
+    reach = reach_of_scores(rises({4096: (0.05, 0.01), 8192: (0.06, 0.2), 16_384: (0.12, 0.05)}))
     assert (reach.sees.low, reach.sees.tokens, reach.sees.high) == (4096, 8192, 16_384)
     assert reach.uses is None
 
 
 def test_a_model_that_finds_nothing_uses_nothing():
-    reach = reach_of(needles({2048: [0.0] * 4, 4096: [1.0] * 4}))
+    reach = reach_of_scores(needles({2048: [0.0] * 4, 4096: [1.0] * 4}))
     assert reach.uses.tokens == 0 and reach.threshold is None
 
 
@@ -79,7 +83,7 @@ def test_the_shape_that_is_known_best_counts():
     scores = needles({2048: [0.2] * 4, 4096: [0.2] * 4}) + needles(
         {2048: [1.0] * 4, 4096: [0, 1, 1, 1]}, task="needle/prose"
     )
-    reach = reach_of(scores)
+    reach = reach_of_scores(scores)
     assert reach.task == "needle/prose" and reach.uses.tokens == 3072
 
 
@@ -92,7 +96,7 @@ def test_intervals_cover_in_a_simulation(reached: int):
         far = [rng.binomial(48, 0.5) / 48 for _ in range(8 - reached)]
         near = [rng.binomial(48, 0.97) / 48 for _ in range(reached)]
         short = [rng.binomial(48, 0.97) / 48 for _ in range(8)]
-        uses = reach_of(needles({2048: short, 32_768: [*far, *near]}), seed=trial).uses
+        uses = reach_of_scores(needles({2048: short, 32_768: [*far, *near]}), seed=trial).uses
         covered += uses.low <= truth <= uses.high
     assert covered / trials >= 0.94
 

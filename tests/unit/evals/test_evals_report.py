@@ -25,7 +25,7 @@ GOLDEN = Path(__file__).with_name("golden_card.md")
 def capacity_of(card: Scorecard, name: str) -> Capacity:
     """As an evaluation without a suite finds it."""
     lengths = tuple(score.context_tokens for score in card.by_length("perplexity/last-quarter"))
-    return Capacity(name, card, lengths[-1], lengths, {}, reach_of(card.scores), None, ())
+    return Capacity(name, card, lengths[-1], lengths, {}, reach_of(card), None, ())
 
 
 @pytest.fixture

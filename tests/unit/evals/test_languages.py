@@ -75,7 +75,7 @@ def cards(scorecard) -> list[tuple[tuple[str, str], ...]]:
         shares = zip(scores, (0.9, kept), strict=True)
         both = BeforeAfter(*(s.model_copy(update={"scores": s.scores + skills(k)}) for s, k in shares))
         reach = BeforeAfter(
-            *(Capacity("x", one, (512,), (512,), {}, reach_of(one.scores), None, ()) for one in both)
+            *(Capacity("x", one, (512,), (512,), {}, reach_of(one), None, ()) for one in both)
         )
         return verdict_rows(
             "demo-long", "champion", judge(gate, both, 2048), both, reach, 2048, approval=approval

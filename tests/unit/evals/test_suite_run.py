@@ -22,7 +22,7 @@ from yarn_ops.evals.plan import lengths_to
 from yarn_ops.evals.reach import reach_of
 from yarn_ops.evals.reader import WholeReader
 from yarn_ops.evals.tasks import context, needles, perplexity
-from yarn_ops.scores import Score
+from yarn_ops.scores import Score, Scorecard
 
 LENGTHS = (128, 256, 512)
 
@@ -34,6 +34,10 @@ def needle_scores(model, encode, texts: int = 2, lengths: tuple[int, ...] = LENG
         asked = scoring.ask_all(reader, [needles.grid("prose", haystack, length, 4, texts, 0)])
         scores += scoring.recall("needle/prose", asked, length, 4, 0)
     return scores
+
+
+def card_of(scores) -> Scorecard:
+    return Scorecard(model_digest="", original_context_tokens=LENGTHS[0], scores=tuple(scores))
 
 
 def value(scores, task: str, length: int) -> float:
@@ -48,7 +52,7 @@ def test_a_model_that_copies_scores_one_and_nothing_without_needles(encode, base
         assert value(scores, "needle/prose/no-needle", length) == 0
         assert value(scores, "needle/prose/choice/no-needle", length) <= CHANCE
         assert value(scores, "needle/prose/nats", length) < 0.01
-    assert reach_of(scores).uses.tokens == 512
+    assert reach_of(card_of(scores)).uses.tokens == 512
 
 
 def test_a_model_that_shuffles_scores_at_chance(encode, base512_tokenizer):
@@ -78,7 +82,7 @@ def test_induction_continues_what_is_there_and_nothing_else(task, match, encode)
 @pytest.mark.parametrize("window", [200, 300, 420])
 def test_a_windowed_model_uses_its_window_within_a_part(window, encode, base512_tokenizer):
     scores = needle_scores(Finder(base512_tokenizer, window=window), encode, texts=3)
-    assert reach_of(scores).uses.tokens == pytest.approx(window, abs=512 / 4)
+    assert reach_of(card_of(scores)).uses.tokens == pytest.approx(window, abs=512 / 4)
 
 
 def test_growing_context_equals_one_token_at_a_time_in_float64(tiny_llama):

@@ -7,26 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from yarn_ops.charts import (
-    AFTER_COLOUR,
-    BEFORE_COLOUR,
-    INK,
-    MUTED,
-    STYLE,
-    depth_names,
-    heat_map,
-    length_axis,
-    not_measured,
-    save,
-    share_axis,
-)
+from yarn_ops.charts import AFTER_COLOUR, BEFORE_COLOUR, INK, MUTED, STYLE, length_axis, save, share_axis
 from yarn_ops.evals.capacity import Capacity, interval, tokens
 from yarn_ops.evals.names import LAST_QUARTER, SAME_TARGETS
 from yarn_ops.evals.reach import BLOW_UP, Length
+from yarn_ops.evals.report.pictures import draw_depths
 
 SEES_COLOUR, USES_COLOUR = "#9ecae1", "#08519c"
 COLOURS = (AFTER_COLOUR, BEFORE_COLOUR)
@@ -44,7 +32,8 @@ def draw_capacity(models: Sequence[Capacity], path: Path) -> None:
         left, middle, right = lower.subplots(1, 3, width_ratios=(1, 1, 1.15))
         _loss(left, models)
         _recall(middle, models)
-        _depths(right, models[0])
+        right.set_title("Using: needles found by depth (%)")
+        draw_depths(right, models[0].card, models[0].reach.task, tokens, 9)
         save(figure, path)
 
 
@@ -135,19 +124,6 @@ def _recall(axes: Any, models: Sequence[Capacity]) -> None:
     if len(models) > 1 and axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, loc="lower left")
     _lengths(axes, models)
-
-
-def _depths(axes: Any, model: Capacity) -> None:
-    task = model.reach.task
-    grid = {length: model.card.by_depth(task, length) for length in model.lengths} if task else {}
-    grid = {length: parts for length, parts in grid.items() if parts}
-    axes.set_title("Using: needles found by depth (%)")
-    if not grid:
-        not_measured(axes)
-        return
-    shares = np.array([[part.value for part in parts] for parts in grid.values()]).T
-    heat_map(axes, shares, depth_names(len(shares)), [tokens(length) for length in grid], 9)
-    axes.set_xlabel("context (tokens)")
 
 
 def _line(colour: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from yarn_ops.exercises import FAMILIES
 from yarn_ops.recipe import Data, Train
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, PatchedModel, ShardSet
 from yarn_ops.scores import BeforeAfter, Score, Scorecard, Verdict
-from yarn_ops.shown import one_line
+from yarn_ops.shown import markdown_table, one_line
 
 TRANSFORMERS_FLOOR = "4.51"
 """earlier ones ignore original_max_position_embeddings or take it from the field that the patch moves"""
@@ -150,8 +150,7 @@ def _skills(extension: Extension) -> Iterator[str]:
     if rows := skill_rows(BeforeAfter(before.card, after.card)):
         yield "## Short skills kept"
         yield ""
-        for cells in (["skill", "base", "extended", "change"], ["---", "---:", "---:", "---:"], *rows):
-            yield f"| {' | '.join(cells)} |"
+        yield markdown_table([("skill", "base", "extended", "change"), *rows])
 
 
 def _families(extension: Extension) -> Iterator[str]:
@@ -162,8 +161,7 @@ def _families(extension: Extension) -> Iterator[str]:
         return
     yield "## Use beyond needles"
     yield ""
-    for cells in (heads, ["---", "---", *["---:"] * (len(heads) - 2)], *rows):
-        yield f"| {' | '.join(cells)} |"
+    yield markdown_table([heads, *rows], words=2)
     yield ""
     yield (
         f"Kinds of exercises trained: {', '.join(extension.trained_kinds) or 'none'}. No task here but the "

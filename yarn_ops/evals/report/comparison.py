@@ -12,7 +12,8 @@ from yarn_ops.evals.gate import judge
 from yarn_ops.evals.intervals import bounds, loss_change_interval
 from yarn_ops.evals.names import LAST_QUARTER, RECALL, template_of
 from yarn_ops.recipe import Gate
-from yarn_ops.scores import BeforeAfter, Comparison, Contender, Score, Scorecard
+from yarn_ops.scores import BeforeAfter, Comparison, Contender, Scorecard
+from yarn_ops.shown import markdown_table
 
 TABLE, PICTURE, ROWS = "comparison.md", "comparison.png", "comparison.json"
 UNITS = ((1e3, "k"), (1e6, "M"), (1e9, "G"))
@@ -60,25 +61,25 @@ def compare(
 
 def table(comparison: Comparison, before: Scorecard) -> str:
     """The comparison as a markdown table, the base first; recall with 95 % intervals at the target."""
-    lengths, tasks = _lengths(before), [task for task in RECALL if before.by_length(task)]
+    lengths = [score.context_tokens for score in before.by_length(LAST_QUARTER)]
+    tasks = [task for task in RECALL if before.by_length(task)]
     heads = ["method", "arm", "trained", f"perplexity at {_joined(lengths)}"]
     heads += [f"{template_of(task)} recall" for task in tasks] + ["short change", "gate"]
-    rows = [_row(["base", "as it is", ""], before, before, lengths, tasks, "")]
+    rows = [heads, _row(["base", "as it is", ""], before, before, lengths, tasks, "")]
     for contender in comparison.contenders:
         verdict = "passed" if contender.verdict.passed else "failed"
         if comparison.winner == contender.name:
             verdict += ", **winner**"
         names = [contender.method, contender.arm, parameter_count(contender.trained_parameters)]
         rows.append(_row(names, contender.scores, before, lengths, tasks, verdict))
-    lines = [heads, ["---"] * len(heads), *rows]
     reasons = [
         f"- {contender.name} fails: {contender.verdict.reasons}"
         for contender in comparison.contenders
         if not contender.verdict.passed
     ]
-    told = [f"**Winner: {comparison.winner or 'none passed the gate'}**", ""]
-    table = [f"| {' | '.join(cells)} |" for cells in lines]
-    return "\n".join([*told, *table, *([""] if reasons else []), *reasons]) + "\n"
+    told = f"**Winner: {comparison.winner or 'none passed the gate'}**"
+    parts = [told, markdown_table(rows, words=len(heads)), "\n".join(reasons)]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def parameter_count(count: int) -> str:
@@ -103,12 +104,14 @@ def _merit(card: Scorecard, target: int) -> tuple[float, float]:
 def _row(
     names: list[str], card: Scorecard, before: Scorecard, lengths: list[int], tasks: list[str], verdict: str
 ) -> list[str]:
-    perplexities = [card.value(LAST_QUARTER, length) for length in lengths]
-    cells = [*names, _joined(_short(value) for value in perplexities)]
+    def values(task: str, style: str) -> str:
+        found = (card.value(task, length) for length in lengths)
+        return _joined("–" if value is None else format(value, style) for value in found)
+
+    cells = [*names, values(LAST_QUARTER, ".3g")]
     for task in tasks:
-        scores = [card.score(task, length) for length in lengths]
-        last = scores[-1]
-        cells.append(f"{_joined(map(_share, scores))}{bounds(last.interval) if last else ''}")
+        last = card.score(task, lengths[-1])
+        cells.append(f"{values(task, '.2f')}{bounds(last.interval) if last else ''}")
     return [*cells, _change(card, before), verdict]
 
 
@@ -124,18 +127,6 @@ def _change(card: Scorecard, before: Scorecard) -> str:
         return told
     low, high = (100 * math.expm1(bound) for bound in interval)
     return f"{told} [{low:+.1f}, {high:+.1f}]"
-
-
-def _lengths(card: Scorecard) -> list[int]:
-    return [score.context_tokens for score in card.by_length(LAST_QUARTER)]
-
-
-def _short(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
-def _share(score: Score | None) -> str:
-    return "–" if score is None else f"{score.value:.2f}"
 
 
 def _joined(values: Iterable[object]) -> str:

@@ -81,8 +81,7 @@ def told(cards: BeforeAfter[Scorecard]) -> Iterator[str]:
             below.append(f"{name} ({figure(found[-1])} against {figure(own)})")
     if below:
         yield f"Below the base's own score at {tokens(original)}, by interval: {'; '.join(below)}."
-    scores = cards.after.scores
-    taught, others = reach_of(scores, task=TRAINED).uses, reach_of(scores).uses
+    taught, others = reach_of(cards.after, task=TRAINED).uses, reach_of(cards.after).uses
     if taught is None or others is None:
         return
     yield (

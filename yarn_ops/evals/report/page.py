@@ -31,6 +31,7 @@ from yarn_ops.evals.report.capacity_picture import draw_capacity
 from yarn_ops.evals.report.families import FAMILIES, SHORT_SKILLS, family_rows, skill_rows, told
 from yarn_ops.evals.sequential import stopped_early
 from yarn_ops.scores import BeforeAfter, Score
+from yarn_ops.shown import size
 
 PAGE, PICTURE = "capacity.html", "capacity.png"
 TITLES = {
@@ -299,7 +300,7 @@ def _costs(model: Capacity) -> Iterator[str]:
     rows = [
         [
             tokens(cost.context_tokens),
-            *map(_bytes, (cost.kv_bytes, cost.kv_bytes_mha, cost.kv_bytes_mqa)),
+            *map(size, (cost.kv_bytes, cost.kv_bytes_mha, cost.kv_bytes_mqa)),
             f"{cost.prefill_flops / 1e12:,.3g}",
             f"{cost.attention_share:.0%}",
         ]
@@ -334,9 +335,3 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, escaped: bool 
     for row in rows:
         yield "<tr>" + "".join(f"<td>{cell(text)}</td>" for text in row) + "</tr>"
     yield "</table></div>"
-
-
-def _bytes(count: int) -> str:
-    if count < 1 << 20:
-        return f"{count / (1 << 10):.0f} KiB"
-    return f"{count / (1 << 20):,.1f} MiB" if count < 1 << 30 else f"{count / (1 << 30):,.2f} GiB"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +56,14 @@ def draw_perplexity(scores: BeforeAfter[Scorecard], target_context_tokens: int, 
 
 def draw_recall(scores: BeforeAfter[Scorecard], path: Path) -> None:
     """Heat maps, length by depth: one row of maps a template, before on the left and after on the right."""
-    tasks = [task for task in RECALL if _by_depth(scores.after, task)]
+    tasks = [task for task in RECALL if scores.after.by_length(task)]
     with rc_context(STYLE | {"axes.titlepad": 10}):
         figure = Figure(figsize=(10, 0.9 + 2.9 * max(1, len(tasks))), layout="constrained")
         grid = figure.subplots(max(1, len(tasks)), 2, squeeze=False)
         image = None
         for row, task in zip(grid, tasks, strict=False):
             for axes, name, card in zip(row, scores._fields, scores, strict=True):
-                image = _depths(axes, _by_depth(card, task)) or image
+                image = draw_depths(axes, card, task, _tokens, 10.5) or image
                 axes.set_title(f"{template_of(task).capitalize()} pairs recalled {name} (%)")
         if image is not None:
             bar = figure.colorbar(
@@ -149,24 +149,21 @@ def _lengths(axes: Any, scores: BeforeAfter[Scorecard], target: int) -> None:
         )  # fmt: skip
 
 
-def _depths(axes: Any, cells: dict[tuple[int, float], float]) -> Any:
-    """`cells` by (length, depth). The top row is farthest from the question."""
-    if not cells:
+def draw_depths(
+    axes: Any, card: Scorecard, task: str | None, told: Callable[[int], str], fontsize: float
+) -> Any:
+    """Recall by length and depth, on top what is farthest from the question; the image for a colour bar, None
+    where it was not measured. told: a length as it is shown."""
+    grid = {score.context_tokens: card.by_depth(score.task, score.context_tokens)
+            for score in (card.by_length(task) if task else ())}  # fmt: skip
+    grid = {length: parts for length, parts in grid.items() if parts}
+    if not grid:
         not_measured(axes)
         return None
-    lengths, depths = sorted({length for length, _ in cells}), sorted({depth for _, depth in cells})
-    shares = np.array([[cells.get((length, depth), np.nan) for length in lengths] for depth in depths])
-    image = heat_map(axes, shares, depth_names(len(depths)), [_tokens(length) for length in lengths], 10.5)
+    shares = np.array([[part.value for part in parts] for parts in grid.values()]).T
+    image = heat_map(axes, shares, depth_names(len(shares)), [told(length) for length in grid], fontsize)
     axes.set_xlabel("context (tokens)")
     return image
-
-
-def _by_depth(card: Scorecard, task: str) -> dict[tuple[int, float], float]:
-    return {
-        (score.context_tokens, score.depth): score.value
-        for score in card.scores
-        if score.task == task and score.depth is not None
-    }
 
 
 def _tokens(count: int) -> str:

@@ -102,14 +102,19 @@ def long_perplexity(losses_of: LossesOf, windows: Ids, seed: int) -> tuple[Score
 
 def key_tokens(window: Ids, far_tokens: int) -> NDArray[np.bool_]:
     """Which tokens end a run of three that occurred before, the last time at least `far_tokens` earlier."""
-    keys = np.zeros(len(window), dtype=bool)
+    before = last_occurrences(window)
+    return (before >= 0) & (np.arange(len(window)) - before >= far_tokens)
+
+
+def last_occurrences(ids: Ids) -> NDArray[np.int64]:
+    """For each token the place where the run of three that it ends was last ended before; -1: it is new."""
     last: dict[tuple[int, ...], int] = {}
-    ids = window.tolist()
+    before = np.full(len(ids), -1)
     for at in range(KEY_RUN - 1, len(ids)):
-        run = tuple(ids[at - KEY_RUN + 1 : at + 1])
-        keys[at] = run in last and at - last[run] >= far_tokens
+        run = tuple(ids[at - KEY_RUN + 1 : at + 1].tolist())
+        before[at] = last.get(run, -1)
         last[run] = at
-    return keys
+    return before
 
 
 def _mean(task: str, context_tokens: int, values: Losses, seed: int) -> Score:

@@ -133,16 +133,6 @@ def two_hops(haystack: Haystack, context_tokens: int, parts: int, texts: int, se
     return _examples("two-hop", draw, haystack, context_tokens, parts, texts, seed)
 
 
-def counts(haystack: Haystack, context_tokens: int, parts: int, texts: int, seed: int) -> list[Example]:
-    """How many ballots a candidate got in a ward; one candidate in each of four wards."""
-    return _aggregated("count", haystack, context_tokens, parts, texts, seed)
-
-
-def most(haystack: Haystack, context_tokens: int, parts: int, texts: int, seed: int) -> list[Example]:
-    """Who got the most ballots in a ward."""
-    return _aggregated("most-frequent", haystack, context_tokens, parts, texts, seed)
-
-
 def no_overlap(haystack: Haystack, context_tokens: int, parts: int, texts: int, seed: int) -> list[Example]:
     """Four agents and what they do; each is asked for in words that share nothing with the fact."""
 
@@ -156,9 +146,11 @@ def no_overlap(haystack: Haystack, context_tokens: int, parts: int, texts: int, 
     return _examples("no-overlap", draw, haystack, context_tokens, parts, texts, seed)
 
 
-def _aggregated(
+def ballots_of_wards(
     task: str, haystack: Haystack, context_tokens: int, parts: int, texts: int, seed: int
 ) -> list[Example]:
+    """In each of four wards: "count", how many ballots a candidate got; "most-frequent", who got the most."""
+
     def draw(rng: Generator, words: Wording) -> Planted:
         names = distinct_keys(4 * len(BALLOTS), rng)
         facts: list[str] = []

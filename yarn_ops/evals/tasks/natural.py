@@ -26,7 +26,7 @@ from yarn_ops.evals.cells import Cell, ModelUnderTest, Size
 from yarn_ops.evals.examples import Example, Needle, Tokens, require_room
 from yarn_ops.evals.intervals import mean_interval
 from yarn_ops.evals.names import FAR_PASSAGE
-from yarn_ops.evals.tasks.context import KEY_RUN
+from yarn_ops.evals.tasks.context import last_occurrences
 from yarn_ops.evals.tasks.needles import value_of
 from yarn_ops.evals.tasks.pairs import asked_where
 from yarn_ops.scores import Score
@@ -175,13 +175,7 @@ def far_cell(haystack: Haystack, size: Size, length: int, lengths: Sequence[int]
 def far_passage(ids: Ids) -> tuple[int, NDArray[np.bool_]] | None:
     """Where the passage starts in the first half that most tokens of the last quarter go back to, and which
     these are: ends of runs of three whose last occurrence lies in it. None where no token does."""
-    tokens = len(ids)
-    last: dict[Tokens, int] = {}
-    source = np.full(tokens, -1)
-    for at in range(KEY_RUN - 1, tokens):
-        run = tuple(ids[at - KEY_RUN + 1 : at + 1].tolist())
-        source[at] = last.get(run, -1)
-        last[run] = at
+    tokens, source = len(ids), last_occurrences(ids)
     first_target = tokens - round(TARGETS * tokens)
     source[:first_target] = -1
     source[source >= tokens // 2 - REMOVED_TOKENS] = -1
