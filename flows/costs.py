@@ -17,7 +17,7 @@ from yarn_ops.errors import OverBudget, RegistryError
 from yarn_ops.planning import RunPlan
 from yarn_ops.recipe import RAISE_BUDGET, Budget, Recipe
 from yarn_ops.registry import Registry, Run, costs
-from yarn_ops.registry.costs import BETWEEN, HOUR_S, Spending, total
+from yarn_ops.registry.costs import BETWEEN, HOUR_S, PHASE, Spending, total
 from yarn_ops.settings import Settings
 
 KEEP_EVERY_S = 20.0
@@ -80,6 +80,12 @@ class RunCosts:
         finally:
             self._add()
             self._open.pop()
+
+    def phase(self, name: str) -> None:
+        """From now on everything belongs to this phase of the open stage; "": to the stage itself."""
+        self._add()
+        stage = self._open[-1].partition(PHASE)[0]
+        self._open[-1] = f"{stage}{PHASE}{name}" if name else stage
 
     def require(self, *, between_parts: bool = False) -> None:
         """OverBudget where the budget is used up; between parts of a stage also where the longest part so far

@@ -1,6 +1,6 @@
 """A trainer that imports torch while its run still prepares base and data.
 
-`start` is called before Prefect is imported (`flows.engine`), so nothing here imports Prefect on import.
+`start` is called before Prefect is imported, so nothing here imports Prefect on import.
 """
 
 from __future__ import annotations
@@ -34,14 +34,11 @@ def start() -> None:
 def warm_trainer(run: RunContext) -> Iterator[None]:
     """Within the block a trainer imports what it needs, and computes what needs torch for the run.
 
-    Only for a run that a worker does, which somebody waits for, and only if it will train, as far as the
-    registry knows. A typed command finds its faults first.
+    Only if it will train, as far as the registry knows.
     """
-    from prefect import runtime
-
     global _started
     started, _started = _started, None
-    if runtime.deployment.id is None or _was_trained(run):
+    if run.reuses_all or _was_trained(run):
         if started is not None:
             started.close()
         yield

@@ -25,7 +25,7 @@ from yarn_ops.models.files import (
     harmless_bytes,
     place_of,
 )
-from yarn_ops.models.inspection import inspect_checkpoint
+from yarn_ops.models.inspection import AskTransformers, ask_transformers, inspect_checkpoint
 from yarn_ops.recipe import Base
 from yarn_ops.records import BaseModel
 from yarn_ops.store import ObjectInfo, Store, StoreOptions, open_store
@@ -50,10 +50,12 @@ def fetch_base(
     cache: Path,
     store_options: StoreOptions,
     find_release: Callable[[str], ModelVersion] | None,
+    ask: AskTransformers = ask_transformers,
 ) -> tuple[BaseModel, Path]:
     """The base's record (without tree) and a directory that holds the checkpoint's files and nothing else.
 
     `find_release` maps a models:/ reference to the version; MLflow's digest says what its files have to be.
+    `ask`: how transformers is asked about it.
     A directory that is already clean is used where it is, read-only; anything else lies in `cache`, its files
     shared with pulled models. Raises BaseModelError for a base that cannot be found or trusted, StoreError
     for one that cannot be fetched.
@@ -64,6 +66,7 @@ def fetch_base(
         source=source,
         original_context_tokens=base.original_context_tokens,
         kept=cache / "inspected",
+        ask=ask,
     )
     return record, _clean_view(path, cache / "bases")
 

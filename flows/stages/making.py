@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Sequence
+from functools import partial
 
 from flows.logs import run_logger
 from flows.mlflow_run import StepSink
@@ -22,6 +23,9 @@ from yarn_ops.train.job import Job
 AFTER_TRAINING = ("yarn_ops.train.merge", "yarn_ops.evals.measure")
 """what the stages behind it need; this process imports it while it waits for the trainer"""
 
+TRAINER_PHASES = {"begin": "model", "plan": "first step"}
+"""what follows an event of the trainer, as `RunCosts` calls it; "process" before the first"""
+
 
 @observation("base")
 def fetch_base(context: StageContext, base: Base) -> BaseModel:
@@ -31,6 +35,7 @@ def fetch_base(context: StageContext, base: Base) -> BaseModel:
         cache=context.run.settings.home / "cache",
         store_options=context.run.services.store_options,
         find_release=context.run.services.tracking.behind,
+        ask=partial(context.run.device.call, "yarn_ops.models.inspection:ask_transformers"),
     )
     return record
 
@@ -116,7 +121,10 @@ def train(
     )
 
     def on_event(event: Event) -> None:
+        if event["event"] in TRAINER_PHASES:
+            run.costs.phase(TRAINER_PHASES[event["event"]])
         if event["event"] == "step":
+            run.costs.phase("" if event["step"] < event["steps"] else "end")
             if event["step"] == 1:
                 run_logger().info("step 1 of %d, loss %.3f", event["steps"], event["loss"])
                 threading.Thread(target=_import_ahead).start()
@@ -126,6 +134,7 @@ def train(
 
     with context.alone_on("device"):
         job = job.model_copy(update={"deadline": run.costs.deadline()})
+        run.costs.phase("process")
         return launch.run_trainer(
             job, on_event=on_event, should_stop=context.lost, warm_trainer=run.device.trainer
         )

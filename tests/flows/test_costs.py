@@ -117,6 +117,22 @@ def test_what_is_kept_is_what_a_stopwatch_says(begin: Begin, tmp_path: Path) -> 
     assert dict(zip(heads, total, strict=True))["sent"] == "1.0 KiB"
 
 
+def test_phases_of_a_stage_have_rows_of_their_own(begin: Begin) -> None:
+    run = begin()
+    with run.costs.kept(), run.costs.of("train"):
+        for phase, seconds in (("process", 0.05), ("model", 0.1), ("", 0.2)):
+            run.costs.phase(phase)
+            time.sleep(seconds)
+    view = run.registry.run_view(run.id)
+    kept = {cost.stage: cost.seconds for cost in view.costs}
+    assert kept["train: process"] >= 0.05 and kept["train: model"] >= 0.1 and kept["train"] >= 0.2
+    names = [row[0] for row in costs.stage_table(view)]
+    assert names == ["stage", BETWEEN, "train", "train: model", "train: process", "in all"]
+    planned = view.model_copy(update={"planned": {"training": {"seconds": 36.0, "dollars": 1.0}}})
+    actual = sum(seconds for name, seconds in kept.items() if name.startswith("train")) / 3600
+    assert costs.plan_table(planned)[1][:3] == ("training", "0.010", f"{actual:,.3f}")
+
+
 def on_a_gpu(run: RunContext, name: Callable[[], str]) -> None:
     """As if the machine had one GPU of this name."""
 

@@ -67,11 +67,15 @@ def options(
 
 
 @contextmanager
-def services_of(recipe: Recipe, flow: str, reusing: Callable[[], bool] = lambda: False) -> Iterator[None]:
+def services_of(
+    recipe: Recipe, flow: str, reusing: Callable[[], bool] = lambda: False,
+    begin: Callable[[], None] = lambda: None,
+) -> Iterator[None]:  # fmt: skip
     """Within the block, a run of the recipe finds every service it needs, Prefect's server among them.
 
     flow: the module of the run's flow; it is imported while the server starts. reusing: of a recipe whose run
-    came to its end before: do it without a server, and tell whether all of it could be reused.
+    came to its end before: do it without a server, and tell whether all of it could be reused. begin: what to
+    start before the flow is imported.
     """
     from yarn_ops import servers
     from yarn_ops.services import open_run_registry, require_services
@@ -82,12 +86,13 @@ def services_of(recipe: Recipe, flow: str, reusing: Callable[[], bool] = lambda:
 
     def prepare(environment: dict[str, str]) -> None:
         adopt_environment(environment)
+        begin()
         importlib.import_module(flow)
 
     def needless(environment: dict[str, str]) -> bool:
         if not open_run_registry(settings).came_to_its_end(recipe.digest()):
             return False
-        prepare(environment)
+        adopt_environment(environment)
         return reusing()
 
     try:

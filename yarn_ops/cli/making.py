@@ -42,8 +42,14 @@ def extend(recipe: RecipeArgument, set_: SetOption = None, name: NameOption = No
         ended = reuse_all(extending.extend, name, asked)
         return ended is not None
 
+    def begin() -> None:
+        if ended is None:
+            from flows import warm_trainer
+
+            warm_trainer.start()
+
     try:
-        with services_of(asked, "flows.extend", reusing):
+        with services_of(asked, "flows.extend", reusing, begin):
             with importing():
                 from flows import extend as extending
                 from flows.outcome import run_here

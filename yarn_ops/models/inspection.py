@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -52,16 +52,20 @@ class _Found(NamedTuple):
 
 
 _KEPT = TypeAdapter(_Found)
+AskTransformers = Callable[[Path, Mapping[str, Any], RopeSpec], _Found]
+"""as `ask_transformers`"""
 
 
 def inspect_checkpoint(
-    path: Path, *, source: str, original_context_tokens: int | None = None, kept: Path | None = None
-) -> BaseModel:
+    path: Path, *, source: str, original_context_tokens: int | None = None, kept: Path | None = None,
+    ask: AskTransformers | None = None,
+) -> BaseModel:  # fmt: skip
     """Record (without tree) of a causal language model directory that is complete, sound and free of code.
 
     `source` is what the user asked for. `original_context_tokens` says what the base was trained on, and is
     required where its config is already scaled. `kept`: a directory that keeps what transformers makes of the
-    same files, so that it is asked once. Raises BaseModelError in one line.
+    same files, so that it is asked once. `ask`: how it is asked, `ask_transformers` if left out. Raises
+    BaseModelError in one line.
     """
     if not path.is_dir():
         raise BaseModelError(f"{path}: no such directory; name a model directory or shipped:base512")
@@ -89,7 +93,7 @@ def inspect_checkpoint(
     shapes = tensor_shapes(path)
     _check_embedding(path, shapes, vocab_size)
     check_sizes(path / CONFIG, config, shapes)
-    found = _found(path, config, kept, shapes, spec)
+    found = _found(path, config, kept, shapes, lambda: (ask or ask_transformers)(path, config, spec))
     repeated = _check_head(path, shapes, tied=found.tied_head)
     _check_tokenizer(path, found.largest_token, vocab_size)
     return BaseModel(
@@ -105,13 +109,9 @@ def inspect_checkpoint(
 
 
 def _found(
-    path: Path, config: Mapping[str, Any], kept: Path | None, shapes: Shapes, spec: RopeSpec
+    path: Path, config: Mapping[str, Any], kept: Path | None, shapes: Shapes, ask: Callable[[], _Found]
 ) -> _Found:
-    """By transformers, whose import takes seconds, or as kept of files of the same bytes and tensors.
-
-    The base's own model is laid out: every tensor has its place, and its RoPE is the one that config.json
-    says.
-    """
+    """By transformers, or as kept of files of the same bytes and tensors."""
     names = [CONFIG, *tokenizer_files(path)]
     files = {name: file_digest(path / name) for name in names} if kept else {}
     place = kept / f"{digest_of([FOUND, version('transformers'), files, shapes])}.json" if kept else None
@@ -120,6 +120,21 @@ def _found(
             return _KEPT.validate_json(place.read_bytes())
         except (OSError, ValidationError):
             pass  # damaged: asked again, and replaced
+    found = ask()
+    if place is not None:
+        with suppress(OSError):  # what cannot be kept is asked again
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(place) as draft:
+                draft.write_bytes(_KEPT.dump_json(found))
+    return found
+
+
+def ask_transformers(path: Path, config: Mapping[str, Any], spec: RopeSpec) -> _Found:
+    """What transformers, whose import takes seconds, makes of a model directory.
+
+    The base's own model is laid out: every tensor has its place, and its RoPE is the one that config.json
+    says. BaseModelError where it does not.
+    """
     built = built_config(config, str(path / CONFIG))
     if rope_type(config) in MULTIPLY_HEAD_DIM and getattr(built, "head_dim", 0) is None:
         raise BaseModelError(
@@ -128,13 +143,7 @@ def _found(
         )
     _require_whole_model(path, spec)
     tokens = load_tokenizer(path).get_vocab().values()
-    found = _Found(bool(built.tie_word_embeddings), _head_dim(path, built), max(tokens, default=-1))
-    if place is not None:
-        with suppress(OSError):  # what cannot be kept is asked again
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(place) as draft:
-                draft.write_bytes(_KEPT.dump_json(found))
-    return found
+    return _Found(bool(built.tie_word_embeddings), _head_dim(path, built), max(tokens, default=-1))
 
 
 def _require_whole_model(path: Path, spec: RopeSpec) -> None:

@@ -15,6 +15,8 @@ from yarn_ops.shown import duration, size
 
 BETWEEN = "between stages"
 """what an attempt does outside of its stages"""
+PHASE = ": "
+"""between a stage and one of its phases, which has a row of its own"""
 PARTS = {
     "documents": ("documents", "shards"),
     "training": ("rehearse", "train"),
@@ -94,9 +96,13 @@ def total(costs: Iterable[Spending | CostView]) -> Spending:
 
 def stage_table(run: RunView) -> list[tuple[str, ...]]:
     """`HEADS`, a row for each stage with all its attempts, and their sum; nothing before anything cost."""
-    stages = dict.fromkeys(stage.stage for stage in run.stages)
-    costing = {cost.stage for cost in run.costs}
-    names = [*(name for name in stages if name in costing), *sorted(costing - stages.keys())]
+    stages = [*dict.fromkeys(stage.stage for stage in run.stages)]
+
+    def place(name: str) -> tuple[int, str]:
+        stage = name.partition(PHASE)[0]
+        return stages.index(stage) if stage in stages else len(stages), name
+
+    names = sorted({cost.stage for cost in run.costs}, key=place)
     rows = [(name, total(cost for cost in run.costs if cost.stage == name)) for name in names]
     rows.append(("in all", total(run.costs)))
     return [HEADS, *(_cells(*row) for row in rows)] if run.costs else []
@@ -118,7 +124,7 @@ def plan_table(run: RunView) -> list[tuple[str, ...]]:
     part_of = {stage: part for part, stages in PARTS.items() for stage in stages}
     rows: list[tuple[str, ...]] = [PLAN_HEADS]
     for part, plan in run.planned.items():
-        cost = total(cost for cost in run.costs if part_of.get(cost.stage, FILES) == part)
+        cost = total(cost for cost in run.costs if part_of.get(cost.stage.partition(PHASE)[0], FILES) == part)
         figures = (plan["seconds"] / HOUR_S, cost.seconds / HOUR_S, plan["dollars"], cost.dollars)
         rows.append((part, *(f"{figure:,.3f}" for figure in figures)))
     return rows

@@ -105,6 +105,7 @@ def _train(job: Job, stop: threading.Event, ranks: Ranks) -> int:
     events: EventLog | NoEvents = NoEvents()
     if ranks.is_main:
         events = EventLog(job.events, steps=job.leg.steps, through_step=through_step)
+        events.emit("begin")
     try:
         run_job(job, events, stop, snapshot, ranks)
     except Stopped as stopped:

@@ -1,6 +1,6 @@
 """The trainer's events: a file of JSON lines, each flushed as it happens, that is read while it grows.
 
-{"event": start | step | checkpoint | done | stopped | failed, "step": n, "steps": n, "time": s, ...}
+{"event": begin | start | plan | step | checkpoint | done | stopped | failed, "step": n, "steps": n, ...}
 """
 
 from __future__ import annotations
