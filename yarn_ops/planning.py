@@ -163,8 +163,7 @@ def _device(
     import torch
 
     from yarn_ops.train.attention import choose_kernel
-    from yarn_ops.train.plan import GPUS, known_gpu
-    from yarn_ops.train.probe import measure_rates
+    from yarn_ops.train.probe import GPUS, known_gpu, measure_rates
 
     if gpu is not None:
         sized = SIZED.fullmatch(gpu.strip())

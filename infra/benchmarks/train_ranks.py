@@ -1,15 +1,23 @@
-"""Several GPUs beside one, in one run: Llama 3 8B's shape, random weights, LoRA r=16 on every linear layer.
+"""Several GPUs beside one, in one run: Llama shapes, random weights, LoRA r=16 on every linear layer or all
+parameters.
 
     torchrun --nproc-per-node 2 infra/benchmarks/train_ranks.py [--arms NAME,NAME] [--out rows.jsonl]
 
     correct     a small shape: losses and adapter gradients of every layout against one GPU's, bf16
-    context     131,072 tokens: one GPU alone, then all of them with a part of the window each
-    data        32,768 tokens: one GPU alone with a window, then all of them with a window each
+    full        1B, all parameters learn, 32,768 tokens: all GPUs with a window each and a sharded optimizer,
+                then one GPU alone with all windows
+    context     8B, 131,072 tokens: all GPUs with a part of the window each, then one GPU alone
+    sharded     the same by all GPUs with the base sharded
+    data        8B, 32,768 tokens: all GPUs with a window each, then one GPU alone with all windows
+    full-8b     8B, all parameters learn, 32,768 tokens, by all GPUs with a part of the window each:
+                more than one GPU holds
     longest     the longest window that the planner gives a GPU without host memory, alone and shared: a
                 forward and a layer's backward, when its memory has peaked
 
-What the layers keep is chosen by the planner. A step is timed whole between synchronisations, the slowest
-rank counts; the first is not counted.
+What the layers keep is chosen by the planner, whose forecast is a line of its own before a model is made. A
+model of two such layers then takes a step, which compiles the kernels; steps of the whole model are timed
+between synchronisations, the slowest rank counts. A row that would not end within `--seconds` is named as
+left out.
 """
 
 from __future__ import annotations
@@ -20,123 +28,187 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from peft import LoraConfig, inject_adapter_in_model
-from train_step import PEAK_FLOPS, SHAPE, SMALL, EnoughError, model_flops, random_model, shape_config
+from train_step import PEAK_FLOPS, SHAPE, SHAPES, SMALL, EnoughError, random_model, shape_config
 
 from yarn_ops.train import decoder
-from yarn_ops.train.backbone import Backbone
+from yarn_ops.train.backbone import Backbone, capacity
 from yarn_ops.train.batches import IGNORED, Batch
+from yarn_ops.train.layout_search import Prediction, communication_s
 from yarn_ops.train.loss import CausalLoss
+from yarn_ops.train.optimizer import Optimizer
 from yarn_ops.train.parallel.layout import Layout
 from yarn_ops.train.parallel.ranks import Ranks, join
 from yarn_ops.train.parallel.sharding import ShardedLayers
-from yarn_ops.train.plan import GIB, MARGIN, LayerPolicy, ModelShape, step_cost
+from yarn_ops.train.plan import GIB, MARGIN, LayerPolicy, ModelShape, Rates, model_flops, plan_step, step_cost
 
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
 STEPS = 2
 ALONE = Layout()
+Fields = dict[str, Any]
+
+
+class Work(NamedTuple):
+    """Steps of one shape."""
+
+    shape: Fields
+    tokens: int
+    windows: int
+    """of an optimizer step"""
+    full: bool = False
+    """all parameters learn; else LoRA"""
+    steps: int = STEPS
 
 
 class Run:
     """One model and the way its steps are shared."""
 
-    def __init__(
-        self, shape: dict[str, Any], tokens: int, ranks: Ranks, policies: list[LayerPolicy] | None = None
-    ) -> None:
+    def __init__(self, work: Work, ranks: Ranks, policies: list[LayerPolicy] | None = None) -> None:
         torch.manual_seed(0)
-        self.config, self.tokens, self.ranks = shape_config(shape, tokens), tokens, ranks
-        self.model = random_model(self.config).requires_grad_(False)
-        inject_adapter_in_model(LORA, self.model)
+        self.tokens, self.ranks = work.tokens, ranks
+        self.config = shape_config(work.shape, work.tokens)
+        self.model = prepared(random_model(self.config, device()), work.full)
         for name, parameter in self.model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.02)
-        self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        for parameter in self.learning:
-            parameter.data = parameter.data.float()
+        learning = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+        self.learning = list(learning.values())
         layers = self.model.base_model.layers
-        absent = ShardedLayers(layers, "cuda", ranks.size) if ranks.layout.sharded else None
+        absent = ShardedLayers(layers, device(), ranks.size) if ranks.layout.sharded else None
+        self.optimizer = Optimizer(learning, 0.0, torch.bfloat16, ranks)
         self.backbone = Backbone(
             self.model,
             torch.bfloat16,
             windows=1,
-            window=tokens,
+            window=work.tokens,
             policies=policies,
             ranks=ranks,
             absent=absent,
         )
         self.loss_of = CausalLoss(self.model, self.backbone, torch.bfloat16, ranks.context_group)
-        self.optimizer = torch.optim.AdamW(self.learning, lr=1e-4, fused=True)
 
     def backward(self, number: int, windows: int) -> float:
-        """Gradients of a step of `windows`, summed over all ranks; its loss."""
+        """Gradients of this process's share of a step of `windows`; the step's loss."""
         share = windows // self.ranks.layout.data
         mine = range(self.ranks.data_rank * share, (self.ranks.data_rank + 1) * share)
         loss = 0.0
         for window in mine:
             random = torch.Generator().manual_seed(1000 * number + window)
-            ids = torch.randint(0, self.config.vocab_size, (1, self.tokens), generator=random).cuda()
+            ids = torch.randint(0, self.config.vocab_size, (1, self.tokens), generator=random).to(device())
             targets = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], IGNORED)], dim=1)
             batch = Batch(ids, targets, None, self.tokens - 1, frozenset()).part(self.ranks.context_group)
             part = self.loss_of(batch).total / (windows * (self.tokens - 1))
             part.backward()
+            self.optimizer.accumulated()
             loss += float(part.detach())
-        self.ranks.sum_gradients(self.learning)
         return self.ranks.total(loss)
 
     def step(self, number: int, windows: int) -> float:
         loss = self.backward(number, windows)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.update(1e-4, 1.0)
         return loss
 
 
+def prepared(model: Any, full: bool) -> Any:
+    """What learns is in float32, the rest frozen in bf16."""
+    model.requires_grad_(full)
+    if not full:
+        inject_adapter_in_model(LORA, model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--arms", default="correct,context,data,longest")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--arms", default="correct,full,context,sharded,data,full-8b,longest")
+    parser.add_argument("--steps", type=int, help="timed ones of a row")
+    parser.add_argument("--seconds", type=float, default=1e9, help="of all rows together")
+    parser.add_argument("--tiny", action="store_true", help="a tiny shape and few tokens, to try the script")
     parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    asked = parser.parse_args()
+    ends = time.monotonic() + asked.seconds
     folder = Path(tempfile.gettempdir()) / "train-ranks"
     folder.mkdir(exist_ok=True)
-    with join("cuda", folder) as ranks:
-        n = ranks.size
-        for arm in arguments.arms.split(","):
-            if arm == "correct":
-                rows = correct(ranks)
-            elif arm == "context":
-                layouts = [ALONE, Layout(context=n), Layout(context=n, sharded=True)]
-                rows = [timed(ranks, layout, 131072, 1, arguments.steps) for layout in layouts]
-            elif arm == "data":
-                rows = [timed(ranks, ALONE, 32768, 1, 3), timed(ranks, Layout(data=n), 32768, n, 3)]
-            else:
-                layouts = [ALONE, Layout(context=n), Layout(context=n, sharded=True)]
-                rows = [longest(ranks, layout) for layout in layouts]
-            for row in rows:
-                tell(
-                    ranks,
-                    {"arm": arm, "device": torch.cuda.get_device_name(), "gpus": n, **row},
-                    arguments.out,
-                )
+    with join(device(), folder) as ranks:
+        gpu = torch.cuda.get_device_name() if device() == "cuda" else "CPU"
+        for arm in asked.arms.split(","):
+            for row in rows_of(arm, ranks, asked, ends):
+                tell(ranks, {"arm": arm, "device": gpu, "gpus": ranks.size, **row}, asked.out)
 
 
-def tell(ranks: Ranks, row: dict[str, Any], out: Path | None) -> None:
+def rows_of(arm: str, ranks: Ranks, asked: argparse.Namespace, ends: float) -> Iterator[Fields]:
+    n = ranks.size
+    if arm == "correct":
+        yield from correct(ranks)
+        return
+    if arm == "longest":
+        for layout in (Layout(context=n), Layout(context=n, sharded=True), ALONE):
+            yield longest(ranks, layout)
+        return
+    work, layouts = {
+        "full": (
+            Work(SHAPES["llama-3.2-1b"], 32768, n, True, 3),
+            {Layout(n, optimizer_sharded=True): 20, ALONE: 15},
+        ),
+        "context": (Work(SHAPE, 131072, 1, steps=1), {Layout(context=n): 45, ALONE: 65}),
+        "sharded": (Work(SHAPE, 131072, 1, steps=1), {Layout(context=n, sharded=True): 45}),
+        "data": (Work(SHAPE, 32768, n, steps=3), {Layout(n): 40, ALONE: 40}),
+        "full-8b": (Work(SHAPE, 32768, 1, True), {Layout(context=n, optimizer_sharded=True): 25}),
+    }[arm]
+    if asked.steps:
+        work = work._replace(steps=asked.steps)
+    if asked.tiny:
+        shape = SMALL | {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
+        work = work._replace(shape=shape, tokens=work.tokens // 64)
+    shared: Fields = {}
+    for layout, expected_s in layouts.items():
+        if ranks.any(ends - time.monotonic() < expected_s):
+            yield {"layout": layout.describe() or "one GPU", "left_out": f"it takes about {expected_s} s"}
+            continue
+        for row in timed(ranks, layout, work):
+            yield row
+        if layout != ALONE:
+            shared = row
+        elif "step_s" in row and "step_s" in shared:
+            yield compared(row, shared)
+
+
+def compared(alone: Fields, shared: Fields) -> Fields:
+    return {
+        "compared": shared["layout"],
+        "times_the_tokens_per_s": round(shared["tokens_per_s"] / alone["tokens_per_s"], 3),
+        "losses_off": [
+            abs(one / other - 1) for one, other in zip(shared["losses"], alone["losses"], strict=True)
+        ],
+    }
+
+
+def tell(ranks: Ranks, row: Fields, out: Path | None) -> None:
     if not ranks.is_main:
         return
-    print(json.dumps(row), flush=True)
+    print(json.dumps(row, ensure_ascii=False), flush=True)
     if out:
-        with out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def by(ranks: Ranks, layout: Layout, work: Callable[[Ranks], dict[str, Any]]) -> dict[str, Any]:
+def by(ranks: Ranks, layout: Layout, work: Callable[[Ranks], Fields]) -> Fields:
     """Done by all ranks in this layout, or by the first alone while the others wait."""
-    found: dict[str, Any] = {}
+    found: Fields = {}
     try:
         if layout != ALONE:
             ranks.use_layout(layout)
@@ -145,58 +217,108 @@ def by(ranks: Ranks, layout: Layout, work: Callable[[Ranks], dict[str, Any]]) ->
             found = work(Ranks())
     except torch.OutOfMemoryError as error:
         found = {"failed": str(error).splitlines()[0]}
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    freed()
     dist.barrier(group=dist.new_group(backend="gloo"))
     return {"layout": layout.describe() or "one GPU", **found}
 
 
-def timed(ranks: Ranks, layout: Layout, tokens: int, windows: int, steps: int) -> dict[str, Any]:
-    def work(ranks: Ranks) -> dict[str, Any]:
-        run = Run(SHAPE, tokens, ranks)
-        seconds, losses = [], []
-        for number in range(steps + 1):
-            ranks.any(False)  # all begin together
-            torch.cuda.synchronize()
-            began = time.perf_counter()
-            losses.append(run.step(number, windows))
-            torch.cuda.synchronize()
-            seconds.append(-ranks.minimum([began - time.perf_counter()])[0])
-        step_s = statistics.median(seconds[1:])
-        flops = model_flops(run.config, tokens) * windows / ranks.size
+def freed() -> None:
+    gc.collect()
+    if device() == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def foretold(work: Work, ranks: Ranks) -> Prediction:
+    """By the planner, before there is a model, from rates that every rank probes."""
+    config, layout = shape_config(work.shape, work.tokens), ranks.layout
+    model = prepared(random_model(config, "meta"), work.full)
+    shape = ModelShape.of(model, element_bytes=2, weight_bytes=4 if work.full else 2).laid_out(layout)
+    positions = work.tokens // layout.context
+    memory, host, *rates = ranks.minimum(
+        capacity(shape, device(), torch.bfloat16, positions, work.tokens, False, ranks.size)
+    )
+    freed()
+    plan = plan_step(shape, positions, work.tokens, Rates(*rates), memory_bytes=memory, host_bytes=host)
+    step_s = plan.step_s + (communication_s(shape, layout, positions) if ranks.size > 1 else 0.0)
+    return Prediction(work.windows // layout.data * step_s, layout, plan)
+
+
+def timed(ranks: Ranks, layout: Layout, work: Work) -> Iterator[Fields]:
+    """What is foretold of it, then the row."""
+    known: list[Prediction] = []
+
+    def predicted(ranks: Ranks) -> Fields:
+        found = foretold(work, ranks)
+        known.append(found)
         return {
-            "tokens": tokens,
-            "windows": windows,
-            "kept": run.backbone.plan.describe(),
+            "foretold": "before it ran",
+            "predicted_s": round(found.step_s, 3),
+            "predicted_gib": round(found.plan.peak_bytes / GIB, 2),
+        }
+
+    def measured(ranks: Ranks) -> Fields:
+        plan = known[0].plan
+        small = work._replace(shape=work.shape | {"num_hidden_layers": 2})
+        Run(small, ranks, [plan.policies[0], plan.policies[-1]]).step(0, ranks.layout.data)
+        freed()
+        run = Run(work, ranks, list(plan.policies))
+        if device() == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        seconds, losses = [], []
+        for number in range(work.steps):
+            ranks.any(False)  # all begin together
+            began = now()
+            losses.append(run.step(number, work.windows))
+            seconds.append(-ranks.minimum([began - now()])[0])
+        step_s = statistics.median(seconds)
+        flops = model_flops(run.backbone.shape, work.tokens, work.tokens) * work.windows / ranks.size
+        row: Fields = {
+            "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+            "learn": sum(parameter.numel() for parameter in run.learning),
+            "tokens": work.tokens,
+            "windows": work.windows,
+            "kept": plan.describe(),
             "step_s": round(step_s, 3),
-            "tokens_per_s": round(windows * tokens / step_s),
+            "tokens_per_s": round(work.windows * work.tokens / step_s),
             "mfu": round(flops / step_s / PEAK_FLOPS, 3),
-            "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 1),
-            "predicted_s": round(run.backbone.plan.step_s * windows / ranks.layout.data, 2),
-            "predicted_gib": round(run.backbone.plan.peak_bytes / GIB, 1),
+            "predicted_s": round(known[0].step_s, 3),
+            "predicted_gib": round(plan.peak_bytes / GIB, 2),
             "all_s": [round(value, 3) for value in seconds],
             "losses": losses,
         }
+        if device() == "cuda":
+            peak = ranks.minimum([-torch.cuda.max_memory_allocated()])[0]
+            row["peak_gib"] = round(-peak / GIB, 2)
+            row["reserved_gib"] = round(torch.cuda.max_memory_reserved() / GIB, 2)
+        return row
 
-    return by(ranks, layout, work)
+    yield by(ranks, layout, predicted)
+    yield by(ranks, layout, measured)
 
 
-def correct(ranks: Ranks) -> list[dict[str, Any]]:
+def now() -> float:
+    if device() == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def correct(ranks: Ranks) -> Iterator[Fields]:
     """Against one GPU, which rank 0 asks first: a loss, and the worst and the whole of the gradients."""
+    work = Work(SMALL, 8192, 2)
 
-    def alone(ranks: Ranks) -> dict[str, Any]:
-        run = Run(SMALL, 8192, ranks)
+    def alone(ranks: Ranks) -> Fields:
+        run = Run(work, ranks)
         return {"loss": run.backward(0, 2), "gradients": [p.grad.clone() for p in run.learning]}
 
     expected = by(ranks, ALONE, alone)
-    rows = []
     n = ranks.size
     for layout in (Layout(n), Layout(1, n), Layout(n, 1, True), Layout(1, n, True)):
 
-        def shared(ranks: Ranks) -> dict[str, Any]:
-            run = Run(SMALL, 8192, ranks)
+        def shared(ranks: Ranks) -> Fields:
+            run = Run(work, ranks)
             loss = run.backward(0, 2)
+            ranks.sum_gradients(run.learning)
             if not ranks.is_main:
                 return {}
             pairs = list(zip((p.grad for p in run.learning), expected["gradients"], strict=True))
@@ -209,16 +331,15 @@ def correct(ranks: Ranks) -> list[dict[str, Any]]:
                 "worst_gradient_off": float((off / size).max()),
             }
 
-        rows.append(by(ranks, layout, shared))
-    return rows
+        yield by(ranks, layout, shared)
 
 
-def longest(ranks: Ranks, layout: Layout) -> dict[str, Any]:
+def longest(ranks: Ranks, layout: Layout) -> Fields:
     policies = [LayerPolicy("input")] * SHAPE["num_hidden_layers"]
 
-    def work(ranks: Ranks) -> dict[str, Any]:
+    def work(ranks: Ranks) -> Fields:
         context = ranks.layout.context
-        run = Run(SHAPE, 8192 * context, ranks, policies)
+        run = Run(Work(SHAPE, 8192 * context, 1), ranks, policies)
         shape, rates = run.backbone.shape, run.backbone._rates
         memory = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
         usable = ranks.minimum([memory])[0] * (1 - MARGIN)
@@ -226,10 +347,8 @@ def longest(ranks: Ranks, layout: Layout) -> dict[str, Any]:
         while fits(shape, policies, tokens + 8192 * context, context, rates, usable):
             tokens += 8192 * context
         del run
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        run = Run(SHAPE, tokens, ranks, policies)
+        freed()
+        run = Run(Work(SHAPE, tokens, 1), ranks, policies)
         began = time.perf_counter()
         backward_of_one_layer(lambda: run.backward(0, 1))
         return {

@@ -192,11 +192,11 @@ def shape_config(shape: dict[str, Any], tokens: int) -> LlamaConfig:
     return LlamaConfig(**shape, max_position_embeddings=tokens, rope_parameters=rope, use_cache=False)
 
 
-def random_model(config: LlamaConfig) -> LlamaForCausalLM:
+def random_model(config: LlamaConfig, device: str = "cuda") -> LlamaForCausalLM:
     config._attn_implementation = "sdpa"
     torch.set_default_dtype(torch.bfloat16)
     try:
-        with torch.device("cuda"):
+        with torch.device(device):
             return LlamaForCausalLM(config).train()
     finally:
         torch.set_default_dtype(torch.float32)

@@ -135,7 +135,7 @@ def predict(
             refusal = error
             continue
         micro_batches = -(-step.windows // (layout.data * windows))
-        step_s = micro_batches * (plan.step_s + _communication_s(shape, layout, positions))
+        step_s = micro_batches * (plan.step_s + communication_s(shape, layout, positions))
         found.append(Prediction(step_s, layout, plan))
         if processes == 1 and set(plan.policies) == {LADDER[-1]}:
             break
@@ -159,7 +159,7 @@ def _allowed(processes: int, step: StepShape, train: Train, shape: ModelShape) -
     for data, context in step.shares(processes):
         if train.context_parallel in (None, context):
             for sharded in sharding:
-                yield Layout(data, context, sharded)
+                yield Layout(data, context, sharded, optimizer_sharded=shape.full)
 
 
 def _impossible(processes: int, step: StepShape, train: Train) -> TrainError:
@@ -178,12 +178,14 @@ def _impossible(processes: int, step: StepShape, train: Train) -> TrainError:
     )
 
 
-def _communication_s(shape: ModelShape, layout: Layout, positions: int) -> float:
+def communication_s(shape: ModelShape, layout: Layout, positions: int) -> float:
     """Seconds of communication in a micro-batch, as if none of it overlapped with computation."""
     context, processes = layout.context, layout.processes
     exchanged = 6 * (shape.attention_width + shape.kv_width) * positions * shape.element_bytes
     bytes_sent = shape.layers * exchanged * (context - 1) / context
     if layout.sharded:
         bytes_sent += 2 * shape.layer_bytes * (processes - 1) / processes
-    bytes_sent += 2 * 4 * shape.trained * (processes - 1) / processes
+    # Gradients out and back in float32; or their parts out, and weights back in the dtype of activations.
+    back_bytes = shape.element_bytes if layout.optimizer_sharded else 4
+    bytes_sent += (4 + back_bytes) * shape.trained * (processes - 1) / processes
     return bytes_sent / LINK_BYTES

@@ -7,13 +7,12 @@ import math
 import statistics
 import threading
 import time
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from yarn_ops.atomic import atomic_write
@@ -31,14 +30,14 @@ from yarn_ops.train.job import Job
 from yarn_ops.train.layout_search import choose_layout
 from yarn_ops.train.lora import load_trained, make_trainable, save_adapter, trained_parameters
 from yarn_ops.train.loss import CausalLoss
-from yarn_ops.train.moments import load_moments, moments_of, place_moments, save_moments
+from yarn_ops.train.moments import load_moments, save_moments
+from yarn_ops.train.optimizer import Optimizer
 from yarn_ops.train.parallel.ranks import Ranks
 from yarn_ops.train.parallel.sharding import ShardedLayers
 from yarn_ops.train.probe import usage
 from yarn_ops.train.snapshot import Snapshot, save_snapshot
 from yarn_ops.train.streaming import StreamedLayers, streamed_places
 
-BETAS = (0.9, 0.95)  # Llama 2, section 2.2; YaRN's runs kept them
 FINAL_LOSS_STEPS = 5
 
 
@@ -73,8 +72,7 @@ def run_job(
     if resume_from is not None:
         loop.restore(resume_from)
     loop.run()
-    if ranks.is_main:
-        loop.write_adapter()
+    loop.write_adapter()
 
 
 class Loop:
@@ -88,6 +86,7 @@ class Loop:
         self._batches = BatchReader(job, ranks, self._device)
         self._model, absent = load_model(job, self._device, self._dtype, ranks)
         self._parameters = trained_parameters(self._model)
+        self._optimizer = Optimizer(self._parameters, job.train.weight_decay, torch_dtype(self._dtype), ranks)
         self._backbone = Backbone(
             self._model,
             torch_dtype(self._dtype),
@@ -98,7 +97,6 @@ class Loop:
             absent=absent,
         )
         self._loss = CausalLoss(self._model, self._backbone, torch_dtype(self._dtype), ranks.context_group)
-        self._optimizer = make_optimizer(list(self._parameters.values()), job.train.weight_decay)
         self._earlier_updates = self._carry_optimizer_over()
         self._curve: list[dict[str, Any]] = []
         self._seconds = self._step_s = self._snapshot_s = 0.0
@@ -114,11 +112,9 @@ class Loop:
     def restore(self, snapshot: Snapshot) -> None:
         """Set parameters, optimizer, random state and curve to a snapshot's: the next losses are
         bit-equal."""
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(snapshot.tensors[f"parameter/{name}"])
-        updates = self._earlier_updates + snapshot.step
-        place_moments(self._optimizer, self._parameters, snapshot.tensors, updates)
+        weights = {name: snapshot.tensors[f"parameter/{name}"] for name in self._parameters}
+        self._optimizer.place_weights(weights)
+        self._optimizer.place_moments(snapshot.tensors, self._earlier_updates + snapshot.step)
         torch.set_rng_state(snapshot.tensors["random/cpu"])
         if self._device == "cuda":
             torch.cuda.set_rng_state(snapshot.tensors["random/cuda"])
@@ -154,8 +150,13 @@ class Loop:
         return time.monotonic() + max(mean_s, self._step_s) + self._snapshot_s > self._job.deadline
 
     def write_adapter(self) -> None:
-        """Write the adapter directory atomically, and the event `done`."""
+        """Write the adapter directory atomically, and the event `done`. All ranks call it, the main one
+        writes."""
         job, losses = self._job, [point["loss"] for point in self._curve]
+        weights = self._optimizer.weights()
+        moments = self._optimizer.moments() if job.keep_optimizer else {}
+        if not self._ranks.is_main:
+            return
         facts = {
             "method": job.train.method,
             "steps": job.leg.steps,
@@ -167,9 +168,8 @@ class Loop:
         }
         try:
             with atomic_write(job.out_dir, replacing=True) as draft:
-                save_adapter(self._model, draft, facts, self._curve)
+                save_adapter(self._model, draft, facts, self._curve, weights)
                 if job.keep_optimizer:
-                    moments = moments_of(self._optimizer, self._parameters)
                     save_moments(draft, moments, self._earlier_updates + self._step)
         except (OSError, SafetensorError) as error:
             raise TrainError(
@@ -184,7 +184,7 @@ class Loop:
         if job.previous_dir is None or job.leg.carry != "adapter+optimizer":
             return 0
         moments, updates = load_moments(job.previous_dir, self._parameters)
-        place_moments(self._optimizer, self._parameters, moments, updates)
+        self._optimizer.place_moments(moments, updates)
         return updates
 
     def _train_step(self) -> bool:
@@ -244,7 +244,7 @@ class Loop:
                         f"training: step {self._step + 1} does not fit the GPU's memory, whatever is kept "
                         f"({str(error).splitlines()[0]}); lower rope.factor or train.batch_windows"
                     ) from None
-            self._optimizer.zero_grad(set_to_none=True)
+            self._optimizer.clear()
             if self._device == "cuda":
                 torch.cuda.empty_cache()
             self._report_plan()
@@ -261,6 +261,7 @@ class Loop:
         found = self._loss(batch)
         loss = found.total / target_tokens
         loss.backward()
+        self._optimizer.accumulated()
         if not torch.isfinite(loss):
             raise TrainError(self._not_finite("loss", [batch]))
         if found.answers is not None and batch.answers_BT is not None:
@@ -268,15 +269,10 @@ class Loop:
         return loss.item()
 
     def _update(self, rate: float, batches: list[Batch]) -> float:
-        """Sum gradients over ranks, clip, step and clear; the gradient norm before clipping."""
-        self._ranks.sum_gradients(self._parameters.values())
-        norm = nn.utils.clip_grad_norm_(self._parameters.values(), self._job.train.clip_norm).item()
+        """Take the optimizer's step; the gradient norm before clipping."""
+        norm = self._optimizer.update(rate, self._job.train.clip_norm)
         if not math.isfinite(norm):
             raise TrainError(self._not_finite("gradient", batches))
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
         return norm
 
     def _not_finite(self, what: str, batches: list[Batch]) -> str:
@@ -287,13 +283,13 @@ class Loop:
         )
 
     def _save_snapshot(self) -> None:
-        if not self._ranks.is_main:
-            return
+        """All ranks call it, the main one writes."""
         began = time.perf_counter()
         tensors = {f"random/{device}": state for device, state in self._random.items()}
-        for name, parameter in self._parameters.items():
-            tensors[f"parameter/{name}"] = parameter.detach()
-        tensors |= moments_of(self._optimizer, self._parameters)
+        tensors |= {f"parameter/{name}": value for name, value in self._optimizer.weights().items()}
+        tensors |= self._optimizer.moments()
+        if not self._ranks.is_main:
+            return
         snapshot = Snapshot(self._step, self._job.identity(), self._curve, self._seconds, tensors)
         save_snapshot(self._job.snapshots, snapshot)
         self._snapshot_s = time.perf_counter() - began
@@ -327,19 +323,6 @@ def load_model(
         places = streamed_places(len(layers), layout.streamed)
         absent = StreamedLayers(layers, places, device, mapped=layout.mapped)
     return model.to(device), absent
-
-
-def make_optimizer(parameters: Collection[nn.Parameter], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices, and none on norms and biases."""
-    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
-    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
-    return torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
-        betas=BETAS,
-    )
 
 
 def random_state(device: str) -> dict[str, Tensor]:

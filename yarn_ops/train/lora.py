@@ -25,7 +25,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from yarn_ops.errors import TrainError
@@ -63,10 +63,15 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def save_adapter(
-    model: PreTrainedModel, directory: Path, facts: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]
+    model: PreTrainedModel,
+    directory: Path,
+    facts: Mapping[str, Any],
+    curve: Sequence[Mapping[str, Any]],
+    trained: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write an adapter directory; equal parameters, facts and curve give equal bytes."""
-    trained = trained_parameters(model)
+    """Write an adapter directory; equal tensors, facts and curve give equal bytes. `trained`: tensors by the
+    names of `trained_parameters`; None: these parameters."""
+    trained = trained_parameters(model) if trained is None else trained
     directory.mkdir(parents=True)
     if facts["method"] == "lora":
         whole = {name.split(".")[-2] for name in trained if not _is_lora(name)}

@@ -1,4 +1,4 @@
-"""AdamW's moments by parameter name, as they lie in a snapshot, or beside an adapter for the next leg.
+"""AdamW's moments by parameter name, as they lie beside an adapter for the next leg.
 
 optimizer.safetensors        exp_avg/NAME, exp_avg_sq/NAME (float32); updates (int64): steps taken
 """
@@ -20,27 +20,6 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 UPDATES = "updates"
 
 Parameters = Mapping[str, nn.Parameter]
-
-
-def moments_of(optimizer: torch.optim.AdamW, parameters: Parameters) -> dict[str, Tensor]:
-    """{moment/name: tensor, in the parameter's shape}; zeros before the first step."""
-    found: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
-        state = optimizer.state[parameter]
-        for moment in MOMENTS:
-            found[f"{moment}/{name}"] = state[moment] if state else torch.zeros_like(parameter)
-    return found
-
-
-def place_moments(
-    optimizer: torch.optim.AdamW, parameters: Parameters, tensors: Mapping[str, Tensor], updates: int
-) -> None:
-    """Set an optimizer's state to these moments, after `updates` steps."""
-    for name, parameter in parameters.items():
-        optimizer.state[parameter] = {
-            "step": torch.tensor(float(updates)),
-            **{moment: tensors[f"{moment}/{name}"].to(parameter.device) for moment in MOMENTS},
-        }
 
 
 def save_moments(directory: Path, tensors: Mapping[str, Tensor], updates: int) -> None:

@@ -39,6 +39,7 @@ MARGIN = 0.05
 """of the memory, left for fragmentation"""
 TRAINED_BYTES = 4 + 4 + 8
 """of a parameter that learns, in float32: itself, its gradient, AdamW's two moments"""
+FLOAT32_BYTES = 4
 TILE_ROWS = 1 << 15
 """positions of the MLP at a time, where its products are not kept"""
 HEAD_BYTES = GIB
@@ -72,6 +73,8 @@ class ModelShape:
     """processes that share a window, each with its part of the positions"""
     shards: int = 1
     """processes that shard the frozen layers"""
+    optimizer_shards: int = 1
+    """processes that each keep and update a part of what learns"""
     streamed: int = 0
     """layers whose frozen weights are copied from host memory a layer ahead"""
     mapped: bool = False
@@ -116,11 +119,25 @@ class ModelShape:
     def fixed_bytes(self) -> int:
         """Bytes of weights, gradients and optimizer on the device. Of sharded layers: this process's shards,
         and gathered copies of the layer in use and the next; of streamed layers these two alone."""
-        whole = (self.parameters - self.trained) * self.weight_bytes + self.trained * TRAINED_BYTES
+        whole = (self.parameters - self.trained) * self.weight_bytes
+        whole += self.trained * TRAINED_BYTES // self.optimizer_shards + self.copied_bytes
         layer_bytes = self.layer_bytes // self.layers
         if self.shards > 1:  # what arrives is copied to its places
             return whole - self.layer_bytes + self.layer_bytes // self.shards + 3 * layer_bytes
         return whole - max(0, self.streamed - STREAM_SLOTS) * layer_bytes
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes of the weights that a step computes with, where all learn: copies beside those in float32."""
+        copies = self.optimizer_shards > 1 or (self.full and self.element_bytes < FLOAT32_BYTES)
+        return self.trained * self.element_bytes * copies
+
+    @property
+    def update_bytes(self) -> int:
+        """As `fixed_bytes`, and what AdamW's step holds beside them. Layers then keep nothing, and a process
+        that does not shard has no copies."""
+        copied = self.copied_bytes if self.optimizer_shards == 1 else 0
+        return self.fixed_bytes - copied + self.trained * FLOAT32_BYTES // self.optimizer_shards
 
     @property
     def pinned_bytes(self) -> int:
@@ -136,6 +153,7 @@ class ModelShape:
             self,
             context=layout.context,
             shards=layout.processes if layout.sharded else 1,
+            optimizer_shards=layout.processes if layout.optimizer_sharded else 1,
             streamed=layout.streamed,
             mapped=layout.mapped,
         )
@@ -152,31 +170,6 @@ class Rates(NamedTuple):
     """of its memory, read and written by passes over activations"""
     host_bytes: float
     """between host and device"""
-
-
-class Gpu(NamedTuple):
-    """A measured GPU."""
-
-    name: str
-    """part of the name that its driver gives"""
-    memory_bytes: float
-    peak_flops: float
-    """FLOP/s of a large bf16 product in a short burst: the denominator of MFU"""
-    rates: Rates
-    """sustained over a step, with cuDNN's attention"""
-    float8_products: float
-    """in place of `rates.products`, where frozen weights are multiplied in 8 bits"""
-
-
-GPUS = (
-    Gpu("H100", 79.1 * GIB, 790e12, Rates(690e12, 540e12, 490e12, 3.0e12, 50e9), 1100e12),
-    Gpu("H200", 139.8 * GIB, 790e12, Rates(726e12, 554e12, 500e12, 4.2e12, 50e9), 1100e12),
-)
-
-
-def known_gpu(name: str) -> Gpu | None:
-    """The measured GPU of a device's name, such as `NVIDIA H100 80GB HBM3`; None when it was not measured."""
-    return next((gpu for gpu in GPUS if gpu.name.lower() in name.lower()), None)
 
 
 @dataclass(frozen=True)
@@ -224,9 +217,10 @@ def step_cost(
     seconds += max(sum(count * backward for count, _, backward in each), back_s)
     head = 2 * 2 * shape.vocabulary * shape.hidden * positions
     seconds += head / rates.products + 8 * shape.vocabulary * positions * shape.element_bytes / rates.bytes
-    seconds += 2 * shape.trained * TRAINED_BYTES / rates.bytes
+    seconds += 2 * shape.trained * TRAINED_BYTES / shape.optimizer_shards / rates.bytes
     fetched = 2 * _kept_bytes(shape, LADDER[0], positions) if host else 0  # one in use and one on its way
     peak = shape.fixed_bytes + kept + fetched + _working_bytes(shape, policies, positions)
+    peak = max(peak, shape.update_bytes)
     return StepPlan(tuple(policies), seconds, peak, host + shape.pinned_bytes)
 
 
@@ -321,8 +315,17 @@ def _working_bytes(shape: ModelShape, policies: Sequence[LayerPolicy], positions
     in_mlp = max(tile, untiled) + positions * (2 * d + made_again)
     exchanged = (7 * a + 6 * kv) // max(1, shape.kv_heads // shape.context) * (shape.context > 1)
     in_attention = positions * (d + made_again + 3 * a + 2 * kv + exchanged)
-    in_loss = positions * 3 * d
-    return max(in_mlp, in_attention, in_loss + HEAD_BYTES // shape.element_bytes) * shape.element_bytes
+    in_loss = positions * 3 * d * shape.element_bytes + HEAD_BYTES + _head_gradient_bytes(shape)
+    return max(max(in_mlp, in_attention) * shape.element_bytes, in_loss)
+
+
+def _head_gradient_bytes(shape: ModelShape) -> int:
+    """Of the largest gradient where all parameters learn: made, scaled, turned into float32 and summed."""
+    if not shape.full:
+        return 0
+    float32_bytes = FLOAT32_BYTES * (shape.element_bytes < FLOAT32_BYTES)
+    float32_bytes += FLOAT32_BYTES // shape.optimizer_shards * (shape.optimizer_shards > 1)
+    return shape.vocabulary * shape.hidden * (2 * shape.element_bytes + float32_bytes)
 
 
 def _too_large(
@@ -332,7 +335,7 @@ def _too_large(
     if what == "of host memory":
         knob += ", or a host that has as much free"
     elif shape.fixed_bytes > there:
-        knob = "a smaller base" if not shape.full else "train.method lora"
+        knob = "a smaller base" if not shape.full else "train.method lora, or more GPUs"
     return (
         f"training: a step of {positions:,} tokens needs {needed / GIB:.1f} GiB {what}, there are "
         f"{there / GIB:.1f}; choose {knob}"

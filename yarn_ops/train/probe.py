@@ -6,19 +6,44 @@ import functools
 import resource
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from yarn_ops.train.attention import Kernel, attend, attend_backward
 from yarn_ops.train.float8 import multiply, require_float8, to_rows
-from yarn_ops.train.plan import ModelShape, Rates, known_gpu
+from yarn_ops.train.plan import GIB, ModelShape, Rates
 
 PROBE_POSITIONS = 1 << 15
 PROBE_BYTES = 1 << 28
 REPEATS = 3
 SUSTAINED = 0.92
 """of a short burst's rate: over a step the chip's power limits it"""
+
+
+class Gpu(NamedTuple):
+    """A measured GPU."""
+
+    name: str
+    """part of the name that its driver gives"""
+    memory_bytes: float
+    peak_flops: float
+    """FLOP/s of a large bf16 product in a short burst: the denominator of MFU"""
+    rates: Rates
+    """sustained over a step, with cuDNN's attention"""
+    float8_products: float
+    """in place of `rates.products`, where frozen weights are multiplied in 8 bits"""
+
+
+GPUS = (
+    Gpu("H100", 79.1 * GIB, 790e12, Rates(690e12, 540e12, 490e12, 3.0e12, 50e9), 1100e12),
+    Gpu("H200", 139.8 * GIB, 790e12, Rates(726e12, 554e12, 500e12, 4.2e12, 50e9), 1100e12),
+)
+
+
+def known_gpu(name: str) -> Gpu | None:
+    """The measured GPU of a device's name, such as `NVIDIA H100 80GB HBM3`; None when it was not measured."""
+    return next((gpu for gpu in GPUS if gpu.name.lower() in name.lower()), None)
 
 
 def measure_rates(

@@ -16,8 +16,8 @@ from yarn_ops.records import Local, PatchedModel, Rehearsal, ShardSet
 from yarn_ops.train.layout_search import predict, step_shape, training_shape
 from yarn_ops.train.lora import make_trainable, trained_parameters
 from yarn_ops.train.parallel.layout import usable_processes
-from yarn_ops.train.plan import GPUS
 from yarn_ops.train.precision import trainer_environment
+from yarn_ops.train.probe import GPUS
 
 
 def rehearse(

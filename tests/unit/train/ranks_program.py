@@ -33,21 +33,26 @@ class Steps(Loop):
 def steps_of(job: Job, ranks: Ranks) -> Curve:
     """Losses and gradients, before they are clipped, of every step."""
     gradients: list[list[Tensor]] = []
-    clip = nn.utils.clip_grad_norm_
+    clip = nn.utils.clip_grads_with_norm_
 
-    def recorded(parameters, *arguments):
-        learning = list(parameters)
-        gradients.append([parameter.grad.clone() for parameter in learning])
-        return clip(learning, *arguments)
+    def recorded(updated, *arguments):
+        shards = loop._optimizer._shards
+        names = loop._parameters if shards else [None] * len(updated)
+        found = [
+            shards.whole(name, one.grad) if shards else one.grad.clone()
+            for name, one in zip(names, updated, strict=True)
+        ]
+        gradients.append(found)
+        clip(updated, *arguments)
 
-    nn.utils.clip_grad_norm_ = recorded
+    nn.utils.clip_grads_with_norm_ = recorded
     try:
         choose_layout(job, ranks)
         torch.manual_seed(job.train.seed)
         loop = Steps(job, NoEvents(), threading.Event(), ranks)
         loop.run()
     finally:
-        nn.utils.clip_grad_norm_ = clip
+        nn.utils.clip_grads_with_norm_ = clip
     return [point["loss"] for point in loop._curve], gradients
 
 

@@ -10,7 +10,8 @@ from yarn_ops.errors import TrainError
 from yarn_ops.recipe import Train
 from yarn_ops.train.layout_search import predict
 from yarn_ops.train.parallel.layout import Layout, StepShape, usable_processes
-from yarn_ops.train.plan import GIB, GPUS, LADDER, ModelShape, step_cost
+from yarn_ops.train.plan import GIB, LADDER, ModelShape, step_cost
+from yarn_ops.train.probe import GPUS
 
 H100 = GPUS[0]
 LLAMA_8B = ModelShape(32, 4096, 14336, 32, 8, 128, 128256, parameters=8_072_204_288, trained=41_943_040)

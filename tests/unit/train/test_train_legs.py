@@ -18,9 +18,10 @@ from yarn_ops.errors import Stopped, TrainError
 from yarn_ops.recipe import Train
 from yarn_ops.train.events import EventLog
 from yarn_ops.train.job import Job
-from yarn_ops.train.loop import BETAS, run_job
+from yarn_ops.train.loop import run_job
 from yarn_ops.train.lora import merge_lora
 from yarn_ops.train.moments import FILE
+from yarn_ops.train.optimizer import BETAS
 
 MakeJob = Callable[..., Job]
 Trained = Callable[[Job], Job]

@@ -12,16 +12,15 @@ import pytest
 from yarn_ops.errors import TrainError
 from yarn_ops.train.plan import (
     GIB,
-    GPUS,
     LADDER,
     LayerPolicy,
     ModelShape,
-    known_gpu,
     model_flops,
     plan_step,
     step_cost,
     step_down,
 )
+from yarn_ops.train.probe import GPUS, known_gpu
 
 RESULTS = Path(__file__).parents[3] / "infra" / "benchmarks" / "results" / "train-step-h200.jsonl"
 H200 = GPUS[1]

@@ -21,12 +21,17 @@ CASES: dict[int, dict[str, dict[str, Any]]] = {
         "context × 2": {"context_parallel": 2, "shard_base": "no"},
         "data × 2, base sharded": {"context_parallel": 1, "shard_base": "yes"},
         "context × 2, base sharded": {"context_parallel": 2, "shard_base": "yes"},
+        "data × 2, optimizer sharded": {"context_parallel": 1, "method": "full"},
+        "context × 2, optimizer sharded": {"context_parallel": 2, "method": "full"},
     },
     4: {
         "data × 4": {"context_parallel": 1, "shard_base": "no"},
         "context × 4": {"context_parallel": 4, "shard_base": "no"},
         "data × 2, context × 2": {"context_parallel": 2, "shard_base": "no"},
         "data × 2, context × 2, base sharded": {"context_parallel": 2, "shard_base": "yes"},
+        "data × 4, optimizer sharded": {"context_parallel": 1, "method": "full"},
+        "context × 4, optimizer sharded": {"context_parallel": 4, "method": "full"},
+        "data × 2, context × 2, optimizer sharded": {"context_parallel": 2, "method": "full"},
     },
 }
 
@@ -62,6 +67,6 @@ def test_losses_and_gradients_are_those_of_one_process(
                 continue
             first_losses["packed" in name].add(found["first_loss"])
             assert found["layout"] == name.removesuffix(", packed")
-            assert found["compared"] > 50
+            assert found["compared"] >= 40
     masked, unmasked = (sum(losses) / len(losses) for losses in first_losses.values())
     assert abs(masked - unmasked) > 100 * TOLERANCE  # the mask is at work

@@ -21,7 +21,8 @@ from yarn_ops.train.loop import run_job
 from yarn_ops.train.lora import TENSORS
 from yarn_ops.train.parallel.layout import Layout, StepShape
 from yarn_ops.train.parallel.ranks import Ranks
-from yarn_ops.train.plan import GIB, GPUS, LADDER, ModelShape
+from yarn_ops.train.plan import GIB, LADDER, ModelShape
+from yarn_ops.train.probe import GPUS
 from yarn_ops.train.streaming import StreamedLayers, streamed_places
 
 H200 = GPUS[1]

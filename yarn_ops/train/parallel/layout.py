@@ -3,6 +3,7 @@
     data     groups, each with its own share of the step's windows
     context  processes of a group, each with an equal part of every window's tokens
     sharded  each process keeps one part of every frozen layer; a layer is gathered while it is used
+    optimizer_sharded  each process keeps and updates one part of every parameter that learns
     streamed frozen layers that lie in host memory (mapped: in their files) and are copied a layer ahead
 
 Nothing here loads torch: the launcher asks, too.
@@ -24,6 +25,7 @@ class Layout(NamedTuple):
     data: int = 1
     context: int = 1
     sharded: bool = False
+    optimizer_sharded: bool = False
     streamed: int = 0
     """layers; of one process"""
     mapped: bool = False
@@ -36,7 +38,7 @@ class Layout(NamedTuple):
         """Such as `data × 2, context × 2, base sharded`, or `32 layers streamed`."""
         counts = (("data", self.data), ("context", self.context))
         parts = [f"{name} × {count}" for name, count in counts if count > 1]
-        parts += ["base sharded"] * self.sharded
+        parts += ["base sharded"] * self.sharded + ["optimizer sharded"] * self.optimizer_sharded
         if self.streamed:
             parts.append(f"{self.streamed} layers streamed{' from files' * self.mapped}")
         return ", ".join(parts)
