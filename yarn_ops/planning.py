@@ -71,11 +71,12 @@ class RunPlan:
         base_gib = 2 * self.parameters / GIB
         host_gib = self.processes * (max(leg.host_bytes for leg in self.legs) / GIB + PROCESS_GIB)
         shm_gib = self.processes * SHM_GIB
-        snapshots_gib = 2 * 12 * self.trained / GIB  # two, of weights and AdamW's moments in float32
-        disk_gib = self.disk_bytes / GIB + base_gib + snapshots_gib + SHARDS_GIB
+        snapshot_gib = 12 * self.trained / GIB  # weights and AdamW's moments in float32
+        disk_gib = self.disk_bytes / GIB + base_gib + 2 * snapshot_gib + SHARDS_GIB
+        held_gib = max(2 * base_gib, snapshot_gib)  # a merge holds base and result
         return {
             "gpus": str(self.processes),
-            "memory": f"{round(host_gib + 2 * base_gib + shm_gib + 0.5)}Gi",  # a merge holds base and result
+            "memory": f"{round(host_gib + held_gib + shm_gib + 0.5)}Gi",
             "shm": f"{shm_gib}Gi",
             "scratch": f"{round(disk_gib + 0.5)}Gi",
         }

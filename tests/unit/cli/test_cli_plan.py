@@ -133,6 +133,15 @@ def test_a_plan_for_several_machines(yarn_ops: Any, recipe: Path) -> None:
     assert "4 × H100" in shown and "YARN_OPS_GRID_WORKERS=5" in shown and "in a night" in shown
 
 
+def test_all_parameters_on_several_gpus(yarn_ops: Any, recipe: Path) -> None:
+    asked = ("--gpu", "H200", "--set", "train.method=full", "--json")
+    one, two = (json.loads(yarn_ops("plan", recipe, *asked, "--gpus", count).out) for count in (1, 2))
+    assert one["legs"][0]["shared"] == ""
+    assert two["legs"][0]["shared"].endswith("optimizer sharded")
+    assert two["legs"][0]["peak_bytes"] < one["legs"][0]["peak_bytes"] - 6 * one["trained"]
+    assert two["legs"][0]["step_s"] < one["legs"][0]["step_s"]
+
+
 def test_a_card_of_any_size(yarn_ops: Any, recipe: Path) -> None:
     def leg(*options: Any) -> tuple[str, dict[str, Any]]:
         answer = yarn_ops("plan", recipe, *options, "--json")

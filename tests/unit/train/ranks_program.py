@@ -1,24 +1,35 @@
 """One of several processes that torchrun started: its steps, shared in some ways, and those it takes alone.
 
-ranks_program.py JOBS OUT     JOBS: {name: job}; for each, OUT/name-RANK.json: how far it is from one process
+ranks_program.py JOBS OUT
+
+JOBS    {name: job}; for each, OUT/name-RANK.json: how far it is from one process. A job whose name begins
+        with "left" is stopped on its way and gone on with, by all processes and by one
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import threading
 from pathlib import Path
 
 import torch
+from jobs import StopAfter
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from yarn_ops.digests import digest_tree
+from yarn_ops.errors import Stopped
 from yarn_ops.train import batches
 from yarn_ops.train.events import NoEvents
 from yarn_ops.train.job import Job
 from yarn_ops.train.layout_search import choose_layout
-from yarn_ops.train.loop import Loop
+from yarn_ops.train.loop import Loop, run_job
+from yarn_ops.train.lora import TENSORS, read_losses
+from yarn_ops.train.moments import FILE
 from yarn_ops.train.parallel.ranks import Ranks, join
+from yarn_ops.train.snapshot import newest_snapshot
 from yarn_ops.train.windows import window_sampler
 
 Curve = tuple[list[float], list[list[Tensor]]]
@@ -73,6 +84,51 @@ def apart(found: Curve, expected: Curve) -> dict[str, float]:
     }
 
 
+def gone_on_with(job: Job, ranks: Ranks) -> dict[str, object] | None:
+    """Of a job and the same one left on its way: whether they made the same files, and how far these are from
+    those that one process makes of the snapshot. The main rank's answer."""
+
+    def run(name: str, stop: threading.Event, ranks: Ranks) -> Job:
+        here = job.model_copy(update={"out_dir": job.out_dir / name, "work_dir": job.work_dir / name})
+        run_job(here, NoEvents(), stop, newest_snapshot(here.snapshots, here.identity()), ranks)
+        return here
+
+    whole = run("whole", threading.Event(), ranks)
+    try:
+        run("left", StopAfter(3 * job.train.gradient_accumulation_steps // ranks.size), ranks)
+        raise AssertionError("it was not left")
+    except Stopped:
+        ranks.any(False)  # the snapshot is there
+    if ranks.is_main:
+        shutil.copytree(job.work_dir / "left", job.work_dir / "alone")
+    left = run("left", threading.Event(), ranks)
+    if not ranks.is_main:
+        return None
+    alone = run("alone", threading.Event(), Ranks())
+    losses = [read_losses(each.out_dir) for each in (left, alone)]
+    weights, optimizers = (
+        [load_file(each.out_dir / file) for each in (left, alone)] for file in (TENSORS, FILE)
+    )
+    return {
+        "same_files": digest_tree(left.out_dir) == digest_tree(whole.out_dir),
+        "losses": max(abs(one / other - 1) for one, other in zip(*losses, strict=True)),
+        "weights": max(farthest(weights[0], weights[1])),
+        "moments": max(farthest(optimizers[0], optimizers[1])),
+        "dtypes": sorted({str(tensor.dtype) for tensor in weights[0].values()}),
+        "tensors": len(weights[0]),
+    }
+
+
+def farthest(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[float]:
+    """Of every tensor, its relative error in the norm."""
+    assert found.keys() == expected.keys()
+    return [
+        float((found[name] - tensor).norm() / tensor.norm())
+        for name, tensor in expected.items()
+        if tensor.is_floating_point()
+    ]
+
+
 def main() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -82,6 +138,10 @@ def main() -> None:
     with join("cpu", out) as ranks:
         for name, fields in jobs.items():
             job = Job.model_validate(fields)
+            if name.startswith("left"):
+                if answer := gone_on_with(job, ranks):
+                    (out / f"{name}.json").write_text(json.dumps(answer))
+                continue
             alone = job.model_copy(update={"train": job.train.model_copy(update=FREE)})
             same = alone.model_dump_json()
             if same not in references:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,6 +64,27 @@ def test_sharding_and_cutting_take_memory_off_each_device() -> None:
     ]
     assert peaks == sorted(peaks, reverse=True)
     assert LLAMA_8B.laid_out(Layout(2, 1, True)).fixed_bytes < 0.67 * LLAMA_8B.fixed_bytes
+
+
+WHOLE_8B = replace(LLAMA_8B, parameters=8_030_261_248, trained=8_030_261_248, full=True, weight_bytes=4)
+
+
+def test_several_processes_share_the_optimizer_of_all_parameters() -> None:
+    """Bytes of a parameter: 2 to compute with, and a share of 16 (float32 weight, gradient, two moments)."""
+    for processes in (2, 8):
+        whole = step(gradient_accumulation_steps=processes)
+        asked = {"memory_bytes": 139.8 * GIB, "host_bytes": 96 * GIB}
+        found = predict(processes, whole, Train(method="full"), WHOLE_8B, H100.rates, **asked)
+        assert found.layout.optimizer_sharded and "optimizer sharded" in found.layout.describe()
+        each = WHOLE_8B.laid_out(found.layout).fixed_bytes / WHOLE_8B.trained
+        assert each == pytest.approx(2 + 16 / processes, rel=1e-6)
+        assert each * WHOLE_8B.trained < found.plan.peak_bytes < 0.95 * 139.8 * GIB
+    with pytest.raises(TrainError, match=r"needs 149\.\d GiB of the device's memory"):
+        predict(1, step(8192), Train(method="full"), WHOLE_8B, H100.rates, **asked)
+    with pytest.raises(TrainError, match=r"choose train\.method lora, or more GPUs"):
+        predict(1, step(), Train(method="full"), WHOLE_8B, H100.rates, **asked | {"memory_bytes": 80 * GIB})
+    with pytest.raises(TrainError, match=r"^train.shard_base: .*frozen.*set it to auto$"):
+        predict(2, step(), Train(method="full", shard_base="yes"), WHOLE_8B, H100.rates, **asked)
 
 
 @pytest.mark.parametrize(

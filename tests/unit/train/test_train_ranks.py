@@ -40,7 +40,8 @@ CASES: dict[int, dict[str, dict[str, Any]]] = {
 def test_losses_and_gradients_are_those_of_one_process(
     processes: int, four_heads: Path, make_job: MakeJob, job_of: MakeJob, tmp_path: Path
 ) -> None:
-    """Of text alone and of windows with exercises; together, since processes start longer than they train."""
+    """Of text alone and of windows with exercises, and of jobs that are left and gone on with; in one test,
+    since processes start longer than they train."""
     common: dict[str, Any] = {"gradient_accumulation_steps": 2, "targets": ["all-linear"]}
     places = {"base_dir": four_heads / "base", "patched_dir": four_heads / "patched", "batch_windows": 2}
     jobs, weighed = {}, {}
@@ -53,11 +54,22 @@ def test_losses_and_gradients_are_those_of_one_process(
             # one step: Adam's first update takes a gradient's sign, even of one that is rounding alone
             job = job_of("run", steps=1, data=data, context_parallel=context, **common)
             weighed[f"{context}{packed}"] = job
-    written = {name: job.model_dump(mode="json") for name, job in (jobs | weighed).items()}
+    left = {
+        f"left, {method}": make_job(
+            f"left-{method}", steps=6, method=method, keep_optimizer=True, **common, **places
+        )
+        for method in ("lora", "full")
+    }
+    written = {name: job.model_dump(mode="json") for name, job in (jobs | weighed | left).items()}
     (tmp_path / "jobs.json").write_text(json.dumps(written))
     together(processes, PROGRAM, tmp_path / "jobs.json", tmp_path)
     first_losses: dict[bool, set[float]] = {True: set(), False: set()}
-    for name in written:
+    for name in left:
+        found = json.loads((tmp_path / f"{name}.json").read_bytes())
+        assert found["same_files"], name
+        assert found["dtypes"] == ["torch.float32"] and found["tensors"] >= 20
+        assert max(found["losses"], found["weights"], found["moments"]) < TOLERANCE, name
+    for name in jobs | weighed:
         for rank in range(processes):
             found = json.loads((tmp_path / f"{name}-{rank}.json").read_bytes())
             assert found["loss"] < TOLERANCE, name

@@ -58,8 +58,12 @@ def never() -> bool:
 
 
 @pytest.mark.slow
-def test_any_number_of_processes_goes_on_where_another_stopped(make: MakeJob, trained: Trained) -> None:
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_any_number_of_processes_goes_on_where_another_stopped(
+    make: MakeJob, trained: Trained, method: str
+) -> None:
     common: dict[str, Any] = {
+        "method": method,
         "steps": 40,
         "batch_windows": 2,
         "gradient_accumulation_steps": 2,
