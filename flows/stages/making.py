@@ -82,7 +82,7 @@ def rehearse(
     return found
 
 
-@stage("train", version=2, of=lambda section, leg, *_: f"{leg.context_tokens} tokens")
+@stage("train", version=3, of=lambda section, leg, *_: f"{leg.context_tokens} tokens")
 def train(
     context: StageContext,
     section: Train,

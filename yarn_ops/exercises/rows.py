@@ -3,7 +3,8 @@
 A row is a key and a value, each in signs of its own, joined and ended by others. A question names the key and
 opens the value's signs. A model that learnt from a handful of forms copies every token of a value in a form
 that it has never met, except the first, which it finds only behind signs it knows (decision 26). So forms are
-composed, of more signs than a hundred steps can learn by heart.
+composed, of more signs than a hundred steps can learn by heart: half of the joins, ends and questions are in
+common use, half are runs of marks and words drawn anew for each table.
 
 A row whose key stands in quotation marks before a colon is JSON's, which an evaluation asks for: it is never
 composed, nor is a question that puts a colon before a quoted key or value.
@@ -14,18 +15,32 @@ from __future__ import annotations
 from yarn_ops.exercises.draw import Draw
 from yarn_ops.exercises.language import Form
 
-BARE = ("", "")
-SIGNS = (
-    BARE, ('"', '"'), ("'", "'"), ("`", "`"), ("<", ">"), ("[", "]"), ("(", ")"), ("*", "*"),
-    ("“", "”"), ("$", "$"), ("|", "|"), ("/", "/"), ("#", "#"), ("@", ";"),
-)  # fmt: skip
-"""around a key or a value"""
-QUOTES = (('"', '"'), ("'", "'"), ("“", "”"))
-COLONS = {":", "："}
-QUOTED = 0.4
+Signs = tuple[str, str]
+"""what stands before and behind a key or a value"""
+
+BARE: Signs = ("", "")
+QUOTES: tuple[Signs, ...] = (('"', '"'), ("'", "'"), ("“", "”"), ("`", "`"))
+BRACKETS: tuple[Signs, ...] = (
+    ("<", ">"),
+    ("[", "]"),
+    ("(", ")"),
+    ("*", "*"),
+    ("|", "|"),
+    ("/", "/"),
+    ("#", "#"),
+)
+OTHERS: tuple[Signs, ...] = (BARE, *BRACKETS, ("$", "$"), ("@", ";"))
+QUOTED = 0.8
 """of keys and of values; the others stand in any signs"""
+NESTED = 0.25
+"""of keys and of values in signs: they have brackets around them"""
+ASKED_ALIKE = 0.75
+"""of questions: the key and the value have the row's signs there"""
+MARKS = "=-~>|;,/+*&^!?.#%@<"
 JOINS = (" = ", " -> ", " => ", " := ", ", ", "\t", " | ", "; ", " ~ ", " <- ", " == ", " / ", ": ", " : ")
 ENDS = ("\n", ";\n", ",\n", ".\n", " |\n", "\n\n", " \\\n")
+STARTS = ("", "", "", "  ", "- ", "* ", "\t", "> ", "    ")
+COLONS = {":": "=", "：": "，"}
 
 
 def row_form(draw: Draw) -> tuple[Form, str]:
@@ -33,22 +48,71 @@ def row_form(draw: Draw) -> tuple[Form, str]:
     key, value = (_signs(draw) for _ in range(2))
     if draw.rng.random() < 0.5:
         key = value
-    join, end = draw.one_of(JOINS), draw.one_of(ENDS)
-    if key in QUOTES and ":" in join:
-        join = " = "
-    before, between = draw.one_of(draw.language.row_questions)
-    if COLONS & {*before, *between}:
-        key = BARE if key in QUOTES else key
-        value = BARE if value in QUOTES else value
-    plant = f"{key[0]}{{k}}{key[1]}{join}{value[0]}{{v}}{value[1]}{end}"
-    ask = f"\n{before}{key[0]}{{k}}{key[1]}{between}{value[0]}"
+    join = draw.one_of(JOINS) if _even(draw) else _between(draw)
+    end = draw.one_of(ENDS) if _even(draw) else f"{_marks(draw, 0, 2)}\n"
+    before, between = draw.one_of(draw.language.row_questions) if _even(draw) else _question(draw)
+    asked_key = key if draw.rng.random() < ASKED_ALIKE else _signs(draw)
+    asked_value = value if draw.rng.random() < ASKED_ALIKE else _signs(draw)
+    if _quotes(key):
+        join = _without_colons(join)
+    if _quotes(asked_key) or _quotes(asked_value):
+        before, between = _without_colons(before), _without_colons(between)
+    start = draw.one_of(STARTS)
+    plant = f"{start}{key[0]}{{k}}{key[1]}{join}{value[0]}{{v}}{value[1]}{end}"
+    ask = f"\n{before}{asked_key[0]}{{k}}{asked_key[1]}{between}{asked_value[0]}"
     answer = "{v}"
     if ask.endswith(" "):
         ask, answer = ask[:-1], " {v}"
-    return Form(
-        "code", "code", plant, ask, answer, f"{value[1]}\n"
-    ), f"\n{draw.one_of(draw.language.row_headings)}\n"
+    heading = f"\n{draw.one_of(draw.language.row_headings)}\n"
+    return Form("code", "code", plant, ask, answer, f"{asked_value[1]}\n"), heading
 
 
-def _signs(draw: Draw) -> tuple[str, str]:
-    return draw.one_of(QUOTES if draw.rng.random() < QUOTED else SIGNS)
+def _even(draw: Draw) -> bool:
+    return bool(draw.rng.random() < 0.5)
+
+
+def _signs(draw: Draw) -> Signs:
+    signs = draw.one_of(QUOTES if draw.rng.random() < QUOTED else OTHERS)
+    if signs != BARE and draw.rng.random() < NESTED:
+        around = draw.one_of(BRACKETS)
+        return around[0] + signs[0], signs[1] + around[1]
+    return signs
+
+
+def _quotes(signs: Signs) -> bool:
+    return any(mark in signs[0] for mark, _ in QUOTES)
+
+
+def _marks(draw: Draw, least: int, most: int) -> str:
+    return "".join(draw.one_of(MARKS) for _ in range(draw.count(least, most)))
+
+
+def _words(draw: Draw, most: int) -> str:
+    return draw.language.joint.join(draw.one_of(draw.language.words) for _ in range(draw.count(0, most)))
+
+
+def _between(draw: Draw) -> str:
+    """Marks with or without spaces around them; one in four has a word."""
+    spaces = [" " if _even(draw) else "" for _ in range(2)]
+    word = draw.one_of(draw.language.words) if draw.rng.random() < 0.25 else ""
+    if word:
+        return f" {word}{_marks(draw, 0, 1)} "
+    return spaces[0] + _marks(draw, 1, 3) + spaces[1]
+
+
+def _question(draw: Draw) -> tuple[str, str]:
+    """Words and marks before the key, and between the key and the value."""
+    parts = []
+    for _ in range(2):
+        words, separator = (
+            _words(draw, 3),
+            draw.one_of((" ", ", ", "\n", " = ", ": ")) if _even(draw) else _between(draw),
+        )
+        parts.append(f"{words}{separator}")
+    return parts[0], (" " if _even(draw) else draw.one_of((", ", "\n", "; ", " - ", ". "))) + parts[1]
+
+
+def _without_colons(text: str) -> str:
+    for colon, other in COLONS.items():
+        text = text.replace(colon, other)
+    return text

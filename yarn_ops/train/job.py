@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import TrainError
+from yarn_ops.exercises import VERSION as EXERCISES_VERSION
 from yarn_ops.recipe import Data, Leg, Section, Train, loss_inputs
 
 LOG = "trainer.log"
@@ -61,7 +62,7 @@ class Job(Section):
     def identity(self) -> str:
         """Digest of the sections that losses depend on; snapshots of another identity are not used."""
         sections = loss_inputs(self.train, self.leg, self.data)
-        return digest_of([section.model_dump(mode="json") for section in sections])
+        return digest_of([EXERCISES_VERSION, *(section.model_dump(mode="json") for section in sections)])
 
 
 def read_job(path: Path) -> Job:
