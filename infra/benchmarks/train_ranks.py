@@ -77,11 +77,10 @@ class Run:
         for name, parameter in self.model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.02)
-        learning = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
-        self.learning = list(learning.values())
+        self.learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         layers = self.model.base_model.layers
         absent = ShardedLayers(layers, device(), ranks.size) if ranks.layout.sharded else None
-        self.optimizer = Optimizer(learning, 0.0, torch.bfloat16, ranks)
+        self.optimizer = Optimizer(self.model, 0.0, torch.bfloat16, ranks)
         self.backbone = Backbone(
             self.model,
             torch.bfloat16,

@@ -86,7 +86,7 @@ class Loop:
         self._batches = BatchReader(job, ranks, self._device)
         self._model, absent = load_model(job, self._device, self._dtype, ranks)
         self._parameters = trained_parameters(self._model)
-        self._optimizer = Optimizer(self._parameters, job.train.weight_decay, torch_dtype(self._dtype), ranks)
+        self._optimizer = Optimizer(self._model, job.train.weight_decay, torch_dtype(self._dtype), ranks)
         self._backbone = Backbone(
             self._model,
             torch_dtype(self._dtype),

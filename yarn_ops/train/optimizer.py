@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from yarn_ops.train.lora import trained_parameters
 from yarn_ops.train.moments import MOMENTS
 from yarn_ops.train.parallel.parameter_shards import ParameterShards
 from yarn_ops.train.parallel.ranks import Ranks
@@ -22,17 +24,21 @@ class Optimizer:
     """
 
     def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        weight_decay: float,
-        dtype: torch.dtype,
-        ranks: Ranks | None = None,
+        self, model: PreTrainedModel, weight_decay: float, dtype: torch.dtype, ranks: Ranks | None = None
     ) -> None:
-        """Where the layout of `ranks` shards the optimizer, the parameters become of `dtype`."""
+        """For the parameters of a model that learn. Where the layout of `ranks` shards the optimizer, they
+        become of `dtype`, but for the embedding of tokens: its gradient, a sum over all of a token's places,
+        would be added up in that dtype."""
         self._ranks = ranks = ranks or Ranks()
-        sharded = ranks.layout.optimizer_sharded
-        self._shards = ParameterShards(parameters, dtype, ranks) if sharded else None
-        self._updated: Mapping[str, nn.Parameter] = self._shards.parts if self._shards else dict(parameters)
+        parameters = trained_parameters(model)
+        self._shards: ParameterShards | None = None
+        if ranks.layout.optimizer_sharded:
+            embedding = model.get_input_embeddings().weight
+            dtypes = {
+                name: value.dtype if value is embedding else dtype for name, value in parameters.items()
+            }
+            self._shards = ParameterShards(parameters, dtypes, ranks)
+        self._updated: Mapping[str, nn.Parameter] = self._shards.parts if self._shards else parameters
         matrices, vectors = (
             [self._updated[name] for name, parameter in parameters.items() if (parameter.ndim > 1) == wanted]
             for wanted in (True, False)

@@ -129,8 +129,10 @@ class ModelShape:
     @property
     def copied_bytes(self) -> int:
         """Bytes of the weights that a step computes with, where all learn: copies beside those in float32."""
-        copies = self.optimizer_shards > 1 or (self.full and self.element_bytes < FLOAT32_BYTES)
-        return self.trained * self.element_bytes * copies
+        if self.optimizer_shards > 1:  # the embedding in float32
+            embedding = self.vocabulary * self.hidden
+            return self.trained * self.element_bytes + embedding * (FLOAT32_BYTES - self.element_bytes)
+        return self.trained * self.element_bytes if self.full and self.element_bytes < FLOAT32_BYTES else 0
 
     @property
     def update_bytes(self) -> int:

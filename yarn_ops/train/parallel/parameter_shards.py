@@ -1,8 +1,8 @@
 """Parameters that learn, sharded among all processes (ZeRO-2): each keeps and updates a part of every one.
 
-Weights stay whole in every process, in the dtype that it computes in. As soon as a backward has a parameter's
-gradient, the processes sum it in float32 and each keeps its part of the sum (reduce-scatter). The float32
-weights and the optimizer exist of that part alone; after an update the weights are all-gathered.
+Weights stay whole in every process, in the dtypes that it computes in. As soon as a backward has the gradient
+of a parameter, the processes sum it in float32 and each keeps its part of the sum (reduce-scatter). The
+float32 weights and the optimizer exist of that part alone; after an update the weights are all-gathered.
 
 A part is one of as many equal pieces of the flattened parameter as there are processes, with zeros behind the
 last element.
@@ -32,9 +32,11 @@ class ParameterShards:
     """flat and in float32, by parameter name; `grad` is the part of the gradient, summed over processes and
     micro-batches"""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], dtype: torch.dtype, ranks: Ranks) -> None:
-        """Takes the parts and turns the parameters themselves into `dtype`. From now on a backward leaves
-        gradients in `parts`."""
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], dtypes: Mapping[str, torch.dtype], ranks: Ranks
+    ) -> None:
+        """Takes the parts and turns the parameters themselves into their `dtypes`. From now on a backward
+        leaves gradients in `parts`."""
         self._parameters, self._ranks = dict(parameters), ranks
         self._order = list(reversed(self._parameters))
         self._reduced = 0
@@ -43,7 +45,7 @@ class ParameterShards:
         self.parts = {}
         for name, parameter in self._parameters.items():
             self.parts[name] = nn.Parameter(self.part(parameter.detach()).clone())
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(dtypes[name])
             parameter.register_post_accumulate_grad_hook(partial(self._arrive, name))
 
     def part(self, whole: Tensor) -> Tensor:
