@@ -28,6 +28,8 @@ from yarn_ops.train.layout_search import choose_layout
 from yarn_ops.train.loop import Loop, run_job
 from yarn_ops.train.lora import TENSORS, read_losses
 from yarn_ops.train.moments import FILE
+from yarn_ops.train.optimizer import Optimizer
+from yarn_ops.train.parallel.layout import Layout
 from yarn_ops.train.parallel.ranks import Ranks, join
 from yarn_ops.train.snapshot import newest_snapshot
 from yarn_ops.train.windows import window_sampler
@@ -129,6 +131,38 @@ def farthest(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[floa
     ]
 
 
+class Experts(nn.Module):
+    """Each token goes to one of three experts, none to a fourth. No number of processes divides the sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(7, 5)
+        self.experts = nn.ModuleList(nn.Linear(5, 3) for _ in range(4))
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embed
+
+    def forward(self, token: Tensor) -> Tensor:
+        return self.experts[int(token) % 3](self.embed(token)).square().sum()
+
+
+def experts_trained(ranks: Ranks) -> dict[str, Tensor]:
+    """The weights of `Experts` after two steps of four tokens, shared by ranks whose tokens go to different
+    ones."""
+    ranks.layout = Layout(ranks.size, optimizer_sharded=ranks.size > 1)
+    model = Experts()
+    optimizer = Optimizer(model, 0.1, torch.float32, ranks)
+    for tokens in torch.tensor([[0, 1, 3, 4], [2, 0, 5, 6]]):
+        for token in tokens.chunk(ranks.size)[ranks.rank]:
+            model(token).backward()
+            optimizer.accumulated()
+        optimizer.update(0.1, 1.0)
+    held = {name: value.detach().clone() for name, value in model.named_parameters()}
+    assert all(torch.equal(value, held[name]) for name, value in optimizer.weights().items())
+    return held
+
+
 def main() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -136,6 +170,8 @@ def main() -> None:
     jobs, out = json.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])
     references: dict[str, Curve] = {}
     with join("cpu", out) as ranks:
+        off = farthest(experts_trained(ranks), experts_trained(Ranks()))
+        (out / f"experts-{ranks.rank}.json").write_text(json.dumps(off))
         for name, fields in jobs.items():
             job = Job.model_validate(fields)
             if name.startswith("left"):

@@ -70,6 +70,9 @@ def test_losses_and_gradients_are_those_of_one_process(
     (tmp_path / "jobs.json").write_text(json.dumps(written))
     together(processes, PROGRAM, tmp_path / "jobs.json", tmp_path)
     first_losses: dict[bool, set[float]] = {True: set(), False: set()}
+    for rank in range(processes):
+        found = json.loads((tmp_path / f"experts-{rank}.json").read_bytes())
+        assert max(found) < TOLERANCE and len(found) == 9
     for name in left:
         found = json.loads((tmp_path / f"{name}.json").read_bytes())
         assert found["same_files"], name
