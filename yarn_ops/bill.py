@@ -14,9 +14,6 @@ from yarn_ops.settings import GPU_HOUR, NODE_HOUR
 
 TOKENISE_BYTES_PER_S = 3.0e6
 """of text, by one core: 31.5 MB in 4.4 to 6.1 s on two (infra/decisions/0004)"""
-READING_SHARE = 0.62
-"""of a GPU's rate of products that reading texts in an evaluation reaches: 36 questions to an 8B shape at
-32,768 tokens in 9.5 s on an H200 (infra/benchmarks/results/using-h100.md)"""
 WORKER_START_S = 60.0
 """of one more grid worker until its first cell, the model's way from the store left out: an assumption"""
 STORE_BYTES_PER_S = 0.22 * (1 << 30)

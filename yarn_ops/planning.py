@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from yarn_ops.bill import READING_SHARE, BillItem, Machines, Workload, bill, models_a_night
+from yarn_ops.bill import BillItem, Machines, Workload, bill, models_a_night
 from yarn_ops.errors import RecipeError
 from yarn_ops.recipe import Recipe
 
 if TYPE_CHECKING:
+    from yarn_ops.evals.cells import Reads
     from yarn_ops.train.layout_search import Prediction
     from yarn_ops.train.plan import ModelShape, Rates
 
@@ -22,6 +23,30 @@ DRIVER_BYTES = GIB // 2
 """of a card's memory, which the driver and CUDA take"""
 SIZED = re.compile(r"(?:(?P<name>\w+):)?(?P<size>\d+(?:\.\d+)?) ?GB", re.IGNORECASE)
 """a card of any size: 24GB, H200:24GB"""
+MODEL_START_S = 4.0
+"""of a model that is measured, its file's reading apart: texts are made, forward and reader held to float32
+(SmolLM2-135M on an H200: 1.9 until the first cell, 2 more in it)"""
+FILE_BYTES_PER_S = 2e9
+"""of weights, read and hashed once before"""
+LAYER_S = 1.9e-4
+"""of a layer's calls in a forward: transformers' of 30 layers took 17 ms, ours a third (decision 37)"""
+OWN_FORWARD_CALLS = 3
+"""times as long transformers' own forward calls"""
+LOGIT_BYTES = 24
+"""moved for a logit: bfloat16 out and in, float32 out, divided in and out, log-softmax in and out"""
+WIDE = (4096, 128)
+"""hidden and head width of the shape that `plan.GPUS` was measured on"""
+ENDS_WIDTH = 400
+"""of a product's inner width, for which the beginning and the end of its loop take as long as the loop;
+fitted to SmolLM2-135M (width 576) on an H200, infra/benchmarks/results/use-smollm2.md"""
+EXPONENTIALS_PER_S = 16 * 132 * 1.755e9
+"""of attention, one for each head's pair of row and key however wide the head is: an H100's or H200's, 16 a
+clock on each multiprocessor"""
+FINGERPRINT_FORWARDS = 4 * 17
+"""texts of the target length, each under the measured state, its faults and rounded weights"""
+TILED_SHARE = 0.57
+"""of the rate of attention that PyTorch's FlashAttention-2 reaches on Hopper: newer kernels are 1.5 to 2
+times as fast (FlashAttention-3, 2024)"""
 PROCESS_GIB = 8
 """of a trainer process beside what it keeps on the host: imports, CUDA, a shard of weights on its way"""
 TRAINER_START_S = 30.0
@@ -123,7 +148,7 @@ def plan_run(
         document_bytes,
         2 * shape.parameters,
         sum(TRAINER_START_S + leg.seconds for leg in legs),
-        *_evaluation(recipe, config, original, shape.parameters - shape.trained * (not whole), rates),
+        *_evaluation(recipe, original, shape, rates if gpu is None else narrower(rates, shape)),
     )
     parts = bill(workload, machines)
     return RunPlan(
@@ -133,24 +158,51 @@ def plan_run(
 
 
 def _evaluation(
-    recipe: Recipe, config: dict[str, Any], original: int, parameters: int, rates: Rates
+    recipe: Recipe, original: int, shape: ModelShape, rates: Rates
 ) -> tuple[float, int, float, float]:
-    """Seconds on one GPU, blocks, seconds of what is not divided, of the largest block (`Workload`)."""
-    from yarn_ops.evals.plan import loads
-    from yarn_ops.models.costs import costs, dimensions_of
+    """Seconds on one GPU, blocks, seconds of what is not divided, of the largest block (`Workload`).
 
-    dimensions, asked = dimensions_of(config, parameters), recipe.measured(original)
-    if dimensions is None:
-        raise RecipeError(f"{recipe.base.model}: its config names no heads and layers to reckon with")
+    A base beyond its context finds nothing and is asked until the first look; a result is asked all.
+    """
+    from yarn_ops.evals.cells import Reads
+    from yarn_ops.evals.plan import loads
+
+    asked = recipe.measured(original)
     target = round(recipe.rope.resolve_factor(original) * original)
     found, took = loads(asked, original, target), []
     for load in found:
-        flops = costs(dimensions, [load.context_tokens])[0].prefill_flops / load.context_tokens
-        took.append(2 * load.tokens * flops / (rates.products * READING_SHARE))
+        of_base = load.reads.until_look if load.context_tokens > original else 1.0
+        took.append((of_base + 1) * reading_seconds(shape, load.reads, rates))
+    alone_s = 2 * (MODEL_START_S + 2 * shape.parameters / FILE_BYTES_PER_S)
+    if recipe.publish.fingerprint:
+        exact = rates._replace(
+            products=rates.products / 2, attention_forward=rates.attention_forward * TILED_SHARE,
+            bytes=rates.bytes / 2,
+        )  # fmt: skip
+        text = Reads(target, target**2 / 2, OWN_FORWARD_CALLS)
+        alone_s += FINGERPRINT_FORWARDS * reading_seconds(shape, text, exact)
     if asked.suite == "none":  # no helpers are asked for
-        return sum(took), 1, sum(took), 0.0
+        return sum(took) + alone_s, 1, sum(took) + alone_s, 0.0
     largest_s = max(seconds / load.blocks for seconds, load in zip(took, found, strict=True))
-    return sum(took), sum(load.blocks for load in found), 0.0, largest_s
+    return sum(took) + alone_s, sum(load.blocks for load in found), alone_s, largest_s
+
+
+def narrower(rates: Rates, shape: ModelShape) -> Rates:
+    """Rates that were measured on products and heads of `WIDE`, as a narrower model reaches them."""
+    width, head = WIDE
+    depth = (1 + ENDS_WIDTH / width) / (1 + ENDS_WIDTH / shape.hidden)
+    pair_s = 4 * head / rates.attention_forward
+    ours_s = (pair_s - 1 / EXPONENTIALS_PER_S) * shape.head_width / head + 1 / EXPONENTIALS_PER_S
+    return rates._replace(products=rates.products * depth, attention_forward=4 * shape.head_width / ours_s)
+
+
+def reading_seconds(shape: ModelShape, reads: Reads, rates: Rates) -> float:
+    """Of what goes through a model of this shape, on one GPU: layers, logits, and calls."""
+    from yarn_ops.train.plan import forward_seconds
+
+    layers_s = forward_seconds(shape, reads.tokens, 2 * reads.pairs / reads.tokens, rates)
+    logit_s = 2 * shape.hidden / rates.products + LOGIT_BYTES / rates.bytes
+    return layers_s + reads.scored * shape.vocabulary * logit_s + reads.forwards * shape.layers * LAYER_S
 
 
 def _device(

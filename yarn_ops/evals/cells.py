@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from yarn_ops.data.haystack import Haystack, Ids
 from yarn_ops.digests import digest_of
 from yarn_ops.evals import VERSION
-from yarn_ops.evals.forward import require_known_head, token_losses
+from yarn_ops.evals.forward import GPU_BATCH_TOKENS, require_known_head, token_losses
 from yarn_ops.evals.reader import Reader
 from yarn_ops.evals.reader_choice import open_reader, quicken
 from yarn_ops.rope.methods import RopeSpec
@@ -131,6 +131,25 @@ class Cell:
         return digest_of([VERSION, precision, *self.asks])
 
 
+class Reads(NamedTuple):
+    """What goes through a model, as far as its seconds follow from it; means of what chance decides."""
+
+    tokens: float
+    pairs: float
+    """of a row and a key that it sees"""
+    forwards: float
+    scored: float = 0.0
+    """tokens whose logits are made"""
+    until_look: float = 1.0
+    """share of it that is asked where nothing is found"""
+
+    @classmethod
+    def once(cls, tokens: float, length: int, scored: float = 0.0, until_look: float = 1.0) -> Reads:
+        """Of texts of a length that are read from their beginnings, as many at a time as fill a forward."""
+        forwards = tokens / max(length, GPU_BATCH_TOKENS)
+        return cls(tokens, tokens * length / 2, forwards, scored, until_look)
+
+
 @dataclass(frozen=True)
 class Task:
     """What an evaluation can ask beside its scorecard: its cell at a length, and what that takes."""
@@ -141,6 +160,8 @@ class Task:
     """(size, length, all lengths) -> about how many go through a model"""
     blocks: Callable[[Size, int], int] = lambda size, tokens: 1
     """(size, tokens of the cell) -> in how many blocks it is measured"""
+    reads: Callable[[Size, int, Sequence[int]], Reads] | None = None
+    """of (size, length, all lengths); None: texts of that length, `tokens` in all, once each"""
 
 
 @dataclass(frozen=True)
@@ -151,4 +172,5 @@ class Load:
     context_tokens: int
     tokens: int
     """about how many go through a model"""
+    reads: Reads
     blocks: int = 1

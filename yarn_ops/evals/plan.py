@@ -17,7 +17,7 @@ import numpy as np
 
 from yarn_ops.data.haystack import Haystack, Ids
 from yarn_ops.errors import DataError
-from yarn_ops.evals.cells import Cell, Load, Measure, ModelUnderTest, Size, Task
+from yarn_ops.evals.cells import Cell, Load, Measure, ModelUnderTest, Reads, Size, Task
 from yarn_ops.evals.names import TRAINED
 from yarn_ops.evals.scorecard import scorecard_loads
 from yarn_ops.evals.tasks import context, copying, facts, natural, needles, pairs, perplexity, ruler, skills
@@ -197,7 +197,7 @@ OF_KINDS = ("perplexity", "sliding")
 """tasks that tell kinds of documents apart"""
 TASKS: Mapping[str, Task] = {
     "skills": Task(skills.cell, skills.tokens_read),
-    "context": Task(context.cell, context.tokens_read),
+    "context": Task(context.cell, context.tokens_read, reads=context.reads),
     "perplexity": Task(
         _perplexity, lambda size, length, lengths: perplexity.tokens_read(size.windows, length, lengths[-1])
     ),
@@ -225,6 +225,7 @@ def loads(section: Evaluate, original_context_tokens: int, target_context_tokens
     reach = lengths_to(target_context_tokens, original_context_tokens)
     for name in size.tasks:
         for length in _lengths_of(name, reach):
-            blocks = blocks_of(name, size, length, reach)
-            found.append(Load(name, length, tokens_through(name, size, length, reach), blocks))
+            tokens, reads = tokens_through(name, size, length, reach), TASKS[name].reads
+            read = Reads.once(tokens, length) if reads is None else reads(size, length, reach)
+            found.append(Load(name, length, tokens, read, blocks_of(name, size, length, reach)))
     return found

@@ -7,7 +7,8 @@ import numpy as np
 from yarn_ops.data.haystack import Decode, Encode, Ids, is_chinese
 from yarn_ops.data.windows import ShardReader, spread
 from yarn_ops.errors import EvaluationError
-from yarn_ops.evals.cells import Cell, Load
+from yarn_ops.evals.cells import Cell, Load, Reads
+from yarn_ops.evals.sequential import Looks
 from yarn_ops.evals.tasks import needles, perplexity
 from yarn_ops.recipe import Evaluate
 
@@ -96,10 +97,16 @@ def scorecard_loads(section: Evaluate, original_context_tokens: int) -> list[Loa
     lengths, stride = scorecard_lengths(section, original_context_tokens), section.sliding_stride_tokens
     loads = []
     for length in lengths:
-        loads.append(Load("perplexity", length, perplexity.tokens_read(section.windows, length, lengths[-1])))
+        tokens = perplexity.tokens_read(section.windows, length, lengths[-1])
+        loads.append(Load("perplexity", length, tokens, Reads.once(tokens, length, tokens)))
         if stride:
             documents = [_sliding_tokens(lengths[-1], stride)] * _sliding_count(section)
-            loads.append(Load("sliding", length, perplexity.sliding_tokens_read(documents, length, stride)))
+            tokens = perplexity.sliding_tokens_read(documents, length, stride)
+            loads.append(
+                Load("sliding", length, tokens, Reads.once(tokens, length, tokens / length * stride))
+            )
         tokens = section.recall_windows * length
-        loads += [Load(f"recall/{template}", length, tokens) for template in section.templates]
+        until_look = Looks.at(section.recall_windows, section.recall_pairs).least
+        reads = Reads.once(tokens, length, until_look=until_look)
+        loads += [Load(f"recall/{template}", length, tokens, reads) for template in section.templates]
     return loads

@@ -52,6 +52,11 @@ class Looks:
         """Outcomes, when all is asked."""
         return self.texts[-1] * self.each
 
+    @property
+    def least(self) -> float:
+        """Share of the texts that is asked where nothing is found."""
+        return self.texts[0] / self.texts[-1]
+
     def error(self, outcomes: int) -> float:
         """What an interval may miss that is made after so many outcomes."""
         if len(self.texts) == 1:

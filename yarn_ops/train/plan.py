@@ -199,6 +199,11 @@ def model_flops(shape: ModelShape, positions: int, window: int) -> float:
     return 2 * products + 3.5 * attention + 2 * head + weight_gradients
 
 
+def forward_seconds(shape: ModelShape, positions: float, window: float, rates: Rates) -> float:
+    """Of all layers, nothing kept: `positions` tokens that see window / 2 keys each on average."""
+    return shape.layers * _layer_seconds(shape, LADDER[-1], round(positions), window, rates)[0]
+
+
 def step_cost(
     shape: ModelShape, policies: Sequence[LayerPolicy], positions: int, window: int, rates: Rates
 ) -> StepPlan:
@@ -258,13 +263,13 @@ def _layer_parameters(shape: ModelShape) -> int:
     return shape.hidden * (2 * shape.attention_width + 2 * shape.kv_width + 3 * shape.mlp)
 
 
-def _attention_flops(shape: ModelShape, positions: int, window: int) -> float:
+def _attention_flops(shape: ModelShape, positions: int, window: float) -> float:
     """Of one layer's forward: two products over the causal half."""
     return 4 * shape.attention_width * positions * window / 2
 
 
 def _layer_seconds(
-    shape: ModelShape, policy: LayerPolicy, positions: int, window: int, rates: Rates
+    shape: ModelShape, policy: LayerPolicy, positions: int, window: float, rates: Rates
 ) -> tuple[float, float]:
     """Of forward and backward."""
     d, f = shape.hidden, shape.mlp

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +14,19 @@ from kubernetes_objects import template_of
 from yarn_ops import bill as costs
 from yarn_ops.bill import Machines, Workload, bill, models_a_night
 from yarn_ops.errors import SettingsError
-from yarn_ops.evals.plan import SIZES, blocks_of, tokens_through
-from yarn_ops.planning import TRAINER_START_S
+from yarn_ops.evals.plan import SIZES, blocks_of, loads, tokens_through
+from yarn_ops.planning import (
+    FINGERPRINT_FORWARDS,
+    TRAINER_START_S,
+    _evaluation,
+    narrower,
+    reading_seconds,
+)
+from yarn_ops.recipe import load_recipe
+from yarn_ops.rope.methods import RopeSpec
+from yarn_ops.serving.measure import BITS, TEXTS, faulty_specs
+from yarn_ops.shipped import recipe_path
+from yarn_ops.train.plan import GPUS, ModelShape
 
 HOUR = 3600.0
 WORK = Workload(
@@ -169,3 +181,39 @@ def test_a_card_of_any_size(yarn_ops: Any, recipe: Path) -> None:
 def test_faults_are_one_line(yarn_ops: Any, recipe: Path, option: tuple[Any, ...], complaint: str) -> None:
     answer = yarn_ops("plan", recipe, "--gpu", "H100", *option)
     assert answer.status == 2 and complaint in answer.err and answer.err.count("\n") == 1
+
+
+SMOLLM2 = ModelShape(
+    layers=30, hidden=576, mlp=1536, heads=9, kv_heads=3, head_width=64, vocabulary=49_152,
+    parameters=134_515_008, trained=0,
+)  # fmt: skip
+
+
+def test_measuring_is_foretold_within_a_fifth_of_what_an_h200_took() -> None:
+    """SmolLM2-135M, the recipe 8k-to-32k: infra/benchmarks/results/use-smollm2.md."""
+    asked = ["base.model=base", 'data.sources=["*.txt"]']
+    recipe = load_recipe(recipe_path("8k-to-32k"), asked)
+    unmarked = load_recipe(recipe_path("8k-to-32k"), [*asked, "publish.fingerprint=false"])
+    rates = narrower(GPUS[1].rates, SMOLLM2)
+    whole, *_ = _evaluation(recipe, 8192, SMOLLM2, rates)
+    both, blocks, alone_s, largest_s = _evaluation(unmarked, 8192, SMOLLM2, rates)
+    for base_s, result_s in ((49, 71), (51, 75), (45, 75)):
+        assert both == pytest.approx(base_s + result_s, rel=0.2)
+    assert whole - both == pytest.approx(15.3, rel=0.2)
+    assert blocks > 20 and 0 < alone_s < largest_s * 2 < both
+    result = sum(reading_seconds(SMOLLM2, load.reads, rates) for load in loads(recipe.evaluate, 8192, 32768))
+    assert result == pytest.approx(73, rel=0.2)
+
+
+def test_what_was_measured_on_wide_heads_is_kept_for_them() -> None:
+    wide = dataclasses.replace(SMOLLM2, hidden=4096, head_width=128)
+    assert narrower(GPUS[1].rates, wide) == pytest.approx(GPUS[1].rates)
+    narrow = narrower(GPUS[1].rates, SMOLLM2)
+    assert narrow.products < GPUS[1].rates.products and narrow.bytes == GPUS[1].rates.bytes
+    assert narrow.attention_forward == pytest.approx(0.78 * GPUS[1].rates.attention_forward, rel=0.02)
+
+
+def test_a_fingerprint_reads_as_often_as_is_planned() -> None:
+    spec = RopeSpec(method="yarn", dim=64, theta=1e5, factor=4.0, original_context_tokens=8192)
+    states = 1 + len(faulty_specs(spec)) + 2 + len(BITS)  # measured, faults, a cut context and BOS, rounded
+    assert TEXTS * states == FINGERPRINT_FORWARDS

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from yarn_ops.data.haystack import Haystack, Ids
 from yarn_ops.data.windows import begun
 from yarn_ops.errors import EvaluationError
-from yarn_ops.evals.cells import Cell, LossesOf, ModelUnderTest, Size
+from yarn_ops.evals.cells import Cell, LossesOf, ModelUnderTest, Reads, Size
 from yarn_ops.evals.intervals import exponential, mean_interval
 from yarn_ops.evals.names import FAR_TEXT, GAIN, LONG_PERPLEXITY, RISE, SAME_TARGETS
 from yarn_ops.scores import Score
@@ -49,6 +49,13 @@ def tokens_read(size: Size, length: int, lengths: Sequence[int]) -> int:
     return 2 * size.windows * (sum(lengths) + lengths[-1])
 
 
+def reads(size: Size, length: int, lengths: Sequence[int]) -> Reads:
+    windows, each = 2 * size.windows, (*lengths, lengths[-1])
+    found = [Reads.once(windows * tokens, tokens, windows * _targets(lengths[0])) for tokens in each]
+    tokens, pairs, forwards, scored, _ = (sum(figures) for figures in zip(*found, strict=True))
+    return Reads(tokens, pairs, forwards, scored)
+
+
 def key_cell(haystack: Haystack, size: Size, length: int, lengths: Sequence[int], seed: int) -> Cell:
     """Perplexity of the key tokens at one length."""
     windows = haystack.windows(size.windows, length + 1, seed)
@@ -65,7 +72,7 @@ def growing(
 ) -> tuple[Score, ...]:
     """Losses of one set of targets at every length, ascending. windows: int64 [W, longest + 1]."""
     shortest, longest = lengths[0], lengths[-1]
-    targets = max(1, 3 * shortest // 4)
+    targets = _targets(shortest)
     before = np.asarray(prefix, dtype=np.int64)
     losses = {
         k: losses_of(begun(windows[:, -(k + 1) :].copy(), before), targets).mean(axis=1) for k in lengths
@@ -84,6 +91,10 @@ def growing(
         lost = losses_of(foreign, targets).mean(axis=1) - losses[longest]
         scores.append(_mean(FAR_TEXT, longest, lost, seed))
     return tuple(scores)
+
+
+def _targets(shortest: int) -> int:
+    return max(1, 3 * shortest // 4)
 
 
 def long_perplexity(losses_of: LossesOf, windows: Ids, seed: int) -> tuple[Score, ...]:

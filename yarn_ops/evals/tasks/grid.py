@@ -12,13 +12,18 @@ import numpy as np
 from yarn_ops.data.haystack import Haystack
 from yarn_ops.errors import DataError
 from yarn_ops.evals import scoring
-from yarn_ops.evals.cells import Block, Cell, ModelUnderTest, Size, Task, only
+from yarn_ops.evals.cells import Block, Cell, ModelUnderTest, Reads, Size, Task, only
 from yarn_ops.evals.examples import Example
+from yarn_ops.evals.packed import PACKED_ROWS
+from yarn_ops.evals.reader import GPU_CHUNK_TOKENS, GRAIN_TOKENS
 from yarn_ops.evals.sequential import Looks
 from yarn_ops.scores import Score
 
 BLOCK_TOKENS = 1 << 20
 """through the model in one block: a minute of an 8B shape at 32k on an H100"""
+
+QUESTION_ROWS = 32
+"""of a question with its answer and three choices, on average"""
 
 Make = Callable[[Haystack, int, int, int, int], list[Example]]
 """(documents, tokens, parts, texts, seed) -> examples, as many of each text"""
@@ -79,7 +84,22 @@ def grid_task(
         join, enough = partial(scoring.joined, looks=looks), partial(scoring.decided, looks)
         return Cell(name, length, (*asks, looks.texts), blocks, join, before, enough)
 
-    return Task(cell, tokens, lambda size, tokens: len(groups(size, tokens)[0]))
+    def reads(size: Size, length: int, lengths: Sequence[int]) -> Reads:
+        examples = 1 + size.parts if deep else 1
+        asked = (outcomes(size) if outcomes else 1) / (size.parts if deep else 1) * QUESTION_ROWS
+        rows = asked + GRAIN_TOKENS["cuda"] / 2  # what a text has beyond its last grain is read with them
+        from_depths = [1 - (part / size.parts) ** power if deep else 0 for power in (1, 2)
+                       for part in range(size.parts)]  # fmt: skip
+        again, pairs_again = sum(from_depths[: size.parts]), sum(from_depths[size.parts :])
+        forwards = max(1.0, 0.75 * length / GPU_CHUNK_TOKENS) + math.ceil(asked / PACKED_ROWS)
+        return Reads(
+            size.texts * (length * (1 + again) + examples * rows),
+            size.texts * (length**2 / 2 * (1 + pairs_again) + examples * rows * length),
+            size.texts * examples * forwards,
+            until_look=looks_of(size).least,
+        )
+
+    return Task(cell, tokens, lambda size, tokens: len(groups(size, tokens)[0]), reads)
 
 
 @lru_cache(maxsize=1)  # the blocks of a cell come one after the other
