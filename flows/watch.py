@@ -16,7 +16,6 @@ from yarn_ops.catalogue import ModelVersion
 from yarn_ops.errors import RecipeError
 from yarn_ops.recipe import Recipe, parse_recipe
 from yarn_ops.registry import open_registry
-from yarn_ops.registry import upkeep as records
 from yarn_ops.services import try_mlflow
 from yarn_ops.settings import read_settings
 
@@ -50,7 +49,7 @@ def watch(recipe: Recipe) -> list[str]:
             except RecipeError as error:
                 log.warning("%s version %d: %s", version.name, version.version, error)
                 continue
-            if records.is_finished(registry, wanted.digest()) or _is_asked_for(client, wanted):
+            if registry.came_to_its_end(wanted.digest()) or _is_asked_for(client, wanted):
                 continue
             client.create_flow_run_from_deployment(
                 client.read_deployment_by_name(EXTEND).id,

@@ -11,7 +11,7 @@ from collections.abc import Collection, Set
 from dataclasses import dataclass
 
 from yarn_ops.errors import StoreError
-from yarn_ops.registry import Registry, copies
+from yarn_ops.registry import Registry, copies, upkeep
 from yarn_ops.release import Tracking
 from yarn_ops.store import Store
 from yarn_ops.store.keys import join
@@ -102,8 +102,9 @@ def publish(ledger: Ledger, registry: Registry, holdings: Holdings) -> None:
     for key, (fence, _) in holdings.finished.items():
         if (key, fence) not in holdings.own.stages:
             ledger.keep_stage(key, copies.copy_stage(registry, key))
-    for run_id in copies.ended_runs(registry) - holdings.own.runs.keys():
-        ledger.keep_run(copies.copy_run(registry, run_id))
+    for run_id, status in upkeep.known_runs(registry).items():
+        if status != "running" and run_id not in holdings.own.runs:
+            ledger.keep_run(copies.copy_run(registry, run_id))
 
 
 def kept_by_releases(store: Store, trees: Collection[str]) -> set[str]:

@@ -173,7 +173,7 @@ def half_registered(registry: Registry, tracking: Tracking) -> list[tuple[str, i
 
 def _work_folders(root: Path, registry: Registry, working: set[str], before: datetime) -> Iterator[Garbage]:
     """Working folders of stages that another machine finished or that were abandoned, and of observations."""
-    done = {key[:16] for key in records.completed_keys(registry)}
+    done = {key[:16] for key in copies.finished_stages(registry)}
     at_work = {key[:16] for key in working} | {OBSERVATIONS}
     for folder in (*root.glob("*"), *root.glob(f"{OBSERVATIONS}/*")):
         used = is_used(folder)

@@ -21,7 +21,6 @@ from yarn_ops import references, upkeep
 from yarn_ops.errors import RegistryError, StoreError
 from yarn_ops.rebuild import rebuild
 from yarn_ops.registry import copies, open_registry, this_process, upgrade
-from yarn_ops.registry import upkeep as records
 from yarn_ops.release import open_tracking
 from yarn_ops.store import Store, sweep
 from yarn_ops.store.s3 import S3Store
@@ -192,7 +191,7 @@ def test_releases_that_only_mlflow_knows(store: Store, service: Make) -> None:
     assert tracking.find("whole", alias="champion").version == 1
     runs = {run.release.name: run for run in one.registry.runs() if run.release is not None}
     assert runs["whole"].recipe == sections and runs["partly"].recipe["base"] == {"model": "b"}
-    assert records.is_finished(one.registry, recipe.digest())
+    assert one.registry.came_to_its_end(recipe.digest())
     assert "0 runs" in next(rebuild(one.settings))
 
 

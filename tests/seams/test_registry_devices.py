@@ -9,7 +9,7 @@ import pytest
 
 from yarn_ops.errors import LeaseLost
 from yarn_ops.records import Corpus
-from yarn_ops.registry import Lease, Registry, hold, keys_at_work, occupied, this_process
+from yarn_ops.registry import Lease, Registry, hold, keys_at_work, leases, occupied, this_process
 from yarn_ops.registry.devices import give_back, take
 from yarn_ops.registry.upkeep import free_leases
 
@@ -118,7 +118,7 @@ def test_nobody_waits_for_one_that_has_ended(
         assert keys_at_work(registry) == {"next"}
     assert waited == []
     with pytest.raises(LeaseLost):
-        registry.renew(gone)
+        leases.renew(registry.database, gone)
 
 
 def test_a_list_of_runs_tells_who_computes_and_who_waits(registry: Registry, run_id: str) -> None:

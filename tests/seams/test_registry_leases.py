@@ -13,7 +13,7 @@ import pytest
 
 from yarn_ops.errors import LeaseLost, Stopped
 from yarn_ops.records import Corpus, Tree
-from yarn_ops.registry import Lease, Registry, hold, this_process
+from yarn_ops.registry import Lease, Registry, hold, leases, this_process
 from yarn_ops.registry.holder import has_ended
 
 KEY = "k" * 64
@@ -69,7 +69,7 @@ def test_the_old_fence_is_refused_everywhere(registry: Registry, run_id: str) ->
     old = claimed(registry, run_id, EXPIRED_S)
     new = claimed(registry, run_id)
     for write in (
-        registry.renew,
+        lambda lease: leases.renew(registry.database, lease),
         lambda lease: registry.complete(lease, CORPUS),
         lambda lease: registry.fail(lease, "x"),
     ):
@@ -83,14 +83,14 @@ def test_the_old_fence_is_refused_everywhere(registry: Registry, run_id: str) ->
 
 def test_a_lease_that_expired_unnoticed_is_still_its_holders(registry: Registry, run_id: str) -> None:
     lease = claimed(registry, run_id, EXPIRED_S)
-    registry.renew(lease)
+    leases.renew(registry.database, lease)
     registry.complete(lease, CORPUS)
     assert registry.finished(KEY) is not None
 
 
 def test_renewal_keeps_others_out(registry: Registry, run_id: str) -> None:
     lease = claimed(registry, run_id, EXPIRED_S)
-    registry.renew(replace(lease, life_s=LONG_S))
+    leases.renew(registry.database, replace(lease, life_s=LONG_S))
     assert claim(registry, run_id) is None
 
 
@@ -221,10 +221,10 @@ def test_nothing_is_known_of_other_machines_processes() -> None:
 def test_a_stage_is_taken_only_from_the_named_holder(registry: Registry, run_id: str) -> None:
     lease = claimed(registry, run_id)
     registry.take_from(KEY, "another process")
-    registry.renew(lease)
+    leases.renew(registry.database, lease)
     registry.take_from(KEY, "a process")
     with pytest.raises(LeaseLost):
-        registry.renew(lease)
+        leases.renew(registry.database, lease)
     registry.complete(claimed(registry, run_id), CORPUS)
     registry.take_from(KEY, "a process")
     assert registry.finished(KEY) is not None

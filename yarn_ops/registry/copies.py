@@ -86,12 +86,6 @@ def known_keys(registry: Registry) -> set[str]:
         return set(session.scalars(select(StageRunRow.key)))
 
 
-def ended_runs(registry: Registry) -> set[str]:
-    """The ids of all runs that do not go on."""
-    with registry.begin() as session:
-        return set(session.scalars(select(RunRow.id).where(RunRow.status != "running")))
-
-
 def restore_run(registry: Registry, copy: Copy) -> bool:
     """Make the run's row; False when it is there. One that was going on is stopped: its processes are gone.
 

@@ -81,7 +81,9 @@ def open_database(url: str) -> Database:
         raise RegistryError(f"{database.name}: no such database; run `yarn-ops db upgrade`")
     with _failures_of(database.name), database.engine.begin() as connection:
         _check_encoding(connection, database.name)
-        _check_revision(connection, database.name)
+        if not _is_current(connection):
+            _refuse_newer(connection, database.name)
+            raise RegistryError(f"{database.name}: not migrated; run `yarn-ops db upgrade`")
     return database
 
 
@@ -153,12 +155,6 @@ def _check_encoding(connection: Connection, name: str) -> None:
     encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
     if encoding not in ("UTF8", "SQL_ASCII"):
         raise RegistryError(f"{name}: the database's encoding is {encoding}; make one with ENCODING 'UTF8'")
-
-
-def _check_revision(connection: Connection, name: str) -> None:
-    if not _is_current(connection):
-        _refuse_newer(connection, name)
-        raise RegistryError(f"{name}: not migrated; run `yarn-ops db upgrade`")
 
 
 def _is_current(connection: Connection) -> bool:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from yarn_ops.errors import LeaseLost, RegistryError, Stopped
@@ -61,9 +62,8 @@ def hold(
     up; a request to stop (Stopped, KeyboardInterrupt, …) or an end without `complete` gives the stage back.
     A holder that has ended (`leases.claim`) is not waited for. `on_wait` hears, once, for whom we wait.
     """
-    held, claimed_at = _claim_or_join(
-        registry, key, stage=stage, run_id=run_id, holder=holder, lease_s=lease_s, on_wait=on_wait
-    )
+    claim = partial(registry.claim, key, stage=stage, run_id=run_id, holder=holder, lease_s=lease_s)
+    held, claimed_at = _claim_or_join(registry, key, claim, min(LONGEST_POLL_S, lease_s / 3), on_wait)
     lease = held.lease
     if lease is None:
         yield held
@@ -82,22 +82,16 @@ def hold(
 
 
 def _claim_or_join(
-    registry: Registry,
-    key: str,
-    *,
-    stage: str,
-    run_id: str,
-    holder: str,
-    lease_s: float,
+    registry: Registry, key: str, claim: Callable[[], Lease | None], poll_s: float,
     on_wait: Callable[[str], None] | None,
-) -> tuple[Held, float]:
+) -> tuple[Held, float]:  # fmt: skip
     """(what we hold, when we asked for it by `time.monotonic`): a lease lives from before the answer."""
     while True:
         asked_at = time.monotonic()
         record = registry.finished(key)
         if record is not None:
             return Held(registry, record, None), asked_at
-        lease = registry.claim(key, stage=stage, run_id=run_id, holder=holder, lease_s=lease_s)
+        lease = claim()
         if lease is not None:
             return Held(registry, None, lease), asked_at
         other = registry.holder(key)
@@ -106,7 +100,7 @@ def _claim_or_join(
         if on_wait is not None:
             on_wait(other)
             on_wait = None
-        time.sleep(min(LONGEST_POLL_S, lease_s / 3))
+        time.sleep(poll_s)
 
 
 def _give_back(registry: Registry, lease: Lease, failure: Exception | None) -> None:

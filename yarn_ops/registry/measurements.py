@@ -62,7 +62,15 @@ class Measurements:
         taken the cell over: nothing is written.
         """
         asked_at = time.monotonic()
-        lease = self._claim(key)
+        told = {
+            "checkpoint_digest": key.checkpoint_digest,
+            "cell": key.cell,
+            "cell_tokens": key.context_tokens,
+        }
+        lease = claim(
+            self._database, CellRow, _key(key), f"{key.cell} at {key.context_tokens}",
+            holder=self._holder, life_s=self._lease_s, first=told,
+        )  # fmt: skip
         if lease is None:
             yield None
             return
@@ -71,20 +79,6 @@ class Measurements:
                 yield lambda scores: renewal.last(lambda: self._keep(key, lease, scores))
         finally:
             give_back(self._database, lease)
-
-    def _claim(self, key: CellKey) -> Lease | None:
-        told = {
-            "checkpoint_digest": key.checkpoint_digest, "cell": key.cell, "cell_tokens": key.context_tokens,
-        }  # fmt: skip
-        return claim(
-            self._database,
-            CellRow,
-            _key(key),
-            f"{key.cell} at {key.context_tokens}",
-            holder=self._holder,
-            life_s=self._lease_s,
-            first=told,
-        )
 
     def _keep(self, key: CellKey, lease: Lease, scores: tuple[Score, ...]) -> None:
         """All scores or none, with the end of the lease."""

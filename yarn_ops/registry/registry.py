@@ -105,7 +105,7 @@ class Registry:
         statement = (
             self.database.insert(RunRow)
             .values(
-                id=_new_run_id(),
+                id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
                 recipe=dict(recipe),
                 recipe_digest=recipe_digest,
                 attempts=1,
@@ -217,10 +217,6 @@ class Registry:
         with self.database.begin() as session:
             session.execute(taken.values(status="stopped", **_ended()))
 
-    def renew(self, lease: Lease) -> None:
-        """Let the lease live for `life_s` from now. LeaseLost when another process has claimed the stage."""
-        leases.renew(self.database, lease)
-
     def complete(self, lease: Lease, record: Record) -> None:
         """Keep the stage's record, with its artifact, scores and release in their tables: all or nothing.
 
@@ -274,10 +270,6 @@ class Registry:
         )
         with self.database.begin() as session:
             session.execute(statement)
-
-
-def _new_run_id() -> str:
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
 def facts(key: str, record: Record) -> Iterator[Table]:

@@ -73,25 +73,10 @@ def open_runs(registry: Registry) -> list[OpenRun]:
         return [OpenRun(row.id, row.flow_run_id, row.started_at) for row in rows]
 
 
-def is_finished(registry: Registry, recipe_digest: str) -> bool:
-    """Whether a run of this recipe came to its end: completed, or rejected by its gate."""
-    ended = select(RunRow.id).where(
-        RunRow.recipe_digest == recipe_digest, RunRow.status.in_(("completed", "rejected"))
-    )
-    with registry.begin() as session:
-        return session.scalar(ended.limit(1)) is not None
-
-
 def referenced_trees(registry: Registry) -> set[str]:
     """The digests of all directories that finished stages have stored."""
     with registry.begin() as session:
         return set(session.scalars(select(ArtifactRow.digest).distinct()))
-
-
-def completed_keys(registry: Registry) -> set[str]:
-    """The keys of all finished stages."""
-    with registry.begin() as session:
-        return set(session.scalars(select(StageRunRow.key).where(StageRunRow.status == "completed")))
 
 
 def released(registry: Registry) -> set[tuple[str, int]]:

@@ -126,14 +126,14 @@ class StageView(_View):
     holder: str | None
     started_at: datetime
     finished_at: datetime | None
-    record: dict[str, Any] | None
+    record: dict[str, Any] | None = None
     error: str | None
 
 
 class ScoreView(_View):
     """One cell of an evaluation; `depth` None: over all depths; `low`, `high`: 95 % interval."""
 
-    stage: str
+    stage: str = ""
     checkpoint_digest: str
     task: str
     context_tokens: int
@@ -292,19 +292,9 @@ def _open_stages(session: Session, run_id: str) -> list[StageView]:
 
 
 def _stage_view(stage: StageRunRow, reused: bool | None = None, seconds: float | None = None) -> StageView:
-    return StageView(
-        stage=stage.stage,
-        key=stage.key,
-        status=stage.status,
-        reused=reused,
-        seconds=seconds,
-        attempts=stage.attempts,
-        holder=stage.holder,
-        started_at=stage.started_at,
-        finished_at=stage.finished_at,
-        record=None if stage.output == BROKEN else stage.output,
-        error=stage.error,
-    )
+    record = None if stage.output == BROKEN else stage.output
+    told = {"reused": reused, "seconds": seconds, "record": record}
+    return StageView.model_validate(stage).model_copy(update=told)
 
 
 def _scores(session: Session, run_id: str) -> list[ScoreView]:
@@ -316,17 +306,8 @@ def _scores(session: Session, run_id: str) -> list[ScoreView]:
         .order_by(RunStageRow.id, ScoreRow.id)
     )
     return [
-        ScoreView(
-            stage=stage,
-            checkpoint_digest=score.checkpoint_digest,
-            task=score.task,
-            context_tokens=score.context_tokens,
-            depth=None if score.depth == ALL_DEPTHS else score.depth,
-            seed=score.seed,
-            value=score.value,
-            low=score.low,
-            high=score.high,
-            samples=score.samples,
+        ScoreView.model_validate(score).model_copy(
+            update={"stage": stage, "depth": None if score.depth == ALL_DEPTHS else score.depth}
         )
         for stage, score in rows
     ]
