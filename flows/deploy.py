@@ -171,8 +171,7 @@ def register(language: str = "en") -> None:
             ensure_pool(client, pool, runs_at_once)
         for deployment in deployments(language):
             _ensure_deployment(client, deployment)
-        _ensure_alert(client)
-        _ensure_healing(client)
+        _ensure_automations(client)
 
 
 def ensure_pool(client: SyncPrefectClient, name: str, runs_at_once: int) -> None:
@@ -202,43 +201,37 @@ def _ensure_deployment(client: SyncPrefectClient, deployment: RunnerDeployment) 
     client.update_deployment(known.id, renewed)
 
 
-def _ensure_alert(client: SyncPrefectClient) -> None:
-    """The automation that tells of a release that fell; one of its name stays as a person has made it."""
-    if client.read_automations_by_name(FELL):
-        return
+def _ensure_automations(client: SyncPrefectClient) -> None:
+    """One tells of a release that fell; one reconciles at once when the process of a run was killed."""
     told = {
         name: {"__prefect_kind": "jinja", "template": f"{{{{ event.payload['{name}'] }}}}"}
         for name in ("name", "version")
     }
     told["reasons"] = {"__prefect_kind": "jinja", "template": "{{ event.payload['reasons'] | join('; ') }}"}
-    deployment = client.read_deployment_by_name("alert/alert")
-    client.create_automation(
-        AutomationCore(
-            name=FELL,
-            description="A released model no longer passes its gate.",
-            trigger=EventTrigger(expect={FELL}, posture=Posture.Reactive, threshold=1, within=timedelta(0)),
-            actions=[RunDeployment(source="selected", deployment_id=deployment.id, parameters=told)],
-        )
+    _ensure_automation(
+        client, FELL, "A released model no longer passes its gate.", "alert/alert", told, expect={FELL}
     )
+    pool = {"prefect.resource.role": "work-pool", "prefect.resource.name": GPU_POOL}
+    _ensure_automation(
+        client, CRASHED, "The process of a run was lost: it is taken up again, and somebody is told.",
+        "reconcile/reconcile", {}, expect={"prefect.flow-run.Crashed"}, match_related=pool,
+    )  # fmt: skip
 
 
-def _ensure_healing(client: SyncPrefectClient) -> None:
-    """The automation that reconciles at once when a run of ours crashed, i.e. its process was killed."""
-    if client.read_automations_by_name(CRASHED):
+def _ensure_automation(
+    client: SyncPrefectClient, name: str, description: str, deployment: str, parameters: dict[str, Any],
+    **events: Any,
+) -> None:  # fmt: skip
+    """Run the deployment at these events; an automation of that name stays as a person has made it."""
+    if client.read_automations_by_name(name):
         return
-    deployment = client.read_deployment_by_name("reconcile/reconcile")
+    deployment_id = client.read_deployment_by_name(deployment).id
     client.create_automation(
         AutomationCore(
-            name=CRASHED,
-            description="The process of a run was lost: it is taken up again, and somebody is told.",
-            trigger=EventTrigger(
-                expect={"prefect.flow-run.Crashed"},
-                match_related={"prefect.resource.role": "work-pool", "prefect.resource.name": GPU_POOL},
-                posture=Posture.Reactive,
-                threshold=1,
-                within=timedelta(0),
-            ),
-            actions=[RunDeployment(source="selected", deployment_id=deployment.id)],
+            name=name,
+            description=description,
+            trigger=EventTrigger(posture=Posture.Reactive, threshold=1, within=timedelta(0), **events),
+            actions=[RunDeployment(source="selected", deployment_id=deployment_id, parameters=parameters)],
         )
     )
 

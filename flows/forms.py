@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
 
 from yarn_ops.errors import RecipeError
 from yarn_ops.guard import Application, Message, Receive, Send
@@ -37,16 +39,17 @@ class CheckedForms:
         validates = writes and VALIDATES.fullmatch(scope["path"])
         if not validates and not (writes and TAKES_RECIPES.fullmatch(scope["path"])):
             return await self._app(scope, receive, send)
-        body = await _body(receive)
-        if body is None:
+        try:
+            body = await Request(scope, receive).body()
+        except ClientDisconnect:
             return
         if validates and _of_nothing(body):
-            return await _answer(send, 200, {"errors": [], "valid": True})
+            return await JSONResponse({"errors": [], "valid": True})(scope, receive, send)
         names = {bytes(name).lower() for name, _ in scope["headers"]}
         try:
             body = _checked(body, scope["path"], by_page=bool(names & {b"origin", b"sec-fetch-site"}))
         except RecipeError as fault:
-            return await _answer(send, 409, {"detail": str(fault)})
+            return await JSONResponse({"detail": str(fault)}, 409)(scope, receive, send)
         kept = [(name, value) for name, value in scope["headers"] if bytes(name).lower() != b"content-length"]
         scope = {**scope, "headers": [*kept, (b"content-length", str(len(body)).encode())]}
         unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -69,24 +72,24 @@ def form_values(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def filled_in(recipe: dict[str, Any], where: str = "recipe") -> dict[str, Any]:
+def filled_in(recipe: dict[str, Any]) -> dict[str, Any]:
     """A form's values with what was emptied as null; RecipeError for a field that cannot be empty."""
     filled = dict(recipe)
     for section, field in Recipe.model_fields.items():
         values = recipe.get(section)
         if isinstance(values, dict):
-            filled[section] = values | dict.fromkeys(_emptied(field.annotation, section, values, where))
+            filled[section] = values | dict.fromkeys(_emptied(field.annotation, section, values))
     return filled
 
 
-def _emptied(kind: Any, section: str, values: dict[str, Any], where: str) -> Iterator[str]:
+def _emptied(kind: Any, section: str, values: dict[str, Any]) -> Iterator[str]:
     """The fields without a value that may be null; RecipeError for one that may not."""
     assert isinstance(kind, type) and issubclass(kind, BaseModel)
     for name, field in kind.model_fields.items():
         if name in values or f"{section}.{name}" in NAMED or not field.get_default(call_default_factory=True):
             continue
         if type(None) not in getattr(field.annotation, "__args__", ()):
-            raise RecipeError(f"{where}: {section}.{name}: is empty; fill it in ({field.title})")
+            raise RecipeError(f"recipe: {section}.{name}: is empty; fill it in ({field.title})")
         yield name
 
 
@@ -103,11 +106,8 @@ def _checked(body: bytes, path: str, *, by_page: bool) -> bytes:
         if isinstance(parameters, dict) and "preset" in parameters and "documents" in parameters:
             _short(parameters)
         recipe = parameters.get("recipe") if isinstance(parameters, dict) else None
-        if (
-            parameters is None
-            or not isinstance(recipe, dict)
-            or any(f'"{kind}"' in json.dumps(recipe) for kind in UNDECIDED)
-        ):
+        undecided = any(f'"{kind}"' in json.dumps(recipe) for kind in UNDECIDED)
+        if parameters is None or not isinstance(recipe, dict) or undecided:
             continue
         plain = _plain(recipe)
         parameters["recipe"] = form_values(parse_recipe(filled_in(plain) if by_page else plain))
@@ -116,9 +116,8 @@ def _checked(body: bytes, path: str, *, by_page: bool) -> bytes:
 
 def _short(parameters: dict[str, Any]) -> None:
     """RecipeError where the answers of the short form make no recipe."""
-    given: dict[str, Any] = {
-        name: parameters.get(name) for name in ("base", "target_context_tokens", "documents", "name")
-    }
+    asked = ("base", "target_context_tokens", "documents", "name")
+    given: dict[str, Any] = {name: parameters.get(name) for name in asked}
     if empty := [name for name, value in given.items() if not value]:
         raise RecipeError(f"{empty[0]}: is empty; fill it in")
     if parameters["preset"] not in PRESETS:
@@ -160,22 +159,3 @@ def _is_nothing(value: Any) -> bool:
 
 def _is_unset(value: Any) -> bool:
     return isinstance(value, dict) and "__prefect_kind" in value and value.get("value") is None
-
-
-async def _body(receive: Receive) -> bytes | None:
-    """The whole body; None when the client has left."""
-    body = b""
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return None
-        body += message.get("body", b"")
-        if not message.get("more_body", False):
-            return body
-
-
-async def _answer(send: Send, status: int, value: dict[str, Any]) -> None:
-    body = json.dumps(value).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -69,9 +69,8 @@ class MlflowRun:
     def _links(self, view: RunView) -> str:
         """Markdown: what the run is here, and its page in Prefect where services have pages."""
         links = f"Run `{view.id}`; `yarn-ops runs show {view.id}`"
-        page = PREFECT_UI_URL.value()
-        if self._has_pages and page and view.flow_run_id:
-            links += f"; [its page in Prefect]({page.rstrip('/')}/runs/flow-run/{view.flow_run_id})"
+        if self._has_pages and view.flow_run_id and (page := page_of(view.flow_run_id)):
+            links += f"; [its page in Prefect]({page})"
         return links
 
     def log_picture(self, path: Path) -> None:
@@ -117,6 +116,12 @@ class StepSink:
         tracking.log_metrics(
             run_id, step, {f"{self._prefix}/{name}": value for name, value in figures.items()}
         )
+
+
+def page_of(flow_run_id: str) -> str | None:
+    """The page of a run in Prefect; None where it has no pages."""
+    pages = PREFECT_UI_URL.value()
+    return f"{pages.rstrip('/')}/runs/flow-run/{flow_run_id}" if pages else None
 
 
 def flat_params(recipe: Recipe) -> dict[str, str]:

@@ -17,13 +17,12 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext, get_run_context
 from prefect.exceptions import MissingContextError, Pause, TerminationSignal
-from prefect.settings import PREFECT_UI_URL
 
 from flows.costs import RunCosts
 from flows.device import RunDevice
 from flows.liveness import sign
 from flows.logs import run_logger
-from flows.mlflow_run import MlflowRun, git_commit
+from flows.mlflow_run import MlflowRun, git_commit, page_of
 from flows.openlineage import LineageEvents
 from flows.progress import Progress
 from flows.services import Services
@@ -123,8 +122,8 @@ class RunContext:
     @property
     def page(self) -> str | None:
         """The run's page in Prefect; None where it has none."""
-        flow_run, pages = _flow_run(), PREFECT_UI_URL.value()
-        return f"{pages.rstrip('/')}/runs/flow-run/{flow_run.id}" if flow_run is not None and pages else None
+        flow_run = _flow_run()
+        return None if flow_run is None else page_of(str(flow_run.id))
 
     def write_to_ledger(self) -> None:
         """Write the run's state into the store, so that a lost registry can be rebuilt."""
@@ -283,12 +282,10 @@ def _end_by(error: BaseException) -> tuple[RunEnd, str]:
     """How a run ends that is left with `error`, and the reason in one line."""
     if isinstance(error, GateFailed):
         return "rejected", str(error)
-    if isinstance(error, AwaitsApproval):
+    if isinstance(error, AwaitsApproval | Stopped):
         return "stopped", str(error)
     if isinstance(error, Pause):
         return "stopped", "suspended in Prefect until it is resumed there"
-    if isinstance(error, Stopped):
-        return "stopped", str(error)
     if not isinstance(error, Exception):
         return "stopped", "interrupted; run the same recipe again to go on"
     return "failed", str(error) if isinstance(error, YarnOpsError) else service_fault(error) or repr(error)

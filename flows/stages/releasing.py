@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from flows.mlflow_run import git_commit
 from flows.run import RunContext
@@ -76,15 +76,9 @@ def draw(
     from yarn_ops.evals.report.write import write_report
     from yarn_ops.train.lora import read_losses
 
-    name = recipe.publish.name
     extension = Extension(
-        name=name,
-        alias=recipe.publish.alias,
-        approval=recipe.publish.approval,
+        recipe=recipe,
         language=language,
-        suite=recipe.evaluate.suite,
-        data=recipe.data,
-        training=recipe.train,
         base=base,
         shards=shards,
         patched=patched,
@@ -94,7 +88,7 @@ def draw(
         verdict=verdict,
         capacities=BeforeAfter(
             read_capacity(context.fetch(scores.before).path, "base"),
-            read_capacity(context.fetch(scores.after).path, name),
+            read_capacity(context.fetch(scores.after).path, recipe.publish.name),
         ),
     )
     losses = [loss for adapter in adapters for loss in read_losses(context.fetch(adapter).path)]
@@ -128,23 +122,13 @@ class Publication:
     scores: BeforeAfter[Scorecard]
     verdict: Verdict
     report: Report
-    reference: ServingReference | None
+    reference: ServingReference | None = None
 
 
-def mend_release(
-    run: RunContext,
-    release: Release,
-    section: Publish,
-    base: BaseModel,
-    shards: ShardSet,
-    checkpoint: Checkpoint,
-    scores: BeforeAfter[Scorecard],
-    verdict: Verdict,
-    report: Report,
-    reference: ServingReference | None = None,
-) -> Release:
+def mend_release(run: RunContext, release: Release, section: Publish, *parts: Any) -> Release:
     """A finished publication as store and MLflow have it, with what is missing there made good.
 
+    parts: of a `Publication`, as `publish` takes them.
     What somebody has changed since stays: other tags, another description, an alias that names another
     version, or none while a newer version passed. A run that was deleted in MLflow is replaced by this one.
     """
@@ -152,17 +136,12 @@ def mend_release(
         tags = {**release.tags, "run": run.id}
         release = release.model_copy(update={"mlflow_run_id": run.mlflow.id, "tags": tags})
     with run.progress.of("publish") as progress:
-        parts = Publication(base, shards, checkpoint, scores, verdict, report, reference)
-        made = bring_about(run, release, parts, progress)
+        made = bring_about(run, release, Publication(*parts), progress)
     versions = [one for one in run.services.tracking.models() if one.name == made.name]
     holder = next((one.version for one in versions if made.alias in one.aliases), None)
     overtaken = any(one.version > made.version and one.passed for one in versions)
-    if (
-        made.alias is not None
-        and holder in (None, release.version)
-        and holder != made.version
-        and not overtaken
-    ):
+    free = holder in (None, release.version) and holder != made.version
+    if made.alias is not None and free and not overtaken:
         run.services.tracking.move_alias(made.name, made.alias, made.version)
     return made
 

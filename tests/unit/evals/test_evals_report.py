@@ -14,7 +14,7 @@ from yarn_ops.evals.gate import judge
 from yarn_ops.evals.reach import reach_of
 from yarn_ops.evals.report.card import Extension, model_card
 from yarn_ops.evals.report.write import write_report
-from yarn_ops.recipe import Data, Gate, Train
+from yarn_ops.recipe import Base, Data, Gate, Publish, Recipe, Rope
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, Dropped, LengthShare, PatchedModel, ShardSet
 from yarn_ops.scores import BeforeAfter, Scorecard
 
@@ -42,11 +42,10 @@ def extension(scorecard) -> Extension:
     )
     return Extension(
         capacities=BeforeAfter(capacity_of(before, "base"), capacity_of(after, "demo-long")),
-        name="demo-long",
-        alias="champion",
-        suite="none",
-        data=Data(sources=("stdlib:**/*.py", "/srv/private/texts/*.txt")),
-        training=Train(),
+        recipe=Recipe(
+            base=Base(model="hf:org/base@main"), rope=Rope(factor=4), publish=Publish(name="demo-long"),
+            data=Data(sources=("stdlib:**/*.py", "/srv/private/texts/*.txt")),
+        ),
         base=BaseModel(
             source="hf:org/base@main", architecture="LlamaForCausalLM", model_type="llama",
             parameters=5_047_552, vocab_size=8192, context_tokens=512, head_dim=64, rope_theta=10_000.0,

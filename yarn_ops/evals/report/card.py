@@ -15,7 +15,7 @@ from yarn_ops.evals.report.families import family_rows, skill_rows, told
 from yarn_ops.evals.report.verdict import Rows, as_markdown, verdict_rows
 from yarn_ops.evals.sequential import stopped_early
 from yarn_ops.exercises import FAMILIES
-from yarn_ops.recipe import Data, Train
+from yarn_ops.recipe import Recipe
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, PatchedModel, ShardSet
 from yarn_ops.scores import BeforeAfter, Score, Scorecard, Verdict
 from yarn_ops.shown import markdown_table, one_line
@@ -39,11 +39,7 @@ NAMES = {
 class Extension:
     """Everything recorded about one extended model."""
 
-    name: str
-    alias: str
-    suite: str
-    data: Data
-    training: Train
+    recipe: Recipe
     base: BaseModel
     shards: ShardSet
     patched: PatchedModel
@@ -52,30 +48,30 @@ class Extension:
     scores: BeforeAfter[Scorecard]
     verdict: Verdict
     capacities: BeforeAfter[Capacity]
-    approval: bool = False
-    """whether a person has to promote it"""
     language: str = "en"
     """of its verdict card"""
 
     @property
     def rows(self) -> Rows:
         """Its verdict card."""
-        target = self.patched.target_context_tokens
+        asked = self.recipe.publish
         return verdict_rows(
-            self.name, self.alias, self.verdict, self.scores, self.capacities, target, approval=self.approval
-        )
+            asked.name, asked.alias, self.verdict, self.scores, self.capacities,
+            self.patched.target_context_tokens, approval=asked.approval,
+        )  # fmt: skip
 
     @property
     def asked(self) -> str:
         """What it was measured by."""
-        documents = ", ".join(_source_name(source) for source in self.data.sources)
-        suite = f"suite {self.suite}" if self.suite != "none" else "scorecard without a suite"
-        return f"{suite}; {self.shards.held_out_documents:,} held-out documents of {documents}"
+        documents = ", ".join(_source_name(source) for source in self.recipe.data.sources)
+        suite = self.recipe.evaluate.suite
+        how = f"suite {suite}" if suite != "none" else "scorecard without a suite"
+        return f"{how}; {self.shards.held_out_documents:,} held-out documents of {documents}"
 
     @property
     def trained_kinds(self) -> tuple[str, ...]:
         """Families of the exercises that it was trained on."""
-        asked = self.training.exercises
+        asked = self.recipe.train.exercises
         return (asked.families or tuple(FAMILIES)) if asked.share else ()
 
 
@@ -102,7 +98,7 @@ def _front_matter(extension: Extension) -> Iterator[str]:
 
 def _summary(extension: Extension) -> Iterator[str]:
     patched = extension.patched
-    yield f"# {extension.name}"
+    yield f"# {extension.recipe.publish.name}"
     yield ""
     yield as_markdown(extension.rows, extension.language)
     yield ""
@@ -187,7 +183,7 @@ def _advice(extension: Extension) -> Iterator[str]:
 
 def _made(extension: Extension) -> Iterator[str]:
     patched, adapter = extension.patched, extension.adapter
-    training, shards = extension.training, extension.shards
+    training, shards = extension.recipe.train, extension.shards
     how = f"LoRA rank {training.rank}" if adapter.method == "lora" else "all parameters"
     yield "## How it was made"
     yield ""
@@ -206,7 +202,7 @@ def _made(extension: Extension) -> Iterator[str]:
         f"at most {extension.checkpoint.merge_difference:.3g}."
     )
     yield (
-        f"- **Data:** {', '.join(_code(_source_name(source)) for source in extension.data.sources)}; "
+        f"- **Data:** {', '.join(_code(_source_name(source)) for source in extension.recipe.data.sources)}; "
         f"{shards.train_documents:,} documents ({shards.train_tokens:,} tokens) to train on, "
         f"{shards.held_out_documents:,} ({shards.held_out_tokens:,} tokens) held out, split by document; "
         f"left out: {in_words(shards.dropped)}."
