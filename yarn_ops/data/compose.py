@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from yarn_ops.data.contamination import measured_hashes, shares_passage
 from yarn_ops.data.files import SourceFile
-from yarn_ops.data.fragments import FRAGMENTS, PASSAGES, SIGNATURES, Fate, Fragments, read_fragment_rows
+from yarn_ops.data.fragments import FRAGMENT, FRAGMENTS, PASSAGES, SIGNATURES, Fate, Fragments
 from yarn_ops.data.layout import Extent, ShardWriter
 from yarn_ops.data.near_duplicates import PLACES, first_near_duplicates
 from yarn_ops.data.text import text_digest
@@ -42,7 +42,7 @@ class DocumentTable:
 
     def __init__(self, units: Sequence[Unit], find: Find) -> None:
         self._find = find
-        rows = [read_fragment_rows(find(number, FRAGMENTS)) for number in range(len(units))]
+        rows = [np.fromfile(find(number, FRAGMENTS), FRAGMENT) for number in range(len(units))]
         self.unit_tokens = [int(part["tokens"].sum()) for part in rows]
         self._unit_starts = np.cumsum([0, *map(len, rows)])
         fragments: Fragments = np.concatenate(rows)

@@ -48,19 +48,15 @@ def _write(path: Path, sources: list[SourceFile]) -> None:
     path.write_text("".join(canonical_json(asdict(source)) + "\n" for source in sources), "utf-8")
 
 
-def read_sources(path: Path) -> list[SourceFile]:
-    """The files of the corpus in directory `path`, in the order that fixes the order of all documents."""
-    return _read(path / SOURCES)
+def read_sources(path: Path, name: str = SOURCES) -> list[SourceFile]:
+    """The files of the corpus in directory `path`, in the order that fixes the order of all documents.
 
-
-def read_evaluation_sources(path: Path) -> list[SourceFile]:
-    """The files of other evaluations' documents; none where none were asked for."""
-    return _read(path / EVALUATION) if (path / EVALUATION).exists() else []
-
-
-def _read(path: Path) -> list[SourceFile]:
+    EVALUATION: those of other evaluations, none where none were asked for.
+    """
+    if name == EVALUATION and not (path / name).exists():
+        return []
     try:
-        with path.open(encoding="utf-8") as lines:
+        with (path / name).open(encoding="utf-8") as lines:
             return [SourceFile(**json.loads(line)) for line in lines]
     except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: not a list of sources ({error}); survey the sources again") from None
+        raise DataError(f"{path / name}: not a list of sources ({error}); survey the sources again") from None

@@ -230,28 +230,39 @@ def _not_text(source: SourceFile, encoding: str, at: int) -> NotText:
     )
 
 
-class _Utf8(io.RawIOBase):
-    """Bytes in another encoding, with a byte order mark, as UTF-8. UnicodeDecodeError where they are none."""
+class _Made(io.RawIOBase):
+    """Bytes that are made of those of another file, as they are asked for."""
 
-    def __init__(self, file: BinaryIO, encoding: str) -> None:
-        self._file, self._decoder = file, codecs.getincrementaldecoder(encoding)()
-        self._pending = memoryview(b"")
+    _pending = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        ended = False
-        while not self._pending and not ended:
-            data = self._file.read(HEAD_BYTES)
-            ended = not data
-            self._pending = memoryview(self._decoder.decode(data, final=ended).encode())
+        while not self._pending and self._make():
+            pass
         count = min(len(buffer), len(self._pending))
         buffer[:count], self._pending = self._pending[:count], self._pending[count:]
         return count
 
+    def _make(self) -> bool:
+        """Put what comes next, if anything, into `_pending`; whether the other file goes on."""
+        raise NotImplementedError
 
-class _Frames(io.RawIOBase):
+
+class _Utf8(_Made):
+    """Bytes in another encoding, with a byte order mark, as UTF-8. UnicodeDecodeError where they are none."""
+
+    def __init__(self, file: BinaryIO, encoding: str) -> None:
+        self._file, self._decoder = file, codecs.getincrementaldecoder(encoding)()
+
+    def _make(self) -> bool:
+        data = self._file.read(HEAD_BYTES)
+        self._pending = memoryview(self._decoder.decode(data, final=not data).encode())
+        return bool(data)
+
+
+class _Frames(_Made):
     """Frames of a packing, one after the other, unpacked.
 
     new_frame: what unpacks one, as `bz2.BZ2Decompressor` or zstandard's decompressobj does. padding: what may
@@ -262,19 +273,9 @@ class _Frames(io.RawIOBase):
     def __init__(self, file: BinaryIO, new_frame: Callable[[], Any], padding: bytes = b"") -> None:
         self._file, self._new_frame, self._padding = file, new_frame, padding
         self._frame: Any = None
-        self._rest, self._pending = b"", memoryview(b"")
+        self._rest = b""
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        while not self._pending and self._unpack():
-            pass
-        count = min(len(buffer), len(self._pending))
-        buffer[:count], self._pending = self._pending[:count], self._pending[count:]
-        return count
-
-    def _unpack(self) -> bool:
+    def _make(self) -> bool:
         hungry = self._frame is None or getattr(self._frame, "needs_input", True)
         data = (self._rest or self._file.read(FED_BYTES)) if hungry else b""
         if hungry and not data:

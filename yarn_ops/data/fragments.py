@@ -185,11 +185,6 @@ class _Maker:
         self._rows.write(np.array((number, first, row, fate, tokens, len(kept), digest), FRAGMENT).tobytes())
 
 
-def read_fragment_rows(path: Path) -> Fragments:
-    """The rows of a unit's `FRAGMENTS`."""
-    return np.fromfile(path, FRAGMENT)
-
-
 def language_of(text: str) -> str:
     """ISO 639-1 code of the most likely of 97 languages, by the text's middle."""
     from py3langid import classify  # its model is read on import: a second

@@ -13,7 +13,7 @@ from typing import Protocol
 from yarn_ops.atomic import atomic_write
 from yarn_ops.data import audit
 from yarn_ops.data.compose import DocumentTable, choose, write_index
-from yarn_ops.data.corpus import read_evaluation_sources, read_sources
+from yarn_ops.data.corpus import EVALUATION, read_sources
 from yarn_ops.data.files import Files
 from yarn_ops.data.fragments import TOKENS, Fate, make_unit
 from yarn_ops.data.layout import ShardWriter, token_file_name
@@ -72,7 +72,7 @@ def prepare(
     tokenizer = Tokenizer(base.path, base.record.vocab_size)
     options = unit_options(data, tokenizer, base.record.vocab_size)
     parts = partition(read_sources(corpus.path), units.files, data.text_field)
-    others = partition(read_evaluation_sources(corpus.path), units.files, data.text_field)
+    others = partition(read_sources(corpus.path, EVALUATION), units.files, data.text_field)
     keys = [unit_key(unit, options) for unit in [*parts, *others]]
     _make(dict(zip(keys, [*parts, *others], strict=True)), options, tokenizer, units, report)
 

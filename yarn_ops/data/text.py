@@ -44,11 +44,8 @@ def fragments_of(text: bytes) -> list[bytes]:
 
 def text_digest(fragment_digests: Sequence[bytes]) -> bytes:
     """Digest of a text from its fragments' sha256: that of the only one, else sha256 over all of them."""
-    return (
-        fragment_digests[0]
-        if len(fragment_digests) == 1
-        else hashlib.sha256(b"".join(fragment_digests)).digest()
-    )
+    first, *more = fragment_digests
+    return hashlib.sha256(b"".join(fragment_digests)).digest() if more else first
 
 
 def _cut(window: bytes) -> int:

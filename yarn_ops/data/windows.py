@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,14 +91,11 @@ def spread(reader: ShardReader, window_tokens: int, count: int, seed: int) -> li
     DataError when the split is shorter than one window.
     """
     needed = needed_tokens(reader.split, reader.tokens, window_tokens)
-    plans = [*_take(_within_documents(reader, needed, seed), count)]
-    plans += _take(
-        _pack(reader, map(int, np.flatnonzero(reader.lengths < needed)), needed), count - len(plans)
-    )
+    short = map(int, np.flatnonzero(reader.lengths < needed))
+    every = chain(_within_documents(reader, needed, seed), _pack(reader, short, needed))
+    windows = [_assemble(reader, plan) for plan in islice(every, count)]
     sampler = WindowSampler(reader, window_tokens=window_tokens, seed=seed, prefer_long=0)
-    return [_assemble(reader, plan) for plan in plans] + [
-        sampler.window(i) for i in range(count - len(plans))
-    ]
+    return [*windows, *map(sampler.window, range(count - len(windows)))]
 
 
 def begun(ids: NDArray[np.int64], prefix: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -116,10 +114,6 @@ def needed_tokens(split: Split, tokens: int, window_tokens: int) -> int:
             f"{tokens}; add documents or ask for a shorter context"
         )
     return needed
-
-
-def _take(plans: Iterable[list[_Span]], count: int) -> Iterator[list[_Span]]:
-    return (plan for _, plan in zip(range(count), plans, strict=False))
 
 
 def _within_documents(reader: ShardReader, needed: int, seed: int) -> Iterator[list[_Span]]:
