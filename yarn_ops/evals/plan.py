@@ -97,16 +97,6 @@ def needed_tokens(size: Size, longest: int) -> int:
     return 2 * (size.windows + size.texts) * (longest + 1)
 
 
-def tokens_through(task: str, size: Size, length: int, lengths: Sequence[int]) -> int:
-    """About how many tokens a task at a length sends through the model; `lengths`: all that are measured."""
-    return TASKS[task].tokens(size, length, lengths)
-
-
-def blocks_of(task: str, size: Size, length: int, lengths: Sequence[int]) -> int:
-    """In how many blocks a task at a length is measured: grids in some of whole texts, RULER by its tasks."""
-    return TASKS[task].blocks(size, tokens_through(task, size, length, lengths))
-
-
 def beside(names: Collection[str], size: Size) -> Size:
     """The size without the tasks that cells of these names measure."""
     return replace(size, tasks=tuple(task for task in size.tasks if task not in names))
@@ -225,7 +215,8 @@ def loads(section: Evaluate, original_context_tokens: int, target_context_tokens
     reach = lengths_to(target_context_tokens, original_context_tokens)
     for name in size.tasks:
         for length in _lengths_of(name, reach):
-            tokens, reads = tokens_through(name, size, length, reach), TASKS[name].reads
-            read = Reads.once(tokens, length) if reads is None else reads(size, length, reach)
-            found.append(Load(name, length, tokens, read, blocks_of(name, size, length, reach)))
+            task = TASKS[name]
+            tokens = task.tokens(size, length, reach)
+            read = task.reads(size, length, reach) if task.reads else Reads.once(tokens, length)
+            found.append(Load(name, length, tokens, read, task.blocks(size, tokens)))
     return found

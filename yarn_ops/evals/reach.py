@@ -21,18 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from yarn_ops.evals import names
 from yarn_ops.evals.conditions import compared
-from yarn_ops.evals.names import (
-    LAST_QUARTER,
-    NEEDLES,
-    RECALL,
-    RISE,
-    SAME_TARGETS,
-    SEES,
-    TRAINED,
-    USES,
-    USES_TRAINED,
-)
 from yarn_ops.scores import Score, Scorecard
 
 BLOW_UP = math.log(1.1)
@@ -79,7 +69,11 @@ def capacity_scores(card: Scorecard) -> tuple[Score, ...]:
     longest = max(
         (score.context_tokens for score in card.scores if reach.task in (None, score.task)), default=0
     )
-    found = ((SEES, reach.sees), (USES, reach.uses), (USES_TRAINED, reach_of(card, task=TRAINED).uses))
+    found = (
+        (names.SEES, reach.sees),
+        (names.USES, reach.uses),
+        (names.USES_TRAINED, reach_of(card, task=names.TRAINED).uses),
+    )
     return tuple(
         Score.of(task, longest, length.tokens, (length.low, length.high), len(card.scores), 0)
         for task, length in found
@@ -106,7 +100,7 @@ def reach_of(card: Scorecard, seed: int = 0, task: str | None = None) -> Reach:
 
 
 def _sees(card: Scorecard) -> Length | None:
-    same, rises = card.by_length(SAME_TARGETS), card.by_length(RISE)
+    same, rises = card.by_length(names.SAME_TARGETS), card.by_length(names.RISE)
     shortest = same[0].context_tokens if same else 0
     if not rises:
         shortest, rises = _perplexity_rises(card)
@@ -130,14 +124,14 @@ def _sees(card: Scorecard) -> Length | None:
 
 def _perplexity_rises(card: Scorecard) -> tuple[int, list[Score]]:
     """From perplexities of the same last quarters, where nothing paired was measured; wider intervals."""
-    found = [score for score in card.by_length(LAST_QUARTER) if math.isfinite(score.value)]
+    found = [score for score in card.by_length(names.LAST_QUARTER) if math.isfinite(score.value)]
     rises = []
     for count, score in enumerate(found[1:], start=1):
         best = min(found[:count], key=lambda other: other.value)
         value, bounds = compared(score, best, "ratio")
         interval = None if bounds is None else (math.log(bounds[0]), math.log(bounds[1]))
         rises.append(
-            Score.of(RISE, score.context_tokens, math.log(value), interval, score.samples, score.seed)
+            Score.of(names.RISE, score.context_tokens, math.log(value), interval, score.samples, score.seed)
         )
     return (found[0].context_tokens if found else 0), rises
 
@@ -145,7 +139,7 @@ def _perplexity_rises(card: Scorecard) -> tuple[int, list[Score]]:
 def _best_task(card: Scorecard) -> str | None:
     """The form with the best recall at its shortest length: of the grids, or else of the scorecard."""
     deep = {score.task for score in card.scores if score.depth is not None}
-    for forms in (NEEDLES, RECALL):
+    for forms in (names.NEEDLES, names.RECALL):
         found = {task: whole[0].value for task in forms if task in deep and (whole := card.by_length(task))}
         if found:
             return max(found, key=found.__getitem__)

@@ -92,6 +92,21 @@ def recall(
     return _scores(groups, context_tokens, seed, keeps)
 
 
+def mean_score(
+    task: str,
+    context_tokens: int,
+    values: Sequence[float],
+    seed: int,
+    *,
+    shares: bool = False,
+    keep: bool = True,
+) -> Score:
+    """The mean of independent values with its interval. shares: each is 0..1; keep: as the score's items."""
+    interval = shares_interval(values) if shares else mean_interval(values)
+    items = values if keep else ()
+    return Score.of(task, context_tokens, float(np.mean(values)), interval, len(values), seed, items=items)
+
+
 def every_outcome(task: str, depth: float | None) -> bool:
     """Each score keeps its outcomes: what `joined` needs of a block."""
     return True

@@ -31,18 +31,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from yarn_ops.errors import RopeError
-from yarn_ops.export.engines import (
-    FREQUENCY_FACTORS_IN_GGUF,
-    GGUF_ARCHITECTURES,
-    OF_A_GGUF,
-    OLD_VLLM,
-    READS,
-    REFUSED,
-    REQUIRES,
-    VLLM_WITH_TRUNCATE,
-    WITHOUT_YARN_IN_GGUF,
-    Engine,
-)
+from yarn_ops.export import engines
 from yarn_ops.rope.architectures import require_full_attention
 from yarn_ops.rope.config import DUAL_CHUNK, rope_spec_of
 from yarn_ops.rope.fields import RopeFields, optional_number, read_fields
@@ -82,7 +71,7 @@ class GgufRope:
 class ServingSettings:
     """How an engine is started so that it rotates as the config asks."""
 
-    engine: Engine
+    engine: engines.Engine
     requires: str
     """the versions this holds for"""
     context_tokens: int
@@ -132,7 +121,7 @@ def _plain_name(model: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", Path(model).stem.lower()).strip("-.") or "model"
 
 
-def serving_settings(config: Mapping[str, Any], engine: Engine) -> ServingSettings:
+def serving_settings(config: Mapping[str, Any], engine: engines.Engine) -> ServingSettings:
     """Settings under which `engine` rotates as `config` (a config.json) asks. RopeError: it cannot."""
     fields, spec = read_fields(config), rope_spec_of(config)
     require_full_attention(config, fields.context_tokens)
@@ -141,32 +130,32 @@ def serving_settings(config: Mapping[str, Any], engine: Engine) -> ServingSettin
             f"rope_type: {fields.kind} cannot be served by {engine}: its frequencies change with the length, "
             "but the cache holds keys turned by the earlier ones; extend with yarn to serve"
         )
-    if engine in REFUSED:
-        raise RopeError(f"{REFUSED[engine]}; {_elsewhere(str(config.get('model_type')))}")
-    requires, served, gguf = REQUIRES[engine], None, None
-    if engine in READS:
+    if engine in engines.REFUSED:
+        raise RopeError(f"{engines.REFUSED[engine]}; {_elsewhere(str(config.get('model_type')))}")
+    requires, served, gguf = engines.REQUIRES[engine], None, None
+    if engine in engines.READS:
         _require_read(str(config.get("model_type")), engine, config, spec)
     match engine:
         case "vllm-0.29":
-            requires = OLD_VLLM.get(str(config.get("model_type")), requires)
+            requires = engines.OLD_VLLM.get(str(config.get("model_type")), requires)
             if not spec.truncate:
-                requires = VLLM_WITH_TRUNCATE  # earlier ones do not know the key
+                requires = engines.VLLM_WITH_TRUNCATE  # earlier ones do not know the key
             served = _config_of_old_vllm(config, fields, spec)
         case "sglang" | "mlx" | "tgi":
             _require_attention_as_applied(engine, fields, spec)
             _require_ramp(engine, spec)
-        case _ if engine in OF_A_GGUF:
+        case _ if engine in engines.OF_A_GGUF:
             gguf = _gguf_rope(config, fields, spec)
     return ServingSettings(engine, requires, fields.context_tokens, served, gguf)
 
 
-def _require_read(model_type: str, engine: Engine, config: Mapping[str, Any], spec: RopeSpec) -> None:
+def _require_read(model_type: str, engine: engines.Engine, config: Mapping[str, Any], spec: RopeSpec) -> None:
     """RopeError where an engine would rotate as if nothing were scaled."""
     if DUAL_CHUNK in config:
         raise RopeError(
             f"{DUAL_CHUNK}: {engine} attends in chunks by it and ignores any scaling; take it out"
         )
-    if spec.method != "none" and model_type not in READS[engine]:
+    if spec.method != "none" and model_type not in engines.READS[engine]:
         raise RopeError(
             f"model_type: {model_type}: {engine} reads no scaling of this class; {_elsewhere(model_type)}"
         )
@@ -174,7 +163,7 @@ def _require_read(model_type: str, engine: Engine, config: Mapping[str, Any], sp
 
 def _elsewhere(model_type: str) -> str:
     """The remedy: what reads this class's scaling from a config."""
-    readers = [name for name, read in READS.items() if model_type in read]
+    readers = [name for name, read in engines.READS.items() if model_type in read]
     return f"serve with {' or '.join((*readers, 'transformers'))}"
 
 
@@ -194,7 +183,7 @@ def _config_of_old_vllm(
     return served
 
 
-def _require_attention_as_applied(engine: Engine, fields: RopeFields, spec: RopeSpec) -> None:
+def _require_attention_as_applied(engine: engines.Engine, fields: RopeFields, spec: RopeSpec) -> None:
     """RopeError where an engine that reads no attention_factor would apply another one."""
     if spec.method != "yarn":
         return
@@ -210,7 +199,7 @@ def _require_attention_as_applied(engine: Engine, fields: RopeFields, spec: Rope
         )
 
 
-def _require_ramp(engine: Engine, spec: RopeSpec) -> None:
+def _require_ramp(engine: engines.Engine, spec: RopeSpec) -> None:
     """RopeError where an engine would scale other dimensions."""
     fault = None
     if engine == "tgi" and spec.method == "linear":
@@ -257,21 +246,21 @@ def _gguf_rope(config: Mapping[str, Any], fields: RopeFields, spec: RopeSpec) ->
 
 def _gguf_architecture(config: Mapping[str, Any], fields: RopeFields) -> str:
     model_type = str(config.get("model_type"))
-    elsewhere, written = _elsewhere(model_type), ", ".join(GGUF_ARCHITECTURES)
+    elsewhere, written = _elsewhere(model_type), ", ".join(engines.GGUF_ARCHITECTURES)
     if fields.rotary_fraction != 1:
         raise RopeError(
             f"partial_rotary_factor: {fields.rotary_fraction:g}: a GGUF of {model_type} cannot carry scaling "
             f"of heads that are rotated in part; {elsewhere}"
         )
-    if model_type in WITHOUT_YARN_IN_GGUF:
+    if model_type in engines.WITHOUT_YARN_IN_GGUF:
         raise RopeError(f"model_type: {model_type}: llama.cpp drops the scaling of this class; {elsewhere}")
-    if model_type not in GGUF_ARCHITECTURES:
+    if model_type not in engines.GGUF_ARCHITECTURES:
         raise RopeError(f"model_type: {model_type}: a GGUF is written of {written} only; {elsewhere}")
-    return GGUF_ARCHITECTURES[model_type]
+    return engines.GGUF_ARCHITECTURES[model_type]
 
 
 def _frequency_factors(architecture: str, spec: RopeSpec) -> Array:
-    if architecture not in FREQUENCY_FACTORS_IN_GGUF:
+    if architecture not in engines.FREQUENCY_FACTORS_IN_GGUF:
         asked = "llama3" if spec.method == "llama3" else "truncate false"
         if spec.method == "yarn" and spec.truncate:
             asked = f"beta_fast {spec.beta_fast:g} and beta_slow {spec.beta_slow:g}"

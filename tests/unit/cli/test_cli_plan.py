@@ -14,7 +14,7 @@ from kubernetes_objects import template_of
 from yarn_ops import bill as costs
 from yarn_ops.bill import Machines, Workload, bill, models_a_night
 from yarn_ops.errors import SettingsError
-from yarn_ops.evals.plan import SIZES, blocks_of, loads, tokens_through
+from yarn_ops.evals.plan import SIZES, TASKS, loads
 from yarn_ops.planning import (
     FINGERPRINT_FORWARDS,
     TRAINER_START_S,
@@ -94,11 +94,17 @@ def test_machines_that_are_not_are_told(asked: dict[str, Any]) -> None:
 
 def test_blocks_of_a_full_suite_grow_with_the_length() -> None:
     lengths = (8192, 16384, 32768, 65536, 131072)
-    blocks = [blocks_of("needle/prose", SIZES["full"], length, lengths) for length in lengths]
-    assert blocks == [6, 7, 10, 17, 33]
-    assert tokens_through("needle/prose", SIZES["full"], 131072, lengths) == 50 * 5 * 131072
-    assert blocks_of("ruler", SIZES["full"], 8192, lengths) == 13
-    assert blocks_of("context", SIZES["full"], 131072, lengths) == 1
+
+    def tokens(task: str, length: int) -> int:
+        return TASKS[task].tokens(SIZES["full"], length, lengths)
+
+    def blocks(task: str, length: int) -> int:
+        return TASKS[task].blocks(SIZES["full"], tokens(task, length))
+
+    assert [blocks("needle/prose", length) for length in lengths] == [6, 7, 10, 17, 33]
+    assert tokens("needle/prose", 131072) == 50 * 5 * 131072
+    assert blocks("ruler", 8192) == 13
+    assert blocks("context", 131072) == 1
 
 
 RECIPE = """\

@@ -8,24 +8,11 @@ from html import escape
 from pathlib import Path
 
 from yarn_ops import __version__
+from yarn_ops.evals import names
 from yarn_ops.evals.attention import Diagnosis
 from yarn_ops.evals.capacity import Capacity, interval, tokens
 from yarn_ops.evals.conditions import compared
 from yarn_ops.evals.intervals import bounds, figure
-from yarn_ops.evals.names import (
-    CHOICE,
-    FAR_TEXT,
-    GAIN,
-    LAST_QUARTER,
-    LONG_PERPLEXITY,
-    NATS,
-    NO_NEEDLE,
-    RISE,
-    RULER_AVERAGE,
-    SAME_TARGETS,
-    SINGLE_PASS,
-    SLIDING,
-)
 from yarn_ops.evals.reach import KEPT
 from yarn_ops.evals.report.capacity_picture import draw_capacity
 from yarn_ops.evals.report.families import FAMILIES, SHORT_SKILLS, family_rows, skill_rows, told
@@ -35,23 +22,23 @@ from yarn_ops.shown import size
 
 PAGE, PICTURE = "capacity.html", "capacity.png"
 TITLES = {
-    SAME_TARGETS: "loss of the same tokens (nats)",
-    GAIN: "gain over the shortest context (nats)",
-    RISE: "loss above the best with less context (nats)",
-    FAR_TEXT: "lost with foreign far text (nats)",
-    LAST_QUARTER: "perplexity, last quarter",
-    SINGLE_PASS: "perplexity, single pass",
-    SLIDING: "perplexity, sliding window",
-    LONG_PERPLEXITY: "perplexity of far-repeated tokens",
+    names.SAME_TARGETS: "loss of the same tokens (nats)",
+    names.GAIN: "gain over the shortest context (nats)",
+    names.RISE: "loss above the best with less context (nats)",
+    names.FAR_TEXT: "lost with foreign far text (nats)",
+    names.LAST_QUARTER: "perplexity, last quarter",
+    names.SINGLE_PASS: "perplexity, single pass",
+    names.SLIDING: "perplexity, sliding window",
+    names.LONG_PERPLEXITY: "perplexity of far-repeated tokens",
     "recall/code": "pairs recalled, code form",
     "recall/prose": "pairs recalled, prose",
     **SHORT_SKILLS,
     **{task: name for task, (name, _) in FAMILIES.items()},
     "copy": "random runs continued, by token",
     "mqar": "pairs of single tokens (MQAR)",
-    RULER_AVERAGE: "RULER, mean of its tasks",
+    names.RULER_AVERAGE: "RULER, mean of its tasks",
 }
-ASKED_OTHERWISE = {NO_NEEDLE: "without a needle", CHOICE: "chosen from four"}
+ASKED_OTHERWISE = {names.NO_NEEDLE: "without a needle", names.CHOICE: "chosen from four"}
 # RULER's averages as published: Hsieh et al., RULER: What's the Real Context Size of Your Long-Context
 # Language Models? (2024), and its repository's table.
 RULER_THRESHOLD = 85.6
@@ -170,7 +157,7 @@ def _measured(model: Capacity) -> Iterator[str]:
     yield f"<h2>Measured: {escape(model.name)}</h2>"
     tasks = dict.fromkeys(score.task for score in model.card.scores if score.depth is None)
     hidden = ("loss-by", "capacity/")
-    shown = [task for task in tasks if not task.startswith(hidden) and not task.endswith(NATS)]
+    shown = [task for task in tasks if not task.startswith(hidden) and not task.endswith(names.NATS)]
     shown.sort(key=_order)
     rows = [
         [title_of(task), *(figure_of(model.card.score(task, length)) for length in model.lengths)]
@@ -218,7 +205,7 @@ def _short(models: Sequence[Capacity]) -> Iterator[str]:
     lengths = [length for length in model.lengths if length <= base.card.original_context_tokens]
     rows = []
     for length in lengths:
-        after, before = (one.card.score(LAST_QUARTER, length) for one in (model, base))
+        after, before = (one.card.score(names.LAST_QUARTER, length) for one in (model, base))
         found = [one.card.score(base.reach.task or "", length) for one in (model, base)]
         if after is None or before is None:
             continue
@@ -237,7 +224,7 @@ def _short(models: Sequence[Capacity]) -> Iterator[str]:
 
 
 def _ruler(model: Capacity) -> Iterator[str]:
-    found = (score for score in model.card.by_length(RULER_AVERAGE))
+    found = (score for score in model.card.by_length(names.RULER_AVERAGE))
     mine = dict(sorted((score.context_tokens, 100 * score.value) for score in found))
     if not mine:
         return

@@ -23,6 +23,7 @@ from yarn_ops.errors import EvaluationError
 from yarn_ops.evals.cells import Cell, LossesOf, ModelUnderTest, Reads, Size
 from yarn_ops.evals.intervals import exponential, mean_interval
 from yarn_ops.evals.names import FAR_TEXT, GAIN, LONG_PERPLEXITY, RISE, SAME_TARGETS
+from yarn_ops.evals.scoring import mean_score
 from yarn_ops.scores import Score
 
 KEY_RUN = 3
@@ -132,7 +133,4 @@ def _mean(task: str, context_tokens: int, values: Losses, seed: int) -> Score:
     numbers = values.astype(np.float64).tolist()
     if not np.isfinite(numbers).all():
         raise EvaluationError(f"{task} at {context_tokens} tokens is not finite")
-    items = numbers if task == SAME_TARGETS else ()
-    return Score.of(
-        task, context_tokens, float(np.mean(numbers)), mean_interval(numbers), len(numbers), seed, items=items
-    )
+    return mean_score(task, context_tokens, numbers, seed, keep=task == SAME_TARGETS)

@@ -24,8 +24,8 @@ from yarn_ops.errors import DataError
 from yarn_ops.evals.bm25 import Bm25
 from yarn_ops.evals.cells import Cell, ModelUnderTest, Size
 from yarn_ops.evals.examples import Example, Needle, Tokens, require_room
-from yarn_ops.evals.intervals import mean_interval
 from yarn_ops.evals.names import FAR_PASSAGE
+from yarn_ops.evals.scoring import mean_score
 from yarn_ops.evals.tasks.context import last_occurrences
 from yarn_ops.evals.tasks.needles import value_of
 from yarn_ops.evals.tasks.pairs import asked_where
@@ -164,9 +164,7 @@ def far_cell(haystack: Haystack, size: Size, length: int, lengths: Sequence[int]
         whole, without = (under_test.token_losses(some[rows], scored) for some in (windows, cut))
         keys = [passage[1][-scored:] for passage in passages if passage]
         worth = [float(row[mask].mean()) for row, mask in zip(without - whole, keys, strict=True)]
-        interval = mean_interval(worth)
-        score = Score.of(FAR_PASSAGE, length, float(np.mean(worth)), interval, len(worth), seed, items=worth)
-        return (score,)
+        return (mean_score(FAR_PASSAGE, length, worth, seed),)
 
     asks = (haystack.digest, len(windows))
     return Cell.whole("far-passage", length, asks, 2 * size.windows * length, measure)

@@ -26,6 +26,7 @@ from yarn_ops.data.windows import NO_PREFIX, begun
 from yarn_ops.evals.cells import Cell, LossesOf, ModelUnderTest
 from yarn_ops.evals.intervals import exponential, mean_interval
 from yarn_ops.evals.names import BY_POSITION, LAST_QUARTER, SINGLE_PASS, SLIDING
+from yarn_ops.evals.scoring import mean_score
 from yarn_ops.scores import Score
 
 POSITION_PARTS = 16
@@ -131,12 +132,10 @@ def _sliding_losses(
 def loss_by_position(losses: NDArray[np.float32], seed: int) -> tuple[Score, ...]:
     """Mean loss in equal parts of the window. losses: [W, N]; a score's `context_tokens` ends its part."""
     edges = np.linspace(0, losses.shape[1], min(POSITION_PARTS, losses.shape[1]) + 1).astype(int)
-    return tuple(_mean_loss(losses[:, start:end], end, seed) for start, end in pairwise(edges.tolist()))
-
-
-def _mean_loss(losses: NDArray[np.float32], end: int, seed: int) -> Score:
-    means = losses.mean(axis=1, dtype=np.float64).tolist()
-    return Score.of(BY_POSITION, end, float(np.mean(means)), mean_interval(means), len(means), seed)
+    parts = (
+        (end, losses[:, start:end].mean(axis=1, dtype=np.float64)) for start, end in pairwise(edges.tolist())
+    )
+    return tuple(mean_score(BY_POSITION, end, means.tolist(), seed, keep=False) for end, means in parts)
 
 
 def _perplexity(task: str, context_tokens: int, losses: Iterable[NDArray[np.float32]], seed: int) -> Score:

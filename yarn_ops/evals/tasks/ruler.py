@@ -19,9 +19,9 @@ from numpy.random import Generator
 from yarn_ops.data.haystack import Decode, Haystack, Ids
 from yarn_ops.errors import DataError
 from yarn_ops.evals.cells import Block, Cell, ModelUnderTest, Size
-from yarn_ops.evals.intervals import shares_interval
 from yarn_ops.evals.names import RULER_AVERAGE
 from yarn_ops.evals.reader import Reader
+from yarn_ops.evals.scoring import mean_score
 from yarn_ops.evals.tasks import ruler_lists, ruler_needles
 from yarn_ops.evals.tasks.ruler_text import Prompt, Texts
 from yarn_ops.scores import Score
@@ -121,7 +121,7 @@ def measure(
     """One task."""
     reader.forget()
     shares = [_answered(reader, example, TASKS[name], decode) for example in asked]
-    return (_score(f"ruler/{name}", shares, context_tokens, seed),)
+    return (mean_score(f"ruler/{name}", context_tokens, shares, seed, shares=True),)
 
 
 def joined(found: Sequence[tuple[Score, ...]]) -> tuple[Score, ...]:
@@ -129,7 +129,7 @@ def joined(found: Sequence[tuple[Score, ...]]) -> tuple[Score, ...]:
     scores = [score for (score,) in found]
     if len(scores) == len(TASKS):
         means = np.mean([score.items for score in scores], axis=0).tolist()
-        scores.append(_score(RULER_AVERAGE, means, scores[0].context_tokens, scores[0].seed))
+        scores.append(mean_score(RULER_AVERAGE, scores[0].context_tokens, means, scores[0].seed, shares=True))
     return tuple(scores)
 
 
@@ -158,11 +158,6 @@ def _most_units(fits: Callable[[int], bool], most: int) -> int:
         else:
             high = middle - 1
     return low
-
-
-def _score(task: str, shares: list[float], context_tokens: int, seed: int) -> Score:
-    mean = float(np.mean(shares))
-    return Score.of(task, context_tokens, mean, shares_interval(shares), len(shares), seed, items=shares)
 
 
 def _plain(text: str) -> str:

@@ -17,9 +17,8 @@ from yarn_ops.data.haystack import Haystack
 from yarn_ops.errors import DataError
 from yarn_ops.evals.cells import Cell, ModelUnderTest, Size
 from yarn_ops.evals.examples import WRONG_CHOICES, Example, Question, Tokens
-from yarn_ops.evals.intervals import mean_interval, shares_interval
 from yarn_ops.evals.names import CHAT, CHAT_ENDS, CLOZE, ORDER
-from yarn_ops.evals.scoring import ask_all
+from yarn_ops.evals.scoring import ask_all, mean_score
 from yarn_ops.scores import Score
 
 ITEMS = 128
@@ -52,13 +51,8 @@ def cell(haystack: Haystack, size: Size, length: int, lengths: Sequence[int], se
             found.setdefault(CHAT_ENDS, []).append(float(ends.exact))
             found.setdefault(CHAT, []).append(reply.nll / len(reply.right))
         return tuple(
-            Score.of(
-                task, length, float(np.mean(items)),
-                mean_interval(items) if task == CHAT else shares_interval(items),
-                len(items), seed, items=items,
-            )
-            for task, items in found.items()
-        )  # fmt: skip
+            mean_score(task, length, items, seed, shares=task != CHAT) for task, items in found.items()
+        )
 
     asks = (haystack.digest, ITEMS, CHATS)
     return Cell.whole("skills", length, asks, tokens_read(size, length, lengths), measure)
