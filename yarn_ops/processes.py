@@ -110,12 +110,12 @@ def stop(
     What it started in sessions of their own is its own to end; SIGKILL to whatever is left after `timeout_s`.
     """
     deadline = time.monotonic() + timeout_s
-    offspring = _offspring(process.pid)
+    below = offspring(process.pid)
     _signal_group(process.pid, end_by)
-    while (process.poll() is None or any(map(alive, offspring))) and time.monotonic() < deadline:
+    while (process.poll() is None or any(map(alive, below))) and time.monotonic() < deadline:
         time.sleep(POLL_S)
     _signal_group(process.pid, signal.SIGKILL)
-    for child in offspring:
+    for child in below:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
     return process.wait()
@@ -292,10 +292,11 @@ def last_lines(log: Path, count: int = 5) -> str:
     return " | ".join(filled[-count:])
 
 
-def _offspring(pid: int) -> list[psutil.Process]:
+def offspring(pid: int) -> list[psutil.Process]:
+    """All that a process started, and these in turn; none of one that is gone."""
     try:
         return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         return []
 
 

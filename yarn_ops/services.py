@@ -126,7 +126,7 @@ def try_mlflow(settings: Settings) -> Tracking:
     tracking = open_tracking(settings)
     address = urlsplit(settings.mlflow)
     host = address.netloc.rpartition("@")[2]
-    if host and not _reachable(address._replace(netloc=host).geturl()):
+    if host and _status(address._replace(netloc=host).geturl()) is None:
         # MLflow's own client would try for a quarter of a minute.
         raise ReleaseError(
             f"MLflow at {address.scheme}://{host}: nothing answers; start it, or correct YARN_OPS_MLFLOW_URI"
@@ -149,11 +149,6 @@ def try_device(settings: Settings) -> None:
         from yarn_ops.models.device import resolve_device  # torch: seconds
 
         resolve_device(settings.device)
-
-
-def _reachable(url: str) -> bool:
-    """Whether anything answers HTTP there, if only to refuse."""
-    return _status(url) is not None
 
 
 def _status(url: str, auth: SecretStr | None = None) -> int | None:

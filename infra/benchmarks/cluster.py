@@ -36,7 +36,7 @@ from dask_cluster import DaskCluster, with_cluster
 
 from yarn_ops.servers import free_port
 from yarn_ops.settings import Settings, as_environment
-from yarn_ops.stack.part import running
+from yarn_ops.stack.part import RunningPart
 from yarn_ops.stack.swift import Swift
 from yarn_ops.store import Store, store_options
 
@@ -262,13 +262,17 @@ def place() -> Iterator[Settings]:
     with tempfile.TemporaryDirectory(prefix="cluster-") as folder:
         server = Swift(Path(folder, "swift"), port=free_port(), secret_key="benchmark")
         server.prepare()
-        with running([server.part()], server.directory):
+        running = RunningPart.start(server.part(), server.directory)
+        try:
+            running.wait()
             server.create_bucket("bucket")
             yield with_cluster(Settings(
                 state_dir=Path(folder, "asking"), store_url="s3://bucket/store",
                 s3_endpoint_url=server.endpoint_url, s3_access_key=server.access_key,
                 s3_secret_key=server.secret_key, s3_region=server.region,
             ))  # fmt: skip
+        finally:
+            running.stop()
 
 
 def at(settings: Settings, name: str) -> Settings:

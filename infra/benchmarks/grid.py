@@ -29,7 +29,7 @@ from sqlalchemy import select
 from yarn_ops.registry import Registry, open_registry, upgrade
 from yarn_ops.registry.tables import CellRow
 from yarn_ops.servers import free_port
-from yarn_ops.stack.part import running
+from yarn_ops.stack.part import RunningPart
 from yarn_ops.stack.postgres import Postgres
 
 MODEL, DOCUMENTS = "shipped:base512", "stdlib:asyncio/*.py"
@@ -124,8 +124,12 @@ def main() -> None:
         folder.chmod(0o755)
         postgres = Postgres(folder / "postgres", port=free_port(), password="benchmark", durable=False)
         postgres.prepare()
-        with running([postgres.part()], folder / "logs"):
+        server = RunningPart.start(postgres.part(), folder / "logs")
+        try:
+            server.wait()
             measure(asked, postgres, folder)
+        finally:
+            server.stop()
 
 
 def measure(asked: argparse.Namespace, postgres: Postgres, folder: Path) -> None:

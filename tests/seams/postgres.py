@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from yarn_ops.servers import free_port
-from yarn_ops.stack.part import running
+from yarn_ops.stack.part import RunningPart
 from yarn_ops.stack.postgres import Postgres, find_programs
 
 
@@ -33,7 +33,9 @@ class PostgresCluster(Postgres):
         with ExitStack() as undo:
             undo.push(self._running)
             self.prepare()
-            self._running.enter_context(running([self.part()], self.directory / "logs"))
+            server = RunningPart.start(self.part(), self.directory / "logs")
+            self._running.callback(server.stop)
+            server.wait()
             undo.pop_all()
         return self
 

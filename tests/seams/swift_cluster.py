@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from yarn_ops.servers import free_port
-from yarn_ops.stack.part import running
+from yarn_ops.stack.part import RunningPart
 from yarn_ops.stack.swift import Swift
 
 
@@ -26,7 +26,9 @@ class SwiftCluster(Swift):
     def start(self) -> None:
         """Return when the server is ready."""
         self.prepare()
-        self._running.enter_context(running([self.part()], self.directory))
+        server = RunningPart.start(self.part(), self.directory)
+        self._running.callback(server.stop)
+        server.wait()
 
     def stop(self) -> None:
         """End the server and its workers."""

@@ -53,13 +53,9 @@ def _phrases(language: str) -> tuple[tuple[Callable[[str], re.Match[str] | None]
     phrases = {} if tables is None else tables.PHRASES
     return tuple(
         (
-            re.compile(_pattern(english), re.IGNORECASE).fullmatch,
+            re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(english)), re.IGNORECASE).fullmatch,
             translated,
             [name for name in re.findall(r"{(\w+)}", translated) if name.endswith("_")],
         )
         for english, translated in phrases.items()
     )
-
-
-def _pattern(english: str) -> str:
-    return re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(english))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ def _nearest(location: tuple[int | str, ...]) -> str:
         field = model.model_fields.get(str(part))
         if field is None:
             continue
-        candidates = [field.annotation, *_inner_types(field.annotation)]
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
         model = next(
             (kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), model
         )
@@ -134,16 +134,8 @@ def _nearest(location: tuple[int | str, ...]) -> str:
     close = difflib.get_close_matches(wrong, model.model_fields, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"
-    homes = [name for name, field in Recipe.model_fields.items() if wrong in _keys(field.annotation)]
+    sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
+    homes = [name for name, kind in sections.items() if wrong in getattr(kind, "model_fields", ())]
     if homes:
         return f"; it belongs in [{homes[0]}]"
     return f"; known here: {', '.join(model.model_fields)}"
-
-
-def _keys(annotation: Any) -> Iterator[str]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield from annotation.model_fields
-
-
-def _inner_types(annotation: Any) -> tuple[Any, ...]:
-    return tuple(getattr(annotation, "__args__", ()))

@@ -122,21 +122,10 @@ REFUSED: dict[str, str] = {
     "phi3": "transformers renames yarn to longrope for it and then fails",
     "phimoe": "transformers reads its scaling as longrope alone",
     **dict.fromkeys(("deepseek_v2", "ministral3"), _OWN_YARN),
-    **dict.fromkeys(
-        (
-            "afmoe",
-            "beam",
-            "cohere2",
-            "cohere2_moe",
-            "cohere_compass_text",
-            "exaone4",
-            "exaone_moe",
-            "flint",
-            "kolibri1",
-            "llama4_text",
-        ),
-        _FULL_UNROTATED,
-    ),
+    **dict.fromkeys((
+        "afmoe", "beam", "cohere2", "cohere2_moe", "cohere_compass_text", "exaone4", "exaone_moe", "flint",
+        "kolibri1", "llama4_text",
+    ), _FULL_UNROTATED),
     **dict.fromkeys(("axk2", "deepseek_v32", "deepseek_v4", "glm_moe_dsa", "hy_v4"), _INDEXED),
     **dict.fromkeys(("gemma4_text", "gemma4_unified_text", "lfm3"), _PROPORTIONAL),
     **dict.fromkeys(("gemma3n_text", "hrm_text"), _LAYERS_SHARED),
@@ -147,10 +136,7 @@ REFUSED: dict[str, str] = {
     "gpt_neox_japanese": "its layers give more than hidden states, so that no part of it can be merged alone",
     "recurrent_gemma": "all its attention lies within a window",
     "falcon": "it uses ALiBi, or a RoPE whose scaling no converter carries over",
-    **dict.fromkeys(
-        ("bamba", "falcon_h1", "granitemoehybrid", "zamba2"),
-        _STATE_SPACE,
-    ),
+    **dict.fromkeys(("bamba", "falcon_h1", "granitemoehybrid", "zamba2"), _STATE_SPACE),
     **dict.fromkeys(("jamba", "nemotron_h"), _UNROTATED),
     **dict.fromkeys(("codegen", "gptj", "roformer"), _FIXED),
     "xlnet": "its positions are relative and do not rotate",
@@ -169,7 +155,7 @@ REFUSED: dict[str, str] = {
         ("gemma3", "gemma3n", "gemma4", "gemma4_unified", "llama4", "mllama", "qwen3_5", "qwen3_5_moe"),
         "its config is of text and images; give the text model alone",
     ),
-}
+}  # fmt: skip
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:

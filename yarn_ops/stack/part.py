@@ -5,8 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,18 +71,3 @@ class RunningPart:
 
     def stop(self) -> None:
         processes.stop(self.process, end_by=self.part.end_by)
-
-
-@contextmanager
-def running(parts: Sequence[StackPart], logs: Path) -> Iterator[list[RunningPart]]:
-    """Within the block, these parts are ready; afterwards they are gone."""
-    started: list[RunningPart] = []
-    try:
-        for part in parts:
-            started.append(RunningPart.start(part, logs))
-        for server in started:
-            server.wait()
-        yield started
-    finally:
-        for server in reversed(started):
-            server.stop()

@@ -127,7 +127,9 @@ class Supervisor:
         storage = [running for running in self._running if running.part.name in ("postgres", "s3")]
         _stop(workers)
         known = {running.process.pid for running in self._running} | {os.getpid()}
-        servers = {child.pid for running in self._running for child in _children(running.process.pid)}
+        servers = {
+            child.pid for running in self._running for child in processes.offspring(running.process.pid)
+        }
         _end([one for one in members(self._paths) if one.pid not in known | servers])
         _stop([running for running in self._running if running not in storage])
         _stop(storage)
@@ -176,13 +178,6 @@ def _stop(parts: Sequence[RunningPart]) -> None:
     if parts:
         with ThreadPoolExecutor(len(parts)) as pool:
             list(pool.map(RunningPart.stop, parts))
-
-
-def _children(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.Error:
-        return []
 
 
 def _end(found: Sequence[psutil.Process]) -> None:

@@ -60,7 +60,7 @@ class LocalStore:
         with disk_errors(path):
             source = path.open("rb")
         with source, self._incoming(key) as target:
-            for chunk in _chunks(source):
+            while chunk := source.read(CHUNK_BYTES):
                 target.write(chunk)
                 self.traffic.sent(len(chunk))
                 if on_bytes is not None:
@@ -117,7 +117,8 @@ class LocalStore:
         folder = prefix.rpartition("/")[0]
         start = self.path_of(folder) if folder else self.root
         with disk_errors(start):
-            found = sorted((path.relative_to(self.root).as_posix(), path) for path in _files_below(start))
+            files = (path for path in start.rglob("*") if path.is_file())
+            found = sorted((path.relative_to(self.root).as_posix(), path) for path in files)
         for key, path in found:
             if not key.startswith(prefix) or key.startswith(f"{INCOMING}/"):
                 continue
@@ -165,12 +166,3 @@ def _path_of(uri: str) -> Path:
     if not path.startswith("/") or re.search("[\0\ud800-\udfff]", path):  # no file name holds these
         raise StoreError(f"{uri!r}: not a local directory; write file:///directory")
     return Path(path)
-
-
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    while chunk := file.read(CHUNK_BYTES):
-        yield chunk
-
-
-def _files_below(start: Path) -> Iterator[Path]:
-    return (path for path in start.rglob("*") if path.is_file())
