@@ -26,6 +26,15 @@ TRANSFORMERS_FLOOR = "4.51"
 NOT_STATIC = ("none", "dynamic-ntk", "dynamic-yarn")
 """methods that leave texts within the original context as they were"""
 
+LOADING = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+directory = "."  # where this file lies
+tokenizer = AutoTokenizer.from_pretrained(directory)
+model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto")
+```"""
+
 NAMES = {
     LAST_QUARTER: "perplexity, last quarter of the window",
     SINGLE_PASS: "perplexity, single pass",
@@ -80,64 +89,53 @@ def model_card(extension: Extension) -> str:
     sections = (
         _front_matter, _summary, _measured, _families, _skills, _gate, _advice, _made, _loading, _caveats,
     )  # fmt: skip
-    texts = ("\n".join(section(extension)) for section in sections)
-    return "\n\n".join(text for text in texts if text) + "\n"
+    parts = (part for section in sections for part in section(extension))
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _front_matter(extension: Extension) -> Iterator[str]:
-    yield "---"
-    yield "library_name: transformers"
-    yield "pipeline_tag: text-generation"
+    lines = ["library_name: transformers", "pipeline_tag: text-generation"]
     if extension.base.source.startswith("hf:"):
-        yield f"base_model: {extension.base.source.removeprefix('hf:').partition('@')[0]}"
-
-    yield "tags:"
-    yield from (f"- {tag}" for tag in ("long-context", "rope-scaling", extension.patched.method, "yarn-ops"))
-    yield "---"
+        lines.append(f"base_model: {extension.base.source.removeprefix('hf:').partition('@')[0]}")
+    tags = _listed("long-context", "rope-scaling", extension.patched.method, "yarn-ops")
+    yield "\n".join(["---", *lines, "tags:", tags, "---"])
 
 
 def _summary(extension: Extension) -> Iterator[str]:
     patched = extension.patched
     yield f"# {extension.recipe.publish.name}"
-    yield ""
     yield as_markdown(extension.rows, extension.language)
-    yield ""
     yield (
         f"{_base_name(extension.base)}, extended from {patched.original_context_tokens:,} to "
         f"{patched.target_context_tokens:,} tokens of context "
         f"({patched.method}, factor {patched.factor:g})."
     )
-    yield ""
     yield "![Perplexity and recall against length, before and after](overview.png)"
-    yield ""
     yield "More on the page `pictures/capacity.html` among the files of its run in MLflow."
-    yield ""
     yield "![How far it sees and uses, before and after](capacity.png)"
 
 
 def _measured(extension: Extension) -> Iterator[str]:
     before, after = extension.scores
     lengths = sorted({score.context_tokens for score in after.scores if score.task in NAMES})
-    yield "## Measured"
-    yield ""
-    yield "| | tokens | base | extended |"  # four columns, however many lengths: no page hides the longest
-    yield "|---|---:|---:|---:|"
+    rows = [["", "tokens", "base", "extended"]]  # four, however many lengths: no page hides the longest
     for task, name in NAMES.items():
         for length in lengths:
             scores = [card.score(task, length) for card in (before, after)]
             if any(scores):
-                yield f"| {name} | {length:,} | {' | '.join(map(_figure, scores))} |"
+                rows.append([name, f"{length:,}", *map(_figure, scores)])
                 name = ""
-    yield ""
-    yield (
+    yield "## Measured"
+    yield markdown_table(rows)
+    lines = [
         "Held-out documents, 95 % intervals in brackets. The base is measured as it is, beyond its "
         f"window of {extension.patched.original_context_tokens:,} tokens too. Perplexity of the last quarter "
         "scores the same tokens at every length. Recall is the exact match of random values planted in it."
-    )
+    ]
     for model, card in (("the base", before), ("the result", after)):
         if stopped := stopped_early(card.scores):
-            yield f"Of {model}, no more was asked than decides: {'; '.join(stopped)}."
-    yield ""
+            lines.append(f"Of {model}, no more was asked than decides: {'; '.join(stopped)}.")
+    yield "\n".join(lines)
     yield "![Recall by length and depth](recall.png)"
 
 
@@ -145,7 +143,6 @@ def _skills(extension: Extension) -> Iterator[str]:
     before, after = extension.capacities
     if rows := skill_rows(BeforeAfter(before.card, after.card)):
         yield "## Short skills kept"
-        yield ""
         yield markdown_table([("skill", "base", "extended", "change"), *rows])
 
 
@@ -153,23 +150,21 @@ def _families(extension: Extension) -> Iterator[str]:
     before, after = extension.capacities
     cards = BeforeAfter(before.card, after.card)
     heads, rows = family_rows(cards, extension.trained_kinds)
-    if not rows:
-        return
-    yield "## Use beyond needles"
-    yield ""
-    yield markdown_table([heads, *rows], words=2)
-    yield ""
-    yield (
-        f"Kinds of exercises trained: {', '.join(extension.trained_kinds) or 'none'}. No task here but the "
-        "first has a form, a key or a range of values that was trained. " + " ".join(told(cards))
-    )
+    if rows:
+        yield "## Use beyond needles"
+        yield markdown_table([heads, *rows], words=2)
+        yield (
+            f"Kinds of exercises trained: {', '.join(extension.trained_kinds) or 'none'}. No task here but "
+            "the first has a form, a key or a range of values that was trained. " + " ".join(told(cards))
+        )
 
 
 def _gate(extension: Extension) -> Iterator[str]:
     verdict = extension.verdict
     yield f"## Gate: {'passed' if verdict.passed else 'failed'}"
-    yield ""
-    yield from (f"- {'passed' if check.passed else '**failed**'}: {check.reason}" for check in verdict.checks)
+    yield _listed(
+        *(f"{'passed' if check.passed else '**failed**'}: {check.reason}" for check in verdict.checks)
+    )
 
 
 def _advice(extension: Extension) -> Iterator[str]:
@@ -177,8 +172,7 @@ def _advice(extension: Extension) -> Iterator[str]:
         return
     if reasons := advise(extension.scores, extension.patched.target_context_tokens).reasons:
         yield "## Advice"
-        yield ""
-        yield from (f"- {reason[0].upper()}{reason[1:]}." for reason in reasons)
+        yield _listed(*(f"{reason[0].upper()}{reason[1:]}." for reason in reasons))
 
 
 def _made(extension: Extension) -> Iterator[str]:
@@ -186,39 +180,28 @@ def _made(extension: Extension) -> Iterator[str]:
     training, shards = extension.recipe.train, extension.shards
     how = f"LoRA rank {training.rank}" if adapter.method == "lora" else "all parameters"
     yield "## How it was made"
-    yield ""
-    yield (
-        f"- **Position encoding:** {patched.method}, factor {patched.factor:g}, attention factor "
+    yield _listed(
+        f"**Position encoding:** {patched.method}, factor {patched.factor:g}, attention factor "
         f"{patched.attention_factor:.4f}; the loaded model's frequencies equal the float64 reference within "
-        f"{patched.inverse_frequency_error:.0e}."
-    )
-    yield (
-        f"- **Training:** {how}, {adapter.trainable_parameters:,} trained parameters, {adapter.steps} steps "
+        f"{patched.inverse_frequency_error:.0e}.",
+        f"**Training:** {how}, {adapter.trainable_parameters:,} trained parameters, {adapter.steps} steps "
         f"at learning rate {training.learning_rate:g}, windows of up to {adapter.window_tokens:,} tokens, "
-        f"{adapter.tokens_seen:,} tokens seen, loss {adapter.first_loss:.3f} to {adapter.final_loss:.3f}."
-    )
-    yield (
-        "- **Merge:** in float32, stored in bfloat16; log-probabilities, merged against unmerged, differ by "
-        f"at most {extension.checkpoint.merge_difference:.3g}."
-    )
-    yield (
-        f"- **Data:** {', '.join(_code(_source_name(source)) for source in extension.recipe.data.sources)}; "
+        f"{adapter.tokens_seen:,} tokens seen, loss {adapter.first_loss:.3f} to {adapter.final_loss:.3f}.",
+        "**Merge:** in float32, stored in bfloat16; log-probabilities, merged against unmerged, differ by "
+        f"at most {extension.checkpoint.merge_difference:.3g}.",
+        f"**Data:** {', '.join(_code(_source_name(source)) for source in extension.recipe.data.sources)}; "
         f"{shards.train_documents:,} documents ({shards.train_tokens:,} tokens) to train on, "
         f"{shards.held_out_documents:,} ({shards.held_out_tokens:,} tokens) held out, split by document; "
-        f"left out: {in_words(shards.dropped)}."
-    )
-    yield (
-        "- **Share of tokens in documents longer than** "
+        f"left out: {in_words(shards.dropped)}.",
+        "**Share of tokens in documents longer than** "
         + ", ".join(f"{share.longer_than_tokens:,}: {share.token_share:.0%}" for share in shards.lengths)
-        + f"; the longest has {shards.longest_document_tokens:,} tokens."
+        + f"; the longest has {shards.longest_document_tokens:,} tokens.",
     )
-    yield ""
     yield "![Training loss](training-loss.png)"
 
 
 def _loading(extension: Extension) -> Iterator[str]:
     yield "## Loading"
-    yield ""
     if extension.patched.method == "dynamic-yarn":
         yield (
             "Only with yarn-ops (`yarn_ops.models.loading.load_proven`): no other loader or server knows "
@@ -226,34 +209,30 @@ def _loading(extension: Extension) -> Iterator[str]:
         )
         return
     yield f"Plain transformers {TRANSFORMERS_FLOOR} or later; the configuration carries the longer context."
-    yield ""
-    yield "```python"
-    yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
-    yield ""
-    yield 'directory = "."  # where this file lies'
-    yield "tokenizer = AutoTokenizer.from_pretrained(directory)"
-    yield 'model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto")'
-    yield "```"
+    yield LOADING
 
 
 def _caveats(extension: Extension) -> Iterator[str]:
-    patched = extension.patched
-    yield "## Before you rely on it"
-    yield ""
-    yield (
-        "- **Seeing is not using.** Flat perplexity shows that a long window does no harm; recall shows that "
+    caveats = [
+        "**Seeing is not using.** Flat perplexity shows that a long window does no harm; recall shows that "
         "something far away changes the answer. Where the two disagree, believe recall."
-    )
-    if patched.method not in NOT_STATIC:
-        yield (
-            "- **Short texts pay.** The scaling is static: it acts on texts of "
-            f"{patched.original_context_tokens:,} tokens and fewer too. Compare these columns above; "
-            "keep the base for short work if they are worse."
+    ]
+    if extension.patched.method not in NOT_STATIC:
+        caveats.append(
+            "**Short texts pay.** The scaling is static: it acts on texts of "
+            f"{extension.patched.original_context_tokens:,} tokens and fewer too. Compare these columns "
+            "above; keep the base for short work if they are worse."
         )
-    yield (
-        "- **Perplexity also falls by adapting to the training text.** A base that has seen such text before "
+    caveats.append(
+        "**Perplexity also falls by adapting to the training text.** A base that has seen such text before "
         "looks better on it than on yours; the planted values are fresh."
     )
+    yield "## Before you rely on it"
+    yield _listed(*caveats)
+
+
+def _listed(*points: str) -> str:
+    return "\n".join(f"- {point}" for point in points)
 
 
 def _figure(score: Score | None) -> str:
