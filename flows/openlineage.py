@@ -8,14 +8,14 @@ from __future__ import annotations
 import queue
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from flows.logs import run_logger
 from yarn_ops import __version__
-from yarn_ops.records import Record
+from yarn_ops.records import Record, records_in
 from yarn_ops.secrecy import without_secrets
 from yarn_ops.settings import Settings
 from yarn_ops.shown import one_line
@@ -75,7 +75,7 @@ class LineageEvents:
         if self._thread is None:
             return work()
         stage_run, job = str(uuid.uuid4()), f"stage.{name}"
-        read = [_dataset(record) for record in _records(inputs)]
+        read = [_dataset(record) for record in records_in(inputs)]
         self._add("START", stage_run, job, read)
         try:
             made = work()
@@ -124,14 +124,6 @@ class LineageEvents:
 
 def _facet(schema: str, **fields: Any) -> dict[str, Any]:
     return {"_producer": PRODUCER, "_schemaURL": schema, **fields}
-
-
-def _records(inputs: Sequence[Any]) -> Iterator[Record]:
-    for value in inputs:
-        if isinstance(value, Record):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from _records(value)
 
 
 def _dataset(record: Record) -> dict[str, Any]:

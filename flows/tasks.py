@@ -31,7 +31,7 @@ from yarn_ops.errors import Damaged, LeaseLost, StoreError
 from yarn_ops.processes import using
 from yarn_ops.progress import OnProgress
 from yarn_ops.recipe import Section
-from yarn_ops.records import AnyRecord, Local, Record
+from yarn_ops.records import AnyRecord, Local, Record, records_in
 from yarn_ops.registry import Held, QueuedStage, copies, hold, this_process
 from yarn_ops.store.sweep import ARTIFACTS
 from yarn_ops.store.trees import manifest_of, put_tree, tree_present
@@ -323,7 +323,8 @@ def _make(run: RunContext, key: str, call: _Call[R], held: Held) -> R:
         tree = record.tree
         if tree is None and any(context.out.iterdir()):
             tree = put_tree(run.services.store, context.out, owner=run.services.ledger, report=report)
-        record = record.model_copy(update={"tree": tree, "parents": _parents(call.inputs)})
+        parents = tuple(parent.digest for parent in records_in(call.inputs))
+        record = record.model_copy(update={"tree": tree, "parents": parents})
         _commit(run, held, record)
     shutil.rmtree(work, ignore_errors=True)
     return record
@@ -338,13 +339,3 @@ def _made_or_gone(out: Path) -> Iterator[None]:
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
-
-
-def _parents(inputs: tuple[Any, ...]) -> tuple[str, ...]:
-    found: list[str] = []
-    for value in inputs:
-        if isinstance(value, Record):
-            found.append(value.digest)
-        elif isinstance(value, tuple | list):
-            found.extend(_parents(tuple(value)))
-    return tuple(found)

@@ -9,9 +9,10 @@ A record without a tree is facts alone; its digest is that of the facts.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel as Pydantic
 from pydantic import ConfigDict
@@ -41,6 +42,15 @@ class Record(Frozen):
         if self.tree is not None:
             return self.tree.digest
         return digest_of(self.model_dump(mode="json", exclude={"tree", "parents"}))
+
+
+def records_in(inputs: Iterable[Any]) -> Iterator[Record]:
+    """The records among them, within lists and tuples too."""
+    for value in inputs:
+        if isinstance(value, Record):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from records_in(value)
 
 
 class Corpus(Record):
