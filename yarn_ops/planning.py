@@ -14,7 +14,8 @@ from yarn_ops.recipe import Recipe
 if TYPE_CHECKING:
     from yarn_ops.evals.cells import Reads
     from yarn_ops.train.layout_search import Prediction
-    from yarn_ops.train.plan import ModelShape, Rates
+    from yarn_ops.train.model_shape import ModelShape
+    from yarn_ops.train.plan import Rates
 
 GIB = 1 << 30
 HOST_GB = 96.0
@@ -73,7 +74,7 @@ class LegPlan:
     mfu: float | None
     """of the GPUs' measured peak"""
     shared: str
-    """how several GPUs share a step, or how much one streams; "" for neither"""
+    """how several GPUs share a step, how much one streams, or that layers are in 4 bits; "" for none"""
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,7 @@ def _leg(
     mfu = None
     if peak is not None:
         mfu = windows * model_flops(shape, window, window) / step_s / (peak * layout.processes)
+    shared = ", ".join(filter(None, (layout.describe(), "layers in 4 bits" * shape.nf4)))
     return LegPlan(
-        window, steps, plan.describe(), plan.peak_bytes, plan.host_bytes, step_s, steps * step_s, mfu,
-        layout.describe(),
+        window, steps, plan.describe(), plan.peak_bytes, plan.host_bytes, step_s, steps * step_s, mfu, shared
     )  # fmt: skip

@@ -5,9 +5,9 @@
 Random weights of each row's shape, LoRA r=16 on every linear layer, batch 1, YaRN ×4. A row is foretold by
 the planner, from rates that are probed in the row's process, before its model is made; then a step of two
 such layers compiles the kernels, and `--steps` steps of the whole model are timed (each of forward, backward
-and optimizer). A row named `…-resident` may not stream. Rows run in the order given, each in a process of its
-own, a line for each event as soon as it is known; one that fails is a line too, and one that would not end
-within `--seconds` is named as left out.
+and optimizer). A row named `…-resident` may not stream, one named `…-nf4` holds the layers in 4 bits. Rows
+run in the order given, each in a process of its own, a line for each event as soon as it is known; one that
+fails is a line too, and one that would not end within `--seconds` is named as left out.
 
     same     gradients of a streamed and a resident step of a small shape: equal to the last bit?
 """
@@ -41,11 +41,14 @@ from yarn_ops.recipe import Train
 from yarn_ops.train.attention import choose_kernel
 from yarn_ops.train.backbone import Backbone
 from yarn_ops.train.batches import IGNORED, Batch
+from yarn_ops.train.decoder import AbsentLayers
 from yarn_ops.train.layout_search import Prediction, predict
 from yarn_ops.train.loss import CausalLoss
+from yarn_ops.train.model_shape import ModelShape
+from yarn_ops.train.nf4 import Nf4Layers
 from yarn_ops.train.parallel.layout import Layout, StepShape
 from yarn_ops.train.parallel.ranks import Ranks
-from yarn_ops.train.plan import GIB, LADDER, ModelShape, Rates, model_flops, plan_step
+from yarn_ops.train.plan import GIB, LADDER, Rates, model_flops, plan_step
 from yarn_ops.train.probe import measure_rates
 from yarn_ops.train.streaming import StreamedLayers, streamed_places
 
@@ -58,6 +61,7 @@ class Row(NamedTuple):
     card_gb: float | None
     """None: the whole GPU"""
     resident: bool = False
+    nf4: bool = False
     expected_s: float = 60.0
     """of the row's process, by which it is left out when too little time is left"""
 
@@ -66,6 +70,8 @@ ROWS = {
     "8b-32k": Row("llama-3-8b", 32768, None, resident=True, expected_s=30),
     "8b-32k-24": Row("llama-3-8b", 32768, 24, expected_s=30),
     "8b-32k-12": Row("llama-3-8b", 32768, 12, expected_s=30),
+    "8b-32k-12-nf4": Row("llama-3-8b", 32768, 12, nf4=True, expected_s=30),
+    "8b-32k-nf4": Row("llama-3-8b", 32768, None, nf4=True, expected_s=30),
     "32b-32k-24": Row("qwen-2.5-32b", 32768, 24, expected_s=75),
     "32b-32k-resident": Row("qwen-2.5-32b", 32768, None, resident=True, expected_s=45),
     "8b-131k-24": Row("llama-3-8b", 131072, 24, expected_s=75),
@@ -151,25 +157,26 @@ def measured(row: Row, asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
     layers = asked.layers or values["num_hidden_layers"]
     config = shape_config(values | {"num_hidden_layers": layers}, tokens)
     memory, rates = card(row.card_gb, config, tokens, device)
-    found = foretold(config, tokens, row.resident, rates, memory, asked.host * GIB)
+    found = foretold(config, tokens, row, rates, memory, asked.host * GIB)
     plan = found.plan
     yield {
         "shape": row.shape, "tokens": tokens, "card_gb": row.card_gb, "cap_gib": round(memory / GIB, 2),
-        "layout": found.layout.describe() or "resident", "kept": plan.describe(),
+        "layout": found.layout.describe() or "resident" + ", nf4" * row.nf4, "kept": plan.describe(),
         "predicted_s": round(plan.step_s, 3), "predicted_gib": round(plan.peak_bytes / GIB, 2),
         "predicted_host_gib": round(plan.host_bytes / GIB, 1),
         "rates": {name: f"{rate:.3g}" for name, rate in rates._asdict().items()},
     }  # fmt: skip
     small = shape_config(values | {"num_hidden_layers": 2}, tokens)
     streams = bool(found.layout.streamed)
-    run = Run(small, tokens, device, found._replace(layout=Layout(streamed=2 * streams)), keeps=2)
+    compiling = found._replace(layout=Layout(streamed=2 * streams))
+    run = Run(small, tokens, device, compiling, nf4=row.nf4, keeps=2)
     run.step()
     yield {"compiled": True}
     del run
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
-    run = Run(config, tokens, device, found)
+    run = Run(config, tokens, device, found, nf4=row.nf4)
     yield {"made": True}
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -201,14 +208,15 @@ def card(size_gb: float | None, config: LlamaConfig, tokens: int, device: str) -
 
 
 def foretold(
-    config: LlamaConfig, tokens: int, resident: bool, rates: Rates, memory: float, host: float
+    config: LlamaConfig, tokens: int, row: Row, rates: Rates, memory: float, host: float
 ) -> Prediction:
-    shape = shape_of(adapted(config))
-    if resident:
+    shape = replace(shape_of(adapted(config)), nf4=row.nf4)
+    if row.resident:
         plan = plan_step(shape, tokens, tokens, rates, memory_bytes=memory, host_bytes=host)
         return Prediction(plan.step_s, Layout(), plan)
     step = StepShape(1, 1, tokens, shape.heads, shape.kv_heads, ours=True)
-    return predict(1, step, Train(), shape, rates, memory_bytes=memory, host_bytes=host)
+    train = Train(precision="nf4" if row.nf4 else "auto")
+    return predict(1, step, train, shape, rates, memory_bytes=memory, host_bytes=host)
 
 
 def adapted(config: LlamaConfig) -> LlamaForCausalLM:
@@ -244,10 +252,17 @@ def filled(module: nn.Module, device: str) -> nn.Module:
 
 
 class Run:
-    """A model, its layers as a prediction lays them out, and its optimizer."""
+    """A model, its layers as a prediction lays them out, or in 4 bits, and its optimizer."""
 
     def __init__(
-        self, config: LlamaConfig, tokens: int, device: str, found: Prediction, keeps: int | None = None
+        self,
+        config: LlamaConfig,
+        tokens: int,
+        device: str,
+        found: Prediction,
+        *,
+        nf4: bool = False,
+        keeps: int | None = None,
     ) -> None:
         torch.manual_seed(0)
         self.config, self.tokens, self.device = config, tokens, device
@@ -256,7 +271,11 @@ class Run:
         # Each is made where it computes, when it is come to: a streamed one leaves before the next is made.
         made = (filled(layer, device) for layer in backbone.layers)
         places = streamed_places(config.num_hidden_layers, layout.streamed)
-        absent = StreamedLayers(made, places, device) if layout.streamed else None
+        absent: AbsentLayers | None = None
+        if layout.streamed:
+            absent = StreamedLayers(made, places, device)
+        elif nf4:
+            absent = Nf4Layers(made, device)
         list(made)
         for part in (backbone.embed_tokens, backbone.norm, model.lm_head):
             filled(part, device)

@@ -42,11 +42,12 @@ from yarn_ops.train.backbone import Backbone, capacity
 from yarn_ops.train.batches import IGNORED, Batch
 from yarn_ops.train.layout_search import Prediction, communication_s
 from yarn_ops.train.loss import CausalLoss
+from yarn_ops.train.model_shape import ModelShape
 from yarn_ops.train.optimizer import Optimizer
 from yarn_ops.train.parallel.layout import Layout
 from yarn_ops.train.parallel.ranks import Ranks, join
 from yarn_ops.train.parallel.sharding import ShardedLayers
-from yarn_ops.train.plan import GIB, MARGIN, LayerPolicy, ModelShape, Rates, model_flops, plan_step, step_cost
+from yarn_ops.train.plan import GIB, MARGIN, LayerPolicy, Rates, model_flops, plan_step, step_cost
 
 LORA = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
 STEPS = 2

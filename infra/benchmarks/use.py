@@ -3,11 +3,11 @@
     python infra/benchmarks/use.py BASE DOCUMENTS_GLOB OUT ARM [ARM …] [--factor 4] [--windows 12] [--seed 0]
 
 An ARM is NAME[:KEY=VALUE…]: base, zero-shot, or text / exercises with keys steps, lr, rank, share, weight,
-seed, context (tokens of a training window), legs (CONTEXTxSTEPS joined by +, instead of steps and context)
-and families (joined by +); ruler=SAMPLES asks eight of RULER's tasks as well (the answers are written, which
-takes minutes). Every arm is trained and measured in this process; a
-line a cell goes to OUT/rows.jsonl as it is found. Recall and the held-out tasks are the evaluation's own,
-whose forms no exercise has.
+seed, context (tokens of a training window), legs (CONTEXTxSTEPS joined by +, instead of steps and context),
+families (joined by +) and precision; ruler=SAMPLES asks eight of RULER's tasks as well (the answers are
+written, which takes minutes). Every arm is trained and measured in this process, merged into the base as it
+is; a line a cell goes to OUT/rows.jsonl as it is found. Recall and the held-out tasks are the evaluation's
+own, whose forms no exercise has.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -46,8 +47,9 @@ from yarn_ops.train.events import NoEvents
 from yarn_ops.train.job import Job
 from yarn_ops.train.layout_search import choose_layout
 from yarn_ops.train.loop import Loop
-from yarn_ops.train.lora import merge_lora
+from yarn_ops.train.lora import load_trained, make_trainable, merge_lora
 from yarn_ops.train.parallel.ranks import Ranks
+from yarn_ops.train.plan import GIB
 
 RULER_TASKS = ("niah_multikey_2", "niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe", "qa_1", "qa_2")
 HELD_OUT_TASKS = ("passkey", "key-value", "multi-key")
@@ -74,6 +76,17 @@ def main(bench_type: type[Bench], description: str | None) -> None:
     bench = bench_type(asked)
     for arm in asked.arms:
         bench.run(arm)
+
+
+class Steps(NoEvents):
+    """The events of steps, kept."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def emit(self, event: str, *, step: int | None = None, **facts: Any) -> None:
+        if event == "step":
+            self.events.append(facts)
 
 
 class Bench:
@@ -119,24 +132,29 @@ class Bench:
         keys = dict(pair.split("=") for pair in pairs)
         began = time.perf_counter()
         if name in ("base", "zero-shot"):
-            config = read_config(self.asked.base if name == "base" else self.patched.path)
-            dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
-            model = load_proven(
-                self.asked.base, config, rope_spec_of(config), dtype=dtype, device=self.device
-            )
+            model = self.loaded(self.asked.base if name == "base" else self.patched.path)
         else:
-            model, curve = self.train(name, keys)
-            losses = {
-                key: [round(point[key], 3) for point in curve[:: max(1, len(curve) // 6)] if point.get(key)]
-                for key in ("loss", "answer_loss")
-            }
-            self.note(f"{arm} trained", losses, began)
+            model, steps = self.train(name, keys)
+            facts: dict[str, Any] = {"step_s": round(statistics.median(step["step_s"] for step in steps), 3)}
+            facts["peak_gib"] = round(max(step["peak_bytes"] for step in steps) / GIB, 2)
+            for key in ("loss", "answer_loss"):
+                curve = [step[key] for step in steps if step.get(key)]
+                facts[key] = [round(value, 3) for value in curve[:: max(1, len(curve) // 6)]]
+                facts[f"{key}_last_10"] = round(statistics.fmean(curve[-10:]), 4) if curve else None
+            self.note(f"{arm} trained", facts, began)
         self.measure(arm, model, ruler_samples=int(keys.get("ruler", 0)))
         del model
         if self.device == "cuda":
             torch.cuda.empty_cache()
 
+    def loaded(self, configured: Path) -> Any:
+        """The base with the config of a directory."""
+        config = read_config(configured)
+        dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
+        return load_proven(self.asked.base, config, rope_spec_of(config), dtype=dtype, device=self.device)
+
     def train(self, name: str, keys: dict[str, str]) -> tuple[Any, list[dict[str, Any]]]:
+        """The merged model, and the event of every step."""
         steps, seed = int(keys.get("steps", 50)), int(keys.get("seed", 1))
         exercises = {
             "share": 0.0 if name == "text" else float(keys.get("share", 1)),
@@ -150,7 +168,7 @@ class Bench:
         }  # fmt: skip
         length = int(keys.get("context", self.asked.factor * self.original))
         legs = [leg.split("x") for leg in keys.get("legs", f"{length}x{steps}").split("+")]
-        curve: list[dict[str, Any]] = []
+        steps_seen = Steps()
         previous: Path | None = None
         for number, (context, leg_steps) in enumerate(legs):
             job = Job(
@@ -170,15 +188,21 @@ class Bench:
             shutil.rmtree(job.out_dir, ignore_errors=True)
             torch.manual_seed(seed)
             choose_layout(job, Ranks())
-            loop = Loop(job, NoEvents(), threading.Event(), Ranks())
+            if self.device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            loop = Loop(job, steps_seen, threading.Event(), Ranks())
             loop.run()
             loop.write_adapter()
-            model, previous = loop._model, job.out_dir
-            curve += loop._curve
+            previous = job.out_dir
+            del loop
             shutil.rmtree(job.work_dir)
+        assert previous is not None
+        model = self.loaded(self.patched.path)  # training may have held frozen weights in fewer bits
+        make_trainable(model, job.train)
+        load_trained(model, previous)
         merge_lora(model)
         model.requires_grad_(False)
-        return model.to(torch.bfloat16 if self.device == "cuda" else torch.float32).eval(), curve
+        return model.to(torch.bfloat16 if self.device == "cuda" else torch.float32).eval(), steps_seen.events
 
     def lengths(self) -> list[int]:
         return [round(float(text) * self.original) for text in self.asked.lengths.split(",")]

@@ -295,7 +295,8 @@ FIELDS = {
     "Train.precision": (
         "精度",
         "auto：GPU 上 bf16,CPU 上 fp32。fp8：bf16，其中冻结权重的乘积用 8 位计算；"
-        "需 Hopper 或更新的 GPU，仅限 LoRA。",
+        "需 Hopper 或更新的 GPU，仅限 LoRA。nf4：同 auto，冻结权重以 4 位保存；仅限 LoRA，"
+        "合并到原精度的基座。",
     ),
     "Train.context_parallel": ("每窗口 GPU 数", "几个 GPU 分担一个窗口的 token；留空：自动规划。"),
     "Train.shard_base": ("切分基座", "多个 GPU 是否分担冻结层；auto：更快或必须时才切分。"),

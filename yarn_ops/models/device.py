@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 Device = Literal["auto", "cpu", "cuda"]
-Asked = Literal["auto", "fp32", "bf16", "fp8"]
+Asked = Literal["auto", "fp32", "bf16", "fp8", "nf4"]
 Dtype = Literal["fp32", "bf16"]
 LLAMAS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """architectures whose layers are Llama's up to biases and query-key norms: our own forwards serve them"""
@@ -76,10 +76,12 @@ def energy_joules(uuids: Sequence[str]) -> float | None:
 
 
 def resolve_dtype(asked: Asked, device: Literal["cpu", "cuda"]) -> Dtype:
-    """The dtype of activations and gradients: auto is bf16 on a GPU and fp32 on a CPU; fp8 computes in
-    bf16."""
-    if asked != "auto":
-        return "bf16" if asked == "fp8" else asked
+    """The dtype of activations and gradients: auto and nf4 are bf16 on a GPU and fp32 on a CPU; fp8 computes
+    in bf16."""
+    if asked in ("fp32", "bf16"):
+        return asked
+    if asked == "fp8":
+        return "bf16"
     return "bf16" if device == "cuda" else "fp32"
 
 

@@ -136,10 +136,11 @@ class Train(Section):
     )
     weight_decay: float = Field(0.0, ge=0, title="Weight decay")
     clip_norm: float = Field(1.0, gt=0, title="Gradient clipping", description="Largest gradient norm.")
-    precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "fp8", "nf4"] = Field(
         "auto", title="Precision",
         description="auto: bf16 on a GPU, fp32 on a CPU. fp8: bf16, and products of frozen weights in "
-        "8 bits; Hopper or newer, LoRA only.",
+        "8 bits; Hopper or newer, LoRA only. nf4: as auto, and frozen weights held in 4 bits; LoRA only, "
+        "merged into the base in full precision.",
     )  # fmt: skip
     context_parallel: Positive | None = Field(
         None, title="GPUs a window",
@@ -153,10 +154,17 @@ class Train(Section):
     seed: int = Field(0, ge=0, title="Seed")
 
     @model_validator(mode="after")
-    def _frozen_in_8_bits(self) -> Train:
-        if self.precision == "fp8" and self.method == "full":
-            raise ValueError("precision fp8 holds frozen weights, and with method full none is; use bf16")
+    def _frozen_in_few_bits(self) -> Train:
+        if self.quantised and self.method == "full":
+            raise ValueError(
+                f"precision {self.precision} holds frozen weights, and with method full none is; use bf16"
+            )
         return self
+
+    @property
+    def quantised(self) -> bool:
+        """Whether frozen weights are held in 8 or 4 bits: on each device whole, for our own layers."""
+        return self.precision in ("fp8", "nf4")
 
     def shared_by_legs(self) -> Train:
         """The section without what each leg says itself: a change to one leg leaves the others alone."""

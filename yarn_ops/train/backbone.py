@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import psutil
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from yarn_ops.errors import TrainError
 from yarn_ops.models.device import unsupported
 from yarn_ops.train.attention import choose_kernel
 from yarn_ops.train.decoder import AbsentLayers, Decoder
+from yarn_ops.train.model_shape import ModelShape
+from yarn_ops.train.nf4 import Nf4Layers
 from yarn_ops.train.parallel.ranks import Ranks
-from yarn_ops.train.plan import (
-    LayerPolicy,
-    ModelShape,
-    Rates,
-    StepPlan,
-    model_flops,
-    plan_step,
-    step_cost,
-    step_down,
-)
+from yarn_ops.train.plan import LayerPolicy, Rates, StepPlan, model_flops, plan_step, step_cost, step_down
 from yarn_ops.train.probe import measure_rates
 
 CPU_RATES = Rates(1e11, 1e11, 1e11, 1e10, 1e10)
@@ -67,22 +60,19 @@ class Backbone:
     ) -> None:
         """`windows` × `window` tokens are a micro-batch. `policies`: of each layer; None: the planner
         chooses, and raises TrainError where no policy fits the memory. `float8`: `quantise` will be called.
-        `ranks`: the processes that share a step, which all choose alike; `absent`: the layers that their
-        layout shards or streams."""
+        `ranks`: the processes that share a step, which all choose alike; `absent`: the layers where they
+        are sharded, streamed or in 4 bits."""
         ranks = ranks or Ranks()
         layout = ranks.layout
         self._positions, self._window = windows * window // layout.context, window
-        self.shape = ModelShape.of(
+        shape = ModelShape.of(
             model, element_bytes=dtype.itemsize, weight_bytes=next(model.parameters()).dtype.itemsize
-        ).laid_out(layout)
+        )
+        self.shape = replace(shape.laid_out(layout), nf4=isinstance(absent, Nf4Layers))
         self.fallback_reason = unsupported(model, window)
         """why transformers' own forward runs; None when ours does"""
         self.flops = model_flops(self.shape, self._positions, window)
         """FLOP of this process's part of a micro-batch, recomputation not counted"""
-        if float8 and self.fallback_reason is not None:
-            raise TrainError(
-                f"train.precision: fp8 is for our own layers, and {self.fallback_reason}; use bf16"
-            )
         memory, host, *rates = ranks.minimum(
             capacity(self.shape, model.device.type, dtype, self._positions, window, float8, ranks.size)
         )
@@ -96,10 +86,15 @@ class Backbone:
         self._forward: Decoder | TransformersBackbone
         if self.fallback_reason is None:
             self._forward = Decoder(
-                model, dtype, self.plan.policies, context_group=ranks.context_group, absent=absent
+                model,
+                dtype,
+                self.plan.policies,
+                context_group=ranks.context_group,
+                absent=absent,
+                tile_rows=self.shape.tile_rows,
             )
         else:
-            assert absent is None
+            assert absent is None and not float8
             if any(policy.keep != "everything" for policy in self.plan.policies):
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self._forward = TransformersBackbone(model, dtype)

@@ -21,17 +21,19 @@ from yarn_ops.train.attention import Documents, choose_kernel
 from yarn_ops.train.elementwise import rms_norm, rms_norm_backward, rms_norm_weight_gradient
 from yarn_ops.train.float8 import Float8Weight
 from yarn_ops.train.layer import Context, Weights, decoder_layer
+from yarn_ops.train.model_shape import TILE_ROWS
+from yarn_ops.train.nf4 import Nf4Layers
 from yarn_ops.train.offload import HostOffload
 from yarn_ops.train.parallel.ranks import ContextGroup
 from yarn_ops.train.parallel.sharding import ShardedLayers
 from yarn_ops.train.parameter_stacks import ParameterStack, stacked
-from yarn_ops.train.plan import TILE_ROWS, LayerPolicy
+from yarn_ops.train.plan import LayerPolicy
 from yarn_ops.train.projection import Linear
 from yarn_ops.train.streaming import StreamedLayers
 
 ADAPTER = "default"
-AbsentLayers = ShardedLayers | StreamedLayers
-"""layers whose frozen weights are not all on this device"""
+AbsentLayers = ShardedLayers | StreamedLayers | Nf4Layers
+"""layers whose frozen weights are not all on this device, or not as they are computed with"""
 
 
 class Decoder:
@@ -45,9 +47,11 @@ class Decoder:
         *,
         context_group: ContextGroup | None = None,
         absent: AbsentLayers | None = None,
+        tile_rows: int = TILE_ROWS,
     ) -> None:
         """`policies`: of each layer. `context_group`: the processes that share each window; every call then
-        gets this process's part of it. `absent`: the layers, where they are sharded or streamed."""
+        gets this process's part of it. `absent`: the layers, where they are sharded, streamed or in 4 bits.
+        `tile_rows`: positions of the MLP at a time, where its products are not kept."""
         backbone = model.base_model
         self._embed: nn.Module = model.get_input_embeddings()
         self._layers: list[Any] = list(backbone.layers)
@@ -55,7 +59,7 @@ class Decoder:
         self._head_width: int = self._layers[0].self_attn.head_dim
         self._eps: float = model.config.rms_norm_eps
         self._dtype, self._offload = dtype, HostOffload()
-        self._context_group, self._absent = context_group, absent
+        self._context_group, self._absent, self._tile_rows = context_group, absent, tile_rows
         self._float8: dict[nn.Module, Float8Weight] = {}
         self._adapters = [stack for layer in self._layers for stack in _adapters(layer)]
         self.policies = list(policies)
@@ -95,7 +99,7 @@ class Decoder:
                 sin_BTK=sin,
                 documents=documents,
                 context_group=self._context_group,
-                tile_rows=TILE_ROWS,
+                tile_rows=self._tile_rows,
                 offload=self._offload,
                 full=any(_base(module).weight.requires_grad for module in _linears(self._layers[0])),
                 norms=self._layers[0].input_layernorm.weight.requires_grad,

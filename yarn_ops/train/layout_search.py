@@ -20,9 +20,10 @@ from yarn_ops.recipe import Train
 from yarn_ops.train.backbone import capacity
 from yarn_ops.train.job import Job
 from yarn_ops.train.lora import make_trainable
+from yarn_ops.train.model_shape import ModelShape
 from yarn_ops.train.parallel.layout import Layout, StepShape
 from yarn_ops.train.parallel.ranks import Ranks
-from yarn_ops.train.plan import LADDER, ModelShape, Rates, StepPlan, plan_step
+from yarn_ops.train.plan import LADDER, Rates, StepPlan, plan_step
 
 LINK_BYTES = 200e9
 """bytes that a process sends in a second; an all-reduce of 1 GiB on two H100 has 329 GB/s of bus bandwidth"""
@@ -81,14 +82,22 @@ def training_shape(model: Any, train: Train, device: Literal["cpu", "cuda"]) -> 
     in the dtypes that it computes and keeps frozen weights in on that device."""
     element_bytes = torch_dtype(resolve_dtype(train.precision, device)).itemsize
     weight_bytes = element_bytes if train.method == "lora" else torch_dtype("fp32").itemsize
-    return ModelShape.of(model, element_bytes=element_bytes, weight_bytes=weight_bytes)
+    shape = ModelShape.of(model, element_bytes=element_bytes, weight_bytes=weight_bytes)
+    return replace(shape, nf4=train.precision == "nf4")
 
 
 def step_shape(model: Any, train: Train, window: int, config: Mapping[str, Any]) -> StepShape:
     """The sizes of a step of windows of so many tokens; `ours` asks the whole config, not the architecture
-    alone."""
-    step = StepShape.of(train, window, config)
-    return replace(step, ours=step.ours and unsupported(model, window) is None)
+    alone. TrainError where frozen weights are to be held in few bits and the layers are not ours."""
+    step, reason = StepShape.of(train, window, config), unsupported(model, window)
+    require_ours(train, reason)
+    return replace(step, ours=step.ours and reason is None)
+
+
+def require_ours(train: Train, reason: str | None) -> None:
+    """TrainError where the recipe asks for what only our own layers do; `reason`: why they do not serve."""
+    if train.quantised and reason is not None:
+        raise TrainError(f"train.precision: {train.precision} is for our own layers, and {reason}; use bf16")
 
 
 class Prediction(NamedTuple):
@@ -147,14 +156,14 @@ def predict(
 def _allowed(processes: int, step: StepShape, train: Train, shape: ModelShape) -> Iterable[Layout]:
     if processes == 1:  # what the recipe says of several does not apply
         yield Layout()
-        if step.ours and not shape.full and train.precision != "fp8":
+        if step.ours and not shape.full and not train.quantised:
             shares = range(1, STREAM_SHARES + 1)
             counts = sorted({-(-shape.layers * share // STREAM_SHARES) for share in shares})
             for mapped in (False, True):
                 yield from (Layout(streamed=count, mapped=mapped) for count in counts)
         return
     sharding = {"auto": (False, True), "yes": (True,), "no": (False,)}[train.shard_base]
-    if shape.full or train.precision == "fp8" or not step.ours:
+    if shape.full or train.quantised or not step.ours:
         sharding = () if train.shard_base == "yes" else (False,)
     for data, context in step.shares(processes):
         if train.context_parallel in (None, context):

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from yarn_ops.atomic import atomic_write
 from yarn_ops.errors import OverBudget, Stopped, TrainError
-from yarn_ops.models.device import Dtype, resolve_device, resolve_dtype, torch_dtype
+from yarn_ops.models.device import Dtype, resolve_device, resolve_dtype, torch_dtype, unsupported
 from yarn_ops.models.files import read_config
 from yarn_ops.models.loading import load_proven
 from yarn_ops.recipe import RAISE_BUDGET, Train
@@ -27,10 +27,11 @@ from yarn_ops.train.batches import Batch, BatchReader
 from yarn_ops.train.decoder import AbsentLayers
 from yarn_ops.train.events import EventLog, NoEvents
 from yarn_ops.train.job import Job
-from yarn_ops.train.layout_search import choose_layout
+from yarn_ops.train.layout_search import choose_layout, require_ours
 from yarn_ops.train.lora import load_trained, make_trainable, save_adapter, trained_parameters
 from yarn_ops.train.loss import CausalLoss
 from yarn_ops.train.moments import load_moments, save_moments
+from yarn_ops.train.nf4 import Nf4Layers
 from yarn_ops.train.optimizer import Optimizer
 from yarn_ops.train.parallel.ranks import Ranks
 from yarn_ops.train.parallel.sharding import ShardedLayers
@@ -125,7 +126,7 @@ class Loop:
         """Train up to the leg's last step, with a snapshot every `checkpoint_every` steps, at the end, and
         before Stopped is raised."""
         steps, every = self._job.leg.steps, self._job.train.checkpoint_every
-        precision = "fp8" if self._float8 else self._dtype
+        precision = self._job.train.precision if self._job.train.quantised else self._dtype
         self._events.emit("start", step=self._step, device=self._device, precision=precision)
         self._report_plan()
         self._model.train()
@@ -300,18 +301,17 @@ def load_model(
     job: Job, device: str, dtype: Dtype, ranks: Ranks
 ) -> tuple[PreTrainedModel, AbsentLayers | None]:
     """The base, its RoPE proven, with what trains unfrozen and the previous leg's adapter loaded; and its
-    layers where the layout of `ranks` shards or streams them. Such a base is loaded to host memory: no device
-    has to hold all of it."""
-    config, layout = read_config(job.patched_dir), ranks.layout
+    layers where the layout of `ranks` shards or streams them, or the recipe holds them in 4 bits. Such a base
+    is loaded to host memory: no device has to hold all of it."""
+    config, layout, nf4 = read_config(job.patched_dir), ranks.layout, job.train.precision == "nf4"
     # Frozen weights can lie in bf16; what learns is kept in float32 (`make_trainable`).
     frozen_bf16 = dtype == "bf16" and job.train.method == "lora"
     model = load_proven(
-        job.base_dir,
-        config,
-        rope_spec_of(config),
+        job.base_dir, config, rope_spec_of(config),
         dtype=torch.bfloat16 if frozen_bf16 else torch.float32,
-        device="cpu" if layout.sharded or layout.streamed else device,
-    )
+        device="cpu" if layout.sharded or layout.streamed or nf4 else device,
+    )  # fmt: skip
+    require_ours(job.train, unsupported(model, job.leg.context_tokens))
     make_trainable(model, job.train)
     if job.previous_dir is not None:
         load_trained(model, job.previous_dir)
@@ -322,6 +322,8 @@ def load_model(
     elif layout.streamed:
         places = streamed_places(len(layers), layout.streamed)
         absent = StreamedLayers(layers, places, device, mapped=layout.mapped)
+    elif nf4:
+        absent = Nf4Layers(layers, device)
     return model.to(device), absent
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from yarn_ops.errors import TrainError
-from yarn_ops.train.parallel.layout import Layout
+from yarn_ops.train.model_shape import FLOAT32_BYTES, TRAINED_BYTES, ModelShape
 
 GIB = 1 << 30
 
@@ -37,128 +37,10 @@ LADDER = (
 """policies from least memory to least time; each saves more time for a byte than the next"""
 MARGIN = 0.05
 """of the memory, left for fragmentation"""
-TRAINED_BYTES = 4 + 4 + 8
-"""of a parameter that learns, in float32: itself, its gradient, AdamW's two moments"""
-FLOAT32_BYTES = 4
-TILE_ROWS = 1 << 15
-"""positions of the MLP at a time, where its products are not kept"""
 HEAD_BYTES = GIB
 """of the logits that are in memory at a time"""
-STREAM_SLOTS = 2
-"""layers whose streamed weights the device holds at a time"""
 FILE_BYTES_PER_S = 2e9
 """of weights that are read from their files: an assumption, a drive's and not the page cache's"""
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """The sizes of a model that the cost of its step depends on."""
-
-    layers: int
-    hidden: int
-    mlp: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    vocabulary: int
-    parameters: int
-    trained: int
-    element_bytes: int = 2
-    """of activations"""
-    weight_bytes: int = 2
-    """of a frozen parameter"""
-    full: bool = False
-    """method full: all parameters learn"""
-    context: int = 1
-    """processes that share a window, each with its part of the positions"""
-    shards: int = 1
-    """processes that shard the frozen layers"""
-    optimizer_shards: int = 1
-    """processes that each keep and update a part of what learns"""
-    streamed: int = 0
-    """layers whose frozen weights are copied from host memory a layer ahead"""
-    mapped: bool = False
-    """streamed weights stay in their files and are read each time they are copied"""
-
-    @classmethod
-    def of(cls, model: Any, *, element_bytes: int, weight_bytes: int) -> ModelShape:
-        """Of a transformers model with its adapters; its parameters need no data (meta device)."""
-        config = model.config
-        trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
-        parameters = sum(value.numel() for value in model.parameters())
-        heads = config.num_attention_heads
-        return cls(
-            layers=config.num_hidden_layers,
-            hidden=config.hidden_size,
-            mlp=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-            heads=heads,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
-            vocabulary=config.vocab_size,
-            parameters=parameters,
-            trained=trained,
-            element_bytes=element_bytes,
-            weight_bytes=weight_bytes,
-            full=trained > parameters / 2,
-        )
-
-    @property
-    def attention_width(self) -> int:
-        return self.heads * self.head_width
-
-    @property
-    def kv_width(self) -> int:
-        return self.kv_heads * self.head_width
-
-    @property
-    def layer_bytes(self) -> int:
-        """Bytes of all layers' frozen matrices."""
-        return self.layers * _layer_parameters(self) * self.weight_bytes
-
-    @property
-    def fixed_bytes(self) -> int:
-        """Bytes of weights, gradients and optimizer on the device. Of sharded layers: this process's shards,
-        and gathered copies of the layer in use and the next; of streamed layers these two alone."""
-        whole = (self.parameters - self.trained) * self.weight_bytes
-        whole += self.trained * TRAINED_BYTES // self.optimizer_shards + self.copied_bytes
-        layer_bytes = self.layer_bytes // self.layers
-        if self.shards > 1:  # what arrives is copied to its places
-            return whole - self.layer_bytes + self.layer_bytes // self.shards + 3 * layer_bytes
-        return whole - max(0, self.streamed - STREAM_SLOTS) * layer_bytes
-
-    @property
-    def copied_bytes(self) -> int:
-        """Bytes of the weights that a step computes with, where all learn: copies beside those in float32."""
-        if self.optimizer_shards > 1:  # the embedding in float32
-            embedding = self.vocabulary * self.hidden
-            return self.trained * self.element_bytes + embedding * (FLOAT32_BYTES - self.element_bytes)
-        return self.trained * self.element_bytes if self.full and self.element_bytes < FLOAT32_BYTES else 0
-
-    @property
-    def update_bytes(self) -> int:
-        """As `fixed_bytes`, and what AdamW's step holds beside them. Layers then keep nothing, and a process
-        that does not shard has no copies."""
-        copied = self.copied_bytes if self.optimizer_shards == 1 else 0
-        return self.fixed_bytes - copied + self.trained * FLOAT32_BYTES // self.optimizer_shards
-
-    @property
-    def pinned_bytes(self) -> int:
-        """Bytes of host memory that streamed layers take: their weights; where these stay in their files, the
-        two copies on their way."""
-        return min(self.streamed, STREAM_SLOTS if self.mapped else self.layers) * (
-            self.layer_bytes // self.layers
-        )
-
-    def laid_out(self, layout: Layout) -> ModelShape:
-        """The shape for one process of this layout."""
-        return replace(
-            self,
-            context=layout.context,
-            shards=layout.processes if layout.sharded else 1,
-            optimizer_shards=layout.processes if layout.optimizer_sharded else 1,
-            streamed=layout.streamed,
-            mapped=layout.mapped,
-        )
 
 
 class Rates(NamedTuple):
@@ -192,7 +74,7 @@ class StepPlan:
 def model_flops(shape: ModelShape, positions: int, window: int) -> float:
     """FLOP of a micro-batch of `positions` tokens in windows of `window`, without recomputation and without
     gradients of frozen weights: the numerator of MFU."""
-    products = 2 * shape.layers * _layer_parameters(shape) * positions
+    products = 2 * shape.layers * shape.layer_parameters * positions
     attention = shape.layers * _attention_flops(shape, positions, window)
     head = 2 * shape.vocabulary * shape.hidden * positions
     weight_gradients = products + head if shape.full else 0
@@ -225,6 +107,8 @@ def step_cost(
     head = 2 * 2 * shape.vocabulary * shape.hidden * positions
     seconds += head / rates.products + 8 * shape.vocabulary * positions * shape.element_bytes / rates.bytes
     seconds += 2 * shape.trained * TRAINED_BYTES / shape.optimizer_shards / rates.bytes
+    if shape.nf4:  # dequantised in both passes
+        seconds += 2 * (shape.nf4_bytes + shape.layer_bytes) / rates.bytes
     fetched = 2 * _kept_bytes(shape, LADDER[0], positions) if host else 0  # one in use and one on its way
     peak = shape.fixed_bytes + kept + fetched + _working_bytes(shape, policies, positions)
     peak = max(peak, shape.update_bytes)
@@ -259,10 +143,6 @@ def step_down(policies: Sequence[LayerPolicy]) -> list[LayerPolicy] | None:
     return [LADDER[max(0, LADDER.index(policy) - 1)] for policy in policies]
 
 
-def _layer_parameters(shape: ModelShape) -> int:
-    return shape.hidden * (2 * shape.attention_width + 2 * shape.kv_width + 3 * shape.mlp)
-
-
 def _attention_flops(shape: ModelShape, positions: int, window: float) -> float:
     """Of one layer's forward: two products over the causal half."""
     return 4 * shape.attention_width * positions * window / 2
@@ -273,7 +153,7 @@ def _layer_seconds(
 ) -> tuple[float, float]:
     """Of forward and backward."""
     d, f = shape.hidden, shape.mlp
-    forward_products = _layer_parameters(shape)
+    forward_products = shape.layer_parameters
     products = (2 if shape.full else 1) * forward_products
     if policy.keep != "everything":
         products += 2 * d * f  # gate, up
@@ -314,7 +194,7 @@ def _kept_bytes(shape: ModelShape, policy: LayerPolicy, positions: int) -> int:
 def _working_bytes(shape: ModelShape, policies: Sequence[LayerPolicy], positions: int) -> int:
     """The most that a layer's backward, or the loss, holds beside what is kept from the forward."""
     d, f, a, kv = shape.hidden, shape.mlp, shape.attention_width, shape.kv_width
-    rows = min(positions, TILE_ROWS)
+    rows = min(positions, shape.tile_rows)
     keeps = {policy.keep for policy in policies}
     tile = rows * (3 * f + 3 * d) if keeps != {"everything"} else 0
     untiled = positions * (f + 3 * d) if "everything" in keeps else 0
@@ -340,7 +220,9 @@ def _too_large(
 ) -> str:
     knob = "a smaller rope.factor or train.batch_windows"
     if what == "of host memory":
-        knob += ", or a host that has as much free"
+        knob += ", train.precision nf4" * bool(shape.streamed) + ", or a host that has as much free"
+    elif shape.nf4:
+        knob += ", or train.precision auto, with which weights stream from the host"
     elif shape.fixed_bytes > there:
         knob = "a smaller base" if not shape.full else "train.method lora, or more GPUs"
     return (

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 from yarn_ops.errors import TrainError
 from yarn_ops.models.device import Asked, Device, resolve_device
@@ -36,6 +37,8 @@ def trainer_environment(asked: Asked, device: Device) -> Mapping[str, str]:
         from yarn_ops.train.float8 import require_float8
 
         require_float8()
+    if asked == "nf4":
+        require_bitsandbytes()
     if asked != "bf16" or device == "cuda":
         return {}
     status = 0
@@ -47,6 +50,15 @@ def trainer_environment(asked: Asked, device: Device) -> Mapping[str, str]:
     raise TrainError(
         f"train.precision: a bf16 matrix product does not run on this CPU ({reason}); use fp32 or auto"
     )
+
+
+def require_bitsandbytes() -> None:
+    """TrainError unless it is installed; it is not loaded."""
+    if find_spec("bitsandbytes") is None:
+        raise TrainError(
+            "train.precision: nf4 needs bitsandbytes, not installed here; pip install 'yarn-ops[nf4]', or "
+            "use auto"
+        )
 
 
 def _probe(device: Device, environment: Mapping[str, str]) -> int:

@@ -12,7 +12,8 @@ import torch
 
 from yarn_ops.train.attention import Kernel, attend, attend_backward
 from yarn_ops.train.float8 import multiply, require_float8, to_rows
-from yarn_ops.train.plan import GIB, ModelShape, Rates
+from yarn_ops.train.model_shape import ModelShape
+from yarn_ops.train.plan import GIB, Rates
 
 PROBE_POSITIONS = 1 << 15
 PROBE_BYTES = 1 << 28

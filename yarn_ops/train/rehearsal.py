@@ -31,8 +31,8 @@ def rehearse(
 ) -> Rehearsal:
     """Check that the trainer and the merge can do what `train` and its legs ask, on `processes` devices.
 
-    DataError: the shards are shorter than a window. TrainError: a target layer is not in the model, the
-    machine cannot compute in this precision, or a step does not fit its memory or cannot be shared as the
+    DataError: the shards are shorter than a window. TrainError: a target layer is not in the model, machine
+    or model does not allow this precision, or a step does not fit its memory or cannot be shared as the
     recipe says.
     """
     for leg in legs:
@@ -41,12 +41,13 @@ def rehearse(
     model = lay_out(patched.path)
     make_trainable(model, train)
     trainer_environment(train.precision, device)
+    config = read_config(patched.path)
+    steps = [step_shape(model, train, leg.context_tokens, config) for leg in legs]
     if device == "cuda" or processes > 1:
-        shape, config = training_shape(model, train, device), read_config(patched.path)
+        shape = training_shape(model, train, device)
         host = psutil.virtual_memory().total
         memory = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else host
-        for leg in legs:
-            step = step_shape(model, train, leg.context_tokens, config)
+        for step in steps:
             usable = usable_processes(processes, step)
             rates = GPUS[0].rates  # any: whether a step fits is a question of memory
             predict(usable, step, train, shape, rates, memory_bytes=memory, host_bytes=host)

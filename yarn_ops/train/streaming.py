@@ -20,8 +20,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
+from yarn_ops.train.model_shape import STREAM_SLOTS
 from yarn_ops.train.offload import pinned_memory
-from yarn_ops.train.plan import STREAM_SLOTS
 
 ALIGNMENT = 256
 """bytes between which tensors of a block begin: what the device's own allocator keeps"""

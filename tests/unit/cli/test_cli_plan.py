@@ -26,7 +26,7 @@ from yarn_ops.recipe import load_recipe
 from yarn_ops.rope.methods import RopeSpec
 from yarn_ops.serving.measure import BITS, TEXTS, faulty_specs
 from yarn_ops.shipped import recipe_path
-from yarn_ops.train.plan import ModelShape
+from yarn_ops.train.model_shape import ModelShape
 from yarn_ops.train.probe import GPUS
 
 HOUR = 3600.0

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from yarn_ops.train.decoder import Decoder
 from yarn_ops.train.lora import attach_to_modules
+from yarn_ops.train.model_shape import TILE_ROWS
 from yarn_ops.train.plan import LayerPolicy
 
 SIZES: dict[str, Any] = {
@@ -47,10 +48,13 @@ def gradients(model: PreTrainedModel, hidden_BTD: Tensor) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def decode(model: PreTrainedModel, ids_BT: Tensor, packed: bool, policy: LayerPolicy) -> Tensor:
+def decode(
+    model: PreTrainedModel, ids_BT: Tensor, packed: bool, policy: LayerPolicy, tile_rows: int = TILE_ROWS
+) -> Tensor:
     positions_BT = torch.cat([torch.arange(n) for n in LENGTHS]).expand(ids_BT.shape) if packed else None
     dtype = next(model.parameters()).dtype
-    return Decoder(model, dtype, [policy] * len(model.model.layers))(ids_BT, positions_BT)
+    decoder = Decoder(model, dtype, [policy] * len(model.model.layers), tile_rows=tile_rows)
+    return decoder(ids_BT, positions_BT)
 
 
 def attach_adapter(model: Any, directory: Path) -> list[str]:

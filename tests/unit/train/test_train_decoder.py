@@ -107,15 +107,12 @@ def test_float32_gradients_are_float64s_to_its_rounding() -> None:
 @pytest.mark.parametrize("config", [LlamaConfig, Qwen3Config])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("tile_rows", [7, 1 << 15])
-def test_what_is_kept_changes_no_bit(
-    config: Any, dtype: torch.dtype, tile_rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("yarn_ops.train.decoder.TILE_ROWS", tile_rows)
+def test_what_is_kept_changes_no_bit(config: Any, dtype: torch.dtype, tile_rows: int) -> None:
     model = small_model(config, dtype=dtype)
     ids_BT = torch.randint(0, 96, (1, sum(LENGTHS)))
     found = []
     for policy in LADDER[:-1] if tile_rows == 7 else LADDER:  # kept whole, the MLP has no tiles
-        hidden = decode(model, ids_BT, True, policy)
+        hidden = decode(model, ids_BT, True, policy, tile_rows)
         found.append({"hidden": hidden.detach(), **gradients(model, hidden)})
     for other in found[1:]:
         assert all(torch.equal(value, other[name]) for name, value in found[0].items())

@@ -10,8 +10,9 @@ import pytest
 from yarn_ops.errors import TrainError
 from yarn_ops.recipe import Train
 from yarn_ops.train.layout_search import predict
+from yarn_ops.train.model_shape import ModelShape
 from yarn_ops.train.parallel.layout import Layout, StepShape, usable_processes
-from yarn_ops.train.plan import GIB, LADDER, ModelShape, step_cost
+from yarn_ops.train.plan import GIB, LADDER, step_cost
 from yarn_ops.train.probe import GPUS
 
 H100 = GPUS[0]

@@ -10,16 +10,8 @@ from typing import Any
 import pytest
 
 from yarn_ops.errors import TrainError
-from yarn_ops.train.plan import (
-    GIB,
-    LADDER,
-    LayerPolicy,
-    ModelShape,
-    model_flops,
-    plan_step,
-    step_cost,
-    step_down,
-)
+from yarn_ops.train.model_shape import ModelShape
+from yarn_ops.train.plan import GIB, LADDER, LayerPolicy, model_flops, plan_step, step_cost, step_down
 from yarn_ops.train.probe import GPUS, known_gpu
 
 RESULTS = Path(__file__).parents[3] / "infra" / "benchmarks" / "results" / "train-step-h200.jsonl"

@@ -19,9 +19,10 @@ from yarn_ops.train.events import EventLog
 from yarn_ops.train.layout_search import Prediction, predict, require_readable
 from yarn_ops.train.loop import run_job
 from yarn_ops.train.lora import TENSORS
+from yarn_ops.train.model_shape import ModelShape
 from yarn_ops.train.parallel.layout import Layout, StepShape
 from yarn_ops.train.parallel.ranks import Ranks
-from yarn_ops.train.plan import GIB, LADDER, ModelShape
+from yarn_ops.train.plan import GIB, LADDER
 from yarn_ops.train.probe import GPUS
 from yarn_ops.train.streaming import StreamedLayers, streamed_places
 
