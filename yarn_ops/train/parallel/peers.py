@@ -31,6 +31,8 @@ BEAT_S = 1.0
 SILENT_S = 20.0
 STALLED_S = 5.0
 """a process that itself was suspended for so long forgets what it saw of the others, and looks anew"""
+ENDING_S = 2.0
+"""within which a process that was killed is gone, once its sockets are closed"""
 LOST_STATUS = 3
 
 Kind = Literal["error", "lost", "fault"]
@@ -89,6 +91,13 @@ class Peers:
                 _kill(found)
                 return f"{name}, gave no sign of life for {SILENT_S:.0f} s and was ended"
         return None
+
+    def lost_in_collective(self) -> str | None:
+        """As `lost`, after a collective has failed: who was killed may still be ending."""
+        ends = time.monotonic() + ENDING_S
+        while (lost := self.lost()) is None and time.monotonic() < ends:
+            time.sleep(ENDING_S / 20)
+        return lost
 
     def _watch(self) -> None:
         last = time.monotonic()

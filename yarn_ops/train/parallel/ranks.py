@@ -123,7 +123,7 @@ class Ranks:
         if isinstance(error, YarnOpsError):
             print(error, file=sys.stderr)
             self._peers.note("error", str(error))
-        elif lost := self._peers.lost():
+        elif lost := self._peers.lost_in_collective():
             self._peers.note("lost", lost)
         else:
             traceback.print_exception(error)
