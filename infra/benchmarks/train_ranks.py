@@ -162,12 +162,12 @@ def rows_of(arm: str, ranks: Ranks, asked: argparse.Namespace, ends: float) -> I
     work, layouts = {
         "full": (
             Work(SHAPES["llama-3.2-1b"], 32768, n, True, 3),
-            {Layout(n, optimizer_sharded=True): 20, ALONE: 15},
+            {Layout(n, optimizer_sharded=True): 20, ALONE: 10},
         ),
-        "context": (Work(SHAPE, 131072, 1, steps=1), {Layout(context=n): 45, ALONE: 65}),
-        "sharded": (Work(SHAPE, 131072, 1, steps=1), {Layout(context=n, sharded=True): 45}),
+        "context": (Work(SHAPE, 131072, 1, steps=1), {Layout(context=n): 35, ALONE: 48}),
+        "sharded": (Work(SHAPE, 131072, 1, steps=1), {Layout(context=n, sharded=True): 35}),
         "data": (Work(SHAPE, 32768, n, steps=3), {Layout(n): 40, ALONE: 40}),
-        "full-8b": (Work(SHAPE, 32768, 1, True), {Layout(context=n, optimizer_sharded=True): 25}),
+        "full-8b": (Work(SHAPE, 32768, 1, True), {Layout(context=n, optimizer_sharded=True): 18}),
     }[arm]
     if asked.steps:
         work = work._replace(steps=asked.steps)
