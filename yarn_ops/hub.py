@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from yarn_ops.atomic import atomic_write, disk_errors
-from yarn_ops.digests import CHUNK_BYTES, canonical_json, digest_of, tree_files
+from yarn_ops.digests import canonical_json, digest_of, tree_files
 from yarn_ops.errors import BaseModelError
 from yarn_ops.store.damage import Fault, refusal
 from yarn_ops.store.transfer import Transfer
@@ -95,7 +95,7 @@ def faults_of(snapshot: Path, digests: dict[str, str]) -> list[Fault]:
         return None if found == digest else Fault(file, f"digest {digest[:12]}", found[:12])
 
     with disk_errors(snapshot):
-        return [fault for fault in Transfer(0, None).run(check, digests.items()) if fault is not None]
+        return list(filter(None, Transfer(0, None).run(check, digests.items())))
 
 
 def _digest(path: Path, digits: int) -> str:
@@ -104,9 +104,7 @@ def _digest(path: Path, digits: int) -> str:
     if digits == GIT_DIGITS:
         sha = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            sha.update(chunk)
-    return sha.hexdigest()
+        return hashlib.file_digest(file, lambda: sha).hexdigest()
 
 
 def _fetch_again(name: str, snapshot: Path, fault: Fault) -> None:

@@ -50,7 +50,7 @@ def faults_here(folder: Path, manifest: Manifest, transfer: Transfer, *, alone: 
         return _unlike(name, entry, size_bytes, file_digest(path, transfer.advance) if same_size else "")
 
     with disk_errors(folder):
-        found = _found(transfer.run(check, by_size(manifest)))
+        found = list(filter(None, transfer.run(check, by_size(manifest))))
         return found + (_unlisted(manifest, tree_files(folder)) if alone else [])
 
 
@@ -70,7 +70,7 @@ def faults_stored(
         return _unlike(name, entry, sizes.get(name), sha256)
 
     with ThreadPoolExecutor(PARTS_AHEAD) as pool:
-        found = _found(transfer.run(check, by_size(manifest)))
+        found = list(filter(None, transfer.run(check, by_size(manifest))))
     return found + (_unlisted(manifest, sizes) if alone else [])
 
 
@@ -104,10 +104,6 @@ def _unlike(name: str, entry: FileEntry, size_bytes: int | None, sha256: str) ->
 def _unlisted(manifest: Manifest, names: Iterable[str]) -> list[Fault]:
     extra = sorted(set(names) - set(manifest.files) - {MANIFEST})
     return [Fault(name, "no such file", "one") for name in extra]
-
-
-def _found(faults: Iterable[Fault | None]) -> list[Fault]:
-    return [fault for fault in faults if fault is not None]
 
 
 def _stored_digest(store: Store, key: str, size_bytes: int, transfer: Transfer, pool: Executor) -> str:
