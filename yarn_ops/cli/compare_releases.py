@@ -71,10 +71,7 @@ def _facts(registry: Registry, version: ModelVersion) -> tuple[ReleaseFacts, str
         raise ReleaseError(f"{what}: the registry has no scores of it; run its recipe again")
     card = with_capacity(cards[-1])
     reached = {task: next(iter(card.by_length(task)[-1:]), None) for task in (SEES, USES)}
-    legs = [stage.record for stage in run.stages if stage.stage == "train" and stage.record]
-    made = Checkpoint.model_validate(
-        [stage.record for stage in run.stages if stage.stage == "merge" and stage.record][-1]
-    )
+    legs, made = run.records("train"), Checkpoint.model_validate(run.records("merge")[-1])
     spent = total(run.costs) if run.costs else None
     facts = ReleaseFacts(
         name=version.name, version=version.version, aliases=version.aliases,

@@ -83,9 +83,9 @@ def show_run(run: RunView, *, as_json: bool = False, language: str = "en") -> No
     base, rope = run.recipe.get("base", {}), run.recipe.get("rope", {})
     CONSOLE.print(f"{base.get('model')}, {rope.get('method')}", style="dim")
     print_table(_stage_rows(run))
-    if any(stage.stage == "compare" and stage.record for stage in run.stages):
+    if run.records("compare"):
         show_comparison(run)
-    elif fits := [stage.record for stage in run.stages if stage.stage == "fit" and stage.record]:
+    elif fits := run.records("fit"):
         from yarn_ops.rope.table import fit_section
         from yarn_ops.scores import Fit
 
@@ -150,14 +150,13 @@ def _documents(run: RunView) -> Iterator[str]:
     from yarn_ops.data.audit import in_words
     from yarn_ops.records import Dropped
 
-    for stage in run.stages:
-        if stage.stage == "shards" and stage.record is not None:
-            sides = [
-                f"{stage.record[f'{side}_documents']:,} {words} ({stage.record[f'{side}_tokens']:,} tokens)"
-                for side, words in (("train", "to train on"), ("held_out", "held out"))
-            ]
-            left_out = in_words(Dropped.model_validate(stage.record["dropped"]))
-            yield f"documents: {', '.join(sides)}; left out: {left_out}"
+    for shards in run.records("shards"):
+        sides = [
+            f"{shards[f'{side}_documents']:,} {words} ({shards[f'{side}_tokens']:,} tokens)"
+            for side, words in (("train", "to train on"), ("held_out", "held out"))
+        ]
+        left_out = in_words(Dropped.model_validate(shards["dropped"]))
+        yield f"documents: {', '.join(sides)}; left out: {left_out}"
 
 
 def _show_outcome(run: RunView, language: str) -> None:
@@ -173,21 +172,17 @@ def _show_outcome(run: RunView, language: str) -> None:
         )
         for check in verdict["checks"]:
             CONSOLE.print(f"  {'✓' if check['passed'] else '✗'} {check['reason']}")
-    rows = run.verdict_card
-    for stage in run.stages:
-        record = stage.record or {}
-        if stage.stage == "report" and record.get("tree"):
-            folder = record["tree"]["uri"].removeprefix("file://")
-            for picture in record["pictures"]:
-                CONSOLE.print(f"picture: {folder}/{picture}")
-    for line in _reach(_cards(run)) if not rows else ():
+    for report in run.records("report"):
+        for picture in report["pictures"] if report.get("tree") else ():
+            CONSOLE.print(f"picture: {report['tree']['uri'].removeprefix('file://')}/{picture}")
+    for line in _reach(_cards(run)) if not run.verdict_card else ():
         CONSOLE.print(line)
     if run.release is not None:
         alias = f", alias {run.release.alias}" if run.release.alias else ""
         CONSOLE.print(f"release: {run.release.name} version {run.release.version}{alias}", style="bold")
     if run.approval is not None:
         CONSOLE.print(_approval(run.id, run.approval))
-    show_verdict(rows, language)
+    show_verdict(run.verdict_card, language)
 
 
 def _approval(run: str, approval: ApprovalView) -> str:
@@ -221,8 +216,7 @@ def show_comparison(run: RunView) -> None:
     """The table of a comparison's run, its winner, its picture."""
     from yarn_ops.scores import Comparison
 
-    found = next(stage.record for stage in run.stages if stage.stage == "compare" and stage.record)
-    comparison = Comparison.model_validate(found)
+    comparison = Comparison.model_validate(run.records("compare")[0])
     first = comparison.contenders[0].scores
     lengths = sorted({score.context_tokens for task in SHOWN_TASKS for score in first.by_length(task)})
     CONSOLE.print(f"at {' / '.join(f'{length:,}' for length in lengths)} tokens", style="dim")

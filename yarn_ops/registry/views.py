@@ -166,10 +166,14 @@ class RunView(RunSummary):
     planned: dict[str, dict[str, float]] | None = None
     """{part of a plan: seconds and dollars}"""
 
+    def records(self, name: str) -> list[dict[str, Any]]:
+        """What its stages of this name made, in order."""
+        return [stage.record for stage in self.stages if stage.stage == name and stage.record]
+
     @property
     def verdict_card(self) -> tuple[tuple[str, str], ...]:
         """Of the newest report, as rows (label, text); nothing before there is one."""
-        reports = [stage.record for stage in self.stages if stage.stage == "report" and stage.record]
+        reports = self.records("report")
         return tuple((label, text) for label, text in reports[-1].get("verdict", ())) if reports else ()
 
 
