@@ -3,11 +3,11 @@
     python infra/benchmarks/measuring.py --tokenizer DIR --documents 'books/*.txt' --out rows.jsonl
 
 Plans what a recipe asks of a base and of its result, on held-out documents tokenised by DIR, a base's
-directory. Of every kind of cell at every length a part is measured by the product's own code, one window or
-one text of it; its seconds a token, times the tokens that the plan asks, are the cell's. Random weights find
-nothing, so what is asked follows from what a base and a result do: a result is asked all, a base beyond its
-context until the first look. Cells that `--seconds` leaves no time for take the seconds a token of the other
-model, which differs by its rotation alone. Training is the recipe's steps times a step that any_gpu.py
+directory. Of every family of cells at every length a part is measured by the product's own code, one window
+or one text of it; its seconds a token, times the tokens that the plan asks, are the cell's. Random weights
+find nothing, so what is asked follows from what a base and a result do: a result is asked all, a base beyond
+its context until the first look. Cells that `--seconds` leaves no time for take the seconds a token of the
+other model, which differs by its rotation alone. Training is the recipe's steps times a step that any_gpu.py
 measures first, in a process of its own. Reading weights from a disk is not in it.
 """
 
@@ -191,6 +191,11 @@ class Plan:
         return sum(block.tokens for block in some)
 
 
+def family(key: CellKey) -> CellKey:
+    """Cells whose templates differ alone: they take the same."""
+    return key[0].partition("/")[0], key[1]
+
+
 def config_of(asked: argparse.Namespace, factor: float) -> LlamaConfig:
     """Of the shape: the base's (factor 1), or its result's."""
     shape = NAMED[asked.shape] | ({"num_hidden_layers": asked.layers} if asked.layers else {})
@@ -231,7 +236,7 @@ class Measurement:
     asked: argparse.Namespace
     ends: float
     token_s: dict[tuple[str, CellKey], float] = field(default_factory=dict)
-    """seconds of a token of each cell"""
+    """seconds of a token of each family at each length"""
     alone_s: dict[str, float] = field(default_factory=dict)
     """of what is done once, by name"""
 
@@ -254,15 +259,17 @@ class Measurement:
                 if time.monotonic() > self.ends:
                     yield {name: "no time for", "cell": key}
                     continue
+                if (name, family(key)) in self.token_s:
+                    continue
                 block = plan.part[key].blocks[0]
                 try:
                     with self._timed():
                         block.measure(under_test)
                 except DataError as error:  # the product leaves such a cell out, too
-                    self.token_s[name, key] = 0.0
+                    self.token_s[name, family(key)] = 0.0
                     yield {name: key[0], "tokens": key[1], "left out": str(error)}
                     continue
-                self.token_s[name, key] = self._last_s / block.tokens
+                self.token_s[name, family(key)] = self._last_s / block.tokens
                 yield {name: key[0], "tokens": key[1], "read": block.tokens, "s": round(self._last_s, 2)}
             if name == RESULT and time.monotonic() < self.ends:
                 looked = attention.cell(plan.haystack, "code", longest, plan.seed)
@@ -302,7 +309,8 @@ class Measurement:
         for name in (BASE, RESULT):
             other = BASE if name == RESULT else RESULT
             for key in self.plan.whole:
-                unit = self.token_s.get((name, key), self.token_s.get((other, key)))
+                units = [self.token_s.get((model, family(key))) for model in (name, other)]
+                unit = next((unit for unit in units if unit is not None), None)
                 if unit is None:
                     kinds.setdefault("not measured", {})[f"{name} {key}"] = self.plan.asked(key, name)
                     continue

@@ -7,13 +7,17 @@ tensors alone, so that what they cost in memory is a part's.
 
 from __future__ import annotations
 
+import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -30,6 +34,10 @@ from yarn_ops.errors import BaseModelError
 from yarn_ops.models.checkpoints import quiet_transformers, weight_files
 from yarn_ops.models.loading import lay_out_proven
 from yarn_ops.rope.methods import RopeSpec
+
+PIECE_BYTES = 1 << 20
+LENGTH_BYTES = 8
+"""of a safetensors header's length, at the beginning of its file"""
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,11 @@ class PartedModel:
         weights.load(part)
         self.model.tie_weights()
 
+    @property
+    def converts(self) -> bool:
+        """Whether files hold a parameter in other layouts than the model does."""
+        return any(isinstance(rule, WeightConverter) for rule in self.model._weight_conversions)
+
     def published(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameters by the model's own names, in the names and layouts of published checkpoints."""
         return dict(revert_weight_conversion(self.model, dict(values)))
@@ -94,14 +107,35 @@ class PartWeights:
         converters = [rule for rule in parted.rules if isinstance(rule, WeightConverter)]
         places, owner = model.state_dict(), {name: part for part in parted.parts for name in part.names}
         self._slices: dict[ModelPart, dict[str, Any]] = defaultdict(dict)
+        self._places: dict[ModelPart, dict[str, tuple[Path, int, int]]] = defaultdict(dict)
+        """file, first byte and length of each of a part's tensors"""
         for file in weight_files(path):
-            for key, tensor in _slices(path / file):
+            for key, tensor, first, size in _slices(path / file):
                 name, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, places)
                 name = name if name in owner else key  # a rule may fit a name that needs none
                 if name in owner:  # the rest is what `from_pretrained` leaves out as well
                     self._slices[owner[name]][key] = tensor
+                    self._places[owner[name]][key] = path / file, first, size
         # As `from_pretrained` leaves it: what these files needed is undone on the way to others.
         model._weight_conversions = [rule for rule in parted.rules if rule.was_used()]
+
+    def read_ahead(self, part: ModelPart) -> None:
+        """Have the kernel read a part's bytes, where it can be told to, while something else is done."""
+        places = self._places[part].values() if hasattr(os, "posix_fadvise") else ()
+        for file, first, size in places:
+            with file.open("rb") as stream:
+                os.posix_fadvise(stream.fileno(), first, size, os.POSIX_FADV_WILLNEED)
+
+    def differing(self, part: ModelPart, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Names of the part's tensors whose bytes in the files are not exactly these. OSError."""
+        places = self._places[part]
+        wrong = [*(places.keys() ^ tensors.keys())]
+        for name in places.keys() & tensors.keys():
+            file, first, size = places[name]
+            expected = tensors[name].contiguous().cpu().flatten().view(torch.uint8).numpy()
+            if size != len(expected) or not _holds(file, first, expected):
+                wrong.append(name)
+        return sorted(wrong)
 
     def load(self, part: ModelPart) -> None:
         """Load a part into the model. BaseModelError names a tensor that is missing or of another shape."""
@@ -148,10 +182,28 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     return model.get_submodule(module), leaf
 
 
-def _slices(file: Path) -> Iterator[tuple[str, Any]]:
+def _holds(file: Path, first: int, expected: NDArray[np.uint8]) -> bool:
+    """Whether a file has these bytes from byte `first` on; read in pieces that a processor's cache holds."""
+    piece = memoryview(bytearray(PIECE_BYTES))
+    with file.open("rb") as stream:
+        stream.seek(first)
+        for start in range(0, len(expected), PIECE_BYTES):
+            wanted = expected[start : start + PIECE_BYTES]
+            read = piece[: len(wanted)]
+            if stream.readinto(read) != len(wanted) or not np.array_equal(np.frombuffer(read, "u1"), wanted):
+                return False
+    return True
+
+
+def _slices(file: Path) -> Iterator[tuple[str, Any, int, int]]:
+    """Name, slice, first byte in the file and length of every tensor."""
     try:
-        tensors = safe_open(file, framework="pt", backend="pread")
+        tensors = safe_open(file, framework="pt", backend="pread")  # it checks the header
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
+            header = json.loads(stream.read(length))
         for key in tensors.keys():  # noqa: SIM118
-            yield key, tensors.get_slice(key)
+            first, end = header[key]["data_offsets"]
+            yield key, tensors.get_slice(key), LENGTH_BYTES + length + first, end - first
     except (OSError, SafetensorError) as error:
         raise BaseModelError(f"{file}: truncated or corrupt ({error}); fetch it again") from None
