@@ -40,5 +40,7 @@ class Head(NamedTuple):
         """Logits (N × V, float32 or wider) of hidden states after the last norm."""
         weight, bias = self.weight_VD.to(hidden_ND), self.bias_V
         logits = F.linear(hidden_ND, weight, bias if bias is None else bias.to(hidden_ND))
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.divisor
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.divisor != 1:  # by which dividing would pass over all of them and change no bit
+            logits = logits / self.divisor
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
