@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from jobs import PROGRAM, TOLERANCE, together
 
 from yarn_ops.train.job import Job
+from yarn_ops.train.parallel.parameter_shards import ParameterShards
+from yarn_ops.train.parallel.ranks import Ranks
 
 MakeJob = Callable[..., Job]
 ACROSS_BORDERS = {"prefer_long": 0.0}
@@ -92,3 +97,13 @@ def test_losses_and_gradients_are_those_of_one_process(
                 assert found["compared"] >= 40
     masked, unmasked = (sum(losses) / len(losses) for losses in first_losses.values())
     assert abs(masked - unmasked) > 100 * TOLERANCE  # the mask is at work
+
+
+def test_shards_are_freed_with_their_parameters() -> None:
+    """Hooks that hold the shards would make a circle that Python's collector does not see."""
+    parameter = torch.nn.Parameter(torch.ones(4))
+    shards = ParameterShards({"a": parameter}, {"a": torch.float32}, Ranks())
+    left = weakref.ref(shards.parts["a"])
+    del parameter, shards
+    gc.collect()
+    assert left() is None

@@ -10,7 +10,8 @@ last element.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -43,10 +44,11 @@ class ParameterShards:
         """parameters whose gradients of this micro-batch are summed: the first of `_order`"""
         self._arrived: set[str] = set()
         self.parts = {}
+        arrive = weakref.WeakMethod(self._arrive)  # a parameter's hooks are hidden from Python's collector
         for name, parameter in self._parameters.items():
             self.parts[name] = nn.Parameter(self.part(parameter.detach()).clone())
             parameter.data = parameter.data.to(dtypes[name])
-            parameter.register_post_accumulate_grad_hook(partial(self._arrive, name))
+            parameter.register_post_accumulate_grad_hook(partial(_call, arrive, name))
 
     def part(self, whole: Tensor) -> Tensor:
         """This process's part of a parameter, or of a tensor of its shape, in float32."""
@@ -87,7 +89,7 @@ class ParameterShards:
         for name, parameter in self._parameters.items():
             parameter.copy_(self.whole(name, self.parts[name].to(parameter.dtype)))
 
-    def _arrive(self, name: str, _: Tensor) -> None:
+    def _arrive(self, name: str) -> None:
         """Sum gradients in one order, the same in every process, as far as they are there."""
         self._arrived.add(name)
         while self._reduced < len(self._order):
@@ -110,3 +112,9 @@ class ParameterShards:
         """A tensor flattened, with zeros behind it up to equal parts."""
         lacking = -whole.numel() % self._ranks.size
         return F.pad(whole.reshape(-1), (0, lacking)) if lacking else whole.reshape(-1)
+
+
+def _call(method: Callable[[], Callable[[str], None] | None], name: str, _: Tensor) -> None:
+    """A parameter's hook: the method of shards that are still there, on the parameter's name."""
+    if (arrive := method()) is not None:
+        arrive(name)
