@@ -95,15 +95,20 @@ def total(costs: Iterable[Spending | CostView]) -> Spending:
 
 
 def stage_table(run: RunView) -> list[tuple[str, ...]]:
-    """`HEADS`, a row for each stage with all its attempts, and their sum; nothing before anything cost."""
+    """`HEADS`, a row for each stage with all its attempts, one for each of its phases, of which the stage's
+    holds the sum, and the sum of all stages; nothing before anything cost."""
     stages = [*dict.fromkeys(stage.stage for stage in run.stages)]
 
     def place(name: str) -> tuple[int, str]:
         stage = name.partition(PHASE)[0]
         return stages.index(stage) if stage in stages else len(stages), name
 
-    names = sorted({cost.stage for cost in run.costs}, key=place)
-    rows = [(name, total(cost for cost in run.costs if cost.stage == name)) for name in names]
+    costing = {cost.stage for cost in run.costs}
+    names = sorted(costing | {name.partition(PHASE)[0] for name in costing}, key=place)
+    rows = [
+        (name, total(cost for cost in run.costs if name in (cost.stage, cost.stage.partition(PHASE)[0])))
+        for name in names
+    ]
     rows.append(("in all", total(run.costs)))
     return [HEADS, *(_cells(*row) for row in rows)] if run.costs else []
 
