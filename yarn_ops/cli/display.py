@@ -301,11 +301,12 @@ def print_table(
     numbers: columns that stand to the right."""
     heads, *lines = rows
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for head in heads:
+    for head, *cells in zip(heads, *lines, strict=True):
         gives_way = head in shortened
+        least = min(8, max(map(len, (head, *cells)))) if gives_way else None
         table.add_column(
             head, justify="right" if head in numbers else "left", overflow="fold", no_wrap=not gives_way,
-            min_width=8 if gives_way else None,
+            min_width=least,
         )  # fmt: skip
     for line in lines:
         table.add_row(*line)
