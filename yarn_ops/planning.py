@@ -36,7 +36,7 @@ OWN_FORWARD_CALLS = 3
 LOGIT_BYTES = 16
 """moved for a logit: bfloat16 out and in, float32 out, log-softmax in and out"""
 WIDE = (4096, 128)
-"""hidden and head width of the shape that `plan.GPUS` was measured on"""
+"""hidden and head width of the shape that `train.probe.GPUS` was measured on"""
 ENDS_WIDTH = 400
 """of a product's inner width, for which the beginning and the end of its loop take as long as the loop;
 fitted to SmolLM2-135M (width 576) on an H200, infra/benchmarks/results/use-smollm2.md"""

@@ -111,7 +111,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def usage(device: str, flops_per_s: float) -> dict[str, Any]:
     """A step's use of its device: peak bytes so far (GPU allocator, or resident set), model FLOP/s, GPU
-    utilisation where NVML is installed, and MFU on measured GPUs (`plan.GPUS`)."""
+    utilisation where NVML is installed, and MFU on measured GPUs (`GPUS`)."""
     if device == "cpu":
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {"peak_bytes": peak, "flops_per_s": flops_per_s}
