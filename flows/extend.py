@@ -7,7 +7,7 @@ from flows.curriculum import train_legs
 from flows.outcome import run_flow
 from flows.reporting import show_plan, show_report
 from flows.run import open_run
-from flows.stages.making import fetch_base, merge, patch, prepare, rehearse, survey
+from flows.stages.making import fetch_base, merge, patch, prepare, rehearse, require_windows, survey
 from flows.stages.measuring import judge, score
 from flows.stages.releasing import draw, publish, take_fingerprint
 from flows.warm_trainer import warm_trainer
@@ -79,10 +79,11 @@ def extension(recipe: Recipe) -> str:
         base = fetch_base(recipe.base)
         legs = recipe.curriculum(base.context_tokens)
         configs = [patch(recipe.rope, leg.factor or 1.0, base) for leg in legs]
+        rehearse(recipe.train, [leg.ungated() for leg in legs], configs[-1])
         corpus = survey(recipe.data)
         show_plan(run.plan(base, corpus))
         shards = prepare(recipe.data.of_shards(), corpus, base)
-        rehearse(recipe.train, [leg.ungated() for leg in legs], configs[-1], shards)
+        require_windows(shards, legs, configs[-1])
 
         trained = train_legs(recipe, legs, configs, base, shards, gated=True)
         patched, adapters = trained.patched, trained.adapters

@@ -182,7 +182,7 @@ def go(
             lengths=(),
         )  # fmt: skip
         local = Local(patched, folder / "patched")
-        rehearse(train, [leg], local, kept, device="cpu", processes=1)
+        rehearse(train, [leg], local, device="cpu", processes=1)
         stage = "training"
         job = Job.model_validate({
             "train": train, "leg": leg, "data": {}, "base_dir": folder / "base", "shards_dir": shards,

@@ -13,6 +13,7 @@ from flows.tasks import StageContext, observation, stage
 from yarn_ops import bases
 from yarn_ops.data import corpus as corpora
 from yarn_ops.data import shards as tokenised
+from yarn_ops.data.windows import needed_tokens
 from yarn_ops.processes import usable_threads
 from yarn_ops.recipe import NOT_IN_LOSSES, Base, Data, Leg, Rope, Train
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, Corpus, PatchedModel, Rehearsal, ShardSet
@@ -69,17 +70,23 @@ def patch(context: StageContext, rope: Rope, factor: float, base: BaseModel) -> 
     return made
 
 
-@stage("rehearse", version=1)
-def rehearse(
-    context: StageContext, section: Train, legs: Sequence[Leg], patched: PatchedModel, shards: ShardSet
-) -> Rehearsal:
-    """Check that training and merging as asked can begin, before anything expensive; TrainError if not."""
+@stage("rehearse", version=2)
+def rehearse(context: StageContext, section: Train, legs: Sequence[Leg], patched: PatchedModel) -> Rehearsal:
+    """Check that training as asked can begin, before documents are read; TrainError if not."""
     device = context.run.device
     found: Rehearsal = device.call(
-        "yarn_ops.train.rehearsal:rehearse", section, tuple(legs), context.fetch(patched), shards,
+        "yarn_ops.train.rehearsal:rehearse", section, tuple(legs), context.fetch(patched),
         device=device.kind, processes=device.processes,
     )  # fmt: skip
     return found
+
+
+def require_windows(shards: ShardSet, legs: Sequence[Leg], patched: PatchedModel) -> None:
+    """DataError where documents to train on are shorter than a leg's window, or held out ones than the
+    target, which the merge reads."""
+    for leg in legs:
+        needed_tokens("train", shards.train_tokens, leg.context_tokens)
+    needed_tokens("held_out", shards.held_out_tokens, patched.target_context_tokens)
 
 
 @stage("train", version=3, of=lambda section, leg, *_: f"{leg.context_tokens} tokens")

@@ -21,7 +21,7 @@ STEPS = 24
 STOP_S = 30
 
 FLOW = (
-    "base", "patch", "documents", "shards", "rehearse", "train",
+    "base", "patch", "rehearse", "documents", "shards", "train",
     "merge", "evaluate", "evaluate", "gate", "report", "publish",
 )  # fmt: skip
 

@@ -21,7 +21,7 @@ from yarn_ops.registry import RunView
 pytestmark = pytest.mark.timeout(600)  # on a machine that does other work too
 
 FLOW = (
-    "base", "patch", "documents", "shards", "rehearse", "train",
+    "base", "patch", "rehearse", "documents", "shards", "train",
     "merge", "evaluate", "evaluate", "gate", "report", "publish",
 )  # fmt: skip
 REUSE = """

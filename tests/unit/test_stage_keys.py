@@ -26,7 +26,7 @@ COMPUTED_AGAIN = {
     "train.checkpoint_every=3": {"rehearse", "draw", "publish"},  # how a loss is computed, not which
     "data.document_mask=true": TRAINS,
     "data.prefer_long=2": TRAINS,
-    "data.seed=1": {"prepare", "rehearse", *TRAINS},
+    "data.seed=1": {"prepare", *TRAINS},
     "rope.beta_fast=30": {"patch", "rehearse", *TRAINS},
     "evaluate.windows=3": {"evaluate", *ENDS},
     "gate.min_long_gain=0.002": ENDS,
@@ -54,6 +54,9 @@ class Made(Record):
 
     key: str
     context_tokens: int = 512
+    target_context_tokens: int = 2048
+    train_tokens: int = 1_000_000
+    held_out_tokens: int = 100_000
     steps: int = 4
     passed: bool = True
     alias: str | None = "champion"

@@ -8,11 +8,10 @@ from typing import Literal
 import psutil
 import torch
 
-from yarn_ops.data.windows import needed_tokens
 from yarn_ops.models.files import read_config
 from yarn_ops.models.loading import lay_out
 from yarn_ops.recipe import Leg, Train
-from yarn_ops.records import Local, PatchedModel, Rehearsal, ShardSet
+from yarn_ops.records import Local, PatchedModel, Rehearsal
 from yarn_ops.train.layout_search import predict, step_shape, training_shape
 from yarn_ops.train.lora import make_trainable, trained_parameters
 from yarn_ops.train.parallel.layout import usable_processes
@@ -24,20 +23,15 @@ def rehearse(
     train: Train,
     legs: Sequence[Leg],
     patched: Local[PatchedModel],
-    shards: ShardSet,
     *,
     device: Literal["cpu", "cuda"],
     processes: int,
 ) -> Rehearsal:
-    """Check that the trainer and the merge can do what `train` and its legs ask, on `processes` devices.
+    """Check that the trainer can do what `train` and its legs ask, on `processes` devices.
 
-    DataError: the shards are shorter than a window. TrainError: a target layer is not in the model, machine
-    or model does not allow this precision, or a step does not fit its memory or cannot be shared as the
-    recipe says.
+    TrainError: a target layer is not in the model, machine or model does not allow this precision, or a step
+    does not fit its memory or cannot be shared as the recipe says.
     """
-    for leg in legs:
-        needed_tokens("train", shards.train_tokens, leg.context_tokens)
-    needed_tokens("held_out", shards.held_out_tokens, patched.record.target_context_tokens)  # the merge's
     model = lay_out(patched.path)
     make_trainable(model, train)
     trainer_environment(train.precision, device)
