@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import os
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from threading import Lock
@@ -71,7 +71,7 @@ class WindowProcess:
 
 def _make_windows(connection: Connection, job: Job) -> None:
     """Answer numbers with windows until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal; the trainer decides when to stop
+    os.setsid()  # what asks the trainer's group to stop is for the trainer, which finishes its step
     sampler: WindowSampler | ExerciseSampler | None = None
     while True:
         try:

@@ -93,6 +93,15 @@ def test_asked_to_stop_it_leaves_a_snapshot_and_goes_on(make_job: MakeJob, train
     assert losses(job) == losses(reference)
 
 
+def test_asked_to_stop_amid_exercises_it_leaves_a_snapshot(job_of: MakeJob) -> None:
+    """All processes of the trainer are asked; the one that makes windows does not end before it."""
+    job = job_of("stopped", share=1.0, steps=200, checkpoint_every=150)
+    asked: list[bool] = []
+    with pytest.raises(Stopped, match=r"stopped after step \d+ of 200"):
+        run_trainer(job, on_event=at_step(2, lambda: asked.append(True)), should_stop=lambda: bool(asked))
+    assert [event["event"] for event in read_events(job.events)[-2:]] == ["checkpoint", "stopped"]
+
+
 def test_it_stops_before_its_deadline_and_goes_on(make_job: MakeJob, trained: Trained) -> None:
     reference, job = trained(make_job("reference", steps=200)), make_job("stopped", steps=200)
     deadline, deadline_at = time.monotonic() + 0.5, time.time() + 0.5
