@@ -140,7 +140,7 @@ def test_a_disk_full_of_shards(warm: Person, small_recipe: Path, tmp_path: Path)
     large = ["--set", sources, "--set", "evaluate.recall_pairs=4000"]
     command = ["extend", small_recipe, *large]
     answer = fails(warm, command, "no space left on the disk; free some", largest_file_bytes=2_000_000)
-    assert answer.stages == ["base", "patch", "documents"]
+    assert answer.stages == ["base", "patch", "rehearse", "documents"]
     assert "shards" in fails(warm, command, "cannot hold 4000 code pairs").stages
 
 
