@@ -6,7 +6,6 @@ come late, die, or are never started cost time only.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -99,13 +98,11 @@ def worker_of(context: StageContext) -> Iterator[Worker]:
 
     settings, device = context.run.settings, context.run.device.kind
     measurements = open_measurements(settings.database, settings.lease_s)
-
-    def tell(done: int, total: int, note: str) -> None:
-        context.run.costs.phase(re.split("[/ ]", note)[0] if " at " in note else "")
-        context.report_or_stop(done, total, note)
-
     try:
-        yield Worker(device, resolve_dtype("auto", device), measurements, tell)
+        yield Worker(
+            device, resolve_dtype("auto", device), measurements, context.report_or_stop,
+            context.run.costs.phase,
+        )  # fmt: skip
     finally:
         measurements.close()
 

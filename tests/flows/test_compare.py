@@ -22,8 +22,16 @@ def test_arms_share_what_they_can(cli: Any, small_recipe: Path) -> None:
     run = json.loads(cli("runs", "show", "--last", "--json").stdout)
     used = Counter(stage["stage"] for stage in run["stages"])
     once = dict.fromkeys(["base", "documents", "shards", "compare"], 1)
-    assert used == {**once, "patch": 2, "train": 2, "merge": 2, "evaluate": 5}
+    assert used == {**once, "patch": 2, "rehearse": 2, "train": 2, "merge": 2, "evaluate": 5}
     assert run["release"] is None
+
+
+def test_an_arm_that_cannot_train_is_told_before_documents_are_read(cli: Any, small_recipe: Path) -> None:
+    arms = ("--methods", "yarn", "--arms", "zero-shot,lora", "--set", 'train.targets=["qq_proj"]')
+    done = cli("compare", small_recipe, *arms)
+    assert done.returncode == 2 and "no linear layer is named 'qq_proj'" in done.stderr, done.stderr
+    run = json.loads(cli("runs", "show", "--last", "--json").stdout)
+    assert [stage["stage"] for stage in run["stages"]] == ["base", "patch", "rehearse"]
 
 
 def test_an_unknown_method_is_named(cli: Any, small_recipe: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from yarn_ops.errors import DataError, EvaluationError, LeaseLost
@@ -46,6 +46,8 @@ class Worker:
     precision: Dtype
     journal: Journal
     progress: OnProgress
+    on_family: Callable[[str], None] = lambda family: None
+    """told of the family of cells that is being measured from now on, e.g. needle; "" of none"""
 
 
 class PlanRun:
@@ -158,6 +160,7 @@ class PlanRun:
             if keep is None:
                 return False
             began = time.perf_counter()
+            self._worker.on_family(block.name.partition("/")[0])
             try:
                 found = block.measure(self._model)
                 keep(found)
@@ -166,6 +169,8 @@ class PlanRun:
                 return True
             except LeaseLost:  # this process stood still for longer than its lease lived
                 return False
+            finally:
+                self._worker.on_family("")
         self._found[block] = found
         self.computed += 1
         seconds = time.perf_counter() - began

@@ -40,17 +40,22 @@ MARKS = "=-~>|;,/+*&^!?.#%@<"
 JOINS = (" = ", " -> ", " => ", " := ", ", ", "\t", " | ", "; ", " ~ ", " <- ", " == ", " / ", ": ", " : ")
 ENDS = ("\n", ";\n", ",\n", ".\n", " |\n", "\n\n", " \\\n")
 STARTS = ("", "", "", "  ", "- ", "* ", "\t", "> ", "    ")
+LEADS = (" ", ", ", "\n", " = ", ": ")
+PAUSES = (", ", "\n", "; ", " - ", ". ")
+WITH_WORD = 0.25
+"""of the joins and leads that are drawn anew"""
 COLONS = {":": "=", "：": "，"}
+"""and what stands for one where it may not"""
 
 
 def row_form(draw: Draw) -> tuple[Form, str]:
     """The form of one table's rows, and the heading above them."""
     key, value = (_signs(draw) for _ in range(2))
-    if draw.rng.random() < 0.5:
+    if _coin(draw):
         key = value
-    join = draw.one_of(JOINS) if _even(draw) else _between(draw)
-    end = draw.one_of(ENDS) if _even(draw) else f"{_marks(draw, 0, 2)}\n"
-    before, between = draw.one_of(draw.language.row_questions) if _even(draw) else _question(draw)
+    join = draw.one_of(JOINS) if _coin(draw) else _between(draw)
+    end = draw.one_of(ENDS) if _coin(draw) else f"{_marks(draw, 0, 2)}\n"
+    before, between = draw.one_of(draw.language.row_questions) if _coin(draw) else _question(draw)
     asked_key = key if draw.rng.random() < ASKED_ALIKE else _signs(draw)
     asked_value = value if draw.rng.random() < ASKED_ALIKE else _signs(draw)
     if _quotes(key):
@@ -67,7 +72,7 @@ def row_form(draw: Draw) -> tuple[Form, str]:
     return Form("code", "code", plant, ask, answer, f"{asked_value[1]}\n"), heading
 
 
-def _even(draw: Draw) -> bool:
+def _coin(draw: Draw) -> bool:
     return bool(draw.rng.random() < 0.5)
 
 
@@ -93,23 +98,22 @@ def _words(draw: Draw, most: int) -> str:
 
 def _between(draw: Draw) -> str:
     """Marks with or without spaces around them; one in four has a word."""
-    spaces = [" " if _even(draw) else "" for _ in range(2)]
-    word = draw.one_of(draw.language.words) if draw.rng.random() < 0.25 else ""
-    if word:
-        return f" {word}{_marks(draw, 0, 1)} "
-    return spaces[0] + _marks(draw, 1, 3) + spaces[1]
+    before, after = (" " if _coin(draw) else "" for _ in range(2))
+    if draw.rng.random() < WITH_WORD:
+        return f" {draw.one_of(draw.language.words)}{_marks(draw, 0, 1)} "
+    return before + _marks(draw, 1, 3) + after
 
 
 def _question(draw: Draw) -> tuple[str, str]:
     """Words and marks before the key, and between the key and the value."""
-    parts = []
-    for _ in range(2):
-        words, separator = (
-            _words(draw, 3),
-            draw.one_of((" ", ", ", "\n", " = ", ": ")) if _even(draw) else _between(draw),
-        )
-        parts.append(f"{words}{separator}")
-    return parts[0], (" " if _even(draw) else draw.one_of((", ", "\n", "; ", " - ", ". "))) + parts[1]
+    before, between = (_phrase(draw) for _ in range(2))
+    return before, (" " if _coin(draw) else draw.one_of(PAUSES)) + between
+
+
+def _phrase(draw: Draw) -> str:
+    """Up to three words, and what leads from them to a key or a value."""
+    words = _words(draw, 3)
+    return words + (draw.one_of(LEADS) if _coin(draw) else _between(draw))
 
 
 def _without_colons(text: str) -> str:
