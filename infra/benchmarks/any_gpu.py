@@ -31,26 +31,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import inject_adapter_in_model
-from torch import nn
-from train_step import LORA, PEAK_FLOPS, SHAPES, SMALL, shape_config
-from transformers import LlamaConfig, LlamaForCausalLM
+from streamed_run import Run, adapted, shape_of
+from train_step import PEAK_FLOPS, SHAPES, SMALL, shape_config
+from transformers import LlamaConfig
 
 from yarn_ops.planning import DRIVER_BYTES
 from yarn_ops.recipe import Train
 from yarn_ops.train.attention import choose_kernel
-from yarn_ops.train.backbone import Backbone
-from yarn_ops.train.batches import IGNORED, Batch
-from yarn_ops.train.decoder import AbsentLayers
 from yarn_ops.train.layout_search import Prediction, predict
-from yarn_ops.train.loss import CausalLoss
-from yarn_ops.train.model_shape import ModelShape
-from yarn_ops.train.nf4 import Nf4Layers
 from yarn_ops.train.parallel.layout import Layout, StepShape
-from yarn_ops.train.parallel.ranks import Ranks
 from yarn_ops.train.plan import GIB, LADDER, Rates, model_flops, plan_step
 from yarn_ops.train.probe import measure_rates
-from yarn_ops.train.streaming import StreamedLayers, streamed_places
 
 
 class Row(NamedTuple):
@@ -217,113 +208,6 @@ def foretold(
     step = StepShape(1, 1, tokens, shape.heads, shape.kv_heads, ours=True)
     train = Train(precision="nf4" if row.nf4 else "auto")
     return predict(1, step, train, shape, rates, memory_bytes=memory, host_bytes=host)
-
-
-def adapted(config: LlamaConfig) -> LlamaForCausalLM:
-    """A model with adapters, in bf16 and its adapters in float32, without values (meta device)."""
-    config._attn_implementation = "sdpa"
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device("meta"):
-            model = LlamaForCausalLM(config).requires_grad_(False).train()
-            inject_adapter_in_model(LORA, model)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return model
-
-
-def shape_of(model: LlamaForCausalLM) -> ModelShape:
-    return ModelShape.of(model, element_bytes=2, weight_bytes=2)
-
-
-@torch.no_grad()
-def filled(module: nn.Module, device: str) -> nn.Module:
-    """Random values: norms 1, matrices normal with 0.02, adapters too, so that all gradients are of use."""
-    module.to_empty(device=device)
-    for parameter in module.parameters():
-        if parameter.ndim == 1:
-            parameter.fill_(1.0)
-        else:
-            parameter.normal_(std=0.02)
-    return module
-
-
-class Run:
-    """A model, its layers as a prediction lays them out, or in 4 bits, and its optimizer."""
-
-    def __init__(
-        self,
-        config: LlamaConfig,
-        tokens: int,
-        device: str,
-        found: Prediction,
-        *,
-        nf4: bool = False,
-        keeps: int | None = None,
-    ) -> None:
-        torch.manual_seed(0)
-        self.config, self.tokens, self.device = config, tokens, device
-        self.model = model = adapted(config)
-        backbone, layout = model.base_model, found.layout
-        # Each is made where it computes, when it is come to: a streamed one leaves before the next is made.
-        made = (filled(layer, device) for layer in backbone.layers)
-        places = streamed_places(config.num_hidden_layers, layout.streamed)
-        absent: AbsentLayers | None = None
-        if layout.streamed:
-            absent = StreamedLayers(made, places, device)
-        elif nf4:
-            absent = Nf4Layers(made, device)
-        list(made)
-        for part in (backbone.embed_tokens, backbone.norm, model.lm_head):
-            filled(part, device)
-        with torch.device(device):
-            backbone.rotary_emb = type(backbone.rotary_emb)(config=config)
-        self.learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.learning, lr=1e-4, fused=True)
-        ranks = Ranks()
-        ranks.use_layout(layout)
-        # The last layers keep most: a model that only compiles takes what both ends of it keep.
-        policies = found.plan.policies
-        policies = policies if keeps is None else (policies[0], policies[-1])
-        self.backbone = Backbone(
-            model, torch.bfloat16, windows=1, window=tokens, policies=policies, ranks=ranks, absent=absent
-        )
-        self.loss_of = CausalLoss(model, self.backbone, torch.bfloat16)
-        self.random = torch.Generator().manual_seed(1)
-
-    def step(self) -> tuple[float, float]:
-        """Seconds and loss; as the trainer, it begins again with less kept where memory is short."""
-        ids = torch.randint(0, self.config.vocab_size, (1, self.tokens), generator=self.random).to(
-            self.device
-        )
-        while True:
-            began = self._now()
-            try:
-                loss = self.backward(ids)
-            except torch.OutOfMemoryError:
-                if not self.backbone.step_down():
-                    raise
-                self.optimizer.zero_grad(set_to_none=True)
-                torch.cuda.empty_cache()
-                continue
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            return self._now() - began, loss
-
-    def backward(self, ids: torch.Tensor) -> float:
-        targets = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], IGNORED)], dim=1)
-        batch = Batch(ids, targets, None, ids.numel() - 1, frozenset())
-        loss = self.loss_of(batch).total / batch.target_tokens
-        loss.backward()
-        return float(loss.detach())
-
-    def _now(self) -> float:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
 
 def same(device: str) -> dict[str, Any]:
