@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import socket
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +22,16 @@ from websockets.sync.client import connect
 
 EVIL = "http://evil.example"
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
+
+
+def files_of_living(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    """The regular files below a folder in which others are at work, and their bytes. What is gone by the time
+    it is its turn, a folder too, is passed over."""
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent, name) for name in names):
+            with suppress(FileNotFoundError):
+                if path.is_file():
+                    yield path, path.read_bytes()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from attacks import Target, attack, mlflow_of, prefect_of
+from attacks import Target, attack, files_of_living, mlflow_of, prefect_of
 from browser import browser, chromium
 from listeners import ports_of
 from playwright import sync_api as playwright
@@ -153,9 +153,9 @@ def test_the_password_lies_in_closed_files_and_nowhere_else(up: Up) -> None:
     token = up.addresses["Prefect"].partition("token=")[2]
     secrets = [closed[0].read_text(), token]
     assert secrets[0] in closed[1].read_text() and token in closed[2].read_text()
-    files = [path for path in state.rglob("*") if path.is_file() and path not in closed]
+    files = {path: content for path, content in files_of_living(state) if path not in closed}
     assert len(files) > 5
-    assert [path for path in files if any(one.encode() in path.read_bytes() for one in secrets)] == []
+    assert [path for path, content in files.items() if any(one.encode() in content for one in secrets)] == []
     assert [p for p in up.processes() if any(one in " ".join(p.cmdline()) for one in secrets)] == []
 
 
