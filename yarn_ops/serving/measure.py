@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from yarn_ops.serving.reading import (
     TokenisedText,
     forward,
     forward_ends,
+    in_bfloat16,
+    lean_kernel,
     round_weights,
     with_bos,
 )
@@ -83,29 +86,30 @@ def make_fingerprint(
 
     tell(MEASURED)
     model = load_proven(model_dir, None, spec, dtype=_dtype(model_dir, device), device=device)
-    found = {MEASURED: forward(model, texts)}
+    kernel = lean_kernel(model, texts[0])
+    found = {MEASURED: forward(model, texts, kernel)}
     for name, other in specs.items():
         tell(name)
         retune(model, inverse_frequencies(other), attention_factor(other))
-        found[name] = forward(model, texts)
+        found[name] = forward(model, texts, kernel)
     retune(model, inverse_frequencies(spec), attention_factor(spec))
     tell("context cut")
-    if most_tokens > spec.original_context_tokens:
-        found["context cut"] = forward_ends(model, texts, found[MEASURED], spec.original_context_tokens)
+    original = spec.original_context_tokens
+    if most_tokens > original:
+        found["context cut"] = forward_ends(model, texts, found[MEASURED], original, kernel)
     bos = tokenizer.bos_token_id
     bos = config.get("bos_token_id") if bos is None else bos
     if isinstance(bos, int):
-        found["BOS"] = forward(model, [with_bos(text, bos) for text in texts])
+        found["BOS"] = forward(model, [with_bos(text, bos) for text in texts], kernel)
     rounded = {}
     for bits in BITS:
         tell(f"{bits} bits")
         if bits == 16:
-            half = load_proven(model_dir, None, spec, dtype=torch.bfloat16, device=device)
-            rounded[bits] = forward(half, texts)
-            del half
+            with in_bfloat16(model):
+                rounded[bits] = forward(model, texts, kernel)
         else:
             round_weights(model, bits)
-            rounded[bits] = forward(model, texts)
+            rounded[bits] = forward(model, texts, kernel)
     report(steps, steps, "")
     return _fingerprint(spec, tokenizer, probes, found, rounded)
 
@@ -158,36 +162,39 @@ def _dtype(model_dir: Path, device: str) -> torch.dtype:
 
 def cut(tokenizer: Any, most_tokens: int) -> tuple[list[TextProbe], list[TokenisedText]]:
     """Probes without candidates yet, and the token ids that they are the beginnings of."""
-    probes, texts = [], []
-    chars = 8 * most_tokens + 4096
-    for number in range(TEXTS):
-        text = text_of(number, chars)
-        everything = tokenizer(text).input_ids
-        per_char = len(everything) / len(text)
-        places = repeats(number, chars)
-        wanted = np.geomspace(min(SHORTEST_TOKENS, most_tokens // 4), most_tokens, LENGTHS)
-        found: list[TextProbe] = []
-        ids: list[int] = []
-        for length in wanted:
-            fitting = [
-                (first, last) for first, last in places
-                if last * per_char < length and (not found or first > found[-1].chars)
-            ]  # fmt: skip
-            if not fitting:
-                continue
-            for at in _word_ends(text, *fitting[-1], skipped=len(found) % 3):
-                cut = tokenizer(text[:at]).input_ids
-                if cut == everything[: len(cut)] and len(cut) <= most_tokens:
-                    found.append(TextProbe(text=number, chars=at, tokens=len(cut), candidates=("a", "b")))
-                    ids = cut
-                    break
-        probes += found
-        texts.append(TokenisedText(ids, [probe.tokens for probe in found]))
+    with ThreadPoolExecutor(TEXTS) as pool:
+        found = list(pool.map(lambda number: _cut_one(tokenizer, number, most_tokens), range(TEXTS)))
+    probes = [probe for cut_probes, _ in found for probe in cut_probes]
     if len(probes) < TEXTS * LENGTHS // 4:
         raise ServingError(
             "the tokenizer splits no beginning of a text as it splits the whole; not supported"
         )
-    return probes, texts
+    return probes, [text for _, text in found]
+
+
+def _cut_one(tokenizer: Any, number: int, most_tokens: int) -> tuple[list[TextProbe], TokenisedText]:
+    """Of one text."""
+    chars = 8 * most_tokens + 4096
+    text = text_of(number, chars)
+    everything = tokenizer(text).input_ids
+    per_char = len(everything) / len(text)
+    places = repeats(number, chars)
+    found: list[TextProbe] = []
+    ids: list[int] = []
+    for length in np.geomspace(min(SHORTEST_TOKENS, most_tokens // 4), most_tokens, LENGTHS):
+        fitting = [
+            (first, last) for first, last in places
+            if last * per_char < length and (not found or first > found[-1].chars)
+        ]  # fmt: skip
+        if not fitting:
+            continue
+        for at in _word_ends(text, *fitting[-1], skipped=len(found) % 3):
+            cut = tokenizer(text[:at]).input_ids
+            if cut == everything[: len(cut)] and len(cut) <= most_tokens:
+                found.append(TextProbe(text=number, chars=at, tokens=len(cut), candidates=("a", "b")))
+                ids = cut
+                break
+    return found, TokenisedText(ids, [probe.tokens for probe in found])
 
 
 def _word_ends(text: str, first: int, last: int, skipped: int) -> Iterator[int]:
@@ -202,7 +209,8 @@ def _fingerprint(
     spec: RopeSpec, tokenizer: Any, probes: Sequence[TextProbe], found: dict[str, Logprobs],
     rounded: dict[int, Logprobs],
 ) -> Fingerprint:  # fmt: skip
-    ids = [_candidates(tokenizer, [state[row] for state in found.values()]) for row in range(len(probes))]
+    ranked = [_likeliest(state, KEPT) for state in found.values()]
+    ids = [_candidates(tokenizer, [rank[row] for rank in ranked]) for row in range(len(probes))]
     kept = tuple(
         probe.model_copy(update={"candidates": tuple(ids[row].values())}) for row, probe in enumerate(probes)
     )
@@ -228,10 +236,12 @@ def _fingerprint(
     )
 
 
-def _candidates(tokenizer: Any, states: Sequence[Logprobs]) -> dict[int, str]:
-    """{token id: its text}: the likeliest of what was measured, then of each fault in turn."""
-    order = [np.argsort(-state)[:KEPT] for state in states]
-    wanted = [*order[0][:5], *(rank[place] for place in range(3) for rank in order), *order[0]]
+def _candidates(tokenizer: Any, ranked: Sequence[NDArray[np.int64]]) -> dict[int, str]:
+    """{token id: its text}: the likeliest of what was measured, then of each fault in turn.
+
+    ranked: the likeliest `KEPT` tokens by state.
+    """
+    wanted = [*ranked[0][:5], *(rank[place] for place in range(3) for rank in ranked), *ranked[0]]
     found: dict[int, str] = {}
     for token in map(int, wanted):
         text = token_text(tokenizer, token)
@@ -240,6 +250,13 @@ def _candidates(tokenizer: Any, states: Sequence[Logprobs]) -> dict[int, str]:
         if len(found) == KEPT:
             break
     return found
+
+
+def _likeliest(logprobs: Logprobs, count: int) -> NDArray[np.int64]:
+    """int64[probes, count]: the tokens with the most probability, in that order."""
+    some: NDArray[np.int64] = np.argpartition(logprobs, -count, axis=-1)[:, -count:]
+    order = np.argsort(-np.take_along_axis(logprobs, some, -1), axis=-1)
+    return np.take_along_axis(some, order, -1)
 
 
 def token_text(tokenizer: Any, token: int) -> str:
@@ -258,8 +275,9 @@ def _noise(
 ) -> RoundingNoise:
     """Mean distance of what a server with these logits would tell."""
     distances, regrets = [], []
+    likeliest = _likeliest(noisy, ASKED)
     for row, wanted in enumerate(ids):
-        ranked = np.argsort(-noisy[row])[:ASKED]
+        ranked = likeliest[row]
         told = {wanted.index(token): float(noisy[row][token]) for token in ranked if token in wanted}
         distances.append(distance(expected[row], told, float(noisy[row][ranked[-1]])))
         first = int(ranked[0])
