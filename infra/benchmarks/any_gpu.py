@@ -1,13 +1,16 @@
-"""The LoRA step on cards of other sizes: one GPU whose memory is capped, frozen weights streamed.
+"""The LoRA step on cards of other sizes and on long windows: one GPU, its memory capped where a row says so.
 
     python infra/benchmarks/any_gpu.py --out rows.jsonl [--rows 8b-32k,8b-32k-24] [--seconds 240] [--host 100]
+    python infra/benchmarks/any_gpu.py --foretell          what each row will take; needs no GPU
 
-Random weights of each row's shape, LoRA r=16 on every linear layer, batch 1, YaRN ×4. A row is foretold by
-the planner, from rates that are probed in the row's process, before its model is made; then a step of two
-such layers compiles the kernels, and `--steps` steps of the whole model are timed (each of forward, backward
-and optimizer). A row named `…-resident` may not stream, one named `…-nf4` holds the layers in 4 bits. Rows
-run in the order given, each in a process of its own, a line for each event as soon as it is known; one that
-fails is a line too, and one that would not end within `--seconds` is named as left out.
+Random weights of each row's shape, embeddings and head not tied, LoRA r=16 on every linear layer, batch 1,
+YaRN ×4. A row is foretold by the planner, from rates that are probed in the row's process, before its model
+is made; then a step of two such layers compiles the kernels, and `--steps` steps of the whole model are timed
+(each of forward, backward and optimizer). A row named `…-resident` may not stream, one named `…-nf4` holds
+the layers in 4 bits. A row of a million tokens is one step that compiles as it goes, each layer told as it
+is done; `8b-1m` computes two of the layers and works out the whole. Rows run in the order given, each in a
+process of its own, a line for each event as soon as it is known; one that fails is a line too, and one that
+would not end within `--seconds` is named as left out.
 
     same     gradients of a streamed and a resident step of a small shape: equal to the last bit?
 """
@@ -22,26 +25,30 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # imports that ask 
 import argparse
 import gc
 import json
+import math
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 from streamed_run import Run, adapted, shape_of
 from train_step import PEAK_FLOPS, SHAPES, SMALL, shape_config
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from yarn_ops.planning import DRIVER_BYTES
+from yarn_ops.errors import TrainError
+from yarn_ops.models.suffix import import_flash_attention_4
+from yarn_ops.planning import DRIVER_BYTES, narrower
 from yarn_ops.recipe import Train
 from yarn_ops.train.attention import choose_kernel
 from yarn_ops.train.layout_search import Prediction, predict
 from yarn_ops.train.parallel.layout import Layout, StepShape
-from yarn_ops.train.plan import GIB, LADDER, Rates, model_flops, plan_step
-from yarn_ops.train.probe import measure_rates
+from yarn_ops.train.plan import GIB, LADDER, Rates, model_flops, plan_step, step_cost
+from yarn_ops.train.probe import GPUS, measure_rates
 
 
 class Row(NamedTuple):
@@ -49,25 +56,37 @@ class Row(NamedTuple):
 
     shape: str
     tokens: int
-    card_gb: float | None
+    card_gb: float | None = None
     """None: the whole GPU"""
     resident: bool = False
     nf4: bool = False
-    expected_s: float = 60.0
-    """of the row's process, by which it is left out when too little time is left"""
+    by_layers: bool = False
+    """one step, each layer timed as it computes, nothing compiled before"""
+    layers: int | None = None
+    """so many of the shape's are computed, each as the planner has the whole's first"""
 
 
+MILLION = 1 << 20
 ROWS = {
-    "8b-32k": Row("llama-3-8b", 32768, None, resident=True, expected_s=30),
-    "8b-32k-24": Row("llama-3-8b", 32768, 24, expected_s=30),
-    "8b-32k-12": Row("llama-3-8b", 32768, 12, expected_s=30),
-    "8b-32k-12-nf4": Row("llama-3-8b", 32768, 12, nf4=True, expected_s=30),
-    "8b-32k-nf4": Row("llama-3-8b", 32768, None, nf4=True, expected_s=30),
-    "32b-32k-24": Row("qwen-2.5-32b", 32768, 24, expected_s=75),
-    "32b-32k-resident": Row("qwen-2.5-32b", 32768, None, resident=True, expected_s=45),
-    "8b-131k-24": Row("llama-3-8b", 131072, 24, expected_s=75),
-    "70b-32k": Row("llama-3-70b", 32768, None, expected_s=110),
+    "8b-32k": Row("llama-3-8b", 32768, resident=True),
+    "8b-32k-24": Row("llama-3-8b", 32768, 24),
+    "8b-32k-12": Row("llama-3-8b", 32768, 12),
+    "8b-32k-12-nf4": Row("llama-3-8b", 32768, 12, nf4=True),
+    "8b-32k-nf4": Row("llama-3-8b", 32768, nf4=True),
+    "32b-32k-24": Row("qwen-2.5-32b", 32768, 24),
+    "32b-32k-resident": Row("qwen-2.5-32b", 32768, resident=True),
+    "8b-131k-24": Row("llama-3-8b", 131072, 24),
+    "70b-32k": Row("llama-3-70b", 32768),
+    "smollm2-1m": Row("smollm2-135m", MILLION, by_layers=True),
+    "1b-1m": Row("llama-3.2-1b", MILLION, by_layers=True),
+    "8b-1m": Row("llama-3-8b", MILLION, resident=True, by_layers=True, layers=2),
 }
+START_S = 8.0
+"""of a row's process until its rates are probed, FlashAttention-4's compilation in it"""
+COMPILE_S = 14.0
+"""of the other kernels"""
+PIN_S = 0.3
+"""of a GiB of host memory that is pinned: 32B's 49 GiB took 13 s there"""
 
 
 def main() -> None:
@@ -81,16 +100,39 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer than the shapes have, to try the script")
     parser.add_argument("--tokens", type=int, help="other than the rows have, to try the script")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the script")
+    parser.add_argument("--foretell", action="store_true", help="by the planner's table of an H200")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     asked.start = "fork"
+    if asked.device == "cuda" and not asked.foretell:
+        import_flash_attention_4()  # once for all rows; it takes seconds and touches no GPU
     ends = time.monotonic() + asked.seconds
     for name in asked.rows.split(","):
-        for line in lines_of(name, asked, ends - time.monotonic()):
+        left_s = ends - time.monotonic()
+        for line in [forecast(name, asked)] if asked.foretell else lines_of(name, asked, left_s):
             print(json.dumps(line, ensure_ascii=False), flush=True)
             if asked.out:
                 with asked.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def forecast(name: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """What a row will take, by the table of an H200: its step as the planner foretells it, and `row_s`,
+    seconds of its process."""
+    if name == "same":
+        return {"row": name, "row_s": 20}
+    row, gpu = ROWS[name], GPUS[1]
+    tokens, config = asked.tokens or row.tokens, config_of(ROWS[name], asked)
+    rates = narrower(gpu.rates, shape_of(adapted(config)))
+    memory = gpu.memory_bytes if row.card_gb is None else row.card_gb * GIB - DRIVER_BYTES
+    try:
+        found = foretold(config, tokens, row, rates, memory, asked.host * GIB)
+    except TrainError as error:
+        return {"row": name, "refused": str(error)}
+    layers, pinned_s = config.num_hidden_layers, PIN_S * found.plan.host_bytes / GIB
+    steps = (row.layers or layers) / layers if row.by_layers else asked.steps + 2 / layers
+    row_s = START_S + COMPILE_S + pinned_s * min(1, steps) + found.plan.step_s * steps
+    return {"row": name, "row_s": round(row_s), **predicted(found, row)}
 
 
 def lines_of(name: str, asked: argparse.Namespace, left_s: float) -> Iterator[dict[str, Any]]:
@@ -99,7 +141,7 @@ def lines_of(name: str, asked: argparse.Namespace, left_s: float) -> Iterator[di
     It is a fork of this one, in which all is imported and the GPU has not been touched (where an import did,
     it is a new process); its memory is gone when it ends, and what it compiled stays on disk.
     """
-    expected_s = 20.0 if name == "same" else ROWS[name].expected_s
+    expected_s = forecast(name, asked).get("row_s", 0) if asked.device == "cuda" else 0
     if left_s < expected_s:
         yield {"row": name, "left_out": f"{left_s:.0f} s were left, it takes about {expected_s:.0f}"}
         return
@@ -134,54 +176,107 @@ def measure_in_child(name: str, asked: argparse.Namespace, told: Connection) -> 
         if name == "same":
             told.send({**same(asked.device), "done": True})
         else:
-            for line in measured(ROWS[name], asked):
-                told.send(line)
+            measure(ROWS[name], asked, told.send)
     except Exception as error:
         told.send({"failed": f"{type(error).__name__}: {error}"[:400]})
         raise
 
 
-def measured(row: Row, asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """What was foretold of a row, then each step, then the row."""
-    tokens, device = asked.tokens or row.tokens, asked.device
-    values = SHAPES[row.shape]
-    layers = asked.layers or values["num_hidden_layers"]
-    config = shape_config(values | {"num_hidden_layers": layers}, tokens)
+def measure(row: Row, asked: argparse.Namespace, tell: Callable[[dict[str, Any]], None]) -> None:
+    """Tells what was foretold of a row, then each step, then the row."""
+    tokens, device, config = asked.tokens or row.tokens, asked.device, config_of(row, asked)
     memory, rates = card(row.card_gb, config, tokens, device)
     found = foretold(config, tokens, row, rates, memory, asked.host * GIB)
-    plan = found.plan
-    yield {
+    tell({
         "shape": row.shape, "tokens": tokens, "card_gb": row.card_gb, "cap_gib": round(memory / GIB, 2),
-        "layout": found.layout.describe() or "resident" + ", nf4" * row.nf4, "kept": plan.describe(),
-        "predicted_s": round(plan.step_s, 3), "predicted_gib": round(plan.peak_bytes / GIB, 2),
-        "predicted_host_gib": round(plan.host_bytes / GIB, 1),
+        **predicted(found, row),
         "rates": {name: f"{rate:.3g}" for name, rate in rates._asdict().items()},
-    }  # fmt: skip
+    })  # fmt: skip
+    if row.by_layers:
+        measure_layers(row, asked, config, found, rates, tell)
+        return
+    values = SHAPES[row.shape]
     small = shape_config(values | {"num_hidden_layers": 2}, tokens)
-    streams = bool(found.layout.streamed)
-    compiling = found._replace(layout=Layout(streamed=2 * streams))
-    run = Run(small, tokens, device, compiling, nf4=row.nf4, keeps=2)
+    compiling = found._replace(layout=Layout(streamed=2 * bool(found.layout.streamed)))
+    run = Run(small, tokens, device, compiling, nf4=row.nf4, keeps=2, tell=tell)
     run.step()
-    yield {"compiled": True}
+    tell({"compiled": True})
     del run
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
-    run = Run(config, tokens, device, found, nf4=row.nf4)
-    yield {"made": True}
+    run = Run(config, tokens, device, found, nf4=row.nf4, tell=tell)
+    tell({"made": True, **memory_used(device)})
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     for number in range(asked.steps):
         step_s, loss = run.step()
-        line: dict[str, Any] = {"step": number, "step_s": round(step_s, 3), "loss": round(loss, 4)}
-        flops = model_flops(shape_of(run.model), tokens, tokens)
-        line["mfu"] = round(flops / step_s / PEAK_FLOPS, 3)
-        if device == "cuda":
-            line["peak_gib"] = round(torch.cuda.max_memory_allocated() / GIB, 2)
-            line["reserved_gib"] = round(torch.cuda.max_memory_reserved() / GIB, 2)
-        if run.backbone.plan != plan:
-            line["stepped_down_to"] = run.backbone.plan.describe()
-        yield line | {"done": number + 1 == asked.steps}
+        line = {"step": number, "step_s": round(step_s, 3), "loss": round(loss, 4)}
+        line |= {"mfu": mfu(run.model, tokens, step_s), **memory_used(device)}
+        tell(line | {"done": number + 1 == asked.steps})
+
+
+def measure_layers(
+    row: Row,
+    asked: argparse.Namespace,
+    config: LlamaConfig,
+    found: Prediction,
+    rates: Rates,
+    tell: Callable[[dict[str, Any]], None],
+) -> None:
+    """One step, layer by layer; where the row has fewer layers than its shape, the whole's seconds are worked
+    out: the step without compiling, and a layer's forward and backward for each that is missing."""
+    tokens, whole = asked.tokens or row.tokens, config.num_hidden_layers
+    layers = row.layers or whole
+    if layers < whole:
+        config = shape_config(SHAPES[row.shape] | {"num_hidden_layers": layers}, tokens)
+        plan = step_cost(shape_of(adapted(config)), found.plan.policies[:layers], tokens, tokens, rates)
+        found = Prediction(plan.step_s, Layout(), plan)
+        tell({"layers": layers, **predicted(found, row)})
+    run = Run(config, tokens, asked.device, found, tell=tell)
+    tell({"made": True, **memory_used(asked.device)})
+    step_s, loss, forward_s, backward_s, first_s = run.step_by_layers()
+    compiled_s = step_s - first_s
+    line = {
+        "step_s": round(step_s, 2), "loss": round(loss, 4), "without_compiling_s": round(compiled_s, 2),
+        "layer_forward_s": round(forward_s, 3), "layer_backward_s": round(backward_s, 3),
+        "mfu": mfu(run.model, tokens, compiled_s), **memory_used(asked.device),
+    }  # fmt: skip
+    if layers < whole:
+        worked_out = compiled_s + (whole - layers) * (forward_s + backward_s)
+        line["whole_s"] = round(worked_out, 1)
+        line["whole_is"] = (
+            f"{compiled_s:.1f} + {whole - layers} × ({forward_s:.2f} + {backward_s:.2f}) = {worked_out:.0f} s"
+        )
+    tell(line | {"done": True})
+
+
+def config_of(row: Row, asked: argparse.Namespace) -> LlamaConfig:
+    values = SHAPES[row.shape]
+    layers = asked.layers or values["num_hidden_layers"]
+    return shape_config(values | {"num_hidden_layers": layers}, asked.tokens or row.tokens)
+
+
+def predicted(found: Prediction, row: Row) -> dict[str, Any]:
+    plan = found.plan
+    return {
+        "layout": found.layout.describe() or "resident" + ", nf4" * row.nf4, "kept": plan.describe(),
+        "predicted_s": round(plan.step_s, 3), "predicted_gib": round(plan.peak_bytes / GIB, 2),
+        "predicted_host_gib": round(plan.host_bytes / GIB, 1),
+    }  # fmt: skip
+
+
+def mfu(model: LlamaForCausalLM, tokens: int, step_s: float) -> float:
+    return round(model_flops(shape_of(model), tokens, tokens) / step_s / PEAK_FLOPS, 3)
+
+
+def memory_used(device: str) -> dict[str, float]:
+    """GiB of this process's host memory, and the most of the GPU's."""
+    used = {"host_gib": round(psutil.Process().memory_info().rss / GIB, 1)}
+    if device == "cuda":
+        used["peak_gib"] = round(torch.cuda.max_memory_allocated() / GIB, 2)
+        used["reserved_gib"] = round(torch.cuda.max_memory_reserved() / GIB, 2)
+    return used
 
 
 def card(size_gb: float | None, config: LlamaConfig, tokens: int, device: str) -> tuple[float, Rates]:
@@ -202,6 +297,8 @@ def foretold(
     config: LlamaConfig, tokens: int, row: Row, rates: Rates, memory: float, host: float
 ) -> Prediction:
     shape = replace(shape_of(adapted(config)), nf4=row.nf4)
+    if row.layers:  # what a host would have to hold is part of the answer
+        host = math.inf
     if row.resident:
         plan = plan_step(shape, tokens, tokens, rates, memory_bytes=memory, host_bytes=host)
         return Prediction(plan.step_s, Layout(), plan)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
 
+import psutil
 import torch
 from peft import inject_adapter_in_model
 from torch import nn
 from train_step import LORA
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from yarn_ops.train import decoder
 from yarn_ops.train.backbone import Backbone
 from yarn_ops.train.batches import IGNORED, Batch
 from yarn_ops.train.decoder import AbsentLayers
@@ -53,6 +58,30 @@ def filled(module: nn.Module, device: str) -> nn.Module:
     return module
 
 
+def with_room(layers: nn.ModuleList, streamed: int) -> Iterator[nn.Module]:
+    """The layers; where some will be pinned, each once the host has memory for two: a virtual machine's may
+    grow as it is used, slower than it is taken."""
+    layer_bytes = 2 * sum(parameter.numel() for parameter in layers[0].parameters())
+    patience_s = 60.0
+    for layer in layers:
+        while streamed and patience_s > 0 and psutil.virtual_memory().available < 2 * layer_bytes:
+            time.sleep(0.1)
+            patience_s -= 0.1
+        yield layer
+
+
+class LayerTimes(NamedTuple):
+    """A step of at least two layers, all of whose kernels it may have compiled."""
+
+    step_s: float
+    loss: float
+    forward_s: float
+    """of a layer, the mean without the first one's"""
+    backward_s: float
+    first_s: float
+    """by which the first forward and the first backward took longer: what compiling took"""
+
+
 class Run:
     """A model, its layers as a prediction lays them out, or in 4 bits, and its optimizer."""
 
@@ -65,13 +94,15 @@ class Run:
         *,
         nf4: bool = False,
         keeps: int | None = None,
+        tell: Callable[[dict[str, Any]], None] = print,
     ) -> None:
+        """`keeps`: layers of a model of fewer than were foretold. `tell`: hears of a step begun again."""
         torch.manual_seed(0)
-        self.config, self.tokens, self.device = config, tokens, device
+        self.config, self.tokens, self.device, self.tell = config, tokens, device, tell
         self.model = model = adapted(config)
         backbone, layout = model.base_model, found.layout
         # Each is made where it computes, when it is come to: a streamed one leaves before the next is made.
-        made = (filled(layer, device) for layer in backbone.layers)
+        made = (filled(layer, device) for layer in with_room(backbone.layers, layout.streamed))
         places = streamed_places(config.num_hidden_layers, layout.streamed)
         absent: AbsentLayers | None = None
         if layout.streamed:
@@ -108,6 +139,7 @@ class Run:
             except torch.OutOfMemoryError:
                 if not self.backbone.step_down():
                     raise
+                self.tell({"stepped_down_to": self.backbone.plan.describe()})
                 self.optimizer.zero_grad(set_to_none=True)
                 torch.cuda.empty_cache()
                 continue
@@ -121,6 +153,43 @@ class Run:
         loss = self.loss_of(batch).total / batch.target_tokens
         loss.backward()
         return float(loss.detach())
+
+    def step_by_layers(self) -> LayerTimes:
+        """One step; every layer is told as soon as it has computed."""
+        layers, compute = len(self.model.base_model.layers), decoder.decoder_layer
+        forwards, ready = list[float](), list[float]()
+
+        def watched(x: torch.Tensor, *others: Any) -> torch.Tensor:
+            if len(forwards) == layers:  # the step begins again
+                forwards.clear()
+                ready.clear()
+            began = self._done()
+            y = compute(x, *others)
+            forwards.append(self._done() - began)
+            self.tell({"forward_of": len(forwards), "s": round(forwards[-1], 3)})
+            y.register_hook(arrived)
+            return y
+
+        def arrived(_: torch.Tensor) -> None:
+            ready.append(self._done())
+            if len(ready) > 1:
+                self.tell({"backward_of": layers - len(ready) + 2, "s": round(ready[-1] - ready[-2], 3)})
+
+        decoder.decoder_layer = watched
+        try:
+            step_s, loss = self.step()
+        finally:
+            decoder.decoder_layer = compute
+        backwards = [end - begin for begin, end in pairwise([*ready, self._done()])]
+        forward_s, backward_s = (sum(each[1:]) / (layers - 1) for each in (forwards, backwards))
+        first_s = forwards[0] - forward_s + backwards[0] - backward_s
+        return LayerTimes(step_s, loss, forward_s, backward_s, first_s)
+
+    def _done(self) -> float:
+        """The time once all is computed; copies to and from the host may go on."""
+        if self.device == "cuda":
+            torch.cuda.current_stream().synchronize()
+        return time.perf_counter()
 
     def _now(self) -> float:
         if self.device == "cuda":

@@ -38,14 +38,17 @@ SMALLEST_DOT = 16
 
 
 @triton.jit
-def _columns(COLUMNS: tl.constexpr):
-    """The columns of this program; consecutive programs share their rows' low-rank products."""
-    return tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+def _place(width, COLUMNS: tl.constexpr):
+    """The columns of this program, and the number of its rows' tiles; consecutive programs share their rows'
+    low-rank products. One axis counts both: CUDA launches at most 65,535 programs along the others."""
+    across = (width + COLUMNS - 1) // COLUMNS
+    return tl.program_id(0) % across * COLUMNS + tl.arange(0, COLUMNS), tl.program_id(0) // across
 
 
 @triton.jit
 def _tile(first_row, columns, positions, width, ROWS: tl.constexpr):
-    """Rows from `first_row` on, their offsets in a tensor of `width`, and the mask of those within it."""
+    """Rows from `first_row` on, their offsets in a tensor of `width`, and the mask of those within it. Rows
+    and offsets are int64: a million positions of 8,192 columns have 2^33 elements."""
     rows = (first_row + tl.arange(0, ROWS)).to(tl.int64)
     there = (rows[:, None] < positions) & (columns[None, :] < width)
     return rows, rows[:, None] * width + columns[None, :], there
@@ -73,11 +76,11 @@ def _swiglu(
     RANK: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     STEPS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    columns = _columns(COLUMNS)
+    columns, tile = _place(width, COLUMNS)
     gate_b = _b(columns, width, gate_b_ptr, RANK, 1, RANK, PADDED)
     up_b = _b(columns, width, up_b_ptr, RANK, 1, RANK, PADDED)
     for step in tl.range(0, STEPS, num_stages=STAGES):
-        first_row = (tl.program_id(1) * STEPS + step) * ROWS
+        first_row = (tile * STEPS + step) * ROWS
         rows, at, there = _tile(first_row, columns, positions, width, ROWS)
         gate, up = tl.load(gate_ptr + at, there, 0.0), tl.load(up_ptr + at, there, 0.0)
         gate_low = _low(rows, positions, low_ptr, 2 * RANK, RANK, PADDED)
@@ -108,13 +111,13 @@ def _swiglu_backward(
     RANK: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     STEPS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    columns = _columns(COLUMNS)
+    columns, tile = _place(width, COLUMNS)
     down_a = _b(columns, width, down_a_ptr, 1, width, RANK, PADDED)
     gate_b = _b(columns, width, gate_b_ptr, RANK, 1, RANK, PADDED)
     up_b = _b(columns, width, up_b_ptr, RANK, 1, RANK, PADDED)
     dtype = gate_ptr.dtype.element_ty
     for step in tl.range(0, STEPS, num_stages=STAGES):
-        first_row = (tl.program_id(1) * STEPS + step) * ROWS
+        first_row = (tile * STEPS + step) * ROWS
         rows, at, there = _tile(first_row, columns, positions, width, ROWS)
         grad, gate = tl.load(grad_ptr + at, there, 0.0), tl.load(gate_ptr + at, there, 0.0)
         up = tl.load(up_ptr + at, there, 0.0)
@@ -157,8 +160,8 @@ def _sum(
     low_stride, b_stride_o, b_stride_r, ADDENDS: tl.constexpr,
     RANK: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    columns = _columns(COLUMNS)
-    rows, at, there = _tile(tl.program_id(1) * ROWS, columns, positions, width, ROWS)
+    columns, tile = _place(width, COLUMNS)
+    rows, at, there = _tile(tile * ROWS, columns, positions, width, ROWS)
     total = tl.load(first_ptr + at, there, 0.0).to(tl.float32)
     if ADDENDS > 1:
         total += tl.load(second_ptr + at, there, 0.0).to(tl.float32)
@@ -182,8 +185,8 @@ def sum_with_low_rank(addends_NO: Sequence[Tensor], low_NR: Tensor, b_OR: Tensor
     return total_NO
 
 
-def _programs(tiling: Tiling, positions: int, width: int) -> tuple[int, int]:
-    return triton.cdiv(width, tiling.columns), triton.cdiv(positions, tiling.rows * tiling.steps)
+def _programs(tiling: Tiling, positions: int, width: int) -> tuple[int]:
+    return (triton.cdiv(width, tiling.columns) * triton.cdiv(positions, tiling.rows * tiling.steps),)
 
 
 def _padded(rank: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 from yarn_ops.errors import TrainError
@@ -26,6 +27,12 @@ class LayerPolicy(NamedTuple):
     on_host: bool = False
     """x is offloaded to host memory in between"""
 
+    def describe(self) -> str:
+        """Such as `outputs (input on the host)`."""
+        if not self.on_host:
+            return self.keep
+        return "input on the host" if self.keep == "input" else f"{self.keep} (input on the host)"
+
 
 LADDER = (
     LayerPolicy("input", on_host=True),
@@ -35,6 +42,10 @@ LADDER = (
     LayerPolicy("everything"),
 )
 """policies from least memory to least time; each saves more time for a byte than the next"""
+HOST_LADDER = (LADDER[0], LayerPolicy("outputs", on_host=True), *LADDER[2:])
+"""the same for long windows: x stays on the host, and the device's memory spares the second attention"""
+HOST_GAIN = 0.98
+"""of a step's seconds by LADDER that one by HOST_LADDER may take to be chosen: host memory is others' too"""
 MARGIN = 0.05
 """of the memory, left for fragmentation"""
 HEAD_BYTES = GIB
@@ -67,7 +78,7 @@ class StepPlan:
 
     def describe(self) -> str:
         """Such as `everything × 24, attention × 8`."""
-        names = [policy.keep + " on the host" * policy.on_host for policy in self.policies]
+        names = [policy.describe() for policy in self.policies]
         return ", ".join(f"{name} × {names.count(name)}" for name in dict.fromkeys(names))
 
 
@@ -94,10 +105,7 @@ def step_cost(
     each = [
         (count, *_layer_seconds(shape, policy, positions, window, rates)) for policy, count in counts.items()
     ]
-    kept, host = (
-        sum(n * _kept_bytes(shape, policy, positions) for policy, n in counts.items() if policy.on_host == on)
-        for on in (False, True)
-    )
+    host = sum(count * _offloaded_bytes(shape, policy, positions) for policy, count in counts.items())
     # Weights arrive in both passes; on their way back, offloaded tensors share the link with them.
     streamed_bytes = shape.streamed * shape.layer_bytes / shape.layers
     arrive_s = streamed_bytes / (FILE_BYTES_PER_S if shape.mapped else rates.host_bytes)
@@ -109,8 +117,7 @@ def step_cost(
     seconds += 2 * shape.trained * TRAINED_BYTES / shape.optimizer_shards / rates.bytes
     if shape.nf4:  # dequantised in both passes
         seconds += 2 * (shape.nf4_bytes + shape.layer_bytes) / rates.bytes
-    fetched = 2 * _kept_bytes(shape, LADDER[0], positions) if host else 0  # one in use and one on its way
-    peak = shape.fixed_bytes + kept + fetched + _working_bytes(shape, policies, positions)
+    peak = shape.fixed_bytes + _activation_bytes(shape, policies, positions)
     peak = max(peak, shape.update_bytes)
     return StepPlan(tuple(policies), seconds, peak, host + shape.pinned_bytes)
 
@@ -119,28 +126,49 @@ def plan_step(
     shape: ModelShape, positions: int, window: int, rates: Rates, *, memory_bytes: float, host_bytes: float
 ) -> StepPlan:
     """The fastest that stays below `memory_bytes`; TrainError, naming what to turn, if none does."""
-    policies = [LADDER[0]] * shape.layers
     usable = memory_bytes * (1 - MARGIN)
-    least = step_cost(shape, policies, positions, window, rates)
+    least = step_cost(shape, [LADDER[0]] * shape.layers, positions, window, rates)
     if least.peak_bytes > usable:
         raise TrainError(_too_large(shape, least.peak_bytes, memory_bytes, positions))
-    for rung in LADDER[1:]:
-        for layer in reversed(range(shape.layers)):
-            better = [*policies[:layer], rung, *policies[layer + 1 :]]
-            if step_cost(shape, better, positions, window, rates).peak_bytes > usable:
-                break
-            policies = better
-    plan = step_cost(shape, policies, positions, window, rates)
+    plan, by_host = (
+        _climb(shape, ladder, positions, window, rates, usable) for ladder in (LADDER, HOST_LADDER)
+    )
+    if by_host.step_s < HOST_GAIN * plan.step_s and by_host.host_bytes <= host_bytes:
+        return by_host
     if plan.host_bytes > host_bytes:
         raise TrainError(_too_large(shape, plan.host_bytes, host_bytes, positions, "of host memory"))
     return plan
 
 
+def _climb(
+    shape: ModelShape,
+    ladder: Sequence[LayerPolicy],
+    positions: int,
+    window: int,
+    rates: Rates,
+    usable: float,
+) -> StepPlan:
+    """The last layers as high on the ladder as `usable` bytes of the device allow, then those before."""
+    policies = [ladder[0]] * shape.layers
+    for rung in ladder[1:]:
+        for layer in reversed(range(shape.layers)):
+            better = [*policies[:layer], rung, *policies[layer + 1 :]]
+            if step_cost(shape, better, positions, window, rates).peak_bytes > usable:
+                break
+            policies = better
+    return step_cost(shape, policies, positions, window, rates)
+
+
 def step_down(policies: Sequence[LayerPolicy]) -> list[LayerPolicy] | None:
-    """Every layer's policy one level lower in LADDER; None where all are at the lowest."""
+    """Every layer's policy one level lower in its ladder; None where all are at the lowest."""
     if all(policy == LADDER[0] for policy in policies):
         return None
-    return [LADDER[max(0, LADDER.index(policy) - 1)] for policy in policies]
+    return [_below(policy) for policy in policies]
+
+
+def _below(policy: LayerPolicy) -> LayerPolicy:
+    ladder = LADDER if policy in LADDER else HOST_LADDER
+    return ladder[max(0, ladder.index(policy) - 1)]
 
 
 def _attention_flops(shape: ModelShape, positions: int, window: float) -> float:
@@ -169,7 +197,7 @@ def _layer_seconds(
     once = PASSES_HIDDEN * d + PASSES_MLP * f
     forward += once / 3 * pass_s
     backward += (once * 2 / 3 + again[policy.keep]) * pass_s
-    copied = _kept_bytes(shape, policy, positions) / rates.host_bytes if policy.on_host else 0.0
+    copied = _offloaded_bytes(shape, policy, positions) / rates.host_bytes
     return max(forward, copied), max(backward, copied)
 
 
@@ -179,8 +207,13 @@ PASSES_MLP = 28
 in forward and backward together; fitted to a profile of the step"""
 
 
+def _offloaded_bytes(shape: ModelShape, policy: LayerPolicy, positions: int) -> int:
+    return positions * shape.hidden * shape.element_bytes * policy.on_host
+
+
 def _kept_bytes(shape: ModelShape, policy: LayerPolicy, positions: int) -> int:
-    elements = shape.hidden
+    """On the device."""
+    elements = shape.hidden * (not policy.on_host)
     if policy.keep != "input":
         elements += shape.attention_width
     if policy.keep in ("attention", "everything"):
@@ -191,19 +224,30 @@ def _kept_bytes(shape: ModelShape, policy: LayerPolicy, positions: int) -> int:
     return positions * (elements * shape.element_bytes + sums)
 
 
-def _working_bytes(shape: ModelShape, policies: Sequence[LayerPolicy], positions: int) -> int:
-    """The most that a layer's backward, or the loss, holds beside what is kept from the forward."""
+def _activation_bytes(shape: ModelShape, policies: Sequence[LayerPolicy], positions: int) -> int:
+    """The most that is held at a time, in the loss or in a layer's backward, which frees what it kept."""
+    kept, peak = 0, 0
+    for policy, layers in groupby(policies):
+        kept += len(list(layers)) * _kept_bytes(shape, policy, positions)
+        fetched = 2 * _offloaded_bytes(shape, policy, positions)  # in use, and on its way
+        peak = max(peak, kept + fetched + _working_bytes(shape, policy, positions))
+    in_loss = positions * 3 * shape.hidden * shape.element_bytes + HEAD_BYTES + _head_gradient_bytes(shape)
+    return max(peak, kept + in_loss)
+
+
+def _working_bytes(shape: ModelShape, policy: LayerPolicy, positions: int) -> int:
+    """The most that a layer's backward holds beside what is kept from the forward."""
     d, f, a, kv = shape.hidden, shape.mlp, shape.attention_width, shape.kv_width
-    rows = min(positions, shape.tile_rows)
-    keeps = {policy.keep for policy in policies}
-    tile = rows * (3 * f + 3 * d) if keeps != {"everything"} else 0
-    untiled = positions * (f + 3 * d) if "everything" in keeps else 0
-    made_again = a + d + a + 2 * kv if "input" in keeps else a + d + 2 * kv if "outputs" in keeps else 0
-    in_mlp = max(tile, untiled) + positions * (2 * d + made_again)
+    if policy.keep == "everything":
+        tile = positions * (f + 3 * d)
+    else:
+        tile = min(positions, shape.tile_rows) * (3 * f + 3 * d)
+    made_again = {"input": a + d + a + 2 * kv, "outputs": a + d + 2 * kv}.get(policy.keep, 0)
+    in_mlp = tile + positions * (2 * d + made_again)
     exchanged = (7 * a + 6 * kv) // max(1, shape.kv_heads // shape.context) * (shape.context > 1)
-    in_attention = positions * (d + made_again + 3 * a + 2 * kv + exchanged)
-    in_loss = positions * 3 * d * shape.element_bytes + HEAD_BYTES + _head_gradient_bytes(shape)
-    return max(max(in_mlp, in_attention) * shape.element_bytes, in_loss)
+    summed = a + 4 * kv * (shape.kv_heads < shape.heads)  # gradients are added up in float32
+    in_attention = positions * (d + made_again + 3 * a + 2 * kv + summed + exchanged)
+    return max(in_mlp, in_attention) * shape.element_bytes
 
 
 def _head_gradient_bytes(shape: ModelShape) -> int:

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from yarn_ops.models.device import unsupported
-from yarn_ops.train.plan import LADDER, LayerPolicy
+from yarn_ops.train.plan import HOST_LADDER, LADDER, LayerPolicy
 from yarn_ops.train.projection import parameter_gradients
 
 CONFIGS = (LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config)
@@ -111,7 +111,7 @@ def test_what_is_kept_changes_no_bit(config: Any, dtype: torch.dtype, tile_rows:
     model = small_model(config, dtype=dtype)
     ids_BT = torch.randint(0, 96, (1, sum(LENGTHS)))
     found = []
-    for policy in LADDER[:-1] if tile_rows == 7 else LADDER:  # kept whole, the MLP has no tiles
+    for policy in [*LADDER[:-1], HOST_LADDER[1], *LADDER[-1:] * (tile_rows > 7)]:  # kept whole: no tiles
         hidden = decode(model, ids_BT, True, policy, tile_rows)
         found.append({"hidden": hidden.detach(), **gradients(model, hidden)})
     for other in found[1:]:

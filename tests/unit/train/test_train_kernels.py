@@ -59,6 +59,13 @@ def test_a_sum_leaves_its_addends(kernels: Any, count: int) -> None:
     assert all(torch.equal(*pair) for pair in zip(addends, before, strict=True))
 
 
+def test_cuda_takes_the_grid_of_sixteen_million_positions(kernels: Any) -> None:
+    for tiling in (kernels.GATE, kernels.SUM):
+        along, *others = kernels._programs(tiling, 1 << 24, 28672)
+        assert along < 2**31
+        assert all(each <= 65535 for each in others)
+
+
 def test_a_model_through_the_kernels_is_the_plain_one(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(LlamaConfig, dtype=torch.float32, num_hidden_layers=1)
     ids_BT = torch.randint(0, 96, (1, 50))

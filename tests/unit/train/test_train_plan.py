@@ -11,7 +11,16 @@ import pytest
 
 from yarn_ops.errors import TrainError
 from yarn_ops.train.model_shape import ModelShape
-from yarn_ops.train.plan import GIB, LADDER, LayerPolicy, model_flops, plan_step, step_cost, step_down
+from yarn_ops.train.plan import (
+    GIB,
+    HOST_LADDER,
+    LADDER,
+    LayerPolicy,
+    model_flops,
+    plan_step,
+    step_cost,
+    step_down,
+)
 from yarn_ops.train.probe import GPUS, known_gpu
 
 RESULTS = Path(__file__).parents[3] / "infra" / "benchmarks" / "results" / "train-step-h200.jsonl"
@@ -104,14 +113,42 @@ def test_what_does_not_fit_is_refused_with_the_knob(
         )
 
 
-def test_a_step_down_keeps_less_until_there_is_no_less() -> None:
-    shape, policies = llama_8b(2), [LADDER[-1], LADDER[2]]
+@pytest.mark.parametrize(
+    ("first", "steps"), [(LADDER[2], len(LADDER)), (HOST_LADDER[1], len(LADDER))], ids=["device", "host"]
+)
+def test_a_step_down_keeps_less_until_there_is_no_less(first: LayerPolicy, steps: int) -> None:
+    shape, policies = llama_8b(2), [first, LADDER[-1]]
     peaks = []
     while policies:
         peaks.append(step_cost(shape, policies, 32768, 32768, H200.rates).peak_bytes)
         policies = step_down(policies) or []
-    assert len(peaks) == len(LADDER)
+    assert len(peaks) == steps
     assert peaks == sorted(peaks, reverse=True)
+
+
+def test_a_long_window_s_inputs_go_to_the_host_so_that_attention_is_computed_once() -> None:
+    """Where the host has the room: 1B's shape at a million tokens."""
+    shape, tokens = llama("llama-3.2-1b"), 1 << 20
+    roomy, small = (
+        plan_step(
+            shape, tokens, tokens, H200.rates, memory_bytes=H200.memory_bytes, host_bytes=host_gib * GIB
+        )
+        for host_gib in (100, 1)
+    )
+    assert all(policy.keep != "input" for policy in roomy.policies)
+    assert roomy.describe().startswith("outputs (input on the host) ×")
+    assert roomy.host_bytes == sum(policy.on_host for policy in roomy.policies) * tokens * 2048 * 2
+    assert small.host_bytes == 0
+    assert small.step_s > 1.1 * roomy.step_s
+
+
+def test_what_a_layer_kept_is_gone_when_the_layers_before_it_compute() -> None:
+    """So layers that keep less may take more beside it than the last ones."""
+    shape, tokens = llama_8b(8), 1 << 19
+    last = step_cost(shape, [LADDER[0]] * 7 + [LADDER[-1]], tokens, tokens, H200.rates).peak_bytes
+    first = step_cost(shape, [LADDER[0]] * 8, tokens, tokens, H200.rates).peak_bytes
+    all_ = step_cost(shape, [LADDER[-1]] * 8, tokens, tokens, H200.rates).peak_bytes
+    assert first <= last < all_
 
 
 def test_gpus_are_known_by_their_drivers_names() -> None:

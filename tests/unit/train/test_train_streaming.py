@@ -22,7 +22,7 @@ from yarn_ops.train.lora import TENSORS
 from yarn_ops.train.model_shape import ModelShape
 from yarn_ops.train.parallel.layout import Layout, StepShape
 from yarn_ops.train.parallel.ranks import Ranks
-from yarn_ops.train.plan import GIB, LADDER
+from yarn_ops.train.plan import GIB, HOST_LADDER, LADDER
 from yarn_ops.train.probe import GPUS
 from yarn_ops.train.streaming import StreamedLayers, streamed_places
 
@@ -54,7 +54,7 @@ def test_a_streamed_step_is_the_resident_one_to_the_last_bit(
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA GPU here")
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    policies = [LADDER[number % len(LADDER)] for number in range(LAYERS)]
+    policies = [LADDER[0], LADDER[1], HOST_LADDER[1], LADDER[3], LADDER[4]]
     ids_BT = torch.randint(0, 96, (1, sum(LENGTHS))).to(device)
     wide = {} if device == "cpu" else {"head_dim": 64, "hidden_size": 256}
 
