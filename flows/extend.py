@@ -7,7 +7,7 @@ from flows.curriculum import train_legs
 from flows.outcome import run_flow
 from flows.reporting import show_plan, show_report
 from flows.run import open_run
-from flows.stages.making import fetch_base, merge, patch, prepare, rehearse, require_windows, survey
+from flows.stages.making import fetch_base, merge, patch, prepare, rehearse, require_windows, survey, warm_up
 from flows.stages.measuring import judge, score
 from flows.stages.releasing import draw, publish, take_fingerprint
 from flows.warm_trainer import warm_trainer
@@ -82,6 +82,7 @@ def extension(recipe: Recipe) -> str:
         rehearse(recipe.train, [leg.ungated() for leg in legs], configs[-1])
         corpus = survey(recipe.data)
         show_plan(run.plan(base, corpus))
+        warm_up(recipe.train, legs[0], recipe.data, configs[0])
         shards = prepare(recipe.data.of_shards(), corpus, base)
         require_windows(shards, legs, configs[-1])
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 from flows.logs import run_logger
 from flows.mlflow_run import StepSink
+from flows.run import current_run
 from flows.tasks import StageContext, observation, stage
 from yarn_ops import bases
 from yarn_ops.data import corpus as corpora
 from yarn_ops.data import shards as tokenised
 from yarn_ops.data.windows import needed_tokens
+from yarn_ops.models.files import read_config
 from yarn_ops.processes import usable_threads
 from yarn_ops.recipe import NOT_IN_LOSSES, Base, Data, Leg, Rope, Train
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, Corpus, PatchedModel, Rehearsal, ShardSet
@@ -23,9 +27,7 @@ from yarn_ops.train.job import Job
 
 AFTER_TRAINING = ("yarn_ops.train.merge", "yarn_ops.evals.measure")
 """what the stages behind it need; this process imports it while it waits for the trainer"""
-
-TRAINER_PHASES = {"begin": "model", "plan": "first step"}
-"""what follows an event of the trainer, as `RunCosts` calls it; "process" before the first"""
+HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")
 
 
 @observation("base")
@@ -89,6 +91,16 @@ def require_windows(shards: ShardSet, legs: Sequence[Leg], patched: PatchedModel
     needed_tokens("held_out", shards.held_out_tokens, patched.target_context_tokens)
 
 
+def warm_up(section: Train, leg: Leg, data: Data, patched: PatchedModel) -> None:
+    """Have the trainer that waits compile what its first step needs, while documents are prepared."""
+    run = current_run()
+    if run.device.trainer is not None:
+        run.device.trainer.prepare(
+            "yarn_ops.train.rehearsal:compile_ahead",
+            section, leg.context_tokens, data.document_mask, run.fetch(patched),
+        )  # fmt: skip
+
+
 @stage("train", version=3, of=lambda section, leg, *_: f"{leg.context_tokens} tokens")
 def train(
     context: StageContext,
@@ -128,13 +140,13 @@ def train(
     )
 
     def on_event(event: Event) -> None:
-        if event["event"] in TRAINER_PHASES:
-            run.costs.phase(TRAINER_PHASES[event["event"]])
+        if event["event"] == "phase":
+            run.costs.phase(event["name"])
         if event["event"] == "step":
             run.costs.phase("" if event["step"] < event["steps"] else "end")
             if event["step"] == 1:
                 run_logger().info("step 1 of %d, loss %.3f", event["steps"], event["loss"])
-                threading.Thread(target=_import_ahead).start()
+                threading.Thread(target=_import_ahead, args=(job.patched_dir,)).start()
             steps.log(event)
             told = f"step {event['step']} of {event['steps']}, loss {event['loss']:.3f}"
             context.report(event["step"], event["steps"], told)
@@ -147,11 +159,20 @@ def train(
         )
 
 
-def _import_ahead() -> None:
-    """Import what merging and measuring need, which takes seconds, while the trainer works."""
+def _import_ahead(patched: Path) -> None:
+    """Import and compile what merging and measuring need, which takes seconds, while the trainer works.
+
+    patched: the directory whose config says how many heads attend.
+    """
     for module in AFTER_TRAINING:
         importlib.import_module(module)
-    importlib.import_module("yarn_ops.models.suffix").import_flash_attention_4()
+    config = read_config(patched)
+    heads, key_heads, width = (config.get(name) for name in HEADS)
+    if heads and key_heads:
+        with suppress(Exception):  # it is compiled, or refused, when it is called
+            importlib.import_module("yarn_ops.models.suffix").compile_ahead(
+                heads, key_heads, width or config["hidden_size"] // heads
+            )
 
 
 @stage("merge", version=2, of=lambda base, patched, *_: f"{patched.method} ×{patched.factor:g}")

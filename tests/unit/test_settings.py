@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from yarn_ops.errors import SettingsError
 from yarn_ops.settings import as_environment, read_settings
+
+KERNEL_CACHES = {
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+    "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR",
+    "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED",
+}
 
 
 def test_embedded_defaults_lie_in_the_state_directory(
@@ -72,3 +80,19 @@ def test_a_state_directory_that_cannot_be_written(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("YARN_OPS_STATE_DIR", str(tmp_path / "file" / "state"))
     with pytest.raises(SettingsError, match="set YARN_OPS_STATE_DIR to one that can"):
         read_settings().make_home()
+
+
+def test_compiled_kernels_are_kept_in_the_state_directory_unless_a_person_says_where(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in KERNEL_CACHES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/mine")
+    monkeypatch.setenv("YARN_OPS_STATE_DIR", str(tmp_path / "state"))
+    settings = read_settings()
+    assert settings.kernel_caches.keys() == KERNEL_CACHES - {"TRITON_CACHE_DIR"}
+    settings.make_home()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"].startswith(f"{tmp_path}/state/cache/")
+    assert os.environ["TRITON_CACHE_DIR"] == "/mine" and not settings.kernel_caches
+    for name in KERNEL_CACHES - {"TRITON_CACHE_DIR"}:
+        monkeypatch.delenv(name)

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +31,6 @@ PLANNED_TOKENS = 1024
 """cuDNN plans anew for every shape it has not met, which takes longer than attending: it gets rows and keys
 in multiples of this alone, of one text, so that its shapes come again; what is left goes the way that plans
 nothing"""
-COMPILED = Path.home() / ".cache" / "yarn-ops" / "flash-attention-4"
 aten = torch.ops.aten
 
 Kernel = Callable[[Tensor, Tensor, Tensor, bool, float], tuple[Tensor, Tensor]]
@@ -168,11 +168,9 @@ def flash_attention_4() -> Any:
 
 @functools.cache
 def import_flash_attention_4() -> Any:
-    """The same on any machine; it takes seconds, and does not touch a device. What it compiles is kept for
-    later processes."""
+    """The same on any machine; it takes seconds, and does not touch a device. It reads in the environment
+    where to keep what it compiles (`Settings.kernel_caches`)."""
     try:
-        cache: Any = importlib.import_module("flash_attn.cute.cache_utils")
-        cache.CUTE_DSL_CACHE_ENABLED, cache.CUTE_DSL_CACHE_DIR = True, str(COMPILED)
         interface: Any = importlib.import_module("flash_attn.cute.interface")
         own = interface._tile_size_bwd_sm90
 
@@ -185,6 +183,34 @@ def import_flash_attention_4() -> Any:
         return interface._flash_attn_fwd, interface._flash_attn_bwd
     except (ImportError, AttributeError):
         return None
+
+
+@contextmanager
+def compiling_ahead() -> Iterator[None]:
+    """Within the block tensors on a GPU have no data, and FlashAttention-4 compiles for them without reading
+    or launching anything: no device is touched, though torch would open one for such tensors."""
+    from torch._subclasses import fake_tensor
+
+    opened: Any = fake_tensor.init_gpu_context
+    fake_tensor.init_gpu_context = lambda device: None  # type: ignore[assignment]
+    try:
+        with fake_tensor.FakeTensorMode(), warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        fake_tensor.init_gpu_context = opened
+
+
+def compile_ahead(heads: int, key_heads: int, head_width: int) -> None:
+    """Have FlashAttention-4 compile how a text's rows read it, if it is what runs on this machine."""
+    if flash_attention_4() is None:
+        return
+    with compiling_ahead():
+        rows, keys = (
+            torch.empty(1, many, PLANNED_TOKENS, head_width, dtype=torch.bfloat16, device="cuda")
+            for many in (heads, key_heads)
+        )
+        _fa4(rows, keys, keys, True, 1.0)
+        _fa4(_by_key_head(rows, keys), keys, keys, False, 1.0)
 
 
 def _no_mask(*sizes: Any, **options: Any) -> None:

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from yarn_ops.errors import TrainError
-from yarn_ops.models.suffix import flash_attention_4
+from yarn_ops.models.suffix import compiling_ahead, flash_attention_4
 
 Kernel = Literal["fa4", "cudnn", "flash", "cpu"]
 aten = torch.ops.aten
@@ -152,6 +152,21 @@ def attend_backward(
         q, k, v = (g.view(like.shape) for g, like in zip(gradients, (q_BTHK, k_BTHK, v_BTHK), strict=True))
         return q, k, v
     return _attend_on_cpu_backward(grad_BTHK, q_BTHK, k_BTHK, v_BTHK, attended, documents)
+
+
+def compile_ahead(heads: int, key_heads: int, head_width: int, tokens: int, *, masked: bool) -> None:
+    """Have FlashAttention-4 compile forward and backward of such windows in bf16, if that is what attends
+    here, without touching a device. `masked`: documents are packed into them."""
+    if choose_kernel("cuda", torch.bfloat16, head_width, masked) != "fa4":
+        return
+    with compiling_ahead():
+        q, k = (
+            torch.empty(1, tokens, many, head_width, dtype=torch.bfloat16, device="cuda")
+            for many in (heads, key_heads)
+        )
+        starts = torch.empty(2, dtype=torch.int32, device="cuda")
+        documents = Documents(starts, (0, tokens), tokens) if masked else None
+        attend_backward("fa4", q, q, k, k, attend("fa4", q, k, k, documents), documents)
 
 
 def _heads_first(*tensors: Tensor) -> Iterator[Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from yarn_ops.data.windows import Window
 from yarn_ops.train.job import Job
 from yarn_ops.train.parallel.ranks import ContextGroup, Ranks
-from yarn_ops.train.windows import WindowProcess, window_sampler
+from yarn_ops.train.windows import Windows
 
 IGNORED = -100
 
@@ -112,27 +112,37 @@ def positions_within(segments_BT: Tensor) -> Tensor:
 class BatchReader:
     """This process's part of every step: a pure function of the job, the layout and the step's number."""
 
-    def __init__(self, job: Job, ranks: Ranks, device: str) -> None:
-        self._job, self._ranks, self._device = job, ranks, device
-        self._sampler = WindowProcess(job) if job.train.exercises.share else window_sampler(job)
+    def __init__(self, job: Job, ranks: Ranks, device: str, sampler: Windows, first_step: int) -> None:
+        """The windows of `first_step` are read from now on, in a thread."""
+        self._job, self._ranks, self._device, self._sampler = job, ranks, device, sampler
         self._windows = job.global_batch_windows // ranks.layout.data
         self.batch_windows = min(job.train.batch_windows, self._windows)
         """windows of a micro-batch"""
         self._thread = ThreadPoolExecutor(1, "windows")
-        self._next: tuple[int, Future[list[Batch]]] | None = None
+        self._read_ahead(first_step)
+
+    def first(self) -> Batch:
+        """The first micro-batch of the next step, with all tokens of its windows."""
+        return self._next.result()[0][0]
 
     def step(self, step: int) -> list[Batch]:
         """The micro-batches of optimizer step `step` (from 0), with this process's part of their tokens.
         Those of the next step are then read in a thread."""
-        if self._next is not None and self._next[0] == step:
-            batches = self._next[1].result()
-        else:
-            batches = self._read(step)
-        self._next = (step + 1, self._thread.submit(self._read, step + 1))
+        if self._next_step != step:
+            self._read_ahead(step)
+        batches = [part for _, part in self._next.result()]
+        self._read_ahead(step + 1)
         return batches
 
-    def whole_windows(self, step: int) -> Iterator[Batch]:
-        """The same micro-batches with all tokens of their windows."""
+    def _read_ahead(self, step: int) -> None:
+        self._next_step = step
+        self._next: Future[list[tuple[Batch, Batch]]] = self._thread.submit(self._read, step)
+
+    def _read(self, step: int) -> list[tuple[Batch, Batch]]:
+        """Each micro-batch, with all tokens of its windows and with this process's part of them."""
+        return [(batch, batch.part(self._ranks.context_group)) for batch in self._whole(step)]
+
+    def _whole(self, step: int) -> Iterator[Batch]:
         first = step * self._job.global_batch_windows + self._ranks.data_rank * self._windows
         for start in range(first, first + self._windows, self.batch_windows):
             end = min(start + self.batch_windows, first + self._windows)
@@ -142,6 +152,3 @@ class BatchReader:
                 document_mask=self._job.data.document_mask,
                 answer_share=self._job.train.exercises.answer_share,
             )
-
-    def _read(self, step: int) -> list[Batch]:
-        return [batch.part(self._ranks.context_group) for batch in self.whole_windows(step)]

@@ -25,12 +25,16 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_uncompiled: ContextVar[bool] = ContextVar("uncompiled", default=False)
 
 
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,11 +45,21 @@ def fused(function: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(function, dynamic=False)  # loads the compiler: two seconds
 
     def call(first: Tensor, *others: Any) -> Any:
-        if runs_kernels(first):
+        if runs_kernels(first) and not _uncompiled.get():
             return compiled()(first, *others)
         return function(first, *others)
 
     return call
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Within the block `fused` functions run as they are: a few tokens are not worth a compilation."""
+    token = _uncompiled.set(True)
+    try:
+        yield
+    finally:
+        _uncompiled.reset(token)
 
 
 def runs_kernels(tensor: Tensor) -> bool:
@@ -57,6 +71,13 @@ def runs_kernels(tensor: Tensor) -> bool:
 def _can_compile() -> bool:
     compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
     return find_spec("triton") is not None and any(shutil.which(name) for name in compilers if name)
+
+
+def load_compiler() -> None:
+    """Load what the first call of a `fused` function would load, without touching a device."""
+    from torch._inductor import codecache, compile_fx  # noqa: F401
+
+    codecache.torch_key()  # of all its sources: a second
 
 
 def _rms_norm(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:

@@ -1,6 +1,7 @@
 """The trainer's events: a file of JSON lines, each flushed as it happens, that is read while it grows.
 
-{"event": begin | start | plan | step | checkpoint | done | stopped | failed, "step": n, "steps": n, ...}
+{"event": begin | phase | start | plan | step | checkpoint | done | stopped | failed, "step": n, "steps": n,
+...}; a phase has the name of what begins, of what comes before the first step.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def _follow(
         if ended:
             return last
         raise_missed()
-        begins = last is None or last["event"] in ("begin", "start", "plan")
+        begins = last is None or last["event"] in ("begin", "phase", "start", "plan")
         if begins and deadline is not None and time.monotonic() > deadline:
             stop(trainer, 0.0)  # there is nothing to keep
             raise OverBudget(f"training: stopped before its first step here; {RAISE_BUDGET}")

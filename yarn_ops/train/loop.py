@@ -38,6 +38,7 @@ from yarn_ops.train.parallel.sharding import ShardedLayers
 from yarn_ops.train.probe import usage
 from yarn_ops.train.snapshot import Snapshot, save_snapshot
 from yarn_ops.train.streaming import StreamedLayers, streamed_places
+from yarn_ops.train.windows import Windows, open_windows
 
 FINAL_LOSS_STEPS = 5
 
@@ -67,9 +68,12 @@ def run_job(
     ranks = ranks or Ranks()
     torch.set_num_threads(max(1, job.threads // ranks.size))
     torch.use_deterministic_algorithms(resolve_device(job.device) == "cpu")
+    windows = open_windows(job)
+    events.emit("phase", name="layout")
     choose_layout(job, ranks)
     torch.manual_seed(job.train.seed)
-    loop = Loop(job, events, stop, ranks)
+    events.emit("phase", name="model")
+    loop = Loop(job, events, stop, ranks, windows, resume_from.step if resume_from else 0)
     if resume_from is not None:
         loop.restore(resume_from)
     loop.run()
@@ -79,12 +83,15 @@ def run_job(
 class Loop:
     """One leg's model, optimizer and loss curve so far."""
 
-    def __init__(self, job: Job, events: EventLog | NoEvents, stop: threading.Event, ranks: Ranks) -> None:
+    def __init__(
+        self, job: Job, events: EventLog | NoEvents, stop: threading.Event, ranks: Ranks,
+        windows: Windows | None = None, first_step: int = 0,
+    ) -> None:  # fmt: skip
         self._job, self._events, self._stop, self._ranks = job, events, stop, ranks
         self._device = resolve_device(job.device)
         self._dtype = resolve_dtype(job.train.precision, self._device)
         self._float8 = job.train.precision == "fp8"
-        self._batches = BatchReader(job, ranks, self._device)
+        self._batches = BatchReader(job, ranks, self._device, windows or open_windows(job), first_step)
         self._model, absent = load_model(job, self._device, self._dtype, ranks)
         self._parameters = trained_parameters(self._model)
         self._optimizer = Optimizer(self._model, job.train.weight_decay, torch_dtype(self._dtype), ranks)
@@ -130,7 +137,11 @@ class Loop:
         self._events.emit("start", step=self._step, device=self._device, precision=precision)
         self._report_plan()
         self._model.train()
-        self._loss.prove(next(self._batches.whole_windows(self._step)).inputs_BT)
+        self._events.emit("phase", name="windows")
+        first = self._batches.first()
+        self._events.emit("phase", name="proof")
+        self._loss.prove(first.inputs_BT)
+        self._events.emit("phase", name="first step")
         if self._float8:
             self._backbone.quantise()
         while self._step < steps:

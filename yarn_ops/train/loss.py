@@ -5,6 +5,7 @@ Axes in names: B windows, T tokens of a window, N = B·T positions, D hidden wid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 from yarn_ops.errors import TrainError
 from yarn_ops.models.head import Head
 from yarn_ops.train.batches import Batch
-from yarn_ops.train.elementwise import cross_entropy
+from yarn_ops.train.elementwise import cross_entropy, uncompiled
 from yarn_ops.train.parallel.ranks import ContextGroup
 
 HiddenStates = Callable[[Tensor, Tensor | None], Tensor]
@@ -73,7 +74,8 @@ class CausalLoss:
         mine_BT = self._context_group.part(inputs_BT, 1) if self._context_group else inputs_BT
         training = self._model.training
         self._model.eval()  # dropout would tell the two apart
-        ours = Head.of(self._model, self._dtype).logits(self._backbone(mine_BT, None))
+        with uncompiled():
+            ours = Head.of(self._model, self._dtype).logits(self._backbone(mine_BT, None))
         with torch.autocast(inputs_BT.device.type, self._dtype, enabled=self._dtype == torch.bfloat16):
             theirs = self._model(input_ids=inputs_BT, use_cache=False).logits
         self._model.train(training)
@@ -101,7 +103,8 @@ def summed_loss(
     """(cross-entropy in nats, weighted and summed over targets ≥ 0; each position's own, not weighted (N),
     empty without weights). At most `logits_at_once` elements of logits are in memory."""
     at_once = logits_at_once or (LOGITS_AT_ONCE_GPU if hidden_ND.is_cuda else LOGITS_AT_ONCE)
-    rows = max(1, at_once // len(head.weight_VD))
+    chunks = math.ceil(len(hidden_ND) / max(1, at_once // len(head.weight_VD)))
+    rows = math.ceil(len(hidden_ND) / chunks) if chunks else 1  # chunks of one length: compiled once
     return _SummedLoss.apply(hidden_ND, targets_N, weights_N, rows, *head)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -1,4 +1,4 @@
-"""The rehearsal: faults of a recipe's training that can be found before weights and documents are read."""
+"""Before weights and documents are read: faults of a recipe's training, and what can be compiled for it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,33 @@ from typing import Literal
 import psutil
 import torch
 
+from yarn_ops.models.device import unsupported
 from yarn_ops.models.files import read_config
 from yarn_ops.models.loading import lay_out
 from yarn_ops.recipe import Leg, Train
 from yarn_ops.records import Local, PatchedModel, Rehearsal
+from yarn_ops.train import attention
+from yarn_ops.train.elementwise import load_compiler
 from yarn_ops.train.layout_search import predict, step_shape, training_shape
 from yarn_ops.train.lora import make_trainable, trained_parameters
+from yarn_ops.train.model_shape import ModelShape
 from yarn_ops.train.parallel.layout import usable_processes
 from yarn_ops.train.precision import trainer_environment
 from yarn_ops.train.probe import GPUS
+
+
+def compile_ahead(train: Train, window: int, masked: bool, patched: Local[PatchedModel]) -> None:
+    """Compile and load what the first step needs and no device has to be touched for, where a GPU trains.
+
+    window: tokens of one; masked: attention stays within its documents.
+    """
+    if not torch.cuda.is_available():
+        return
+    model = lay_out(patched.path)
+    if unsupported(model, window) is None and train.precision in ("auto", "bf16"):
+        shape = ModelShape.of(model, element_bytes=2, weight_bytes=2)
+        attention.compile_ahead(shape.heads, shape.kv_heads, shape.head_width, window, masked=masked)
+    load_compiler()
 
 
 def rehearse(

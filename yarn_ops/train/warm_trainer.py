@@ -12,6 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,12 +32,13 @@ class WarmTrainer:
     Start it in the thread that takes it, see `processes.start`.
     """
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, environment: Mapping[str, str]) -> None:
+        """environment: variables for it beside this process's own."""
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "yarn_ops.train", "--parent", str(os.getpid())]
             self._process: subprocess.Popen[bytes] | None = start(
-                command, log=log, env=child_environment(ALLOCATOR), stdin=theirs.fileno()
+                command, log=log, env=child_environment({**ALLOCATOR, **environment}), stdin=theirs.fileno()
             )
         self._line = Connection(ours.detach())
 
@@ -43,7 +46,7 @@ class WarmTrainer:
         """`call_by_name` in the process, or here where it has ended. Its exceptions are raised here."""
         if self._process is not None:
             try:
-                self._line.send((name, arguments, named))
+                self._line.send((True, name, arguments, named))
                 failed, value = self._line.recv()
             except (EOFError, OSError):
                 self.close()
@@ -52,6 +55,13 @@ class WarmTrainer:
                     raise value
                 return value
         return call_by_name(name, *arguments, **named)
+
+    def prepare(self, name: str, *arguments: Any) -> None:
+        """Have the process make such a call too while nothing else is asked of it, whose outcome nobody
+        needs."""
+        if self._process is not None:
+            with suppress(OSError):
+                self._line.send((False, name, arguments, {}))
 
     def take(self, job_file: Path) -> subprocess.Popen[bytes] | None:
         """The process, which now runs this job; None when it was taken or closed, or has ended."""
@@ -76,10 +86,21 @@ class WarmTrainer:
 def awaited_job(line: int) -> Path | None:
     """The child's end, on file descriptor `line`: make the calls that are asked for until a job's file is
     named; its path, or None when the parent has closed the line."""
+    prepared: deque[tuple[Any, ...]] = deque()
     with Connection(os.dup(line)) as parent, suppress(EOFError, OSError):
-        while not isinstance(asked := parent.recv(), Path):
-            parent.send(_outcome(*asked))
-        return asked
+        while True:
+            while prepared and not parent.poll():
+                failed, error = _outcome(*prepared.popleft())
+                if failed:
+                    print(f"nothing prepared: {error!r}", file=sys.stderr)
+            asked = parent.recv()
+            if isinstance(asked, Path):
+                return asked
+            is_answered, *call = asked
+            if is_answered:
+                parent.send(_outcome(*call))
+            else:
+                prepared.append(tuple(call))
     return None
 
 

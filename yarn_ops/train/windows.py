@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from threading import Lock
+from typing import Protocol
 
 from yarn_ops.data.layout import ShardReader
 from yarn_ops.data.tokenizer import Tokenizer
@@ -16,7 +18,7 @@ from yarn_ops.models.files import read_config
 from yarn_ops.train.job import Job
 
 
-def window_sampler(job: Job) -> WindowSampler | ExerciseSampler:
+def window_sampler(job: Job) -> Windows:
     """The job's training windows: text alone, or a share of them with exercises. DataError: shards too
     short."""
     windows = WindowSampler(
@@ -36,6 +38,17 @@ def window_sampler(job: Job) -> WindowSampler | ExerciseSampler:
         document_mask=job.data.document_mask,
         families=exercises.families or tuple(FAMILIES),
     )
+
+
+class Windows(Protocol):
+    """Training windows by their number."""
+
+    def window(self, index: int) -> Window: ...
+
+
+def open_windows(job: Job) -> Windows:
+    """The job's windows; those with exercises are made in a process of their own, which begins now."""
+    return WindowProcess(job) if job.train.exercises.share else window_sampler(job)
 
 
 class WindowProcess:
@@ -72,7 +85,9 @@ class WindowProcess:
 def _make_windows(connection: Connection, job: Job) -> None:
     """Answer numbers with windows until the other end is closed."""
     os.setsid()  # what asks the trainer's group to stop is for the trainer, which finishes its step
-    sampler: WindowSampler | ExerciseSampler | None = None
+    sampler: Windows | None = None
+    with suppress(Exception):  # before it is asked for the first; then a fault is told
+        sampler = window_sampler(job)
     while True:
         try:
             index = connection.recv()

@@ -120,7 +120,8 @@ def test_it_stops_before_its_deadline_and_goes_on(make_job: MakeJob, trained: Tr
 
 def waiting() -> list[psutil.Process]:
     """Trainers without a job that we have started."""
-    commands = ((process, process.cmdline()) for process in psutil.Process().children())
+    children = psutil.Process().children()
+    commands = ((child, child.cmdline()) for child in children if child.status() != psutil.STATUS_ZOMBIE)
     return [process for process, command in commands if command[2:4] == ["yarn_ops.train", "--parent"]]
 
 
@@ -128,37 +129,46 @@ def test_one_started_ahead_of_its_job_does_the_same(
     make_job: MakeJob, trained: Trained, tmp_path: Path
 ) -> None:
     reference, job = trained(make_job("reference")), make_job("ahead")
-    warm_trainer = WarmTrainer(tmp_path / "warm_trainer.log")
+    warm_trainer = WarmTrainer(tmp_path / "warm_trainer.log", {})
     (process,) = waiting()
     run_trainer(job, on_event=quiet, should_stop=never, warm_trainer=warm_trainer)
     assert json.loads((job.work_dir / PID).read_bytes())["pid"] == process.pid
     assert digest_tree(job.out_dir) == digest_tree(reference.out_dir)
+    phases = [event["name"] for event in read_events(job.events) if event["event"] == "phase"]
+    assert phases == ["layout", "model", "windows", "proof", "first step"]
     assert (job.work_dir / LOG).exists() and (tmp_path / "warm_trainer.log").read_text() == ""
     assert warm_trainer.take(tmp_path / "another.json") is None
     warm_trainer.close()
 
 
 def test_one_that_gets_no_job_is_gone(tmp_path: Path) -> None:
-    unused = WarmTrainer(tmp_path / "warm_trainer.log")
+    unused = WarmTrainer(tmp_path / "warm_trainer.log", {})
     (process,) = waiting()
     unused.close()
     assert not process.is_running() and unused.take(tmp_path / "job.json") is None
 
 
 def test_what_needs_torch_is_done_in_it(tmp_path: Path) -> None:
-    warm_trainer = WarmTrainer(tmp_path / "warm_trainer.log")
+    warm_trainer = WarmTrainer(tmp_path / "warm_trainer.log", {})
     (process,) = waiting()
     assert warm_trainer.call("os:getpid") == process.pid
     with pytest.raises(TrainError, match="no path of a job"):
         warm_trainer.call("yarn_ops.train.job:read_job", tmp_path / "no path of a job")
     assert warm_trainer.call("operator:add", 1, 2) == 3, "an error ends nothing"
+    prepared = tmp_path / "prepared"
+    warm_trainer.prepare("operator:truediv", 1, 0)
+    warm_trainer.prepare("pathlib:Path.touch", prepared)
+    while not prepared.exists():
+        time.sleep(0.01)
+    assert warm_trainer.call("operator:add", 1, 2) == 3, "nothing but what was asked for is answered"
+    assert "nothing prepared: ZeroDivisionError" in (tmp_path / "warm_trainer.log").read_text()
     process.kill()
     assert warm_trainer.call("os:getpid") == os.getpid(), "it has ended: here, then"
     assert warm_trainer.take(tmp_path / "job.json") is None
 
 
 def test_what_it_cannot_send_is_done_here(tmp_path: Path) -> None:
-    warm_trainer = WarmTrainer(tmp_path / "warm_trainer.log")
+    warm_trainer = WarmTrainer(tmp_path / "warm_trainer.log", {})
     (process,) = waiting()
     assert warm_trainer.call("threading:Lock").acquire()
     assert not process.is_running() and "cannot pickle" in (tmp_path / "warm_trainer.log").read_text()
@@ -209,7 +219,7 @@ WAIT_FOR_NOTHING = """
 import sys, time
 from pathlib import Path
 from yarn_ops.train.warm_trainer import WarmTrainer
-warm_trainer = WarmTrainer(Path(sys.argv[1]))
+warm_trainer = WarmTrainer(Path(sys.argv[1]), {})
 print("started", flush=True)
 time.sleep(600)
 """
