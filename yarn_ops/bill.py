@@ -91,7 +91,7 @@ def bill(workload: Workload, machines: Machines) -> tuple[BillItem, ...]:
 
     limit, setting = (
         f"{workers} of {there} GPUs for {workload.blocks} blocks",
-        f"YARN_OPS_GRID_WORKERS={workers}",
+        "--nodes" if there == 1 else f"YARN_OPS_GRID_WORKERS={workers}",
     )
     if workload.alone_s > each_s:
         limit, setting = "scores that one GPU makes alone", "evaluate.windows"

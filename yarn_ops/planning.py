@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,8 +232,12 @@ def _device(
         rates = known.rates._replace(products=known.float8_products) if float8 else known.rates
         if sized is None:
             return known.name, known.memory_bytes, rates, known.peak_flops
+        memory_bytes = float(sized["size"]) * GIB - DRIVER_BYTES
+        if not 0 < memory_bytes < math.inf:
+            fault = "large" if memory_bytes > 0 else f"small; its driver takes {DRIVER_BYTES / GIB} GiB"
+            raise RecipeError(f"--gpu {gpu[:40]}: no card is as {fault}")
         name = f"{sized['size']} GB at an {known.name}'s rates"
-        return name, float(sized["size"]) * GIB - DRIVER_BYTES, rates, known.peak_flops
+        return name, memory_bytes, rates, known.peak_flops
     if not torch.cuda.is_available():
         names = " or ".join(f"--gpu {each.name}" for each in GPUS)
         raise RecipeError(f"plan: no GPU here to plan for; name one: {names}")

@@ -28,6 +28,8 @@ GPU_HOUR = 3.0
 """US dollars for a GPU of the H100 class, with its share of the machine: an assumption near list prices"""
 NODE_HOUR = 1.5
 """US dollars for a machine of 32 cores without GPUs: an assumption near list prices"""
+MOST_DOLLARS = 1e6
+MOST_PROCESSES = 4096
 ADDRESSES = (
     "database_url",
     "store_url",
@@ -105,18 +107,24 @@ class Settings(BaseSettings):
     standby: bool = Field(True, description="whether the service keeps a process ready for runs: 1 GB")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run")
     processes: int | None = Field(
-        None, ge=1, description="that train together at most; default one for every GPU, one on a CPU"
+        None,
+        ge=1,
+        le=MOST_PROCESSES,
+        description="that train together at most; default one for every GPU, one on a CPU",
     )
     grid_workers: int = Field(
-        1, ge=1, description="that share the cells of a suite: the run itself, and helpers in the GPU pool"
+        1,
+        ge=1,
+        le=MOST_PROCESSES,
+        description="that share the cells of a suite: the run itself, and helpers in the GPU pool",
     )
     gpu_hour: float = Field(
-        GPU_HOUR, ge=0, allow_inf_nan=False, description="dollars for a GPU's hour and its share of the host"
+        GPU_HOUR, ge=0, le=MOST_DOLLARS, description="dollars for a GPU's hour and its share of the host"
     )
     node_hour: float = Field(
-        NODE_HOUR, ge=0, allow_inf_nan=False, description="dollars for an hour of a machine without GPUs"
+        NODE_HOUR, ge=0, le=MOST_DOLLARS, description="dollars for an hour of a machine without GPUs"
     )
-    lease_s: float = Field(60.0, gt=1, description="life of a lease; renewed at a third of it")
+    lease_s: float = Field(60.0, gt=1, le=86_400, description="life of a lease; renewed at a third of it")
 
     @field_validator(*ADDRESSES)
     @classmethod

@@ -14,6 +14,7 @@ from yarn_ops.errors import RecipeError
 from yarn_ops.recipe import Data, Gate, Leg, Recipe, load_recipe, parse_recipe, recorded_recipe
 from yarn_ops.recipe.reading import RENAMED
 from yarn_ops.recipe.section import LENGTH_DEPENDENT
+from yarn_ops.recipe.training import Exercises
 from yarn_ops.shipped import recipe_path, recipes
 
 MINIMAL = {**NAMED, "rope": {"factor": 4}}
@@ -226,9 +227,31 @@ def test_overrides_change_one_value(tmp_path: Path) -> None:
     path = write(tmp_path, TEXT + "[rope]\nfactor = 4\n")
     recipe = load_recipe(path, ["train.steps=20", "rope.method=linear", 'data.sources=["a.txt"]'])
     assert (recipe.train.steps, recipe.rope.method, recipe.data.sources) == (20, "linear", ("a.txt",))
-    for wrong in ("steps=20", "train.steps", "train.=3", "=", "a.b.c=1"):
+    for wrong in ("steps=20", "train.steps", "train.=3", "=", "train..share=1"):
         with pytest.raises(RecipeError, match=r"write section.key=value"):
             load_recipe(path, [wrong])
+
+
+def test_overrides_reach_the_tables_of_a_section(tmp_path: Path) -> None:
+    """What the advice of a verdict names, `train.exercises.share=1`, is typed so."""
+    path = write(tmp_path, TEXT + "[rope]\nfactor = 4\n[train.exercises]\nanswer_share = 0.5\n")
+    recipe = load_recipe(path, ["train.exercises.share=0.25", "publish.tags.team=us"])
+    assert recipe.train.exercises == Exercises(share=0.25, answer_share=0.5)
+    assert recipe.publish.tags == {"team": "us"}
+    for wrong, table in (("base.model.x.y=1", "base.model"), ("base.model.x=1", "base.model")):
+        with pytest.raises(RecipeError, match=f"'{table}' is no section or table"):
+            load_recipe(path, [wrong])
+    with pytest.raises(RecipeError, match=r"train.exercises.shares: unknown key; did you mean 'share'"):
+        load_recipe(path, ["train.exercises.shares=1"])
+
+
+def test_a_whole_number_that_no_database_holds_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, TEXT + "[rope]\nfactor = 4\n")
+    for key in ("train.seed", "data.seed", "evaluate.seed", "train.steps", "train.context_tokens"):
+        for text in ("9223372036854775808", "1e23"):
+            with pytest.raises(RecipeError, match=f"{key}: .*(a smaller one|exceeded maximum size)"):
+                load_recipe(path, [f"{key}={text}"])
+    assert load_recipe(path, ["train.seed=9223372036854775807"]).train.seed == 2**63 - 1
 
 
 def test_relative_paths_are_meant_from_the_recipe(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from yarn_ops.errors import SettingsError
-from yarn_ops.settings import as_environment, read_settings
+from yarn_ops.settings import Settings, as_environment, read_settings
+
+NUMBERS = ("LEASE_S", "PROCESSES", "GRID_WORKERS", "GPU_HOUR", "NODE_HOUR")
 
 KERNEL_CACHES = {
     "TORCHINDUCTOR_CACHE_DIR",
@@ -40,6 +42,9 @@ def test_embedded_defaults_lie_in_the_state_directory(
         ),
         ("DEVICE", "tpu", "YARN_OPS_DEVICE: input should be"),
         ("LEASE_S", "0", "YARN_OPS_LEASE_S: input should be greater than 1"),
+        *((name, "inf", f"YARN_OPS_{name}: input should be") for name in NUMBERS),
+        *((name, "nan", f"YARN_OPS_{name}: input should be") for name in NUMBERS),
+        *((name, "1e300", f"YARN_OPS_{name}: input should be") for name in NUMBERS),
     ],
 )
 def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, line: str) -> None:
@@ -47,6 +52,11 @@ def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str, v
     with pytest.raises(SettingsError, match="YARN_OPS_") as fault:
         read_settings()
     assert line in str(fault.value) and "hunter2" not in str(fault.value)
+
+
+def test_the_numbers_are_all_tried() -> None:
+    kinds = {name.upper(): field.annotation for name, field in Settings.model_fields.items()}
+    assert {name for name, kind in kinds.items() if kind in (int, float, int | None)} == {*NUMBERS}
 
 
 def test_secrets_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,9 @@ app.add_typer(rope_app, name="rope")
 app.add_typer(runs_app, name="runs")
 app.add_typer(db_app, name="db")
 
+MOST = 2**63 - 1
+"""of a whole number: what a database keeps"""
+
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A TOML file, or the name of a shipped recipe.")
 ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from yarn_ops.cli.app import JsonOption, app, run_registry, tracking
+from yarn_ops.cli.app import MOST, JsonOption, app, run_registry, tracking
 from yarn_ops.errors import ClaimError, ReleaseError, YarnOpsError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def lineage(
     alias: Annotated[
         str | None, typer.Option(help="Of the model, e.g. champion; left out: its newest version.")
     ] = None,
-    version: Annotated[int | None, typer.Option(min=1, help="Of the model.")] = None,
+    version: Annotated[int | None, typer.Option(min=1, max=MOST, help="Of the model.")] = None,
     directory: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Where the model was pulled or exported to; every file is hashed."),

@@ -9,6 +9,7 @@ import typer
 
 from yarn_ops.cli.app import (
     ARMS_HELP,
+    MOST,
     JsonOption,
     NameOption,
     RecipeArgument,
@@ -95,19 +96,22 @@ def plan(
         str | None,
         typer.Option(help="H100, H200, 24GB (any size) or H200:24GB; without it, the GPU that is here."),
     ] = None,
-    nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
-    gpus: Annotated[int, typer.Option(help="GPUs of each machine.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, max=MOST, help="Machines.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, max=MOST, help="GPUs of each machine.")] = 1,
     documents_gb: Annotated[
-        float, typer.Option(min=0, metavar="GB", help="Text to prepare; it is not looked at.")
+        float, typer.Option(min=0, max=1e9, metavar="GB", help="Text to prepare; it is not looked at.")
     ] = 1.0,
     host_gb: Annotated[
-        float, typer.Option(min=0, metavar="GB", help="Host memory that the steps of a GPU may take.")
+        float,
+        typer.Option(min=0, max=1e9, metavar="GB", help="Host memory that the steps of a GPU may take."),
     ] = 96.0,
     gpu_hour: Annotated[
-        float | None, typer.Option(metavar="$", help="Price of a GPU's hour; left out: the settings'.")
+        float | None,
+        typer.Option(min=0, max=1e9, metavar="$", help="Price of a GPU's hour; left out: the settings'."),
     ] = None,
     node_hour: Annotated[
-        float | None, typer.Option(metavar="$", help="Of a machine of 32 cores; left out: the settings'.")
+        float | None,
+        typer.Option(min=0, max=1e9, metavar="$", help="Of a machine of 32 cores; left out: the settings'."),
     ] = None,
     set_: SetOption = None,
     json: JsonOption = False,
@@ -171,9 +175,10 @@ def evaluate(
         typer.Option(metavar="GLOB", help="Your own texts; left out: Python's standard library."),
     ] = None,
     longest: Annotated[
-        int | None, typer.Option(min=1, metavar="TOKENS", help="Left out: what the model's config says.")
+        int | None,
+        typer.Option(min=1, max=MOST, metavar="TOKENS", help="Left out: what the model's config says."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of texts and needles: another asks anew.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST, help="Of texts and needles: another asks anew.")] = 0,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write capacity.html and capacity.png there.")
     ] = None,
@@ -246,7 +251,8 @@ def rope_show(
     beta_slow: Annotated[float | None, typer.Option(help="Turns below which one is interpolated.")] = None,
     theta: Annotated[float | None, typer.Option(help="abf: the base frequency that replaces.")] = None,
     original: Annotated[
-        int | None, typer.Option(min=1, metavar="TOKENS", help="Original context of a model already scaled.")
+        int | None,
+        typer.Option(min=1, max=MOST, metavar="TOKENS", help="Original context of a model already scaled."),
     ] = None,
     to: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it as well.")] = None,
     json: JsonOption = False,
@@ -269,20 +275,22 @@ def remedies_(
         str, typer.Argument(metavar="MODEL", help="A directory, or a base as in a recipe: shipped:base512, …")
     ],
     factor: Annotated[
-        float | None, typer.Option(help="Read a model that is not extended yet zero-shot by YaRN.")
+        float | None,
+        typer.Option(min=1, max=1024, help="Read a model that is not extended yet zero-shot by YaRN."),
     ] = None,
     base: Annotated[
         str | None, typer.Option(metavar="MODEL", help="The model before it was extended.")
     ] = None,
     length: Annotated[
-        int | None, typer.Option(min=1, metavar="TOKENS", help="Of a document; as the model's config says.")
+        int | None,
+        typer.Option(min=1, max=MOST, metavar="TOKENS", help="Of a document; as the model's config says."),
     ] = None,
     documents: Annotated[
         list[str] | None, typer.Option(metavar="GLOB", help="Text to hide answers in; may be repeated.")
     ] = None,
     templates: Annotated[str, typer.Option(help="Of code, prose.")] = "code",
-    windows: Annotated[int, typer.Option(min=1, help="Documents; four answers lie in each.")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Of places, keys and documents.")] = 0,
+    windows: Annotated[int, typer.Option(min=1, max=MOST, help="Documents; four answers lie in each.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, max=MOST, help="Of places, keys and documents.")] = 0,
     to: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it as well.")] = None,
     json: JsonOption = False,
 ) -> None:

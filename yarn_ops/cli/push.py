@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from yarn_ops.cli.app import app
+from yarn_ops.cli.app import MOST, app
 from yarn_ops.errors import ReleaseError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def push(
     ],
     to: Annotated[str, typer.Argument(metavar="DESTINATION", help=f"{WAYS}.")],
     alias: Annotated[str | None, typer.Option(help="Of a registered model, e.g. champion.")] = None,
-    version: Annotated[int | None, typer.Option(min=1, help="Of a registered model.")] = None,
+    version: Annotated[int | None, typer.Option(min=1, max=MOST, help="Of a registered model.")] = None,
     public: Annotated[
         bool, typer.Option("--public", help="Make a new Hugging Face repository public, not private.")
     ] = False,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from yarn_ops.cli.app import (
+    MOST,
     JsonOption,
     RecipeArgument,
     SetOption,
@@ -22,11 +23,14 @@ from yarn_ops.cli.app import (
 )
 from yarn_ops.export.engines import Engine
 
+PORTS = 65_535
+MOST_DAYS = 100 * 366
+
 
 @runs_app.callback()
 def runs(
     context: typer.Context,
-    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=MOST, help="How many.")] = 20,
     json: JsonOption = False,
 ) -> None:
     """List runs, newest first."""
@@ -100,7 +104,7 @@ def pull(
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where the model directory goes.")],
     tag: TagOption = None,
     alias: Annotated[str | None, typer.Option(help="E.g. champion.")] = None,
-    version: Annotated[int | None, typer.Option(min=1)] = None,
+    version: Annotated[int | None, typer.Option(min=1, max=MOST)] = None,
     any_gate: Annotated[
         bool, typer.Option("--any-gate", help="Versions that failed their gate too.")
     ] = False,
@@ -189,10 +193,12 @@ def db_rebuild(
 @app.command()
 def up(
     prefect_port: Annotated[
-        int | None, typer.Option(help="Of the Prefect server and UI; left out: as before, or 4200.")
+        int | None,
+        typer.Option(min=1, max=PORTS, help="Of the Prefect server and UI; left out: as before, or 4200."),
     ] = None,
     mlflow_port: Annotated[
-        int | None, typer.Option(help="Of the MLflow server; left out: as before, or 5000.")
+        int | None,
+        typer.Option(min=1, max=PORTS, help="Of the MLflow server; left out: as before, or 5000."),
     ] = None,
 ) -> None:
     """Start the service on loopback. Prefect, MLflow, workers, deployments; Ctrl-C stops it."""
@@ -224,7 +230,8 @@ def gc(
         bool, typer.Option("--dry-run", help="Show what and how much; remove nothing.")
     ] = False,
     older_than: Annotated[
-        float, typer.Option(min=0, metavar="DAYS", help="Only what nobody wrote to for as long.")
+        float,
+        typer.Option(min=0, max=MOST_DAYS, metavar="DAYS", help="Only what nobody wrote to for as long."),
     ] = 7.0,
     adopt: Annotated[
         bool,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from yarn_ops.cli.app import JsonOption, app
+from yarn_ops.cli.app import MOST, JsonOption, app
 
 if TYPE_CHECKING:
     from yarn_ops.claim import Claim
@@ -27,6 +27,7 @@ def fingerprint_(
         int | None,
         typer.Option(
             min=LEAST_LONGEST,
+            max=MOST,
             help="Tokens of the longest text, where the target is too long to be read here.",
         ),
     ] = None,

@@ -24,7 +24,8 @@ RENAMED = {
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file and apply `section.key=value` overrides (values in TOML, bare words as strings).
+    """Read a recipe file and apply `section.key=value` overrides (values in TOML, bare words as strings);
+    keys of tables within a section, as `train.exercises.share=0`, too.
 
     Relative paths in `base.model` and `data.sources` are meant from the file's directory.
     Raises RecipeError in one line that names the file, the key and the nearest known key.
@@ -83,17 +84,19 @@ def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
 
 def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    path = key.strip().split(".")
-    if not equals or len(path) != 2 or not all(path):
+    *tables, last = (part.strip() for part in key.split("."))
+    if not equals or not tables or not all((*tables, last)):
         raise RecipeError(f"--set {override}: write section.key=value, e.g. --set train.steps=20")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    section = values.setdefault(path[0], {})
-    if not isinstance(section, dict):
-        raise RecipeError(f"--set {override}: {path[0]!r} is not a section")
-    section[path[1]] = value
+    section: Any = values
+    for place, name in enumerate(tables):
+        section = section.setdefault(name, {})
+        if not isinstance(section, dict):
+            raise RecipeError(f"--set {override}: {'.'.join(tables[: place + 1])!r} is no section or table")
+    section[last] = value
 
 
 def _explain(error: ValidationError) -> str:

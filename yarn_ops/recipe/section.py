@@ -14,6 +14,8 @@ from yarn_ops.errors import RecipeError
 from yarn_ops.secrecy import holds_password
 from yarn_ops.secret_names import form_pattern
 
+MOST = 2**63 - 1
+"""of a whole number: what a database keeps"""
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 RopeMethod = Literal[
@@ -75,6 +77,13 @@ class Section(BaseModel):
                 raise ValueError("holds NUL or half a character; remove it")
             if holds_password(text):
                 raise ValueError("holds a password, and a recipe is no secret; set YARN_OPS_S3_SECRET_KEY")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _countable(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) > MOST:
+            raise ValueError(f"a database keeps numbers up to {MOST}; write a smaller one")
         return value
 
     def key_values(self) -> dict[str, Any]:

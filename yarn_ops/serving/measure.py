@@ -176,7 +176,7 @@ def _cut_one(tokenizer: Any, number: int, most_tokens: int) -> tuple[list[TextPr
     """Of one text."""
     chars = 8 * most_tokens + 4096
     text = text_of(number, chars)
-    everything = tokenizer(text).input_ids
+    everything = tokenizer(text, verbose=False).input_ids
     per_char = len(everything) / len(text)
     places = repeats(number, chars)
     found: list[TextProbe] = []
@@ -189,7 +189,7 @@ def _cut_one(tokenizer: Any, number: int, most_tokens: int) -> tuple[list[TextPr
         if not fitting:
             continue
         for at in _word_ends(text, *fitting[-1], skipped=len(found) % 3):
-            cut = tokenizer(text[:at]).input_ids
+            cut = tokenizer(text[:at], verbose=False).input_ids
             if cut == everything[: len(cut)] and len(cut) <= most_tokens:
                 found.append(TextProbe(text=number, chars=at, tokens=len(cut), candidates=("a", "b")))
                 ids = cut

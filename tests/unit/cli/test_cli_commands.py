@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from yarn_ops.cli import app
+from yarn_ops.recipe import Rope
 
 
 def commands(group: Any, path: str = "yarn-ops") -> Iterator[tuple[str, Any]]:
@@ -36,6 +37,16 @@ def test_a_command_is_explained(typed: str) -> None:
 def test_options_that_are_not_their_own_explanation_are_explained(typed: str) -> None:
     silent = [p.name for p in COMMANDS[typed].params if not getattr(p, "help", None) and p.name != "help"]
     assert set(silent) <= {"version", "run_id"}  # a version is a version, an ID is an ID
+
+
+@pytest.mark.parametrize("typed", COMMANDS)
+def test_a_number_is_bounded_at_both_ends(typed: str) -> None:
+    """So that no infinity, NaN, port or seed that is none reaches what cannot take it."""
+    numbers = [p for p in COMMANDS[typed].params if getattr(p, "type_descriptor", None) is not None]
+    numbers = [p for p in numbers if p.type_descriptor.annotation in (int, float)]
+    if typed == "yarn-ops rope show":  # of a recipe's section, which checks them
+        numbers = [p for p in numbers if p.name not in Rope.model_fields]
+    assert [p.name for p in numbers if p.min is None or p.max is None] == []
 
 
 @pytest.mark.parametrize("typed", COMMANDS)
@@ -74,6 +85,16 @@ def test_a_group_typed_alone_shows_its_help(yarn_ops: Any, group: str) -> None:
         (
             "pull a --to b --tag c",
             "yarn-ops: invalid value: write --tag key=value; see `yarn-ops pull --help`",
+        ),
+        (
+            "plan demo --gpu-hour nan",
+            "yarn-ops: invalid value for '--gpu-hour': Input should be less than or equal to 1000000000; "
+            "see `yarn-ops plan --help`",
+        ),
+        (
+            "up --mlflow-port 65536",
+            "yarn-ops: invalid value for '--mlflow-port': Input should be less than or equal to 65535; "
+            "see `yarn-ops up --help`",
         ),
         ("runs show", "yarn-ops: invalid value: give a run's id, or --last; see `yarn-ops runs show --help`"),
     ],

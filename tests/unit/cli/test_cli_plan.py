@@ -61,6 +61,7 @@ def test_an_evaluation_is_shared_with_the_other_nodes_but_for_what_is_not_divide
     assert (found.limit, found.setting) == ("5 of 5 GPUs for 100 blocks", "YARN_OPS_GRID_WORKERS=5")
     alone = parts(WORK, Machines())["evaluation"]
     assert (alone.seconds, alone.gpu_s) == (9 * HOUR, 9 * HOUR)
+    assert (alone.limit, alone.setting) == ("1 of 1 GPUs for 100 blocks", "--nodes")
     few = parts(Workload(0, 0, 0, 9 * HOUR, 3, HOUR, 0), Machines(nodes=10, gpus=8))["evaluation"]
     assert few.seconds == pytest.approx(HOUR + 8 * HOUR / 3 + costs.WORKER_START_S)
     assert few.limit == "3 of 73 GPUs for 3 blocks"
@@ -178,10 +179,12 @@ def test_a_card_of_any_size(yarn_ops: Any, recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "complaint"),
     [
-        (("--nodes", 0), "0 nodes of 1 GPUs: name at least one of each"),
+        (("--nodes", 0), "'--nodes': Input should be greater than or equal to 1"),
         (("--gpu", "T4"), "not measured yet"),
         (("--gpu", "T4:16GB"), "not measured yet"),
-        (("--gpu", "0GB"), "of the device's memory"),
+        (("--gpu", "0GB"), "--gpu 0GB: no card is as small; its driver takes 0.5 GiB"),
+        (("--gpu", "0.6GB"), "of the device's memory"),
+        (("--gpu", "9" * 400 + "GB"), "no card is as large"),
         (("--gpu", "0.9GB", "--set", "rope.factor=64", "--host-gb", "0.001"), "GiB of"),
     ],
 )

@@ -100,6 +100,7 @@ def test_several_processes_share_the_optimizer_of_all_parameters() -> None:
 )
 def test_as_many_processes_as_share_a_window(config: dict[str, Any], usable: int) -> None:
     assert usable_processes(8, step(config=config)) == usable
+    assert usable_processes(10**12, step(config=config)) >= usable  # at once
 
 
 def test_a_forced_layout_is_taken_or_refused_in_one_line() -> None:

@@ -89,5 +89,7 @@ class StepShape:
 
 
 def usable_processes(available: int, step: StepShape) -> int:
-    """The largest number of processes, of those available, that can share a step."""
-    return next(count for count in range(available, 0, -1) if any(step.shares(count)))
+    """The largest number of processes, of those available, that can share a step: windows are shared whole,
+    and each of a window's processes has a head at least."""
+    most = min(available, step.windows * step.heads)
+    return next(count for count in range(most, 0, -1) if any(step.shares(count)))
