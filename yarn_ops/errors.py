@@ -37,9 +37,9 @@ MOST_LETTERS = 400
 
 SERVICES = {
     "boto3": "S3", "botocore": "S3", "s3transfer": "S3", "mlflow": "MLflow", "prefect": "Prefect",
-    "httpx": "a server", "requests": "a server", "urllib3": "a server", "sqlalchemy": "the database",
-    "psycopg": "the database", "sqlite3": "the database", "alembic": "the database",
-    "distributed": "the cluster",
+    "httpx": "a server", "httpx2": "a server", "requests": "a server", "urllib3": "a server",
+    "sqlalchemy": "the database", "psycopg": "the database", "sqlite3": "the database",
+    "alembic": "the database", "distributed": "the cluster",
 }  # fmt: skip
 """packages through which services are asked, and what their errors are about"""
 SURROUNDINGS = {

@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, ValidationError, field_serializer, field_
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from yarn_ops.errors import SettingsError
+from yarn_ops.outward import require_usable, spare_loopback
 from yarn_ops.secrecy import hide_values, holds_password, secrets_of, without_secrets
 from yarn_ops.secret_names import ANYWHERE, weight
 
@@ -23,7 +24,6 @@ UNSET = "\0"
 OF_OTHER_KEYS = ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE")
 """what belongs to other keys of S3 than the settings'"""
 RENAMED = {"YARN_OPS_ALERT_URL": "YARN_OPS_NOTIFY"}
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 GPU_HOUR = 3.0
 """US dollars for a GPU of the H100 class, with its share of the machine: an assumption near list prices"""
 NODE_HOUR = 1.5
@@ -247,8 +247,9 @@ def read_settings() -> Settings:
     From then on this process, and those that it starts, reach the loopback interface without a proxy, and
     texts of this one are without the secrets of its environment.
     """
-    _spare_loopback()
+    spare_loopback(os.environ)
     _hide_secrets(os.environ)
+    require_usable(os.environ)
     for old, new in RENAMED.items():
         if old in os.environ:
             raise SettingsError(f"{old}: is now {new}; write that")
@@ -357,14 +358,3 @@ def adopt_environment(values: Mapping[str, str]) -> None:
     os.environ.update(kept)
     for name in values.keys() - kept.keys():
         os.environ.pop(name, None)
-
-
-def _spare_loopback() -> None:
-    """Add the loopback interface to what is asked for without a proxy, where one is named."""
-    if not any(name.lower().endswith("_proxy") for name in os.environ):
-        return
-    for name in ("no_proxy", "NO_PROXY"):
-        spared = os.environ.get(name, os.environ.get(name.swapcase(), ""))
-        missing = [host for host in LOOPBACK if host not in spared.split(",")]
-        if spared.strip() != "*" and missing:
-            os.environ[name] = ",".join([*filter(None, [spared]), *missing])

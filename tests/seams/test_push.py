@@ -228,6 +228,13 @@ def test_a_fault_of_what_was_typed_is_one_line(push, model, tmp_path, to, told):
     assert status == 2 and told in complaint and complaint.count("\n") == 1, complaint
 
 
+def test_a_hub_that_cannot_be_reached_is_one_line(push, model):
+    away = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_x"}
+    status, out, err = push(model, "hf:me/small", **away)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "hf:me/small: cannot be sent (" in err and err.endswith("; push again\n")
+
+
 def test_what_is_no_model_or_is_damaged_is_not_sent(push, model, tmp_path):
     to = f"oci:{tmp_path / 'layout'}"
     (model / ".env").write_text("TOKEN=1")

@@ -29,7 +29,6 @@ def push_to_hub(
 
     A repository that is not there yet is made, private unless `public`. ReleaseError in one line.
     """
-    import httpx
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
     from huggingface_hub.utils import disable_progress_bars
@@ -54,7 +53,7 @@ def push_to_hub(
         status = error.response.status_code if error.response is not None else None
         remedy = "set HF_TOKEN to one that may write" if status in (401, 403, 404) else "push again"
         raise ReleaseError(f"hf:{repository}: {_line(error)}; {remedy}") from None
-    except (httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # HTTP, TLS, proxies: whatever the hub's client meets
         raise ReleaseError(f"hf:{repository}: cannot be sent ({_line(error)}); push again") from None
     told = asked_digests(repository, commit.oid)
     if told is None:

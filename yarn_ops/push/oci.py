@@ -21,9 +21,9 @@ import httpx
 from yarn_ops.atomic import atomic_write, disk_errors
 from yarn_ops.digests import CHUNK_BYTES, canonical_json, file_digest
 from yarn_ops.errors import ReleaseError
+from yarn_ops.outward import LOOPBACK
 from yarn_ops.progress import OnProgress
 from yarn_ops.secrecy import without_secrets
-from yarn_ops.settings import LOOPBACK
 from yarn_ops.store.manifest import FileEntry, Manifest
 
 IMAGE = "application/vnd.oci.image.manifest.v1+json"
