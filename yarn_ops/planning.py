@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yarn_ops.bill import BillItem, Machines, Workload, bill, models_a_night
-from yarn_ops.errors import RecipeError
+from yarn_ops.errors import RecipeError, TrainError
 from yarn_ops.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ DRIVER_BYTES = GIB // 2
 """of a card's memory, which the driver and CUDA take"""
 SIZED = re.compile(r"(?:(?P<name>\w+):)?(?P<size>\d+(?:\.\d+)?) ?GB", re.IGNORECASE)
 """a card of any size: 24GB, H200:24GB"""
+USUAL_CARDS = ("12GB", "16GB", "24GB", "48GB", "H100", "H200")
+"""least memory first: what a recipe is planned for where no GPU is named or there"""
 MODEL_START_S = 4.0
 """of a model that is measured, its file's reading apart: texts are made, forward and reader held to float32
 (SmolLM2-135M on an H200: 1.9 until the first cell, 2 more in it)"""
@@ -117,8 +119,8 @@ def plan_run(
     document_bytes: float = 1e9,
     host_gb: float = HOST_GB,
 ) -> RunPlan:
-    """By a measured GPU's name, a size (`_device`), or this machine's own GPU; TrainError where a leg does
-    not fit. directory: of the base. `host_gb`: of host memory for each GPU."""
+    """By a measured GPU's name, a size (`_device`), or this machine's own GPU, which has to be there;
+    TrainError where a leg does not fit. directory: of the base. `host_gb`: of host memory for each GPU."""
     import torch
 
     from yarn_ops.models.files import read_config
@@ -157,6 +159,22 @@ def plan_run(
         device, processes, shape.parameters - shape.trained * (not whole), shape.trained,
         2 * shape.parameters * 2 + len(legs) * adapter, tuple(legs), parts, models_a_night(parts, machines),
     )  # fmt: skip
+
+
+def plan_cards(
+    recipe: Recipe, directory: Path, machines: Machines, document_bytes: float, host_gb: float
+) -> dict[str, RunPlan | TrainError]:
+    """By `USUAL_CARDS`, each as `plan_run` has it: the plan, or why a leg does not fit there. TrainError, the
+    largest card's, where none fits."""
+    found: dict[str, RunPlan | TrainError] = {}
+    for card in USUAL_CARDS:
+        try:
+            found[card] = plan_run(recipe, directory, card, machines, document_bytes, host_gb)
+        except TrainError as error:
+            found[card] = error
+    if isinstance(largest := found[USUAL_CARDS[-1]], TrainError):
+        raise TrainError(f"plan: no usual card fits, an {USUAL_CARDS[-1]} neither: {largest}")
+    return found
 
 
 def _evaluation(
@@ -238,9 +256,6 @@ def _device(
             raise RecipeError(f"--gpu {gpu[:40]}: no card is as {fault}")
         name = f"{sized['size']} GB at an {known.name}'s rates"
         return name, memory_bytes, rates, known.peak_flops
-    if not torch.cuda.is_available():
-        names = " or ".join(f"--gpu {each.name}" for each in GPUS)
-        raise RecipeError(f"plan: no GPU here to plan for; name one: {names}")
     name, known = torch.cuda.get_device_name(), known_gpu(torch.cuda.get_device_name())
     kernel = choose_kernel("cuda", torch.bfloat16, shape.head_width, documents=False)
     rates = measure_rates(shape, positions, window, kernel, float8=float8)

@@ -94,7 +94,9 @@ def plan(
     recipe: RecipeArgument,
     gpu: Annotated[
         str | None,
-        typer.Option(help="H100, H200, 24GB (any size) or H200:24GB; without it, the GPU that is here."),
+        typer.Option(
+            help="H100, H200, 24GB (any size) or H200:24GB; left out: the GPU here, or usual cards."
+        ),
     ] = None,
     nodes: Annotated[int, typer.Option(min=1, max=MOST, help="Machines.")] = 1,
     gpus: Annotated[int, typer.Option(min=1, max=MOST, help="GPUs of each machine.")] = 1,
@@ -120,7 +122,8 @@ def plan(
     import yarn_ops.cli.plan as plans
     from yarn_ops.bill import Machines
     from yarn_ops.cli.rope import directory_of
-    from yarn_ops.planning import plan_run
+    from yarn_ops.models.device import resolve_device
+    from yarn_ops.planning import plan_cards, plan_run
     from yarn_ops.settings import read_settings
 
     usual = read_settings()
@@ -131,6 +134,9 @@ def plan(
     )  # fmt: skip
     asked = load_asked(recipe, set_)
     directory = directory_of(asked.base.model, asked.base.original_context_tokens)
+    if gpu is None and resolve_device("auto") == "cpu":
+        plans.show_cards(plan_cards(asked, directory, machines, documents_gb * 1e9, host_gb), as_json=json)
+        return
     found = plan_run(asked, directory, gpu, machines, documents_gb * 1e9, host_gb)
     plans.show(found, as_json=json)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from yarn_ops.cli.display import CONSOLE, print_table
+from yarn_ops.errors import TrainError
 from yarn_ops.planning import GIB, RunPlan
 
 
 def show(plan: RunPlan, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({**asdict(plan), "job_variables": plan.job_variables()}, indent=2))
+        print(json.dumps(_values(plan), indent=2))
         return
     learn = f"{plan.trained / 1e6:,.1f} M of {plan.parameters / 1e6:,.1f} M parameters learn"
     several = f"{plan.processes} × " if plan.processes > 1 else ""
@@ -36,3 +39,38 @@ def show(plan: RunPlan, *, as_json: bool) -> None:
         f"{took['evaluation'] / took['training']:.2f} of it"
     )
     CONSOLE.print(f"{plan.models_a_night:,} such models in a night of ten hours on all of these machines")
+
+
+def show_cards(plans: Mapping[str, RunPlan | TrainError], *, as_json: bool) -> None:
+    """What usual cards make of the longest leg and of the whole run, and the least that fits."""
+    least = next(card for card, plan in plans.items() if isinstance(plan, RunPlan))
+    if as_json:
+        cards = {
+            card: _values(plan) if isinstance(plan, RunPlan) else {"refused": str(plan)}
+            for card, plan in plans.items()
+        }
+        print(json.dumps({"cards": cards, "least": least}, indent=2))
+        return
+    keeps = "longest leg: kept by the layers"
+    rows: list[tuple[str, ...]] = [
+        ("card", keeps, "GPU GiB", "host GiB", "s/step", "training minutes", "GPU hours", "$")
+    ]
+    for card, plan in plans.items():
+        if isinstance(plan, TrainError):
+            rows.append((card, f"does not fit: {plan}", *[""] * 6))
+            continue
+        leg = max(plan.legs, key=lambda each: each.context_tokens)
+        memory = (f"{leg.peak_bytes / GIB:.1f}", f"{leg.host_bytes / GIB:.1f}")
+        minutes = next(part.seconds / 60 for part in plan.parts if part.name == "training")
+        gpu_hours, money = (sum(getattr(part, name) for part in plan.parts) for name in ("gpu_s", "money"))
+        kept = "; ".join(part for part in (leg.keeps, leg.shared) if part)
+        whole = (f"{minutes:,.1f}", f"{gpu_hours / 3600:,.2f}", f"{money:,.2f}")
+        rows.append((card, kept, *memory, f"{leg.step_s:.2f}", *whole))
+    print_table(rows, shortened=(keeps,), numbers=rows[0][2:])
+    CONSOLE.print(
+        f"no GPU here; the least that fits: {least} (--gpu {least} tells more); sizes have an H100's seconds"
+    )
+
+
+def _values(plan: RunPlan) -> dict[str, Any]:
+    return {**asdict(plan), "job_variables": plan.job_variables()}

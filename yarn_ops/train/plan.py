@@ -129,7 +129,7 @@ def plan_step(
     usable = memory_bytes * (1 - MARGIN)
     least = step_cost(shape, [LADDER[0]] * shape.layers, positions, window, rates)
     if least.peak_bytes > usable:
-        raise TrainError(_too_large(shape, least.peak_bytes, memory_bytes, positions))
+        raise TrainError(_too_large(shape, least.peak_bytes, usable, positions))
     plan, by_host = (
         _climb(shape, ladder, positions, window, rates, usable) for ladder in (LADDER, HOST_LADDER)
     )

@@ -18,6 +18,7 @@ from yarn_ops.evals.plan import SIZES, TASKS, loads
 from yarn_ops.planning import (
     FINGERPRINT_FORWARDS,
     TRAINER_START_S,
+    USUAL_CARDS,
     _evaluation,
     narrower,
     reading_seconds,
@@ -174,6 +175,23 @@ def test_a_card_of_any_size(yarn_ops: Any, recipe: Path) -> None:
     assert leg("--gpu", "H200:24 gb")[0] == "24 GB at an H200's rates"
     small = leg("--gpu", f"{0.52 + whole['peak_bytes'] / 2**30:.2f}GB")[1]
     assert small["peak_bytes"] < whole["peak_bytes"] and small["step_s"] > whole["step_s"]
+
+
+def test_without_a_gpu_usual_cards_are_planned(yarn_ops: Any, recipe: Path) -> None:
+    here = {"CUDA_VISIBLE_DEVICES": ""}
+    long = ("--set", "rope.factor=512", "--set", "train.batch_windows=8")
+    answer = json.loads(yarn_ops("plan", recipe, *long, "--json", **here).out)
+    cards = answer["cards"]
+    assert list(cards) == list(USUAL_CARDS)
+    assert cards["H100"] == json.loads(yarn_ops("plan", recipe, *long, "--gpu", "H100", "--json").out)
+    fitting = [card for card, plan in cards.items() if "refused" not in plan]
+    assert answer["least"] == fitting[0] != USUAL_CARDS[0]
+    assert "GiB of" in cards["12GB"]["refused"]
+    shown = yarn_ops("plan", recipe, *long, **here, COLUMNS="140").out
+    assert f"the least that fits: {fitting[0]}" in shown and "does not fit: training" in shown
+    none = yarn_ops("plan", recipe, "--set", "rope.factor=1024", "--set", "train.batch_windows=64", **here)
+    assert none.status == 2 and "no usual card fits, an H200 neither" in none.err
+    assert none.err.count("\n") == 1 and not none.out
 
 
 @pytest.mark.parametrize(
