@@ -29,11 +29,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.util import find_spec
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 
+CACHED = 1 << 18
+"""elements at a time, where nothing is compiled: 1 MiB of float32"""
 _uncompiled: ContextVar[bool] = ContextVar("uncompiled", default=False)
 
 
@@ -147,7 +150,6 @@ def swiglu_backward(grad_NF: Tensor, gate_NF: Tensor, up_NF: Tensor) -> tuple[Te
     return grad_NF.copy_(output), gate_NF.copy_(grad_gate), up_NF.copy_(grad_up)
 
 
-@fused
 def cross_entropy(
     logits_NV: Tensor, targets_N: Tensor, divisor: float, cap: float | None, weights_N: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -156,6 +158,53 @@ def cross_entropy(
     The loss is the sum over targets (scalar). With weights it is each target's own (N), not weighted, and the
     gradient is that of the weighted sum.
     """
+    if runs_kernels(logits_NV):
+        return _cross_entropy(logits_NV, targets_N, divisor, cap, weights_N)  # type: ignore[no-any-return]
+    rows = max(1, CACHED // logits_NV.shape[1])
+    weights = repeat(None) if weights_N is None else weights_N.split(rows)
+    parts = zip(logits_NV.split(rows), targets_N.split(rows), weights, strict=False)
+    losses = [_cross_entropy_in_cache(logits, targets, divisor, cap, each) for logits, targets, each in parts]
+    losses_N = torch.cat(losses) if losses else _wide(logits_NV).sum(-1)
+    if weights_N is not None:
+        return losses_N, logits_NV
+    # Added up among zeros, in the order of all logits: recorded losses keep their last bit.
+    among = losses_N.new_zeros(logits_NV.shape).scatter_(
+        1, targets_N.clamp(min=0)[:, None], losses_N[:, None]
+    )
+    return among.sum(), logits_NV
+
+
+def _cross_entropy_in_cache(
+    logits_NV: Tensor, targets_N: Tensor, divisor: float, cap: float | None, weights_N: Tensor | None
+) -> Tensor:
+    """`cross_entropy` of so few logits that a processor's cache holds them: each target's loss."""
+    scores = _wide(logits_NV)
+    if divisor != 1:
+        scores = scores / divisor
+    if cap is not None:
+        scores = torch.tanh(scores / cap) * cap
+    counts, rows = (targets_N >= 0)[:, None], torch.arange(len(targets_N), device=targets_N.device)
+    sums, targets = torch.logsumexp(scores, dim=-1, keepdim=True), targets_N.clamp(min=0)
+    losses = torch.where(counts[:, 0], sums[:, 0] - scores[rows, targets], 0)
+    slope = None if cap is None else 1 - (scores / cap).square()
+    gradient = scores.sub_(sums).exp_()
+    gradient[rows, targets] -= 1
+    gradient.mul_(counts)
+    if divisor != 1:
+        gradient.div_(divisor)
+    for factor in (None if weights_N is None else weights_N[:, None], slope):
+        if factor is not None:
+            gradient.mul_(factor)
+    if gradient.data_ptr() != logits_NV.data_ptr():
+        logits_NV.copy_(gradient)
+    return losses
+
+
+@fused
+def _cross_entropy(
+    logits_NV: Tensor, targets_N: Tensor, divisor: float, cap: float | None, weights_N: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`cross_entropy` for a compiler."""
     scores = _wide(logits_NV) / divisor
     if cap is not None:
         scores = torch.tanh(scores / cap) * cap
