@@ -24,6 +24,8 @@ MULTIPLE = 16
 """of every weight's width: the tensor cores' tile"""
 CAPABILITY = (9, 0)
 """of the first GPU whose products take a scale a row"""
+LEAST = 1e-30
+"""of a row's largest magnitude: gradients of a mean over a million tokens are small, scales normal numbers"""
 
 
 class Rows(NamedTuple):
@@ -61,7 +63,7 @@ def to_rows(matrix_RC: Tensor) -> Rows:
 
 def _scaled(matrix_RC: Tensor) -> tuple[Tensor, Tensor]:
     wide = matrix_RC.float()
-    scales_R1 = wide.abs().amax(1, keepdim=True).clamp_min(1e-12) / LARGEST
+    scales_R1 = wide.abs().amax(1, keepdim=True).clamp_min(LEAST) / LARGEST
     return (wide / scales_R1).to(FORMAT).contiguous(), scales_R1
 
 

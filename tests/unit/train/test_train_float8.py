@@ -25,7 +25,7 @@ def model() -> object:
 
 
 def test_every_row_is_rounded_by_its_own_scale() -> None:
-    matrix = torch.randn(5, 64) * torch.tensor([1e-6, 1, 1e6, 0, 3e-3])[:, None]
+    matrix = torch.randn(6, 64) * torch.tensor([1e-6, 1, 1e6, 0, 3e-3, 1e-20])[:, None]
     rows = to_rows(matrix)
     assert rows.values_RC.dtype == FORMAT
     back = rows.values_RC.float() * rows.scales_R1
