@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,9 +32,12 @@ from transformers.modeling_utils import LoadStateDictConfig
 
 from yarn_ops.errors import BaseModelError
 from yarn_ops.models.checkpoints import quiet_transformers, weight_files
+from yarn_ops.models.device import one_thread
 from yarn_ops.models.loading import lay_out_proven
 from yarn_ops.rope.methods import RopeSpec
 
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+"""by their names in safetensors"""
 PIECE_BYTES = 1 << 20
 LENGTH_BYTES = 8
 """of a safetensors header's length, at the beginning of its file"""
@@ -95,6 +98,21 @@ class PartedModel:
         return {name: self.model.get_parameter_or_buffer(name).detach() for name in part.names}
 
 
+class _Place(NamedTuple):
+    """Where a tensor of the model lies."""
+
+    name: str
+    """in the model"""
+    file: Path
+    first: int
+    """byte"""
+    size: int
+    """in bytes"""
+    dtype: str
+    """as safetensors calls it"""
+    shape: torch.Size
+
+
 class PartWeights:
     """The safetensors of a directory, by the parts of a model. Nothing is memory-mapped: a tensor is held
     only while it is loaded."""
@@ -107,60 +125,74 @@ class PartWeights:
         converters = [rule for rule in parted.rules if isinstance(rule, WeightConverter)]
         places, owner = model.state_dict(), {name: part for part in parted.parts for name in part.names}
         self._slices: dict[ModelPart, dict[str, Any]] = defaultdict(dict)
-        self._places: dict[ModelPart, dict[str, tuple[Path, int, int]]] = defaultdict(dict)
-        """file, first byte and length of each of a part's tensors"""
+        self._places: dict[ModelPart, dict[str, _Place]] = defaultdict(dict)
         for file in weight_files(path):
-            for key, tensor, first, size in _slices(path / file):
+            for key, tensor, place in _slices(path / file):
                 name, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, places)
                 name = name if name in owner else key  # a rule may fit a name that needs none
                 if name in owner:  # the rest is what `from_pretrained` leaves out as well
                     self._slices[owner[name]][key] = tensor
-                    self._places[owner[name]][key] = path / file, first, size
+                    self._places[owner[name]][key] = place._replace(name=name)
         # As `from_pretrained` leaves it: what these files needed is undone on the way to others.
         model._weight_conversions = [rule for rule in parted.rules if rule.was_used()]
 
     def read_ahead(self, part: ModelPart) -> None:
         """Have the kernel read a part's bytes, where it can be told to, while something else is done."""
-        places = self._places[part].values() if hasattr(os, "posix_fadvise") else ()
-        for file, first, size in places:
-            with file.open("rb") as stream:
-                os.posix_fadvise(stream.fileno(), first, size, os.POSIX_FADV_WILLNEED)
+        for place in self._places[part].values() if hasattr(os, "posix_fadvise") else ():
+            with place.file.open("rb") as stream:
+                os.posix_fadvise(stream.fileno(), place.first, place.size, os.POSIX_FADV_WILLNEED)
 
     def differing(self, part: ModelPart, tensors: Mapping[str, Tensor]) -> list[str]:
         """Names of the part's tensors whose bytes in the files are not exactly these. OSError."""
         places = self._places[part]
         wrong = [*(places.keys() ^ tensors.keys())]
         for name in places.keys() & tensors.keys():
-            file, first, size = places[name]
+            place = places[name]
             expected = tensors[name].contiguous().cpu().flatten().view(torch.uint8).numpy()
-            if size != len(expected) or not _holds(file, first, expected):
+            if place.size != len(expected) or not _holds(place.file, place.first, expected):
                 wrong.append(name)
         return sorted(wrong)
 
     def load(self, part: ModelPart) -> None:
         """Load a part into the model. BaseModelError names a tensor that is missing or of another shape."""
-        rules = LoadStateDictConfig(
-            device_map={"": self._parted.device},
-            dtype=torch.float32,
-            weight_mapping=self._parted.rules,
-        )
+        places = self._places[part].values()
         try:
-            with quiet_transformers():
-                report, _ = convert_and_load_state_dict_in_model(
-                    self._parted.model, self._slices[part], rules
-                )
+            if self._parted.converts or any(place.dtype not in DTYPES for place in places):
+                missing, mismatched = self._convert(part)
+            else:
+                missing = {*part.names} - {place.name for place in places}
+                mismatched = {place.name for place in places if not self._place(place)}
         except (OSError, SafetensorError) as error:
             raise BaseModelError(f"{self._path}: cannot be read ({error}); fetch it again") from None
-        mismatched = {name for name, *_ in report.mismatched_keys}
-        for fault, names in {
-            "missing": report.missing_keys & {*part.names},
-            "mismatched": mismatched,
-        }.items():
+        for fault, names in {"missing": missing, "mismatched": mismatched}.items():
             if names:
                 raise BaseModelError(
                     f"{self._path}: {fault} tensor {min(names)} ({len(names)} in all); "
                     "weights and config are not of one model, fetch both again"
                 )
+
+    def _place(self, place: _Place) -> bool:
+        """Read a tensor into its parameter; False where it has another shape."""
+        module, leaf = _owner(self._parted.model, place.name)
+        if getattr(module, leaf).shape != place.shape:
+            return False
+        value = _read(place).to(self._parted.device)
+        if leaf in module._parameters:
+            setattr(module, leaf, nn.Parameter(value, requires_grad=False))
+        else:
+            module._buffers[leaf] = value
+        return True
+
+    def _convert(self, part: ModelPart) -> tuple[set[str], set[str]]:
+        """Load a part by transformers' rules for layouts; the names that are missing, or of another shape."""
+        rules = LoadStateDictConfig(
+            device_map={"": self._parted.device},
+            dtype=torch.float32,
+            weight_mapping=self._parted.rules,
+        )
+        with quiet_transformers():
+            report, _ = convert_and_load_state_dict_in_model(self._parted.model, self._slices[part], rules)
+        return report.missing_keys & {*part.names}, {name for name, *_ in report.mismatched_keys}
 
 
 def _split(model: Any, layers: list[nn.Module]) -> Iterator[ModelPart]:
@@ -195,15 +227,33 @@ def _holds(file: Path, first: int, expected: NDArray[np.uint8]) -> bool:
     return True
 
 
-def _slices(file: Path) -> Iterator[tuple[str, Any, int, int]]:
-    """Name, slice, first byte in the file and length of every tensor."""
+def _read(place: _Place) -> Tensor:
+    """A tensor in float32, read and widened in pieces that a processor's cache holds."""
+    dtype = DTYPES[place.dtype]
+    piece = memoryview(bytearray(PIECE_BYTES))
+    value = torch.empty(place.size // dtype.itemsize, dtype=torch.float32)
+    with place.file.open("rb") as stream, one_thread():
+        stream.seek(place.first)
+        for start in range(0, place.size, PIECE_BYTES):
+            read = piece[: place.size - start]
+            if stream.readinto(read) != len(read):
+                raise OSError(f"{place.file.name}: ends within {place.name}")
+            first = start // dtype.itemsize
+            value[first : first + len(read) // dtype.itemsize] = torch.frombuffer(read, dtype=dtype)
+    return value.view(place.shape)
+
+
+def _slices(file: Path) -> Iterator[tuple[str, Any, _Place]]:
+    """Name, slice and place of every tensor, the place by the file's own name for it."""
     try:
         tensors = safe_open(file, framework="pt", backend="pread")  # it checks the header
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
             header = json.loads(stream.read(length))
         for key in tensors.keys():  # noqa: SIM118
-            first, end = header[key]["data_offsets"]
-            yield key, tensors.get_slice(key), LENGTH_BYTES + length + first, end - first
+            facts = header[key]
+            first, end = (LENGTH_BYTES + length + offset for offset in facts["data_offsets"])
+            shape = torch.Size(facts["shape"])
+            yield key, tensors.get_slice(key), _Place(key, file, first, end - first, facts["dtype"], shape)
     except (OSError, SafetensorError) as error:
         raise BaseModelError(f"{file}: truncated or corrupt ({error}); fetch it again") from None
