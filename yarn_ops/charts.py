@@ -27,6 +27,9 @@ STYLE = {
 }  # fmt: skip
 SHARES = LinearSegmentedColormap.from_list("shares", ["#eceff3", "#9ecae1", "#3182bd", "#08306b"])
 DPI = 160
+DECADE = 10.0
+FEW_TICKS, MANY_TICKS = (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)
+"""of every decade: where an axis spans more than one, and less"""
 
 
 def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
@@ -53,7 +56,8 @@ def perplexity_axis(axes: Any, values: Sequence[float], room: float) -> None:
     axes.set_yscale("log")
     if values:
         axes.set_ylim(min(values) / room, max(values) * room)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=MANY_TICKS if high / low < DECADE else FEW_TICKS))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel("perplexity, last quarter of the window")

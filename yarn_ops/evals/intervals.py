@@ -66,7 +66,7 @@ def paired_share_interval(before: Sequence[float], after: Sequence[float], error
     lost = 0.5 + sum(new < old for old, new in zip(before, after, strict=True))
     change = (gained - lost) / trials
     half = normal_quantile(error) * math.sqrt(gained + lost - (gained - lost) ** 2 / trials) / trials
-    return change - half, change + half
+    return max(-1.0, change - half), min(1.0, change + half)
 
 
 def student_quantile(freedom: int, error: float = ERROR) -> float:

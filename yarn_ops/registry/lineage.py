@@ -157,7 +157,7 @@ def _add_run(session: Session, run_id: str, nodes: dict[str, LineageNode], seen:
                 kind=KINDS.get(stage.stage, stage.stage),
                 name=_name(stage.stage, record, nodes.get(by_digest.get(record.get("model_digest", ""), ""))),
                 digest=(record.get("tags") or {}).get(DIGEST_TAG) or digest,
-                size_bytes=tree.get("size_bytes"),
+                size_bytes=record.get("size_bytes", tree.get("size_bytes")),  # a corpus: of its documents
                 seconds=seconds,
                 finished_at=stage.finished_at,
                 run=run,

@@ -64,6 +64,11 @@ def test_paired_shares_cover() -> None:
     assert np.mean(hits) == pytest.approx(0.95, abs=0.015)
 
 
+def test_a_share_cannot_change_by_more_than_one() -> None:
+    assert paired_share_interval([1.0] * 64, [0.0] * 64)[0] == -1.0
+    assert paired_share_interval([0.0] * 64, [1.0] * 64)[1] == 1.0
+
+
 def test_shares_that_are_all_alike_are_not_certain() -> None:
     assert shares_interval([0.0] * 30) == wilson(0, 30)
     assert shares_interval([1.0, 0.0, 1.0]) == wilson(2, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -82,6 +83,17 @@ def test_card_equals_golden(extension: Extension) -> None:
         GOLDEN.write_text(card, "utf-8")
         pytest.fail(f"{GOLDEN.name} was missing and has been written; read it and run again")
     assert card == GOLDEN.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("precision", "told"), [("nf4", "on weights in 4 bits"), ("fp8", "with products in 8 bits")]
+)
+def test_card_tells_in_how_few_bits_weights_were_held(
+    extension: Extension, precision: str, told: str
+) -> None:
+    train = extension.recipe.train.model_copy(update={"precision": precision})
+    asked = extension.recipe.model_copy(update={"train": train})
+    assert f"LoRA rank 16 {told}, " in model_card(replace(extension, recipe=asked))
 
 
 def test_card_names_no_directory_of_this_machine(extension: Extension) -> None:

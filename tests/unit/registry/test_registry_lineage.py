@@ -105,6 +105,7 @@ def test_what_a_release_was_made_from_stands_before_it(registry: Registry) -> No
     facts = (merged.digest, merged.size_bytes, merged.seconds, merged.run, merged.uri, merged.name)
     assert facts == ("a1".ljust(64, "0"), 2048, 1.5, run, "file:///store/a1", "2,048 tokens")
     assert (release.name, release.digest) == ("a1 version 3", "f" * 64)
+    assert known["documents"].size_bytes == 9  # theirs, not that of the list of them
     nearest = nearest_parents(nodes)
     assert nearest[merged.id] == [known["adapter"].id]
     assert nearest[release.id] == [known["verdict"].id]

@@ -15,6 +15,7 @@ from yarn_ops.evals.capacity import Capacity, interval, tokens
 from yarn_ops.evals.names import LAST_QUARTER, SAME_TARGETS
 from yarn_ops.evals.reach import BLOW_UP, Length
 from yarn_ops.evals.report.pictures import draw_depths
+from yarn_ops.evals.report.titles import title_of
 
 SEES_COLOUR, USES_COLOUR = "#9ecae1", "#08519c"
 COLOURS = (AFTER_COLOUR, BEFORE_COLOUR)
@@ -119,7 +120,7 @@ def _recall(axes: Any, models: Sequence[Capacity]) -> None:
         )  # fmt: skip
     if models[0].reach.threshold is not None:
         axes.axhline(models[0].reach.threshold, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
-    share_axis(axes, f"{models[0].reach.task or 'needles'}, all depths")
+    share_axis(axes, f"{title_of(models[0].reach.task or 'needles')}, all depths")
     axes.set_title("Using: needles found")
     if len(models) > 1 and axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, loc="lower left")

@@ -179,6 +179,7 @@ def _made(extension: Extension) -> Iterator[str]:
     patched, adapter = extension.patched, extension.adapter
     training, shards = extension.recipe.train, extension.shards
     how = f"LoRA rank {training.rank}" if adapter.method == "lora" else "all parameters"
+    how += {"nf4": " on weights in 4 bits", "fp8": " with products in 8 bits"}.get(training.precision, "")
     yield "## How it was made"
     yield _listed(
         f"**Position encoding:** {patched.method}, factor {patched.factor:g}, attention factor "
@@ -186,7 +187,8 @@ def _made(extension: Extension) -> Iterator[str]:
         f"{patched.inverse_frequency_error:.0e}.",
         f"**Training:** {how}, {adapter.trainable_parameters:,} trained parameters, {adapter.steps} steps "
         f"at learning rate {training.learning_rate:g}, windows of up to {adapter.window_tokens:,} tokens, "
-        f"{adapter.tokens_seen:,} tokens seen, loss {adapter.first_loss:.3f} to {adapter.final_loss:.3f}.",
+        f"{adapter.tokens_seen:,} tokens seen; loss {adapter.first_loss:.3f} at the first step, "
+        f"{adapter.final_loss:.3f} on average at the end.",
         "**Merge:** in float32, stored in bfloat16; log-probabilities, merged against unmerged, differ by "
         f"at most {extension.checkpoint.merge_difference:.3g}.",
         f"**Data:** {', '.join(_code(_source_name(source)) for source in extension.recipe.data.sources)}; "

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from yarn_ops.charts import INK, MUTED, STYLE, length_axis, not_measured, perplexity_axis, save, share_axis
 from yarn_ops.evals.names import LAST_QUARTER, NEEDLES, RECALL, template_of
+from yarn_ops.evals.report.titles import title_of
 from yarn_ops.scores import Comparison, Scorecard
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#A5AA99", "#4B4B8F")
@@ -77,7 +78,7 @@ def draw_releases(cards: dict[str, Scorecard], path: Path) -> None:
                 _perplexity(axes, None, cards)
             else:
                 _lines(axes, None, cards, task, intervals=True)
-                share_axis(axes, f"{task}, 95 % intervals")
+                share_axis(axes, f"{title_of(task)}, 95 % intervals")
             length_axis(axes, lengths, [f"{length:,}" for length in lengths])
         handles, labels = (left if left.lines else right).get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3), frameon=False)

@@ -15,30 +15,13 @@ from yarn_ops.evals.conditions import compared
 from yarn_ops.evals.intervals import bounds, figure
 from yarn_ops.evals.reach import KEPT
 from yarn_ops.evals.report.capacity_picture import draw_capacity
-from yarn_ops.evals.report.families import FAMILIES, SHORT_SKILLS, family_rows, skill_rows, told
+from yarn_ops.evals.report.families import family_rows, skill_rows, told
+from yarn_ops.evals.report.titles import TITLES, title_of
 from yarn_ops.evals.sequential import stopped_early
 from yarn_ops.scores import BeforeAfter, Score
 from yarn_ops.shown import size
 
 PAGE, PICTURE = "capacity.html", "capacity.png"
-TITLES = {
-    names.SAME_TARGETS: "loss of the same tokens (nats)",
-    names.GAIN: "gain over the shortest context (nats)",
-    names.RISE: "loss above the best with less context (nats)",
-    names.FAR_TEXT: "lost with foreign far text (nats)",
-    names.LAST_QUARTER: "perplexity, last quarter",
-    names.SINGLE_PASS: "perplexity, single pass",
-    names.SLIDING: "perplexity, sliding window",
-    names.LONG_PERPLEXITY: "perplexity of far-repeated tokens",
-    "recall/code": "pairs recalled, code form",
-    "recall/prose": "pairs recalled, prose",
-    **SHORT_SKILLS,
-    **{task: name for task, (name, _) in FAMILIES.items()},
-    "copy": "random runs continued, by token",
-    "mqar": "pairs of single tokens (MQAR)",
-    names.RULER_AVERAGE: "RULER, mean of its tasks",
-}
-ASKED_OTHERWISE = {names.NO_NEEDLE: "without a needle", names.CHOICE: "chosen from four"}
 # RULER's averages as published: Hsieh et al., RULER: What's the Real Context Size of Your Long-Context
 # Language Models? (2024), and its repository's table.
 RULER_THRESHOLD = 85.6
@@ -145,7 +128,8 @@ def _definitions(model: Capacity) -> Iterator[str]:
     reach = model.reach
     yield "<p><small>Sees: the loss of the same tokens is at most a tenth of perplexity above the best with "
     yield f"less context. Uses: needles that far back are still found, at {KEPT:.0%} of the model's own "
-    short = "" if reach.short_score is None else f" ({reach.short_score:.2f}, {escape(reach.task or '')})"
+    asked = escape(title_of(reach.task or ""))
+    short = "" if reach.short_score is None else f" ({reach.short_score:.2f}, {asked})"
     yield f"recall in its shortest text{short} or better. "
     if reach.by_length is not None:
         whole = f"{tokens(reach.by_length)} {interval(reach.by_length)}"
@@ -171,19 +155,10 @@ def _order(task: str) -> tuple[int, str]:
     return list(TITLES).index(known[0]) if known else len(TITLES), task
 
 
-def title_of(task: str) -> str:
-    """needle/code/choice: "needles found, code form; chosen from four"."""
-    for ending, asked in ASKED_OTHERWISE.items():
-        if task.endswith(ending):
-            return f"{title_of(task.removesuffix(ending))}; {asked}"
-    task, of, documents = task.partition(" of ")
-    return f"{TITLES.get(task, task)}{of}{documents}"
-
-
 def figure_of(score: Score | None) -> str:
     if score is None:
         return ""
-    return f"{score.value:.0f}" if abs(score.value) >= 100 else figure(score)
+    return figure(score, 0 if abs(score.value) >= 100 else 2)
 
 
 def _families(models: Sequence[Capacity], trained: Sequence[str] | None) -> Iterator[str]:

@@ -12,7 +12,8 @@ from yarn_ops.errors import EvaluationError
 from yarn_ops.evals.conditions import compared
 from yarn_ops.evals.intervals import Interval, bounds, change_interval
 from yarn_ops.evals.names import BY_POSITION
-from yarn_ops.evals.report.page import figure_of, image, table, title_of, whole_page
+from yarn_ops.evals.report.page import figure_of, image, table, whole_page
+from yarn_ops.evals.report.titles import title_of
 from yarn_ops.scores import SameCell, Score, Scorecard
 
 PAGE, PICTURE = "releases.html", "releases.png"
