@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from matplotlib.figure import Figure
 
@@ -15,5 +17,5 @@ def test_a_perplexity_can_be_read_off_between_named_ticks(values: tuple[float, f
     low, high = axes.get_ylim()
     ticks = [tick for tick in axes.yaxis.get_major_locator()() if low <= tick <= high]
     assert 2 <= len(ticks) <= 15
-    assert max(later / tick for tick, later in zip(ticks, ticks[1:], strict=False)) <= 10
+    assert max(later / tick for tick, later in pairwise(ticks)) <= 10
     assert len(ticks) > 2 or high / low < 2
