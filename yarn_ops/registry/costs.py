@@ -17,6 +17,8 @@ BETWEEN = "between stages"
 """what an attempt does outside of its stages"""
 PHASE = ": "
 """between a stage and one of its phases, which has a row of its own"""
+PHASES = ("", "process", "layout", "model", "windows", "proof", "first step", "end")
+"""of training, in their order, behind the row of the stage itself"""
 PARTS = {
     "documents": ("documents", "shards"),
     "training": ("rehearse", "train"),
@@ -99,9 +101,10 @@ def stage_table(run: RunView) -> list[tuple[str, ...]]:
     holds the sum, and the sum of all stages; nothing before anything cost."""
     stages = [*dict.fromkeys(stage.stage for stage in run.stages)]
 
-    def place(name: str) -> tuple[int, str]:
-        stage = name.partition(PHASE)[0]
-        return stages.index(stage) if stage in stages else len(stages), name
+    def place(name: str) -> tuple[int, int, str]:
+        stage, _, phase = name.partition(PHASE)
+        within = PHASES.index(phase) if phase in PHASES else len(PHASES)
+        return stages.index(stage) if stage in stages else len(stages), within, name
 
     costing = {cost.stage for cost in run.costs}
     names = sorted(costing | {name.partition(PHASE)[0] for name in costing}, key=place)
