@@ -25,12 +25,12 @@ from bare import quiet
 from yarn_ops.data.files import LocalFiles
 from yarn_ops.data.haystack import STANDARD_LIBRARY, read_haystack
 from yarn_ops.evals.capacity import Capacity
-from yarn_ops.evals.cells import Size
+from yarn_ops.evals.cells import Size, lengths_to
 from yarn_ops.evals.intervals import wilson
 from yarn_ops.evals.journal import JsonLines
 from yarn_ops.evals.measure import measure
 from yarn_ops.evals.names import CONTINUATION
-from yarn_ops.evals.plan import SIZES, CellPlan, lengths_to, needed_tokens, suite_cells
+from yarn_ops.evals.plan import SIZES, CellPlan, needed_tokens, suite_cells
 from yarn_ops.evals.reach import Length
 from yarn_ops.evals.report.page import write_page
 from yarn_ops.evals.run import Worker

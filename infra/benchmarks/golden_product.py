@@ -26,9 +26,10 @@ from yarn_ops.data.windows import ShardReader, Window, WindowSampler, spread
 from yarn_ops.digests import digest_tree
 from yarn_ops.evals import gate as gates
 from yarn_ops.evals.capacity import write_capacity
+from yarn_ops.evals.cells import lengths_to
 from yarn_ops.evals.journal import JsonLines
 from yarn_ops.evals.measure import EvaluationRequest, evaluate, measure
-from yarn_ops.evals.plan import GRIDS, SIZES, CellPlan, lengths_to, needed_tokens, suite_cells
+from yarn_ops.evals.plan import GRIDS, SIZES, CellPlan, needed_tokens, suite_cells
 from yarn_ops.evals.reach import capacity_scores
 from yarn_ops.evals.reader import Reader, WholeReader
 from yarn_ops.evals.reader_choice import open_reader

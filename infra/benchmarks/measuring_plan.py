@@ -18,8 +18,8 @@ from yarn_ops.data.files import LocalFiles
 from yarn_ops.data.haystack import Haystack, held_out_haystack
 from yarn_ops.data.tokenizer import Tokenizer
 from yarn_ops.data.windows import ShardReader
-from yarn_ops.evals.cells import Cell
-from yarn_ops.evals.plan import SIZES, beside, lengths_to, needed_tokens, suite_cells
+from yarn_ops.evals.cells import Cell, lengths_to
+from yarn_ops.evals.plan import SIZES, needed_tokens, suite_cells
 from yarn_ops.evals.scorecard import scorecard_cells
 from yarn_ops.evals.subject import Subject
 from yarn_ops.models.checkpoints import load_tokenizer
@@ -75,20 +75,17 @@ class Plan:
         section, reader = recipe.measured(original), ShardReader(folder / "shards", "held_out")
         began = time.perf_counter()
         scorecard = scorecard_cells(section, reader, "", encode, original, tokenizer.decode)
-        size = beside([cell.name for cell in scorecard], SIZES[section.suite])
-        reach = lengths_to(target, original)
+        size, reach = SIZES[section.suite], lengths_to(target, original)
         haystack = held_out_haystack(
             reader, Tokenizer(asked.tokenizer, of.vocab_size), encode=encode, decode=tokenizer.decode,
             tokens=needed_tokens(size, reach[-1]), seed=section.seed,
         )  # fmt: skip
         haystack = replace(haystack, chat=subject.chat)
-        whole = [*scorecard, *suite_cells(size, reach, haystack, section.seed)]
+        whole = [*scorecard, *suite_cells(size, reach, haystack, section.seed, beside=scorecard)]
         made_s = time.perf_counter() - began
         less = section.model_copy(update={"windows": 1, "recall_windows": 1})
-        part = [
-            *scorecard_cells(less, reader, "", encode, original, tokenizer.decode),
-            *suite_cells(replace(size, texts=1, windows=1), reach, haystack, section.seed),
-        ]
+        part = scorecard_cells(less, reader, "", encode, original, tokenizer.decode)
+        part += suite_cells(replace(size, texts=1, windows=1), reach, haystack, section.seed, beside=part)
         return cls(
             subject, haystack, *({(cell.name, cell.context_tokens): cell for cell in cells} for cells in
             (whole, part)), made_s, section.seed,

@@ -164,7 +164,7 @@ def test_scores_of_runs_are_told_apart_by_what_was_asked(registry: Registry, dat
         scores=(
             measured("needle/code", 0.5), measured("ruler/one", 0.25), measured("ruler/average", 0.3),
             measured("recall/code", 0.75), measured("recall/prose", 1.0), measured("capacity/sees", 2048.0),
-            measured("perplexity/single-pass", 9.0),
+            measured("perplexity/single-pass", 9.0), measured("loss/same-targets", 2.0, samples=8),
         ),
     )  # fmt: skip
     run = registry.begin_run({"evaluate": {"windows": 4}}, "d" * 64).id
@@ -175,6 +175,7 @@ def test_scores_of_runs_are_told_apart_by_what_was_asked(registry: Registry, dat
     kept_cells = [
         ("p", "needle/code", 0.5), ("q", "ruler/one", 0.25), ("r", "recall/code", 0.75),
         ("s", "recall/code", 0.5), ("t", "recall/prose", 1.0), ("u", "recall/prose", 1.0),
+        ("v", "loss/same-targets", 1.0), ("w", "loss/same-targets", 3.0),
     ]  # fmt: skip
     for protocol, task, value in kept_cells:
         with journal.claimed(replace(CELL, protocol=protocol, cell=task)) as write:
@@ -185,6 +186,7 @@ def test_scores_of_runs_are_told_apart_by_what_was_asked(registry: Registry, dat
     assert (found["needle/code"], found["ruler/one"]) == ("p", "q")
     assert found["recall/code"] == "r", "the cell with its value"
     assert found["ruler/average"] == digest_of(["q"])
+    assert found["loss/same-targets"] == digest_of(["v", "w"]), "made of windows of two cells"
     assert found["perplexity/single-pass"] == digest_of([{"windows": 4}, ["texts"]])
     assert found.keys() == {score.task for score in card.scores} - {"recall/prose", "capacity/sees"}
     assert scores_by_cell(registry, "f" * 64) == {}

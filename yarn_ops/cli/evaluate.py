@@ -18,10 +18,11 @@ from yarn_ops.data.haystack import STANDARD_LIBRARY, Haystack, read_haystack
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import EvaluationError
 from yarn_ops.evals.capacity import Capacity, interval, tokens
+from yarn_ops.evals.cells import lengths_to
 from yarn_ops.evals.journal import JsonLines
 from yarn_ops.evals.measure import measure
 from yarn_ops.evals.names import LAST_QUARTER, SAME_TARGETS
-from yarn_ops.evals.plan import SIZES, CellPlan, lengths_to, needed_tokens, suite_cells
+from yarn_ops.evals.plan import SIZES, CellPlan, needed_tokens, suite_cells
 from yarn_ops.evals.report.page import write_page
 from yarn_ops.evals.run import Worker
 from yarn_ops.evals.subject import Subject, open_subject

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from yarn_ops.data.haystack import Haystack, Ids
 from yarn_ops.digests import digest_of
+from yarn_ops.errors import DataError
 from yarn_ops.evals import VERSION
 from yarn_ops.evals.forward import GPU_BATCH_TOKENS, require_known_head, token_losses
 from yarn_ops.evals.reader import Reader
@@ -56,6 +57,25 @@ class ModelUnderTest:
     def read_tokens(self) -> int:
         """By the reader, with its questions."""
         return self.reader.read_tokens if "reader" in self.__dict__ else 0
+
+
+LENGTHS = 5
+"""of a suite: the longest and its halves"""
+LEAST_TOKENS = 128
+"""no task fits in less"""
+
+
+def lengths_to(longest: int, original: int | None = None) -> tuple[int, ...]:
+    """The longest length, its halves and the original context if that is shorter, ascending.
+
+    DataError when even the longest is too short.
+    """
+    if longest < LEAST_TOKENS:
+        raise DataError(f"{longest} tokens: no task fits in fewer than {LEAST_TOKENS}; measure longer texts")
+    halves = [longest >> step for step in range(LENGTHS)]
+    if original is not None and original < longest:
+        halves.append(original)
+    return tuple(sorted({length for length in halves if length >= LEAST_TOKENS}))
 
 
 LossesOf = Callable[[Ids, int], NDArray[np.float32]]
@@ -114,6 +134,8 @@ class Cell:
     """after how many blocks, ascending, those that follow may turn out not to be needed"""
     enough: Callable[[Sequence[tuple[Score, ...]]], bool] = never
     """whether what blocks found, in order, decides; asked at a look"""
+    others: tuple[Block, ...] = ()
+    """blocks of other cells of the plan whose scores `join` is given first; it needs every one"""
 
     @classmethod
     def whole(

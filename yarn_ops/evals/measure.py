@@ -15,9 +15,9 @@ from yarn_ops.data.windows import ShardReader
 from yarn_ops.digests import digest_of
 from yarn_ops.evals import attention
 from yarn_ops.evals.capacity import Capacity, write_capacity
-from yarn_ops.evals.cells import ModelUnderTest
+from yarn_ops.evals.cells import ModelUnderTest, lengths_to
 from yarn_ops.evals.names import NEEDLES, template_of
-from yarn_ops.evals.plan import SIZES, CellPlan, beside, lengths_to, needed_tokens, suite_cells
+from yarn_ops.evals.plan import SIZES, CellPlan, needed_tokens, suite_cells
 from yarn_ops.evals.reach import Reach, capacity_scores, reach_of
 from yarn_ops.evals.run import PlanRun, Worker
 from yarn_ops.evals.scorecard import scorecard_cells, scorecard_lengths
@@ -64,14 +64,13 @@ class EvaluationRequest:
         )
         lengths, haystack = {*scorecard_lengths(section, original)}, None
         if section.suite != "none" and target is not None:
-            size = beside([cell.name for cell in cells], SIZES[section.suite])
-            reach = lengths_to(target, original)
+            size, reach = SIZES[section.suite], lengths_to(target, original)
             haystack = held_out_haystack(
                 reader, Tokenizer(self.model.path, subject.vocab_size), encode=subject.encode,
                 decode=subject.tokenizer.decode, tokens=needed_tokens(size, reach[-1]), seed=section.seed,
             )  # fmt: skip
             haystack = replace(haystack, chat=subject.chat)
-            cells += suite_cells(size, reach, haystack, section.seed)
+            cells += suite_cells(size, reach, haystack, section.seed, beside=cells)
             lengths |= {*reach}
         return subject, CellPlan(tuple(cells), tuple(sorted(lengths)), section.seed, haystack)
 

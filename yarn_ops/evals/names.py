@@ -12,6 +12,8 @@ SAME_TARGETS = "loss/same-targets"
 GAIN = "loss/gain"
 RISE = "loss/rise"
 FAR_TEXT = "loss/far-text"
+FOREIGN = "loss/foreign"
+"""of the same targets after another window's far text; `FAR_TEXT` is made of it"""
 
 RECALL = ("recall/code", "recall/prose")
 NEEDLES = ("needle/code", "needle/prose")

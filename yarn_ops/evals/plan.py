@@ -9,7 +9,7 @@ exercise trains. `full`: 200 examples a depth, every task, RULER.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import MappingProxyType
 
@@ -17,18 +17,14 @@ import numpy as np
 
 from yarn_ops.data.haystack import Haystack, Ids
 from yarn_ops.errors import DataError
-from yarn_ops.evals.cells import Cell, Load, Measure, ModelUnderTest, Reads, Size, Task
+from yarn_ops.evals.cells import Cell, Load, Measure, ModelUnderTest, Reads, Size, Task, lengths_to
 from yarn_ops.evals.names import TRAINED
-from yarn_ops.evals.scorecard import scorecard_loads
+from yarn_ops.evals.scorecard import scorecard_lengths, scorecard_loads
 from yarn_ops.evals.tasks import context, copying, facts, natural, needles, pairs, perplexity, ruler, skills
 from yarn_ops.evals.tasks.grid import Make, grid_task
 from yarn_ops.recipe import Evaluate, SuiteName
 from yarn_ops.scores import Score
 
-LENGTHS = 5
-"""of a suite: the longest and its halves"""
-LEAST_TOKENS = 128
-"""no task fits in less"""
 STRIDE_TOKENS = 256
 """of a suite's sliding perplexity"""
 
@@ -66,30 +62,22 @@ def suite_cells(
     haystack: Haystack,
     seed: int,
     kinds: Mapping[str, Haystack] = MappingProxyType({}),
+    beside: Sequence[Cell] = (),
 ) -> list[Cell]:
-    """Every task at every length, cheapest first. kinds: parts of the documents, by name, whose perplexity is
-    told apart. DataError when the documents cannot fill the longest length."""
+    """Every task at every length, cheapest first, but for those that cells `beside` measure. kinds: parts of
+    the documents, by name, whose perplexity is told apart. DataError when the documents cannot fill the
+    longest length."""
     cells: list[Cell] = []
-    for name in size.tasks:
+    for name in _tasks(size, [cell.name for cell in beside]):
+        task = TASKS[name].cell
+        if name == "context":
+            task = partial(context.cell, read=perplexity.blocks_of([*beside, *cells]))
         for length in _lengths_of(name, lengths):
-            cells.append(TASKS[name].cell(haystack, size, length, lengths, seed))
+            cells.append(task(haystack, size, length, lengths, seed))
         if name in OF_KINDS:
             for kind, documents in kinds.items():
                 cells += _cells_of_kind(name, kind, documents, size, lengths, seed)
     return sorted(cells, key=lambda cell: cell.tokens)
-
-
-def lengths_to(longest: int, original: int | None = None) -> tuple[int, ...]:
-    """The longest length, its halves and the original context if that is shorter, ascending.
-
-    DataError when even the longest is too short.
-    """
-    if longest < LEAST_TOKENS:
-        raise DataError(f"{longest} tokens: no task fits in fewer than {LEAST_TOKENS}; measure longer texts")
-    halves = [longest >> step for step in range(LENGTHS)]
-    if original is not None and original < longest:
-        halves.append(original)
-    return tuple(sorted({length for length in halves if length >= LEAST_TOKENS}))
 
 
 def needed_tokens(size: Size, longest: int) -> int:
@@ -97,9 +85,9 @@ def needed_tokens(size: Size, longest: int) -> int:
     return 2 * (size.windows + size.texts) * (longest + 1)
 
 
-def beside(names: Collection[str], size: Size) -> Size:
-    """The size without the tasks that cells of these names measure."""
-    return replace(size, tasks=tuple(task for task in size.tasks if task not in names))
+def _tasks(size: Size, measured: Collection[str]) -> list[str]:
+    """Those that are not measured yet, perplexity before growing context, which takes what that has read."""
+    return sorted((task for task in size.tasks if task not in measured), key=lambda task: task == "context")
 
 
 def _lengths_of(task: str, lengths: Sequence[int]) -> Sequence[int]:
@@ -136,8 +124,8 @@ def _windows(haystack: Haystack, count: int, tokens: int, seed: int) -> Ids:
 
 
 def _perplexity(haystack: Haystack, size: Size, length: int, lengths: Sequence[int], seed: int) -> Cell:
-    windows = _windows(haystack, size.windows, lengths[-1] + 1, seed)
-    return perplexity.cell(windows, length, seed, haystack.digest)
+    windows = _windows(haystack, 2 * size.windows, lengths[-1] + 1, seed)[::2]  # between them: `context`'s
+    return perplexity.cell(windows, length, seed, haystack.digest, shortest=lengths[0])
 
 
 def _sliding(haystack: Haystack, size: Size, length: int, lengths: Sequence[int], seed: int) -> Cell:
@@ -187,7 +175,7 @@ OF_KINDS = ("perplexity", "sliding")
 """tasks that tell kinds of documents apart"""
 TASKS: Mapping[str, Task] = {
     "skills": Task(skills.cell, skills.tokens_read),
-    "context": Task(context.cell, context.tokens_read, reads=context.reads),
+    "context": Task(context.cell, lambda size, length, lengths: context.load(size, lengths).tokens),
     "perplexity": Task(
         _perplexity, lambda size, length, lengths: perplexity.tokens_read(size.windows, length, lengths[-1])
     ),
@@ -211,12 +199,16 @@ def loads(section: Evaluate, original_context_tokens: int, target_context_tokens
     found = scorecard_loads(section, original_context_tokens)
     if section.suite == "none":
         return found
-    size = beside([load.name for load in found], SIZES[section.suite])
-    reach = lengths_to(target_context_tokens, original_context_tokens)
-    for name in size.tasks:
+    size, reach = SIZES[section.suite], lengths_to(target_context_tokens, original_context_tokens)
+    known = scorecard_lengths(section, original_context_tokens)
+    read = dict.fromkeys(known, section.windows) if known[-1] == reach[-1] else {}
+    for name in _tasks(size, [load.name for load in found]):
+        task = TASKS[name]
         for length in _lengths_of(name, reach):
-            task = TASKS[name]
+            if name == "context":
+                found.append(context.load(size, reach, read))
+                continue
             tokens = task.tokens(size, length, reach)
-            read = task.reads(size, length, reach) if task.reads else Reads.once(tokens, length)
-            found.append(Load(name, length, tokens, read, task.blocks(size, tokens)))
+            reads = task.reads(size, length, reach) if task.reads else Reads.once(tokens, length)
+            found.append(Load(name, length, tokens, reads, task.blocks(size, tokens)))
     return found

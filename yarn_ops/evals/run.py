@@ -119,11 +119,13 @@ class PlanRun:
         scores: list[Score] = []
         skipped: dict[str, str] = {}
         for cell in self._plan.cells:
-            asked = [block for block in cell.blocks if block not in self._not_asked]
-            if found := [self._found[block] for block in asked if block in self._found]:
-                scores += cell.join(found)
+            asked = [block for block in (*cell.others, *cell.blocks) if block not in self._not_asked]
+            found = [self._found[block] for block in asked if block in self._found]
+            refused = [self._refused[block] for block in asked if block in self._refused]
+            if not found or (cell.others and refused):
+                skipped[f"{cell.name} at {cell.context_tokens}"] = refused[0]
             else:
-                skipped[f"{cell.name} at {cell.context_tokens}"] = self._refused[cell.blocks[0]]
+                scores += cell.join(found)
         if skipped and not scores:
             reasons = "; ".join(skipped.values())
             raise EvaluationError(f"no cell of the evaluation could be measured: {reasons}")

@@ -7,7 +7,7 @@ import numpy as np
 from yarn_ops.data.haystack import Decode, Encode, Ids, is_chinese
 from yarn_ops.data.windows import ShardReader, spread
 from yarn_ops.errors import EvaluationError
-from yarn_ops.evals.cells import Cell, Load, Reads
+from yarn_ops.evals.cells import LEAST_TOKENS, Cell, Load, Reads, lengths_to
 from yarn_ops.evals.sequential import Looks
 from yarn_ops.evals.tasks import needles, perplexity
 from yarn_ops.recipe import Evaluate
@@ -37,9 +37,10 @@ def scorecard_cells(
     chinese = decode is not None and is_chinese(decode(reader.document(0, stop=LANGUAGE_TOKENS).tolist()))
     windows = _spread_windows(reader, longest, section.windows, section.seed)
     documents = _sliding_documents(reader, longest, section)
+    shortest = lengths_to(max(longest, LEAST_TOKENS), original_context_tokens)[0]
     cells: list[Cell] = []
     for length in lengths:
-        cells.append(perplexity.cell(windows, length, section.seed, text, reader.prefix))
+        cells.append(perplexity.cell(windows, length, section.seed, text, reader.prefix, shortest=shortest))
         if documents:
             stride = section.sliding_stride_tokens
             cells.append(

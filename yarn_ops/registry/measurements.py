@@ -151,22 +151,23 @@ def _family(score: Score) -> str:
 
 
 def _protocols(score: Score, asked: dict[tuple[str, int, int], list[MeasurementRow]]) -> set[str]:
-    """The protocols of the cells that the score may be of: of several, those with its value or samples."""
+    """The protocols of the cells that the score may be of: of several, those with its value or samples; one
+    of all of them where it is made of all."""
     rows = asked.get((score.task, score.context_tokens, score.seed), ())
     protocols = {row.protocol for row in rows}
     if len(protocols) < 2:
         return protocols
     depth = ALL_DEPTHS if score.depth is None else score.depth
+    blocks = [row for row in rows if row.depth == depth]
 
     def fits(blocks: Sequence[MeasurementRow]) -> bool:
         if len(blocks) == 1:
             return blocks[0].value == score.value
         return sum(block.samples for block in blocks) == score.samples
 
-    return {
-        one for one in protocols
-        if fits([row for row in rows if row.protocol == one and row.depth == depth])
-    }  # fmt: skip
+    if sure := {one for one in protocols if fits([row for row in blocks if row.protocol == one])}:
+        return sure
+    return {digest_of(sorted(protocols))} if fits(blocks) else set()
 
 
 def _key(key: CellKey) -> str:

@@ -14,13 +14,14 @@ from suite_parts import CHANCE, SPEC, Finder, Induction, documents, examples_of,
 
 from yarn_ops.errors import DataError, EvaluationError
 from yarn_ops.evals import scoring
-from yarn_ops.evals.cells import Size
+from yarn_ops.evals.cells import ModelUnderTest, Size, lengths_to
 from yarn_ops.evals.forward import token_losses
 from yarn_ops.evals.journal import JsonLines
-from yarn_ops.evals.names import GAIN, SAME_TARGETS
-from yarn_ops.evals.plan import lengths_to
+from yarn_ops.evals.names import FAR_TEXT, GAIN, LAST_QUARTER, SAME_TARGETS
+from yarn_ops.evals.plan import CellPlan, suite_cells
 from yarn_ops.evals.reach import reach_of
 from yarn_ops.evals.reader import WholeReader
+from yarn_ops.evals.run import PlanRun, Worker
 from yarn_ops.evals.tasks import context, needles, perplexity
 from yarn_ops.scores import Score, Scorecard
 
@@ -87,7 +88,9 @@ def test_a_windowed_model_uses_its_window_within_a_part(window, encode, base512_
 
 def test_growing_context_equals_one_token_at_a_time_in_float64(tiny_llama):
     windows = np.random.default_rng(0).integers(0, 97, (5, 33))
-    scores = context.growing(partial(token_losses, tiny_llama), windows, (8, 16, 32), 0)
+    runs = {k: windows[:, -k - 1 :] for k in (8, 16, 32)}
+    losses = context.window_losses(partial(token_losses, tiny_llama), windows, runs, 6, 0)
+    scores = context.growing(0, [losses])
     slow = tiny_llama.double()
     try:
         for k in (8, 16, 32):
@@ -102,6 +105,73 @@ def test_growing_context_equals_one_token_at_a_time_in_float64(tiny_llama):
         tiny_llama.float()
     gain = value(scores, SAME_TARGETS, 8) - value(scores, SAME_TARGETS, 32)
     assert value(scores, GAIN, 32) == pytest.approx(gain, abs=1e-6)
+
+
+class Counted(ModelUnderTest):
+    """Counts the tokens whose losses are asked."""
+
+    read = 0
+
+    def token_losses(self, windows, scored_tokens):
+        self.read += windows.size - len(windows)
+        return super().token_losses(windows, scored_tokens)
+
+
+@pytest.mark.parametrize("windows", [4, 3])
+def test_growing_context_takes_what_perplexity_has_read(windows, cells, tiny_llama, tmp_path):
+    """The same figures, and read again are only the windows that perplexity has not, and foreign text."""
+    size, haystack = Size(2, 1, 4, 0, ("context", "perplexity")), cells.haystack
+    longest, read = cells.lengths[-1], haystack.windows(8, cells.lengths[-1] + 1, 0)[::2][:windows]
+
+    def found(tasks, beside=()):
+        some = suite_cells(replace(size, tasks=tasks), cells.lengths, haystack, 0, beside=beside)
+        model = Counted(lambda: tiny_llama, SPEC)
+        plan = CellPlan((*beside, *some), cells.lengths, 0, haystack)
+        worker = Worker("cpu", "fp32", JsonLines(tmp_path / f"{tasks} {bool(beside)}"), lambda *_: None)
+        scores = PlanRun(plan, model, "c", worker).measure().scores
+        (tokens,) = (cell.tokens for cell in some if cell.name == "context")
+        return (
+            {(s.task, s.context_tokens): s for s in scores if s.task.startswith("loss/")},
+            model.read,
+            tokens,
+        )
+
+    beside = [perplexity.cell(read, k, 0, "t", shortest=cells.lengths[0]) for k in cells.lengths]
+    whole, alone_read, alone_tokens = found(("context",))
+    both, both_read, tokens = found(("context",), beside)
+    assert alone_read == alone_tokens == 8 * (sum(cells.lengths) + longest)
+    assert both_read - sum(cell.tokens for cell in beside) == tokens
+    assert tokens == (8 - windows) * sum(cells.lengths) + 8 * longest
+    assert both.keys() == whole.keys() == {*both} and (FAR_TEXT, longest) in both
+    for key, score in both.items():
+        assert score.samples == 8
+        if windows == 4 and key[0] != FAR_TEXT:
+            assert score.value == pytest.approx(whole[key].value, abs=1e-6)
+            np.testing.assert_allclose(sorted(score.items), sorted(whole[key].items), rtol=1e-5)
+    suite, suite_read, _ = found(("context", "perplexity"))
+    assert suite_read == 4 * longest * len(cells.lengths) + 4 * sum(cells.lengths) + 8 * longest
+    if windows == 4:
+        assert suite == both
+    foretold = context.load(size, cells.lengths, dict.fromkeys(cells.lengths, windows))
+    assert foretold.tokens == tokens and foretold.reads.tokens == tokens
+
+
+def test_growing_context_needs_all_that_it_is_made_of(cells, tiny_llama, tmp_path):
+    """Where a server refuses one length of perplexity, it is left out as a whole."""
+
+    class Refuses(ModelUnderTest):
+        def token_losses(self, windows, scored_tokens):
+            if windows.shape[1] - 1 == scored_tokens == cells.lengths[0]:
+                raise DataError("refused")
+            return super().token_losses(windows, scored_tokens)
+
+    some = suite_cells(replace(SMALL, tasks=("context", "perplexity")), cells.lengths, cells.haystack, 0)
+    plan = CellPlan(tuple(some), cells.lengths, 0, cells.haystack)
+    worker = Worker("cpu", "fp32", JsonLines(tmp_path / "j"), lambda *_: None)
+    run = PlanRun(plan, Refuses(lambda: tiny_llama, SPEC), "c", worker).measure()
+    assert run.skipped == {"perplexity at 128": "refused", "context at 256": "refused"}
+    assert {score.context_tokens for score in run.scores if score.task == LAST_QUARTER} == {256}
+    assert not any(score.task == SAME_TARGETS for score in run.scores)
 
 
 def test_key_tokens_complete_a_run_that_is_only_far_away():

@@ -12,9 +12,9 @@ from suite_parts import documents, examples_of
 
 from yarn_ops.data.haystack import Haystack
 from yarn_ops.errors import DataError
-from yarn_ops.evals.cells import Size
+from yarn_ops.evals.cells import Size, lengths_to
 from yarn_ops.evals.examples import Example, plant
-from yarn_ops.evals.plan import GRIDS, SIZES, TASKS, lengths_to
+from yarn_ops.evals.plan import GRIDS, SIZES, TASKS
 from yarn_ops.shipped import MODELS
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "suite_samples.json"

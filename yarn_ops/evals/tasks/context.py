@@ -12,18 +12,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yarn_ops.data.haystack import Haystack, Ids
 from yarn_ops.data.windows import begun
-from yarn_ops.errors import EvaluationError
-from yarn_ops.evals.cells import Cell, LossesOf, ModelUnderTest, Reads, Size
+from yarn_ops.evals.cells import Block, Cell, Load, LossesOf, ModelUnderTest, Reads, Size
 from yarn_ops.evals.intervals import exponential, mean_interval
-from yarn_ops.evals.names import FAR_TEXT, GAIN, LONG_PERPLEXITY, RISE, SAME_TARGETS
+from yarn_ops.evals.names import FAR_TEXT, FOREIGN, GAIN, LONG_PERPLEXITY, RISE, SAME_TARGETS
 from yarn_ops.evals.scoring import mean_score
+from yarn_ops.evals.tasks.perplexity import PerplexityBlock, same_targets
 from yarn_ops.scores import Score
 
 KEY_RUN = 3
@@ -31,30 +33,46 @@ KEY_RUN = 3
 KEY_FAR = 0.25
 """of the window: a run seen nearer than that makes no key"""
 
-Losses = NDArray[np.float32]
+Losses = NDArray[np.float64]
 
 
-def cell(haystack: Haystack, size: Size, length: int, lengths: Sequence[int], seed: int) -> Cell:
-    """Growing context: one cell, at the longest length, holds all."""
-    windows = haystack.windows(2 * size.windows, lengths[-1] + 1, seed)
+def cell(
+    haystack: Haystack, size: Size, length: int, lengths: Sequence[int], seed: int,
+    read: Mapping[int, PerplexityBlock] = MappingProxyType({}),
+) -> Cell:  # fmt: skip
+    """Growing context: one cell, at the longest length, holds all.
+
+    read: what perplexity reads, by length. Where it reads these tokens, too, it is not read again: the first
+    windows are perplexity's then, and the cell reads the lengths and windows that perplexity has not.
+    """
+    some, of = next(iter(read.values()), None), (haystack.digest,)
+    if some is None or some.shortest > lengths[0] or some.windows.shape[1] <= length:
+        shortest, read = lengths[0], {}
+        own = windows = haystack.windows(2 * size.windows, length + 1, seed)
+    else:
+        shortest, read, of = some.shortest, {k: read[k] for k in lengths if k in read}, (*of, *some.asks)
+        more = max(0, 2 * size.windows - len(some.windows))
+        own = haystack.windows(2 * more, length + 1, seed)[1::2] if more else some.windows[:0, -length - 1 :]
+        windows = np.concatenate([some.windows[:, -length - 1 :], own])
+    runs = {k: (own if k in read else windows)[:, -k - 1 :] for k in lengths}
 
     def measure(under_test: ModelUnderTest) -> tuple[Score, ...]:
-        return growing(under_test.token_losses, windows, lengths, seed, haystack.prefix)
+        targets, prefix = same_targets(shortest), haystack.prefix
+        return window_losses(under_test.token_losses, windows, runs, targets, seed, prefix)
 
-    asks = (haystack.digest, len(windows), list(lengths))
-    return Cell.whole("context", length, asks, tokens_read(size, length, lengths), measure)
-
-
-def tokens_read(size: Size, length: int, lengths: Sequence[int]) -> int:
-    """About how many go through a model."""
-    return 2 * size.windows * (sum(lengths) + lengths[-1])
+    tokens = load(size, lengths, {k: len(block.windows) for k, block in read.items()}).tokens
+    block = Block("context", length, tokens, measure)
+    asks = (*of, len(windows), list(lengths), list(read))
+    return Cell(block.name, length, asks, (block,), partial(growing, seed), others=tuple(read.values()))
 
 
-def reads(size: Size, length: int, lengths: Sequence[int]) -> Reads:
-    windows, each = 2 * size.windows, (*lengths, lengths[-1])
-    found = [Reads.once(windows * tokens, tokens, windows * _targets(lengths[0])) for tokens in each]
+def load(size: Size, lengths: Sequence[int], read: Mapping[int, int] = MappingProxyType({})) -> Load:
+    """What the cell takes. read: at which lengths perplexity reads how many windows."""
+    whole = max(2 * size.windows, *read.values(), 0)
+    windows = [*((k, whole - read.get(k, 0)) for k in lengths), (lengths[-1], whole)]
+    found = [Reads.once(count * k, k, count * same_targets(lengths[0])) for k, count in windows]
     tokens, pairs, forwards, scored, _ = (sum(figures) for figures in zip(*found, strict=True))
-    return Reads(tokens, pairs, forwards, scored)
+    return Load("context", lengths[-1], round(tokens), Reads(tokens, pairs, forwards, scored))
 
 
 def key_cell(haystack: Haystack, size: Size, length: int, lengths: Sequence[int], seed: int) -> Cell:
@@ -68,34 +86,51 @@ def key_cell(haystack: Haystack, size: Size, length: int, lengths: Sequence[int]
     return Cell.whole(LONG_PERPLEXITY, length, asks, size.windows * length, measure)
 
 
-def growing(
-    losses_of: LossesOf, windows: Ids, lengths: Sequence[int], seed: int, prefix: Sequence[int] = ()
-) -> tuple[Score, ...]:
-    """Losses of one set of targets at every length, ascending. windows: int64 [W, longest + 1]."""
-    shortest, longest = lengths[0], lengths[-1]
-    targets = _targets(shortest)
+def window_losses(
+    losses_of: LossesOf, windows: Ids, runs: Mapping[int, Ids], targets: int, seed: int,
+    prefix: Sequence[int] = (),
+) -> tuple[Score, ...]:  # fmt: skip
+    """Losses of the last `targets` tokens, an item a window: with so many tokens of context, and with the
+    longest of these behind another window's far text.
+
+    windows: int64 [W, longest + 1]; runs: by length, ascending, int64 [any, length + 1].
+    """
+    shortest, longest = min(runs), max(runs)
+
+    def score(task: str, length: int, texts: Ids) -> Score:
+        return mean_score(task, length, losses_of(texts, targets).mean(axis=1).tolist(), seed)
+
     before = np.asarray(prefix, dtype=np.int64)
-    losses = {
-        k: losses_of(begun(windows[:, -(k + 1) :].copy(), before), targets).mean(axis=1) for k in lengths
-    }
-    scores: list[Score] = []
-    best = losses[shortest]
-    for k in lengths:
-        scores.append(_mean(SAME_TARGETS, k, losses[k], seed))
-        scores.append(_mean(GAIN, k, losses[shortest] - losses[k], seed))
-        if k > shortest:
-            scores.append(_mean(RISE, k, losses[k] - best, seed))
-            best = min(best, losses[k], key=lambda some: float(some.mean()))
+    found = [score(SAME_TARGETS, k, begun(run.copy(), before)) for k, run in runs.items() if len(run)]
     if longest > shortest:
         foreign = windows.copy()
         foreign[:, : longest - shortest] = np.roll(windows, 1, axis=0)[:, : longest - shortest]
-        lost = losses_of(foreign, targets).mean(axis=1) - losses[longest]
-        scores.append(_mean(FAR_TEXT, longest, lost, seed))
+        found.append(score(FOREIGN, longest, foreign))
+    return tuple(found)
+
+
+def growing(seed: int, found: Sequence[tuple[Score, ...]]) -> tuple[Score, ...]:
+    """What losses of one set of targets say of growing context: those of several blocks, whose windows follow
+    each other."""
+    losses: dict[tuple[str, int], Losses] = {}
+    for score in (score for block in found for score in block if score.task in (SAME_TARGETS, FOREIGN)):
+        key = score.task, score.context_tokens
+        losses[key] = np.concatenate([losses.get(key, np.empty(0)), score.items])
+    same = {k: losses[SAME_TARGETS, k] for task, k in sorted(losses) if task == SAME_TARGETS}
+    if not same:
+        return ()
+    scores: list[Score] = []
+    best = shortest = same[min(same)]
+    for k, some in same.items():
+        scores.append(_mean(SAME_TARGETS, k, some, seed))
+        scores.append(_mean(GAIN, k, shortest - some, seed))
+        if k > min(same):
+            scores.append(_mean(RISE, k, some - best, seed))
+            best = min(best, some, key=lambda some: float(some.mean()))
+    longest = max(same)
+    if (FOREIGN, longest) in losses:
+        scores.append(_mean(FAR_TEXT, longest, losses[FOREIGN, longest] - same[longest], seed))
     return tuple(scores)
-
-
-def _targets(shortest: int) -> int:
-    return max(1, 3 * shortest // 4)
 
 
 def long_perplexity(losses_of: LossesOf, windows: Ids, seed: int) -> tuple[Score, ...]:
@@ -130,7 +165,4 @@ def last_occurrences(ids: Ids) -> NDArray[np.int64]:
 
 
 def _mean(task: str, context_tokens: int, values: Losses, seed: int) -> Score:
-    numbers = values.astype(np.float64).tolist()
-    if not np.isfinite(numbers).all():
-        raise EvaluationError(f"{task} at {context_tokens} tokens is not finite")
-    return mean_score(task, context_tokens, numbers, seed, keep=task == SAME_TARGETS)
+    return mean_score(task, context_tokens, values.tolist(), seed, keep=task == SAME_TARGETS)

@@ -16,31 +16,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yarn_ops.data.haystack import Ids
 from yarn_ops.data.windows import NO_PREFIX, begun
-from yarn_ops.evals.cells import Cell, LossesOf, ModelUnderTest
+from yarn_ops.evals.cells import Block, Cell, LossesOf, ModelUnderTest, only
 from yarn_ops.evals.intervals import exponential, mean_interval
-from yarn_ops.evals.names import BY_POSITION, LAST_QUARTER, SINGLE_PASS, SLIDING
+from yarn_ops.evals.names import BY_POSITION, LAST_QUARTER, SAME_TARGETS, SINGLE_PASS, SLIDING
 from yarn_ops.evals.scoring import mean_score
 from yarn_ops.scores import Score
 
 POSITION_PARTS = 16
 
 
-def cell(windows: Ids, length: int, seed: int, text: str, prefix: Ids = NO_PREFIX) -> Cell:
+@dataclass(frozen=True, eq=False)
+class PerplexityBlock(Block):
+    """What perplexity reads at a length. Its scores hold, beside perplexity, what growing context is made of:
+    the loss of the tokens that all lengths have in common."""
+
+    windows: Ids
+    """int64 [W, longest + 1]"""
+    shortest: int
+    """of growing context: shorter lengths are no part of it"""
+    asks: tuple[Any, ...]
+    """as `Cell.asks`"""
+
+
+def cell(windows: Ids, length: int, seed: int, text: str, prefix: Ids = NO_PREFIX, *, shortest: int) -> Cell:
     """Both perplexities at a length. windows: int64 [W, longest + 1]; text: digest of what they are from;
-    prefix: what every text begins with."""
+    prefix: what every text begins with; shortest: of growing context."""
+    targets = same_targets(shortest) if length >= shortest else 0
 
     def measure(under_test: ModelUnderTest) -> tuple[Score, ...]:
-        return window_scores(under_test.token_losses, windows, length, seed, prefix)
+        return window_scores(under_test.token_losses, windows, length, seed, prefix, targets)
 
-    tokens = tokens_read(len(windows), length, windows.shape[1] - 1)
-    return Cell.whole("perplexity", length, (text, *windows.shape), tokens, measure)
+    def join(found: Sequence[tuple[Score, ...]]) -> tuple[Score, ...]:
+        return tuple(score for score in only(found) if score.task != SAME_TARGETS)
+
+    tokens, asks = tokens_read(len(windows), length, windows.shape[1] - 1), (text, *windows.shape, targets)
+    block = PerplexityBlock("perplexity", length, tokens, measure, windows, shortest, asks)
+    return Cell(block.name, length, asks, (block,), join)
+
+
+def blocks_of(cells: Iterable[Cell]) -> dict[int, PerplexityBlock]:
+    """What perplexity reads, by length, as far as growing context can be made of it."""
+    blocks = (block for cell in cells for block in cell.blocks if isinstance(block, PerplexityBlock))
+    return {block.context_tokens: block for block in blocks if block.context_tokens >= block.shortest}
+
+
+def same_targets(shortest: int) -> int:
+    """Tokens at a window's end whose loss is compared at all lengths, of which this is the shortest."""
+    return max(1, 3 * shortest // 4)
 
 
 def tokens_read(windows: int, length: int, longest: int) -> int:
@@ -66,9 +97,11 @@ def sliding_tokens_read(documents: Iterable[int], length: int, stride: int) -> i
 
 
 def window_scores(
-    losses_of: LossesOf, windows: Ids, context_tokens: int, seed: int, prefix: Ids = NO_PREFIX
-) -> tuple[Score, ...]:
-    """Last-quarter and single-pass perplexity at one length; loss by position too when it is the longest.
+    losses_of: LossesOf, windows: Ids, context_tokens: int, seed: int, prefix: Ids = NO_PREFIX,
+    targets: int = 0,
+) -> tuple[Score, ...]:  # fmt: skip
+    """Last-quarter and single-pass perplexity at one length, the loss of the last `targets` tokens of each
+    window, and loss by position when it is the longest.
 
     windows: int64 [W, N+1], the longest length N and one token to predict; `context_tokens` at most N.
     """
@@ -80,6 +113,9 @@ def window_scores(
         _perplexity(LAST_QUARTER, context_tokens, quarters, seed),
         _perplexity(SINGLE_PASS, context_tokens, losses.reshape(len(windows), -1), seed),
     ]
+    if targets:
+        means = losses[:, -1, -targets:].mean(axis=1)
+        scores.append(mean_score(SAME_TARGETS, context_tokens, means.tolist(), seed))
     if context_tokens == windows.shape[1] - 1:
         scores += loss_by_position(losses[:, -1], seed)
     return tuple(scores)
