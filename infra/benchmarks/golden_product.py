@@ -35,7 +35,7 @@ from yarn_ops.evals.reader import Reader, WholeReader
 from yarn_ops.evals.reader_choice import open_reader
 from yarn_ops.evals.run import Worker
 from yarn_ops.evals.subject import open_subject
-from yarn_ops.evals.tasks.needles import recall_examples
+from yarn_ops.evals.tasks.recall import recall_examples
 from yarn_ops.models.files import read_config
 from yarn_ops.models.inspection import inspect_checkpoint
 from yarn_ops.models.loading import load_proven
@@ -242,7 +242,7 @@ def losses_of(adapter: Path) -> list[float]:
 def recall_samples(texts: Any, template: str, tokens: int) -> list[Any]:
     """Tokens, and (part, start, end) of every answer."""
     subject = open_subject(BASE512)
-    examples = recall_examples(list(texts), subject.encode, template, tokens, 4, 0)
+    examples = recall_examples(list(texts), subject.encode, (template,), tokens, 4, 0)
     found = []
     for example in examples:
         ids, starts = example.in_turn()

@@ -57,15 +57,15 @@ def main() -> None:
     print(f"{type(reader).__name__}, attention {model.config._attn_implementation}, {device_name(device)}")
     assert isinstance(reader, SharedReader)
 
-    first = needles.grid("code", text, asked.tokens, 8, 1, 1)
+    first = needles.grid(("code",), text, asked.tokens, 8, 1, 1)
     began = now(device)
     read(reader, first)
     print(f"first grid, kernels chosen on the way: {now(device) - began:.1f} s")
-    naive_s, naive = ask_naively(model, needles.grid("code", text, asked.tokens, 8, 1, 0), asked.naive)
+    naive_s, naive = ask_naively(model, needles.grid(("code",), text, asked.tokens, 8, 1, 0), asked.naive)
     print(f"naive: {asked.naive} questions at {naive_s:.2f} s each, {1 / naive_s:.2f} a second\n")
     print("depths  questions  seconds  a second  ratio  by arithmetic  read s  ask s  tokens read")
     for parts in map(int, asked.parts.split(",")):
-        samples = needles.grid("code", text, asked.tokens, parts, 1, 0)
+        samples = needles.grid(("code",), text, asked.tokens, parts, 1, 0)
         reader = SharedReader(model)
         reader.read(first[0].context[:8192])
         before, began = reader.read_tokens, now(device)

@@ -37,7 +37,7 @@ from yarn_ops.evals import scoring
 from yarn_ops.evals.plan import GRIDS
 from yarn_ops.evals.reader import SharedReader
 from yarn_ops.evals.tasks import ruler
-from yarn_ops.evals.tasks.needles import recall_examples
+from yarn_ops.evals.tasks.recall import recall_examples
 from yarn_ops.models.files import read_config
 from yarn_ops.models.head import Head
 from yarn_ops.models.loading import load_proven
@@ -216,7 +216,7 @@ class Bench:
             windows = [w.ids[:length] for w in spread(self.held_out, length, self.asked.windows, 7)]
             found: dict[str, Any] = {}
             for form in ("code", "prose"):
-                asked = recall_examples(windows, self.encode, form, length, 8, 3)
+                asked = recall_examples(windows, self.encode, (form,), length, 8, 3)
                 whole, *parts = scoring.recall(form, scoring.ask_in_turn(model, asked), length, 8, 3)[:9]
                 found[form] = [round(whole.value, 3), [round(part.value, 2) for part in parts]]
             found["perplexity"] = round(float(np.exp(np.mean([*self.losses(model, windows[:6])]))), 3)

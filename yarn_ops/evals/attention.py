@@ -95,7 +95,7 @@ def cell(haystack: Haystack, template: str, length: int, seed: int) -> Cell:
     """The diagnosis at a length; without scores where the model's text is read anew for every question."""
 
     def measure(under_test: ModelUnderTest) -> tuple[Score, ...]:
-        examples = needles.grid(template, haystack, length, PARTS, 1, seed)
+        examples = needles.grid((template,), haystack, length, PARTS, 1, seed)
         if not isinstance(under_test.reader, SharedReader):
             return ()
         under_test.reader.forget()

@@ -40,6 +40,8 @@ class Question:
     """what ends the answer where another question follows (`in_turn`)"""
     follow: Callable[[str], str | None] | None = None
     """of a chain: the question that a reply leads to; None when it leads nowhere"""
+    form: str = ""
+    """which of the forms that are planted in one text; their answers are scored apart"""
 
     @property
     def tokens(self) -> int:
@@ -76,6 +78,8 @@ class Needle:
     prompt: Tokens
     answer: Tokens
     close: Tokens = ()
+    form: str = ""
+    """as `Question.form`"""
 
     @property
     def asking(self) -> int:
@@ -85,7 +89,9 @@ class Needle:
     def question(
         self, part: int | None, distance: int = 0, choices: tuple[Tokens, ...] = (), *, planted: bool = True
     ) -> Question:
-        return Question(self.prompt, self.answer, choices, part, distance, planted, self.close)
+        return Question(
+            self.prompt, self.answer, choices, part, distance, planted, self.close, form=self.form
+        )
 
 
 def draw_equal(count: int, draw: Callable[[], Needle]) -> list[Needle]:

@@ -17,6 +17,8 @@ FOREIGN = "loss/foreign"
 
 RECALL = ("recall/code", "recall/prose")
 NEEDLES = ("needle/code", "needle/prose")
+NEEDLE_FORMS = "needle/code+prose"
+"""a cell of long texts that hold needles of both forms; its scores have the names of `NEEDLES`"""
 CHAIN = "recall/chain"
 RULER_AVERAGE = "ruler/average"
 FAR_PASSAGE = "far-passage/nats"

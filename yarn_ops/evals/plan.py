@@ -18,7 +18,7 @@ import numpy as np
 from yarn_ops.data.haystack import Haystack, Ids
 from yarn_ops.errors import DataError
 from yarn_ops.evals.cells import Cell, Load, Measure, ModelUnderTest, Reads, Size, Task, lengths_to
-from yarn_ops.evals.names import TRAINED
+from yarn_ops.evals.names import NEEDLE_FORMS, NEEDLES, TRAINED, template_of
 from yarn_ops.evals.scorecard import scorecard_lengths, scorecard_loads
 from yarn_ops.evals.tasks import context, copying, facts, natural, needles, pairs, perplexity, ruler, skills
 from yarn_ops.evals.tasks.grid import Make, grid_task
@@ -68,15 +68,14 @@ def suite_cells(
     the documents, by name, whose perplexity is told apart. DataError when the documents cannot fill the
     longest length."""
     cells: list[Cell] = []
-    for name in _tasks(size, [cell.name for cell in beside]):
+    for name, length in _asked(size, lengths, {cell.name for cell in beside}):
         task = TASKS[name].cell
         if name == "context":
             task = partial(context.cell, read=perplexity.blocks_of([*beside, *cells]))
-        for length in _lengths_of(name, lengths):
-            cells.append(task(haystack, size, length, lengths, seed))
+        cells.append(task(haystack, size, length, lengths, seed))
         if name in OF_KINDS:
             for kind, documents in kinds.items():
-                cells += _cells_of_kind(name, kind, documents, size, lengths, seed)
+                cells.append(_cell_of_kind(name, kind, documents, size, length, lengths, seed))
     return sorted(cells, key=lambda cell: cell.tokens)
 
 
@@ -85,20 +84,25 @@ def needed_tokens(size: Size, longest: int) -> int:
     return 2 * (size.windows + size.texts) * (longest + 1)
 
 
-def _tasks(size: Size, measured: Collection[str]) -> list[str]:
-    """Those that are not measured yet, perplexity before growing context, which takes what that has read."""
-    return sorted((task for task in size.tasks if task not in measured), key=lambda task: task == "context")
+def _asked(size: Size, lengths: Sequence[int], measured: Collection[str]) -> Iterator[tuple[str, int]]:
+    """Name and length of every cell, but for tasks that are measured. Growing context comes last, since it
+    takes what perplexity has read; both forms of needle are one cell where texts hold both."""
+    tasks = sorted((task for task in size.tasks if task not in measured), key=lambda task: task == "context")
+    forms = [template_of(task) for task in NEEDLES if task in tasks]
+    if len(forms) > 1 and len(needles.planted_together(forms, needles.NEEDLES, lengths[0])) == 1:
+        tasks = [NEEDLE_FORMS, *(task for task in tasks if task not in NEEDLES)]
+    for name in tasks:
+        if name == "skills":
+            yield name, lengths[0]
+        elif name == "context":  # it holds all lengths
+            yield name, lengths[-1]
+        else:
+            yield from ((name, length) for length in lengths)
 
 
-def _lengths_of(task: str, lengths: Sequence[int]) -> Sequence[int]:
-    if task == "skills":
-        return lengths[:1]
-    return lengths[-1:] if task == "context" else lengths  # growing context holds all lengths
-
-
-def _cells_of_kind(
-    task: str, kind: str, documents: Haystack, size: Size, lengths: Sequence[int], seed: int
-) -> Iterator[Cell]:
+def _cell_of_kind(
+    task: str, kind: str, documents: Haystack, size: Size, length: int, lengths: Sequence[int], seed: int
+) -> Cell:
     """Of one kind of documents; where it is too short for a length, the cell says so when it is measured."""
 
     def named(measure: Measure, under_test: ModelUnderTest) -> tuple[Score, ...]:
@@ -108,14 +112,13 @@ def _cells_of_kind(
     def refused(why: DataError, under_test: ModelUnderTest) -> tuple[Score, ...]:
         raise why
 
-    for length in lengths:
-        name = f"{task} of {kind}"
-        try:
-            cell = TASKS[task].cell(documents, size, length, lengths, seed)
-            (block,) = cell.blocks
-            yield Cell.whole(name, length, cell.asks, block.tokens, partial(named, block.measure))
-        except DataError as error:
-            yield Cell.whole(name, length, (), 0, partial(refused, error))
+    name = f"{task} of {kind}"
+    try:
+        cell = TASKS[task].cell(documents, size, length, lengths, seed)
+    except DataError as error:
+        return Cell.whole(name, length, (), 0, partial(refused, error))
+    (block,) = cell.blocks
+    return Cell.whole(name, length, cell.asks, block.tokens, partial(named, block.measure))
 
 
 @lru_cache(maxsize=2)
@@ -143,8 +146,9 @@ def _sliding_texts(size: Size) -> int:
 
 
 GRIDS: Mapping[str, Make] = {
-    "needle/code": partial(needles.grid, "code"),
-    "needle/prose": partial(needles.grid, "prose"),
+    "needle/code": partial(needles.grid, ("code",)),
+    "needle/prose": partial(needles.grid, ("prose",)),
+    NEEDLE_FORMS: partial(needles.grid, ("code", "prose")),
     "passkey": needles.passkey,
     "key-value": pairs.key_value,
     "multi-key": pairs.multi_key,
@@ -161,16 +165,14 @@ FAMILIES: Mapping[str, Make] = {
     "hard-negative": natural.hard_negatives,
 }
 """texts of the length at most, not to the token"""
-DEEP = ("needle/code", "needle/prose", "passkey", "copy", TRAINED)
+DEEP = (*NEEDLES, NEEDLE_FORMS, "passkey", "copy", TRAINED)
 OUTCOMES: Mapping[str, Callable[[Size], int]] = {
-    "needle/code": lambda size: size.parts * needles.NEEDLES,
-    "needle/prose": lambda size: size.parts * needles.NEEDLES,
-    TRAINED: lambda size: size.parts * needles.NEEDLES,
+    **dict.fromkeys((*NEEDLES, NEEDLE_FORMS, TRAINED), lambda size: size.parts * needles.NEEDLES),
     "passkey": lambda size: size.parts,
     "key-value": lambda size: pairs.ASKED,
     "multi-key": lambda size: pairs.KEYS,
 }
-"""of a text of the grids that are asked until it is decided"""
+"""of a text and a form of the grids that are asked until it is decided"""
 OF_KINDS = ("perplexity", "sliding")
 """tasks that tell kinds of documents apart"""
 TASKS: Mapping[str, Task] = {
@@ -183,7 +185,14 @@ TASKS: Mapping[str, Task] = {
     "far-passage": Task(natural.far_cell, lambda size, length, lengths: 2 * size.windows * length),
     "long-perplexity": Task(context.key_cell, lambda size, length, lengths: size.windows * length),
     **{
-        name: grid_task(name, make, deep=name in DEEP, by_token=name == "copy", outcomes=OUTCOMES.get(name))
+        name: grid_task(
+            name,
+            make,
+            tasks=NEEDLES if name == NEEDLE_FORMS else (),
+            deep=name in DEEP,
+            by_token=name == "copy",
+            outcomes=OUTCOMES.get(name),
+        )
         for name, make in {**GRIDS, **FAMILIES}.items()
     },
     "ruler": Task(
@@ -202,13 +211,12 @@ def loads(section: Evaluate, original_context_tokens: int, target_context_tokens
     size, reach = SIZES[section.suite], lengths_to(target_context_tokens, original_context_tokens)
     known = scorecard_lengths(section, original_context_tokens)
     read = dict.fromkeys(known, section.windows) if known[-1] == reach[-1] else {}
-    for name in _tasks(size, [load.name for load in found]):
+    for name, length in _asked(size, reach, {load.name for load in found}):
+        if name == "context":
+            found.append(context.load(size, reach, read))
+            continue
         task = TASKS[name]
-        for length in _lengths_of(name, reach):
-            if name == "context":
-                found.append(context.load(size, reach, read))
-                continue
-            tokens = task.tokens(size, length, reach)
-            reads = task.reads(size, length, reach) if task.reads else Reads.once(tokens, length)
-            found.append(Load(name, length, tokens, reads, task.blocks(size, tokens)))
+        tokens = task.tokens(size, length, reach)
+        reads = task.reads(size, length, reach) if task.reads else Reads.once(tokens, length)
+        found.append(Load(name, length, tokens, reads, task.blocks(size, tokens)))
     return found

@@ -9,7 +9,8 @@ from yarn_ops.data.windows import ShardReader, spread
 from yarn_ops.errors import EvaluationError
 from yarn_ops.evals.cells import LEAST_TOKENS, Cell, Load, Reads, lengths_to
 from yarn_ops.evals.sequential import Looks
-from yarn_ops.evals.tasks import needles, perplexity
+from yarn_ops.evals.tasks import perplexity, recall
+from yarn_ops.evals.tasks.needles import planted_together
 from yarn_ops.recipe import Evaluate
 
 LANGUAGE_TOKENS = 256
@@ -38,6 +39,7 @@ def scorecard_cells(
     windows = _spread_windows(reader, longest, section.windows, section.seed)
     documents = _sliding_documents(reader, longest, section)
     shortest = lengths_to(max(longest, LEAST_TOKENS), original_context_tokens)[0]
+    together = planted_together(section.templates, section.recall_pairs, lengths[0])
     cells: list[Cell] = []
     for length in lengths:
         cells.append(perplexity.cell(windows, length, section.seed, text, reader.prefix, shortest=shortest))
@@ -48,10 +50,10 @@ def scorecard_cells(
             )
         texts = _spread_windows(reader, length, section.recall_windows, section.seed)
         cells += [
-            needles.recall_cell(
+            recall.recall_cell(
                 texts,
                 encode,
-                template,
+                templates,
                 length,
                 section.recall_pairs,
                 section.seed,
@@ -59,7 +61,7 @@ def scorecard_cells(
                 chinese=chinese,
                 head=reader.prefix.size,
             )
-            for template in section.templates
+            for templates in together
         ]
     return sorted(cells, key=lambda cell: cell.tokens)
 
@@ -96,6 +98,7 @@ def scorecard_loads(section: Evaluate, original_context_tokens: int) -> list[Loa
     """What its cells take, foretold without their texts: held-out documents are taken to be as long as
     sliding windows can make use of."""
     lengths, stride = scorecard_lengths(section, original_context_tokens), section.sliding_stride_tokens
+    together = planted_together(section.templates, section.recall_pairs, lengths[0])
     loads = []
     for length in lengths:
         tokens = perplexity.tokens_read(section.windows, length, lengths[-1])
@@ -109,5 +112,5 @@ def scorecard_loads(section: Evaluate, original_context_tokens: int) -> list[Loa
         tokens = section.recall_windows * length
         until_look = Looks.at(section.recall_windows, section.recall_pairs).least
         reads = Reads.once(tokens, length, until_look=until_look)
-        loads += [Load(f"recall/{template}", length, tokens, reads) for template in section.templates]
+        loads += [Load(recall.name_of(templates), length, tokens, reads) for templates in together]
     return loads

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from yarn_ops.evals.examples import Example, Question
 from yarn_ops.evals.forward import correct_predictions
 from yarn_ops.evals.intervals import ERROR, mean_interval, shares_interval
-from yarn_ops.evals.names import CHOICE, NATS, NO_NEEDLE
+from yarn_ops.evals.names import CHOICE, NATS, NO_NEEDLE, template_of
 from yarn_ops.evals.packed import Reply
 from yarn_ops.evals.reader import Reader
 from yarn_ops.evals.sequential import Looks, exact_interval
@@ -92,6 +92,22 @@ def recall(
     return _scores(groups, context_tokens, seed, keeps)
 
 
+def recall_of(
+    tasks: Sequence[str], asked: Sequence[Answered], context_tokens: int, parts: int, seed: int,
+    keeps: Keeps | None = None, *, by_token: bool = False,
+) -> tuple[Score, ...]:  # fmt: skip
+    """As `recall`, of one task, or of several that are each asked in a form of their own."""
+    of_tasks = {
+        task: [pair for pair in asked if len(tasks) == 1 or pair[0].form == template_of(task)]
+        for task in tasks
+    }
+    return tuple(
+        score
+        for task, some in of_tasks.items()
+        for score in recall(task, some, context_tokens, parts, seed, keeps, by_token=by_token)
+    )
+
+
 def mean_score(
     task: str,
     context_tokens: int,
@@ -113,24 +129,38 @@ def every_outcome(task: str, depth: float | None) -> bool:
 
 
 def joined(
-    blocks: Sequence[tuple[Score, ...]], keeps: Keeps | None = None, looks: Looks | None = None
+    tasks: Sequence[str],
+    blocks: Sequence[tuple[Score, ...]],
+    keeps: Keeps | None = None,
+    looks: Looks | None = None,
 ) -> tuple[Score, ...]:
-    """The scores of a cell from those of its blocks, in order, with every outcome.
+    """The scores of a cell's tasks from those of its blocks, in order, with every outcome.
 
-    looks: of a cell that may have been stopped at one of them; its first score is over all depths.
+    looks: of a cell that may have been stopped at one of them; a task's first score is over all depths.
     """
     first = blocks[0][0]
     outcomes: dict[tuple[str, float | None], list[float]] = {}
     for block in blocks:
         for score in block:
             outcomes.setdefault((score.task, score.depth), []).extend(score.items)
-    groups = [(task, depth, values) for (task, depth), values in outcomes.items()]
-    return _scores(groups, first.context_tokens, first.seed, keeps, looks)
+    groups = [(name, depth, values) for (name, depth), values in outcomes.items()]
+    return tuple(
+        score
+        for task in tasks
+        for score in _scores(
+            [group for group in groups if group[0] == task or group[0].startswith(f"{task}/")],
+            first.context_tokens, first.seed, keeps, looks,
+        )
+    )  # fmt: skip
 
 
-def decided(looks: Looks, blocks: Sequence[tuple[Score, ...]]) -> bool:
-    """Whether what blocks found, in order, with every outcome, leaves nothing to ask."""
-    return bool(looks.why_enough([item for block in blocks for item in block[0].items]))
+def decided(looks: Looks, tasks: Sequence[str], blocks: Sequence[tuple[Score, ...]]) -> bool:
+    """Whether what blocks found, in order, with every outcome, leaves nothing to ask of any of the tasks."""
+    scores = [score for block in blocks for score in block if score.depth is None]
+    return all(
+        looks.why_enough([item for score in scores if score.task == task for item in score.items])
+        for task in tasks
+    )
 
 
 def depth_of(part: int, parts: int) -> float:

@@ -20,7 +20,7 @@ from yarn_ops.evals.examples import Example
 from yarn_ops.evals.intervals import exponential, mean_interval
 from yarn_ops.evals.names import CHAIN, CONTINUATION, RECALL
 from yarn_ops.evals.scoring import Answered, depth_of
-from yarn_ops.evals.tasks.needles import chain_examples, recall_examples
+from yarn_ops.evals.tasks.recall import chain_examples, recall_examples
 from yarn_ops.progress import OnProgress
 from yarn_ops.remedies.costs import metered
 from yarn_ops.remedies.remedy import Remedy
@@ -99,7 +99,7 @@ def cases(texts: Ids, encode: Encode, templates: Sequence[str], context_tokens: 
     found = [
         Case(f"recall/{template}", example)
         for template in templates
-        for example in recall_examples(rows, encode, template, context_tokens, PARTS, seed)
+        for example in recall_examples(rows, encode, (template,), context_tokens, PARTS, seed)
     ]
     found += [Case(CHAIN, example) for example in chain_examples(half, encode, context_tokens, CHAINS, seed)]
     cut = context_tokens - CONTINUATION_TOKENS

@@ -19,7 +19,7 @@ def diagnosis(base512, encode):
     config = read_config(base512)
     model = load_proven(base512, config, rope_spec_of(config), dtype=torch.float32, device="cpu")
     usual = model.config._attn_implementation
-    samples = needles.grid("code", documents(encode), 256, 2, 1, 0)
+    samples = needles.grid(("code",), documents(encode), 256, 2, 1, 0)
     found = diagnose(SharedReader(model), samples, 256, 0)
     assert model.config._attn_implementation == usual
     return found

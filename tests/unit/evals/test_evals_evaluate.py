@@ -18,7 +18,7 @@ from yarn_ops.evals.journal import JsonLines
 from yarn_ops.evals.measure import EvaluationRequest, evaluate
 from yarn_ops.evals.run import Worker
 from yarn_ops.evals.scorecard import scorecard_cells
-from yarn_ops.evals.tasks import needles
+from yarn_ops.evals.tasks import recall
 from yarn_ops.models.checkpoints import load_tokenizer
 from yarn_ops.recipe import Data, Evaluate
 from yarn_ops.records import BaseModel, Local, ShardSet
@@ -105,8 +105,8 @@ def test_progress_counts_to_its_total(result) -> None:
 
 def test_the_plan_knows_nothing_of_the_model(held_out, monkeypatch) -> None:
     """Two plans of one recipe ask the same pairs of the same text; another seed asks others."""
-    made, examples = [], needles.recall_examples
-    monkeypatch.setattr(needles, "recall_examples", lambda *asked: made.append(examples(*asked)) or made[-1])
+    made, examples = [], recall.recall_examples
+    monkeypatch.setattr(recall, "recall_examples", lambda *asked: made.append(examples(*asked)) or made[-1])
 
     def texts(section: Evaluate) -> list:
         made.clear()

@@ -23,21 +23,27 @@ RUNS = 4000
 QUICK, FULL, RECALL = Looks.at(8, 32), Looks.at(50, 32), Looks.at(24, 4)
 
 
-def answered(rights: np.ndarray) -> list[scoring.Answered]:
-    return [(Question((1,), (2,), part=0), Reply((bool(right),))) for right in rights]
+def answered(form: str, rights: np.ndarray) -> list[scoring.Answered]:
+    return [(Question((1,), (2,), part=0, form=form), Reply((bool(right),))) for right in rights]
 
 
-def asked_until_decided(looks: Looks, rights: np.ndarray) -> Score:
-    """The score of a cell whose outcomes would be these."""
+def asked_until_decided(looks: Looks, *rights: np.ndarray) -> list[Score]:
+    """The scores of a cell whose outcomes would be these, of one form or of several in the same texts."""
+    forms = ("code", "prose")[: len(rights)]
+    tasks = [f"needle/{form}" for form in forms]
     blocks: list[tuple[Score, ...]] = []
     start = 0
     for end in looks.texts:
-        some = answered(rights[start * looks.each : end * looks.each])
-        blocks.append(scoring.recall("needle/code", some, 1024, 1, 0, scoring.every_outcome))
-        if scoring.decided(looks, blocks):
+        asked = [
+            pair for form, some in zip(forms, rights, strict=True)
+            for pair in answered(form, some[start * looks.each : end * looks.each])
+        ]  # fmt: skip
+        blocks.append(scoring.recall_of(tasks, asked, 1024, 1, 0, scoring.every_outcome))
+        if scoring.decided(looks, tasks, blocks):
             break
         start = end
-    return scoring.joined(blocks, looks=looks)[0]
+    scores = scoring.joined(tasks, blocks, looks=looks)
+    return [score for score in scores if score.task in tasks and score.depth is None]
 
 
 def test_looks_are_few_and_can_decide() -> None:
@@ -66,7 +72,7 @@ def test_intervals_cover_whenever_it_stops(looks: Looks) -> None:
     """At shares about those where it stops or not, and at others; false stops are rare."""
     rng, runs = np.random.default_rng(0), 300 if looks is not FULL else 100
     for share in (0.0, 0.01, 0.03, 0.06, 0.09, LEAST_SHORT, 0.15, 0.5, 0.93):
-        scores = [asked_until_decided(looks, rng.random(looks.most) < share) for _ in range(runs)]
+        scores = [asked_until_decided(looks, rng.random(looks.most) < share)[0] for _ in range(runs)]
         covered = np.mean([score.bounds[0] <= share <= score.bounds[1] for score in scores])
         stopped = np.mean([bool(score.stopped) for score in scores])
         assert covered >= 0.95 - 3 * np.sqrt(0.05 * 0.95 / runs), share
@@ -79,8 +85,26 @@ def test_intervals_cover_whenever_it_stops(looks: Looks) -> None:
 def test_coverage_over_all_shares_is_as_stated() -> None:
     rng = np.random.default_rng(1)
     shares = rng.uniform(0, 0.4, RUNS)
-    scores = [asked_until_decided(QUICK, rng.random(QUICK.most) < share) for share in shares]
+    scores = [asked_until_decided(QUICK, rng.random(QUICK.most) < share)[0] for share in shares]
     assert np.mean([s.bounds[0] <= p <= s.bounds[1] for s, p in zip(scores, shares, strict=True)]) >= 0.95
+
+
+@pytest.mark.parametrize("shares", [(0.0, 0.0), (0.0, 0.06), (0.05, 0.06), (0.0, 0.15), (0.09, 0.8)])
+def test_forms_of_one_text_are_asked_until_both_are_decided(shares: tuple[float, float]) -> None:
+    """Each form's interval covers, whatever the other decides; one that matters keeps both being asked."""
+    rng, runs = np.random.default_rng(3), 300
+    found = [
+        asked_until_decided(QUICK, *(rng.random(QUICK.most) < share for share in shares)) for _ in range(runs)
+    ]
+    for form, share in enumerate(shares):
+        covered = np.mean([one[form].bounds[0] <= share <= one[form].bounds[1] for one in found])
+        assert covered >= 0.95 - 3 * np.sqrt(0.05 * 0.95 / runs), share
+    assert all((one.samples, not one.stopped) == (other.samples, not other.stopped) for one, other in found)
+    stopped = np.mean([bool(one.stopped) for one, _ in found])
+    if max(shares) >= LEAST_SHORT:
+        assert stopped <= 0.05
+    if max(shares) == 0:
+        assert stopped == 1
 
 
 def test_paired_changes_cover_with_the_error_of_the_last_look() -> None:

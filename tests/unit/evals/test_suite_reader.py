@@ -57,7 +57,7 @@ def test_what_was_read_is_not_read_again(tiny_llama):
 
 
 def test_a_grid_is_read_from_its_needles_on(tiny_llama, encode):
-    samples = needles.grid("code", documents(encode), 1024, 8, 1, 0)
+    samples = needles.grid(("code",), documents(encode), 1024, 8, 1, 0)
     reader = SharedReader(tiny_llama)
     for sample in samples:
         reader.read(sample.context % 97)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -17,12 +18,12 @@ from yarn_ops.evals import scoring
 from yarn_ops.evals.cells import ModelUnderTest, Size, lengths_to
 from yarn_ops.evals.forward import token_losses
 from yarn_ops.evals.journal import JsonLines
-from yarn_ops.evals.names import FAR_TEXT, GAIN, LAST_QUARTER, SAME_TARGETS
+from yarn_ops.evals.names import FAR_TEXT, GAIN, LAST_QUARTER, NEEDLE_FORMS, SAME_TARGETS
 from yarn_ops.evals.plan import CellPlan, suite_cells
 from yarn_ops.evals.reach import reach_of
 from yarn_ops.evals.reader import WholeReader
 from yarn_ops.evals.run import PlanRun, Worker
-from yarn_ops.evals.tasks import context, needles, perplexity
+from yarn_ops.evals.tasks import context, grid, needles, perplexity
 from yarn_ops.scores import Score, Scorecard
 
 LENGTHS = (128, 256, 512)
@@ -32,7 +33,7 @@ def needle_scores(model, encode, texts: int = 2, lengths: tuple[int, ...] = LENG
     haystack, reader = documents(encode), WholeReader(model)
     scores: list[Score] = []
     for length in lengths:
-        asked = scoring.ask_all(reader, [needles.grid("prose", haystack, length, 4, texts, 0)])
+        asked = scoring.ask_all(reader, [needles.grid(("prose",), haystack, length, 4, texts, 0)])
         scores += scoring.recall("needle/prose", asked, length, 4, 0)
     return scores
 
@@ -252,6 +253,30 @@ def test_a_cell_is_known_to_evaluations_of_other_tasks(cells, tiny_llama, tmp_pa
     whole = measured(cells, lambda: tiny_llama, SPEC, journal)
     assert whole.computed == 1 + 2 + 0  # context, perplexity at two lengths, no needle
     assert set(known.scores) < set(whole.scores)
+
+
+def test_both_forms_of_needle_in_one_text_have_the_scores_of_each(cells, tiny_llama, tmp_path, monkeypatch):
+    """As many samples and depths, divided or not, for little more than what one form reads."""
+    size, haystack = Size(4, 3, 4, 0, ("needle/code", "needle/prose")), cells.haystack
+    model = ModelUnderTest(lambda: tiny_llama, SPEC)
+
+    def found(lengths, names):
+        plan, before = planned(size, lengths, haystack), model.read_tokens
+        assert [(cell.name, cell.context_tokens) for cell in plan.cells] == names
+        worker = Worker("cpu", "fp32", JsonLines(tmp_path / f"{time.monotonic()}"), lambda *_: None)
+        run = PlanRun(plan, model, "c", worker).measure()
+        asked = {(s.task, s.context_tokens, s.depth): (s.samples, len(s.items)) for s in run.scores}
+        return run, asked, model.read_tokens - before
+
+    _, asked, apart_read = found((256,), [("needle/code", 256), ("needle/prose", 256)])
+    monkeypatch.setattr(needles, "FACT_ROOM_TOKENS", 32)
+    whole, asked_whole, read = found((256,), [(NEEDLE_FORMS, 256)])
+    assert asked_whole == asked and len(asked) == 2 * (5 + 4) and read < 0.7 * apart_read
+    monkeypatch.setattr(grid, "BLOCK_TOKENS", 256)
+    parts, *_ = found((256,), [(NEEDLE_FORMS, 256)])
+    assert parts.scores == whole.scores and parts.computed > whole.computed == 1
+    names = [cell.name for cell in planned(size, (128, 512), haystack).cells]
+    assert sorted(names) == sorted(2 * size.tasks)  # where the shortest is too short, all are asked apart
 
 
 def test_a_suite_of_which_nothing_fits_says_why(encode, tiny_llama, tmp_path):

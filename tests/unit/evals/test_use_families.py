@@ -17,7 +17,8 @@ from yarn_ops.evals.names import FAR_PASSAGE, TRAINED, USES, USES_TRAINED
 from yarn_ops.evals.plan import FAMILIES, GRIDS, SIZES
 from yarn_ops.evals.reach import capacity_scores
 from yarn_ops.evals.report.families import family_rows, told
-from yarn_ops.evals.tasks import facts, natural, needles
+from yarn_ops.evals.tasks import facts, natural
+from yarn_ops.evals.tasks.recall import recall_examples
 from yarn_ops.scores import BeforeAfter, Score, Scorecard
 
 LENGTH = 1200
@@ -185,7 +186,7 @@ def test_chinese_documents_are_asked_in_chinese(task: str) -> None:
 
 def test_recall_is_asked_in_chinese() -> None:
     haystack = chinese()
-    (example,) = needles.recall_examples([haystack.ids], haystack.encode, "prose", 900, 4, 0, True)
+    (example,) = recall_examples([haystack.ids], haystack.encode, ("prose",), 900, 4, 0, True)
     text = decoded(example.in_turn()[0])
     planted = dict(re.findall(r"与(\w{4})对应的魔法数字：(\d{5})。", text))
     for question in example.questions[:-1]:

@@ -9,13 +9,13 @@ import pytest
 
 from yarn_ops.errors import EvaluationError
 from yarn_ops.evals.names import CONTINUATION
-from yarn_ops.evals.tasks.needles import chain_examples, follow_key, recall_examples
+from yarn_ops.evals.tasks.recall import chain_examples, follow_key, recall_examples
 from yarn_ops.remedies.side_by_side import CONTINUATION_TOKENS, cases
 
 
 @pytest.mark.parametrize("template", ["code", "prose"])
 def test_a_document_and_its_questions_are_the_sample_in_pieces(texts, encode, template) -> None:
-    examples = recall_examples(texts, encode, template, 400, 4, seed=3)
+    examples = recall_examples(texts, encode, (template,), 400, 4, seed=3)
     asked = [case.example for case in cases(np.stack(texts), encode, [template], 400, seed=3)]
     for example, case in zip(examples, asked, strict=False):
         close = encode({"code": "\n", "prose": ".\n"}[template])

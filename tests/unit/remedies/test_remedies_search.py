@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from yarn_ops.evals.examples import Question
-from yarn_ops.evals.tasks.needles import chain_examples, follow_key
+from yarn_ops.evals.tasks.recall import chain_examples, follow_key
 from yarn_ops.remedies import search as search_module
 from yarn_ops.remedies.search import MAX_STEPS, Agent, Index, Search
 

@@ -42,8 +42,9 @@ def cell(
 ) -> Cell:  # fmt: skip
     """Growing context: one cell, at the longest length, holds all.
 
-    read: what perplexity reads, by length. Where it reads these tokens, too, it is not read again: the first
-    windows are perplexity's then, and the cell reads the lengths and windows that perplexity has not.
+    read: what perplexity reads, by length. The cell takes the losses of those windows from there, and reads
+    what perplexity does not: other lengths, foreign text, and more windows where these are too few. Windows
+    that are too short, or lengths that begin before perplexity's targets do, leave all to the cell.
     """
     some, of = next(iter(read.values()), None), (haystack.digest,)
     if some is None or some.shortest > lengths[0] or some.windows.shape[1] <= length:
@@ -105,7 +106,7 @@ def window_losses(
     if longest > shortest:
         foreign = windows.copy()
         foreign[:, : longest - shortest] = np.roll(windows, 1, axis=0)[:, : longest - shortest]
-        found.append(score(FOREIGN, longest, foreign))
+        found.append(score(FOREIGN, longest, begun(foreign, before)))
     return tuple(found)
 
 

@@ -33,12 +33,15 @@ def grid_task(
     name: str,
     make: Make,
     *,
+    tasks: Sequence[str] = (),
     deep: bool = False,
     by_token: bool = False,
     outcomes: Callable[[Size], int] | None = None,
 ) -> Task:
-    """A task of examples, in blocks of whole texts. deep: a text is read once for its control, and from every
-    depth on. by_token: as in `scoring.recall`. outcomes: of a text, where it is asked until it is decided."""
+    """A task of examples, in blocks of whole texts. tasks: its scores', where texts hold several forms; left
+    out, `name`. deep: a text is read once for its control, and from every depth on. by_token: as in
+    `scoring.recall`. outcomes: of a text and a form, where it is asked until it is decided."""
+    tasks = tasks or (name,)
 
     def tokens(size: Size, length: int, lengths: Sequence[int]) -> int:
         return round(size.texts * length * (1 + size.parts / 2 if deep else 1))
@@ -71,7 +74,7 @@ def grid_task(
                 under_test.reader, [examples[text * of_text : (text + 1) * of_text] for text in texts]
             )
             keeps = None if whole else scoring.every_outcome
-            return scoring.recall(name, asked, length, size.parts, seed, keeps, by_token=by_token)
+            return scoring.recall_of(tasks, asked, length, size.parts, seed, keeps, by_token=by_token)
 
         names = [name] if whole else [f"{name} {number}/{len(some)}" for number in range(1, len(some) + 1)]
         blocks = tuple(
@@ -80,13 +83,14 @@ def grid_task(
         )
         asks = (haystack.digest, size.parts, size.texts)
         if not before:
-            return Cell(name, length, asks, blocks, only if whole else scoring.joined)
-        join, enough = partial(scoring.joined, looks=looks), partial(scoring.decided, looks)
+            return Cell(name, length, asks, blocks, only if whole else partial(scoring.joined, tasks))
+        join, enough = partial(scoring.joined, tasks, looks=looks), partial(scoring.decided, looks, tasks)
         return Cell(name, length, (*asks, looks.texts), blocks, join, before, enough)
 
     def reads(size: Size, length: int, lengths: Sequence[int]) -> Reads:
         examples = 1 + size.parts if deep else 1
-        asked = (outcomes(size) if outcomes else 1) / (size.parts if deep else 1) * QUESTION_ROWS
+        questions = len(tasks) * (outcomes(size) if outcomes else 1)
+        asked = questions / (size.parts if deep else 1) * QUESTION_ROWS
         rows = asked + GRAIN_TOKENS["cuda"] / 2  # what a text has beyond its last grain is read with them
         from_depths = [1 - (part / size.parts) ** power if deep else 0 for power in (1, 2)
                        for part in range(size.parts)]  # fmt: skip

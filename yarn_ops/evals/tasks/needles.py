@@ -1,47 +1,38 @@
 """Needles: values planted in documents under keys, and asked for at the end.
 
 A value is teacher-forced: it counts as found when the likeliest token is the right one at each of its
-places. One family under several names, which differ in how they are planted and asked:
+places. One family under several names, which differ in how they are planted and asked (and `recall`):
 
-- `recall/<template>`: one needle in each equal part of a text, asked for in random order one after the
-  other, in one forward; last, so that it cannot help the others, comes a key that was not planted.
-- `recall/chain`: the value of a key is the name of another key, and that one's value is the answer.
 - `needle/<template>`: a few needles close together in one part of a text, each asked for alone, with the
   others' values as its wrong choices. The grid of one text goes from its end to its start, after a control
-  without needles: so each text shares its beginning with the one before it (see `reader`).
+  without needles: so each text shares its beginning with the one before it (see `reader`). Long texts hold
+  needles of every form in the same part, and are read once for all.
 - `passkey`: the published prompt, one number in repeated noise.
 """
 
 from __future__ import annotations
 
-import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 from numpy.random import Generator
 
 from yarn_ops.data.haystack import Encode, Haystack, Ids
-from yarn_ops.errors import EvaluationError
-from yarn_ops.evals import scoring
-from yarn_ops.evals.cells import Block, Cell, ModelUnderTest
 from yarn_ops.evals.examples import Example, Needle, Question, draw_equal, plant, questions_of, require_room
 from yarn_ops.evals.names import TRAINED
-from yarn_ops.evals.sequential import Looks
 from yarn_ops.exercises import en, zh
 from yarn_ops.exercises.draw import Draw
 from yarn_ops.exercises.language import Form
-from yarn_ops.scores import Score
 
 KEY_LETTERS = 4
 VALUES = range(10_000, 100_000)
 NEEDLES = 4
 """of one text of a grid; so the forced choice is among four and chance is .25"""
-CHAIN_STEPS = 2
-"""a -> b -> value"""
+FACT_ROOM_TOKENS = 256
+"""of the shortest text, for each fact, where facts of several forms are planted in one"""
 
 
 @dataclass(frozen=True)
@@ -54,12 +45,13 @@ class Template:
     close: str = ""
     """what ends the answer where another question follows"""
 
-    def needle(self, encode: Encode, key: str, value: str, *, closed: bool = False) -> Needle:
+    def needle(self, encode: Encode, key: str, value: str, *, closed: bool = False, form: str = "") -> Needle:
         return Needle(
             tuple(encode(self.plant.format(key=key, value=value))),
             tuple(encode(self.question.format(key=key))),
             tuple(encode(self.answer.format(value=value))),
             tuple(encode(self.close)) if closed else (),
+            form,
         )
 
 
@@ -99,142 +91,38 @@ def forms(chinese: bool) -> Mapping[str, Template]:
     return IN_CHINESE if chinese else TEMPLATES
 
 
-def recall_cell(
-    texts: Ids, encode: Encode, template: str, context_tokens: int, pairs: int, seed: int, text: str,
-    *, chinese: bool = False, head: int = 0,
-) -> Cell:  # fmt: skip
-    """`recall/<template>` at a length. texts: int64, of that length at least, whose first `head` tokens stay
-    first; text: digest of what they are from. EvaluationError when the length cannot hold the pairs."""
-    task = f"recall/{template}"
-    examples = recall_examples(list(texts), encode, template, context_tokens, pairs, seed, chinese, head)
-    looks = Looks.at(len(texts), pairs)
-
-    def measure(some: range, under_test: ModelUnderTest) -> tuple[Score, ...]:
-        asked = scoring.ask_in_turn(under_test.model, examples[some.start : some.stop])
-        return scoring.recall(task, asked, context_tokens, pairs, seed, scoring.every_outcome)
-
-    def join(found: Sequence[tuple[Score, ...]]) -> tuple[Score, ...]:
-        return scoring.joined(found, lambda name, depth: (name, depth) == (task, None), looks)
-
-    groups = [range(*edge) for edge in pairwise((0, *looks.texts))]
-    blocks = tuple(
-        Block(task if number == 1 else f"{task} {number}/{len(groups)}", context_tokens,
-              len(some) * context_tokens, partial(measure, some))
-        for number, some in enumerate(groups, start=1)
-    )  # fmt: skip
-    return Cell(
-        task, context_tokens, (text, len(texts), pairs, looks.texts), blocks, join,
-        tuple(range(1, len(groups))), partial(scoring.decided, looks),
-    )  # fmt: skip
-
-
-def recall_examples(
-    texts: Sequence[Ids], encode: Encode, template: str, context_tokens: int, pairs: int, seed: int,
-    chinese: bool = False, head: int = 0,
-) -> list[Example]:  # fmt: skip
-    """One example from each text (int64, long enough), of exactly `context_tokens` tokens with all questions
-    and answers.
-
-    Draws depend on seed, template and length alone, so every model is asked the same. EvaluationError when
-    the length cannot hold the pairs.
-    """
-    rng = np.random.default_rng([seed, context_tokens, *template.encode()])
-    draw = partial(forms(chinese)[template].needle, encode, closed=True)
-    return [_recall_example(text, draw, template, context_tokens, pairs, rng, head) for text in texts]
-
-
-def _recall_example(
-    text: Ids, needle: Callable[[str, str], Needle], template: str, context_tokens: int, pairs: int,
-    rng: Generator, head: int,
-) -> Example:  # fmt: skip
-    keys = distinct_keys(pairs + 1, rng)
-    values = [str(VALUES[index]) for index in rng.choice(len(VALUES), pairs + 1, replace=False)]
-    *planted, control = map(needle, keys, values)
-    needed = sum(len(needle.plant) + needle.asking for needle in planted) + control.asking
-    filler = context_tokens - needed
-    if filler < pairs:
-        raise EvaluationError(
-            f"evaluate.lengths: {context_tokens} tokens cannot hold {pairs} {template} pairs and questions "
-            f"({needed + pairs} tokens); measure longer windows or lower evaluate.recall_pairs"
-        )
-    cuts = ((np.arange(pairs) + rng.random(pairs)) / pairs * filler).astype(int).tolist()
-    cuts = [max(cut, head) for cut in cuts]
-    context, _ = plant(text[:filler], [needle.plant for needle in planted], cuts)
-    asked = [planted[part].question(part) for part in rng.permutation(pairs).tolist()]
-    return Example(context, (*asked, control.question(None, planted=False)))
-
-
-def chain_examples(
-    texts: Sequence[Ids],
-    encode: Encode,
-    context_tokens: int,
-    chains: int,
-    seed: int,
-    steps: int = CHAIN_STEPS,
-) -> list[Example]:
-    """`chains` chains of `steps` lines at places drawn independently of each other, in a context that with a
-    question and its answer has `context_tokens` at most.
-
-    EvaluationError when the length cannot hold them.
-    """
-    rng = np.random.default_rng([seed, context_tokens, *b"chain"])
-    return [_chain_example(text, encode, context_tokens, chains, steps, rng) for text in texts]
-
-
-def _chain_example(
-    text: Ids, encode: Encode, context_tokens: int, chains: int, steps: int, rng: Generator
-) -> Example:
-    line = TEMPLATES["code"]
-    keys = distinct_keys(chains * steps, rng)
-    values = [str(VALUES[index]) for index in rng.choice(len(VALUES), chains, replace=False)]
-    lines: list[Sequence[int]] = []
-    questions = []
-    for chain, value in enumerate(values):
-        names = keys[chain * steps : (chain + 1) * steps]
-        links = [
-            line.needle(encode, name, target) for name, target in zip(names, [*names[1:], value], strict=True)
-        ]
-        lines += [link.plant for link in links]
-        questions.append(Question(links[0].prompt, links[-1].answer, follow=follow_key))
-    filler = context_tokens - max(question.tokens for question in questions) - sum(map(len, lines))
-    if filler < len(lines):
-        raise EvaluationError(
-            f"{context_tokens} tokens cannot hold {chains} chains of {steps} lines; ask for a longer context"
-        )
-    cuts = np.sort(rng.integers(0, filler, len(lines))).tolist()
-    order = rng.permutation(len(lines)).tolist()
-    context, _ = plant(text[:filler], [lines[number] for number in order], cuts)
-    return Example(context, tuple(questions))
-
-
-def follow_key(reply: str) -> str | None:
-    """The question for the key that a reply names instead of a value."""
-    found = re.match(rf" ([a-z]{{{KEY_LETTERS}}})\b", reply)
-    return TEMPLATES["code"].question.format(key=found[1]) if found else None
+def planted_together(templates: Sequence[str], facts: int, shortest: int) -> list[tuple[str, ...]]:
+    """Which forms are planted in one text, so that it is read once for all of them: all, where the shortest
+    length has room for so many `facts` of each; else every form has texts of its own. The same at all lengths
+    of an evaluation, since one is judged by another."""
+    if shortest >= FACT_ROOM_TOKENS * facts * len(templates):
+        return [tuple(templates)]
+    return [(template,) for template in templates]
 
 
 def grid(
-    template: str, haystack: Haystack, context_tokens: int, parts: int, texts: int, seed: int
+    templates: Sequence[str], haystack: Haystack, context_tokens: int, parts: int, texts: int, seed: int
 ) -> list[Example]:
-    """Needles in `parts` equal parts of each of `texts` runs of the documents, the control first.
+    """Needles of these forms in `parts` equal parts of each of `texts` runs of the documents, the control
+    first.
 
     DataError when the length cannot hold needles and question.
     """
-    rng = np.random.default_rng([seed, context_tokens, parts, *template.encode()])
+    rng = np.random.default_rng([seed, context_tokens, parts, *"+".join(templates).encode()])
     used: set[str] = set()
 
-    def draw() -> Needle:
+    def draw(form: str) -> Needle:
         while (key := _key(rng)) in used:
             pass
         used.add(key)
-        return forms(haystack.chinese)[template].needle(haystack.encode, key, value_of(rng))
+        return forms(haystack.chinese)[form].needle(haystack.encode, key, value_of(rng), form=form)
 
     return [
         example
         for _ in range(texts)
         for example in _one_text(
-            f"needle/{template}", draw, lambda tokens: haystack.run(rng, tokens), context_tokens, parts,
-            len(haystack.prefix), rng,
+            " and ".join(f"needle/{form}" for form in templates), [partial(draw, form) for form in templates],
+            lambda tokens: haystack.run(rng, tokens), context_tokens, parts, len(haystack.prefix), rng,
         )
     ]  # fmt: skip
 
@@ -255,7 +143,7 @@ def passkey(haystack: Haystack, context_tokens: int, parts: int, texts: int, see
     return [
         example
         for _ in range(texts)
-        for example in _one_text("passkey", draw, filler, context_tokens, parts, len(head), rng, needles=1)
+        for example in _one_text("passkey", [draw], filler, context_tokens, parts, len(head), rng, needles=1)
     ]
 
 
@@ -268,7 +156,7 @@ def trained(haystack: Haystack, context_tokens: int, parts: int, texts: int, see
     for _ in range(texts):
         form, draw = lookups[int(rng.integers(len(lookups)))], Draw(rng, language, context_tokens)
         needle, run = _of_exercises(form, draw, haystack.encode), partial(haystack.run, rng)
-        examples += _one_text(TRAINED, needle, run, context_tokens, parts, len(haystack.prefix), rng)
+        examples += _one_text(TRAINED, [needle], run, context_tokens, parts, len(haystack.prefix), rng)
     return examples
 
 
@@ -278,7 +166,8 @@ def _of_exercises(form: Form, draw: Draw, encode: Encode) -> Callable[[], Needle
     def fresh() -> Needle:
         key, value = draw.key(form.key), draw.text(form.value)
         pieces = form.plant.format(k=key, v=value), form.ask.format(k=key), form.answer.format(v=value)
-        return Needle(*(tuple(encode(piece)) for piece in pieces))
+        planted, prompt, answer = (tuple(encode(piece)) for piece in pieces)
+        return Needle(planted, prompt, answer)
 
     by_length: dict[tuple[int, int], list[Needle]] = {}
     for needle in (fresh() for _ in range(FIRST_OF)):
@@ -295,7 +184,7 @@ def draw_many(template: str, haystack: Haystack, count: int, rng: Generator) -> 
 
 def _one_text(
     task: str,
-    draw: Callable[[], Needle],
+    draws: Sequence[Callable[[], Needle]],
     filler_of: Callable[[int], Ids],
     context_tokens: int,
     parts: int,
@@ -303,25 +192,41 @@ def _one_text(
     rng: Generator,
     needles: int = NEEDLES,
 ) -> list[Example]:
-    """The control and, from the last part to the first, one example a part."""
-    groups = [draw_equal(needles, draw)]
-    first = groups[0][0]
-    while len(groups) < parts:  # as many tokens to ask for as the first
-        waiting = [first]
-        groups.append(draw_equal(needles + 1, lambda: waiting.pop() if waiting else draw())[1:])  # noqa: B023
-    text = filler_of(context_tokens - first.asking)  # what a needle takes is cut off its end
-    control = questions_of(groups[-1], [0] * needles, [0] * needles, planted=False)
-    examples = [Example(text, control)]
+    """The control and, from the last part to the first, one example a part, with `needles` of each form. The
+    longest form's questions end at the length, the others' before it."""
+    by_form = [_drawn(draw, parts, needles) for draw in draws]
+    asking = max(groups[0][0].asking for groups in by_form)
+    text = filler_of(context_tokens - asking)  # what a needle takes is cut off its end
+
+    def asked(part: int, told: int, distances: Sequence[int], *, planted: bool) -> tuple[Question, ...]:
+        return tuple(
+            question
+            for form, groups in enumerate(by_form)
+            for question in questions_of(
+                groups[part], [told] * needles, distances[form * needles :][:needles], planted=planted
+            )
+        )
+
+    examples = [Example(text, asked(parts - 1, 0, [0] * needles * len(by_form), planted=False))]
     for part in reversed(range(parts)):
-        group = groups[part]
-        tokens = context_tokens - first.asking - sum(len(needle.plant) for needle in group)
+        plants = [needle.plant for groups in by_form for needle in groups[part]]
+        tokens = context_tokens - asking - sum(map(len, plants))
         require_room(task, tokens - head, 2 * parts, context_tokens)
         edges = np.linspace(head, tokens + 1, parts + 1).astype(int)  # the offsets head..tokens, split evenly
-        offsets = rng.integers(edges[part], edges[part + 1], needles).tolist()
-        context, starts = plant(text[:tokens], [needle.plant for needle in group], offsets)
+        offsets = rng.integers(edges[part], edges[part + 1], len(plants)).tolist()
+        context, starts = plant(text[:tokens], plants, offsets)
         distances = [len(context) - start for start in starts]
-        examples.append(Example(context, questions_of(group, [part] * needles, distances)))
+        examples.append(Example(context, asked(part, part, distances, planted=True)))
     return examples
+
+
+def _drawn(draw: Callable[[], Needle], parts: int, needles: int) -> list[list[Needle]]:
+    """Needles of each part, as many tokens to ask for all of them."""
+    groups = [draw_equal(needles, draw)]
+    while len(groups) < parts:
+        waiting = [groups[0][0]]
+        groups.append(draw_equal(needles + 1, lambda: waiting.pop() if waiting else draw())[1:])  # noqa: B023
+    return groups
 
 
 def distinct_keys(count: int, rng: Generator) -> list[str]:
