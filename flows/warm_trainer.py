@@ -51,7 +51,7 @@ def warm_trainer(run: RunContext) -> Iterator[None]:
 
 
 def _trainer(settings: Settings) -> WarmTrainer:
-    return WarmTrainer(settings.home / "logs" / "warm-trainer.log", settings.kernel_caches)
+    return WarmTrainer(settings.home / "logs" / "warm-trainer.log", settings.torch_environment)
 
 
 def _was_trained(run: RunContext) -> bool:

@@ -194,28 +194,30 @@ class Settings(BaseSettings):
         return self.mlflow_uri or f"sqlite:///{self.home / 'mlflow.db'}"
 
     @property
-    def kernel_caches(self) -> dict[str, str]:
-        """Variables by which PyTorch, Triton and FlashAttention-4 keep what they compile in the state
-        directory, for later processes; without those that are set already."""
+    def torch_environment(self) -> dict[str, str]:
+        """Variables that PyTorch and what compiles for it read when they are loaded, without those that are
+        set already: kernels are kept in the state directory for later processes, and threads that wait for
+        each other give their processors away."""
         folder = self.home / "cache" / "kernels"
         values = {
             "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
             "TRITON_CACHE_DIR": str(folder / "triton"),
             "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": str(folder / "flash-attention-4"),
             "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
         }
         return {name: value for name, value in values.items() if name not in os.environ}
 
     def make_home(self) -> None:
         """Create the state directory, where scratch and compiled kernels lie from now on; SettingsError in
-        one line when that is impossible."""
+        one line when that is impossible. Call it before torch is imported."""
         from yarn_ops.processes import scratch_in  # its imports are not for --help
 
         try:
             self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
             tempfile.TemporaryFile(dir=self.home).close()
             scratch_in(self.home / "work")
-            adopt_environment(self.kernel_caches)
+            adopt_environment(self.torch_environment)
         except OSError as error:
             raise SettingsError(
                 f"{self.home}: the state directory cannot be written ({error.strerror}); "

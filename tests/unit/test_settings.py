@@ -12,11 +12,12 @@ from yarn_ops.settings import Settings, as_environment, read_settings
 
 NUMBERS = ("LEASE_S", "PROCESSES", "GRID_WORKERS", "GPU_HOUR", "NODE_HOUR")
 
-KERNEL_CACHES = {
+OF_TORCH = {
     "TORCHINDUCTOR_CACHE_DIR",
     "TRITON_CACHE_DIR",
     "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR",
     "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED",
+    "OMP_WAIT_POLICY",
 }
 
 
@@ -92,17 +93,17 @@ def test_a_state_directory_that_cannot_be_written(monkeypatch: pytest.MonkeyPatc
         read_settings().make_home()
 
 
-def test_compiled_kernels_are_kept_in_the_state_directory_unless_a_person_says_where(
+def test_what_torch_reads_is_set_unless_a_person_has_set_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in KERNEL_CACHES:
+    for name in OF_TORCH:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TRITON_CACHE_DIR", "/mine")
     monkeypatch.setenv("YARN_OPS_STATE_DIR", str(tmp_path / "state"))
     settings = read_settings()
-    assert settings.kernel_caches.keys() == KERNEL_CACHES - {"TRITON_CACHE_DIR"}
+    assert settings.torch_environment.keys() == OF_TORCH - {"TRITON_CACHE_DIR"}
     settings.make_home()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"].startswith(f"{tmp_path}/state/cache/")
-    assert os.environ["TRITON_CACHE_DIR"] == "/mine" and not settings.kernel_caches
-    for name in KERNEL_CACHES - {"TRITON_CACHE_DIR"}:
+    assert os.environ["TRITON_CACHE_DIR"] == "/mine" and not settings.torch_environment
+    for name in OF_TORCH - {"TRITON_CACHE_DIR"}:
         monkeypatch.delenv(name)

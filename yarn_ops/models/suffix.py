@@ -169,7 +169,7 @@ def flash_attention_4() -> Any:
 @functools.cache
 def import_flash_attention_4() -> Any:
     """The same on any machine; it takes seconds, and does not touch a device. It reads in the environment
-    where to keep what it compiles (`Settings.kernel_caches`)."""
+    where to keep what it compiles (`Settings.torch_environment`)."""
     try:
         interface: Any = importlib.import_module("flash_attn.cute.interface")
         own = interface._tile_size_bwd_sm90
