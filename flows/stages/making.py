@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +18,10 @@ from yarn_ops.data import corpus as corpora
 from yarn_ops.data import shards as tokenised
 from yarn_ops.data.windows import needed_tokens
 from yarn_ops.models.files import read_config
-from yarn_ops.processes import usable_threads
+from yarn_ops.processes import start, usable_threads
 from yarn_ops.recipe import NOT_IN_LOSSES, Base, Data, Leg, Rope, Train
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, Corpus, PatchedModel, Rehearsal, ShardSet
+from yarn_ops.settings import child_environment
 from yarn_ops.train import launch
 from yarn_ops.train.events import Event
 from yarn_ops.train.job import Job
@@ -146,7 +147,8 @@ def train(
             run.costs.phase("" if event["step"] < event["steps"] else "end")
             if event["step"] == 1:
                 run_logger().info("step 1 of %d, loss %.3f", event["steps"], event["loss"])
-                threading.Thread(target=_import_ahead, args=(job.patched_dir,)).start()
+                log = run.settings.home / "logs" / "compiling.log"
+                threading.Thread(target=_import_ahead, args=(job.patched_dir, log)).start()
             steps.log(event)
             told = f"step {event['step']} of {event['steps']}, loss {event['loss']:.3f}"
             context.report(event["step"], event["steps"], told)
@@ -159,20 +161,21 @@ def train(
         )
 
 
-def _import_ahead(patched: Path) -> None:
-    """Import and compile what merging and measuring need, which takes seconds, while the trainer works.
+def _import_ahead(patched: Path, log: Path) -> None:
+    """Import what merging and measuring need, which takes seconds, while the trainer works; and have it
+    compiled, by a process that says in `log` what goes wrong.
 
     patched: the directory whose config says how many heads attend.
     """
     for module in AFTER_TRAINING:
         importlib.import_module(module)
+    suffix = importlib.import_module("yarn_ops.models.suffix")
     config = read_config(patched)
     heads, key_heads, width = (config.get(name) for name in HEADS)
-    if heads and key_heads:
-        with suppress(Exception):  # it is compiled, or refused, when it is called
-            importlib.import_module("yarn_ops.models.suffix").compile_ahead(
-                heads, key_heads, width or config["hidden_size"] // heads
-            )
+    if heads and key_heads and suffix.flash_attention_4() is not None:
+        asked = heads, key_heads, width or config["hidden_size"] // heads
+        command = f"from yarn_ops.models.suffix import compile_ahead; compile_ahead{asked}"
+        start([sys.executable, "-c", command], log=log, env=child_environment({})).wait()  # it ends with us
 
 
 @stage("merge", version=2, of=lambda base, patched, *_: f"{patched.method} ×{patched.factor:g}")
