@@ -87,6 +87,7 @@ def keys_of(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, language: str = "en
     monkeypatch.setattr(extend, "open_run", lambda *_: nullcontext(run))
     monkeypatch.setattr(extend, "warm_trainer", nullcontext)
     monkeypatch.setattr(extend, "show_report", lambda *_: None)
+    monkeypatch.setattr(extend, "warm_up", lambda *_: None)
     monkeypatch.setattr(curriculum, "current_run", lambda: run)
     extend.extend.fn(recipe)
     return found
