@@ -49,6 +49,7 @@ class RunCosts:
         self._kept_at = time.monotonic()
         self._part_began: float | None = None
         self._longest_part_s = 0.0
+        self._stops_itself = False
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -74,7 +75,7 @@ class RunCosts:
         """Within the block everything belongs to this stage."""
         self._add()
         self._open.append(f"{stage} {self._helper}".rstrip())
-        self._part_began, self._longest_part_s = None, 0.0
+        self._part_began, self._longest_part_s, self._stops_itself = None, 0.0, False
         try:
             yield
         finally:
@@ -100,14 +101,16 @@ class RunCosts:
         if now - self._kept_at > KEEP_EVERY_S:
             with suppress(RegistryError):  # it is kept the next time
                 self.keep()
-        if self._budget.asks:
+        if self._budget.asks and not self._stops_itself:
             self._add()
             if self._left_s() <= ahead_s + CLOSING_S:
                 raise OverBudget(self._told("budget: stopped"))
 
     def deadline(self) -> float | None:
-        """By time.monotonic(), by when a run that has the device until then has to end for its budget."""
+        """By time.monotonic(), by when a run that has the device until then has to end for its budget. Who is
+        told stops by itself and says at which step, so `require` lets the rest of this stage be."""
         self._add()
+        self._stops_itself = True
         return time.monotonic() + self._left_s() - CLOSING_S if self._budget.asks else None
 
     def _told(self, what: str) -> str:

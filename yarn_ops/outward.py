@@ -15,6 +15,15 @@ TRUSTED = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDL
 """name who is trusted; libraries fail wherever they meet one that is not there"""
 
 
+def readable(url: str) -> str:
+    """The address; ValueError where its host or port cannot be told, on which libraries fail as they like."""
+    try:
+        urlsplit(url).port  # noqa: B018
+    except ValueError:
+        raise ValueError("host and port cannot be told in it; correct them") from None
+    return url
+
+
 def spare_loopback(environment: MutableMapping[str, str]) -> None:
     """Add the loopback interface to what is asked for without a proxy, where one is named."""
     if not any(name.lower().endswith("_proxy") for name in environment):

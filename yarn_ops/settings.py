@@ -9,13 +9,12 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_serializer, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from yarn_ops.errors import SettingsError
-from yarn_ops.outward import require_usable, spare_loopback
+from yarn_ops.outward import readable, require_usable, spare_loopback
 from yarn_ops.secrecy import hide_values, holds_password, secrets_of, without_secrets
 from yarn_ops.secret_names import ANYWHERE, weight
 
@@ -48,7 +47,7 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="YARN_OPS_", frozen=True, extra="ignore", hide_input_in_errors=True
+        env_prefix="YARN_OPS_", env_ignore_empty=True, frozen=True, extra="ignore", hide_input_in_errors=True
     )
     state_dir: Path = Field(
         Path("~/.yarn-ops"), validate_default=True, description="databases, local store, work, logs"
@@ -107,17 +106,13 @@ class Settings(BaseSettings):
     standby: bool = Field(True, description="whether the service keeps a process ready for runs: 1 GB")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where models run")
     processes: int | None = Field(
-        None,
-        ge=1,
-        le=MOST_PROCESSES,
+        None, ge=1, le=MOST_PROCESSES,
         description="that train together at most; default one for every GPU, one on a CPU",
-    )
+    )  # fmt: skip
     grid_workers: int = Field(
-        1,
-        ge=1,
-        le=MOST_PROCESSES,
+        1, ge=1, le=MOST_PROCESSES,
         description="that share the cells of a suite: the run itself, and helpers in the GPU pool",
-    )
+    )  # fmt: skip
     gpu_hour: float = Field(
         GPU_HOUR, ge=0, le=MOST_DOLLARS, description="dollars for a GPU's hour and its share of the host"
     )
@@ -134,14 +129,14 @@ class Settings(BaseSettings):
             return url
         scheme, _, rest = url.partition("://")
         if "@" not in url:
-            return _readable(url)
+            return readable(url)
         user = rest.rpartition("@")[0]
         if not rest or "/" in scheme or (":" in user and re.search(r"[/@?#\[\]]", user)):
             raise ValueError(
                 "a user and a password stand between :// and the last @, and their own /, @, ?, #, [ and ] "
                 "are written %2F, %40, %3F, %23, %5B and %5D"
             )
-        return _readable(url)
+        return readable(url)
 
     @field_validator("s3_endpoint_url", "prefect_api_url", "openlineage_url")
     @classmethod
@@ -223,15 +218,6 @@ class Settings(BaseSettings):
                 f"{self.home}: the state directory cannot be written ({error.strerror}); "
                 "set YARN_OPS_STATE_DIR to one that can"
             ) from None
-
-
-def _readable(url: str) -> str:
-    """The address; ValueError where its host or port cannot be told, on which libraries fail as they like."""
-    try:
-        urlsplit(url).port  # noqa: B018
-    except ValueError:
-        raise ValueError("host and port cannot be told in it; correct them") from None
-    return url
 
 
 class MlflowServerSettings(BaseSettings):

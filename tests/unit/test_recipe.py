@@ -245,6 +245,28 @@ def test_overrides_reach_the_tables_of_a_section(tmp_path: Path) -> None:
         load_recipe(path, ["train.exercises.shares=1"])
 
 
+def test_a_value_is_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path, TEXT + "[rope]\nfactor = 4\n")
+    with pytest.raises(RecipeError, match=r"train.steps: input should be a valid integer"):
+        load_recipe(path, ["train.steps=1\n[x]"])
+
+
+def test_what_is_no_recipe_is_not_read_whole(tmp_path: Path) -> None:
+    """A device that never ends, or a model given in a recipe's place."""
+    big = tmp_path / "model.safetensors"
+    with big.open("wb") as file:
+        file.truncate(1 << 31)
+    for path in (big, Path("/dev/zero")):
+        with pytest.raises(RecipeError, match=r"is no recipe, with more than 1,048,576 bytes"):
+            load_recipe(path)
+
+
+def test_lines_may_end_as_windows_ends_them(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_bytes((TEXT + "[rope]\nfactor = 4\n").replace("\n", "\r\n").encode("utf-8-sig"))
+    assert load_recipe(path).rope.factor == 4
+
+
 def test_a_whole_number_that_no_database_holds_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, TEXT + "[rope]\nfactor = 4\n")
     for key in ("train.seed", "data.seed", "evaluate.seed", "train.steps", "train.context_tokens"):

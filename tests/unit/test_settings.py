@@ -31,6 +31,15 @@ def test_embedded_defaults_lie_in_the_state_directory(
     assert settings.mlflow == f"sqlite:///{tmp_path}/mlflow.db"
 
 
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As a shell's or a container's unset one is written; the state was made where the command stood."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    usual = read_settings()
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"YARN_OPS_{name.upper()}", "")
+    assert read_settings() == usual and usual.home == tmp_path / ".yarn-ops"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "line"),
     [

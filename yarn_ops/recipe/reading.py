@@ -15,6 +15,7 @@ from yarn_ops.recipe.sections import Gate
 from yarn_ops.recipe.whole import Recipe
 from yarn_ops.secrecy import without_secrets
 
+MOST_BYTES = 1 << 20
 RENAMED = {
     "gate.max_short_loss": "gate.max_short_growth",
     "train.accumulate": "train.gradient_accumulation_steps",
@@ -31,7 +32,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises RecipeError in one line that names the file, the key and the nearest known key.
     """
     try:
-        values = tomllib.loads(path.read_text("utf-8-sig"))
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise RecipeError(f"{path}: is no recipe, with more than {MOST_BYTES:,} bytes")
+        values = tomllib.loads(data.decode("utf-8-sig").replace("\r\n", "\n"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe; `yarn-ops recipe list` names the shipped ones") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -88,9 +93,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not tables or not all((*tables, last)):
         raise RecipeError(f"--set {override}: write section.key=value, e.g. --set train.steps=20")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        read = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        value = text.strip()
+        read = {}
+    value = read["value"] if len(read) == 1 else text.strip()  # more lines are more than a value
     section: Any = values
     for place, name in enumerate(tables):
         section = section.setdefault(name, {})
