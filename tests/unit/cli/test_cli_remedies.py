@@ -26,7 +26,7 @@ def test_json_and_picture(yarn_ops, tmp_path):
             ("shipped:base512", "--factor", 4, "--documents", "/nowhere/*.txt"),
             "/nowhere/*.txt matches no file",
         ),
-        (("shipped:base512", "--factor", 0.5), "--factor: 0.5 extends nothing"),
+        (("shipped:base512", "--factor", 0.5), "'--factor': Input should be greater than or equal to 1"),
     ],
 )
 def test_faults_are_one_line(yarn_ops, arguments, complaint):
