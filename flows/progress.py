@@ -50,7 +50,7 @@ class Progress:
         Of a run that Prefect does not know of at its end: it may turn out to be none (`told`).
         """
         if not self._bars.shown:
-            self._untold.append(f"{stage:<10} {how:<6} {seconds:6.1f} s")
+            self._untold.append(f"{stage:<11} {how:<6} {seconds:6.1f} s")
         if self._in_prefect:
             self.told()
 
@@ -66,7 +66,7 @@ class Progress:
 
     def waiting(self, stage: str, holder: str) -> None:
         """Say that the stage waits, because another process computes it."""
-        self._bars.say(f"{stage:<10} waits for process {holder}, which is at it")
+        self._bars.say(f"{stage:<11} waits for process {holder}, which is at it")
 
 
 class _Artifact:

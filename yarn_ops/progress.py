@@ -29,7 +29,7 @@ class ProgressBars:
     def __init__(self) -> None:
         self.shown = sys.stderr.isatty()
         self._progress = Progress(
-            TextColumn("{task.fields[name]:<10}"),
+            TextColumn("{task.fields[name]:<11}"),
             BarColumn(bar_width=32),
             TextColumn("{task.percentage:>3.0f} %"),
             TimeElapsedColumn(),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +24,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
+log = logging.getLogger(__name__)
 NAME = "yarn-ops-suffix"
 """No name here may say "flash", "sdpa", "flex_attention", "paged|" or have a slash: transformers would look
 for a package, a kernel on the hub or a mask of its own by that name."""
@@ -180,7 +182,11 @@ def import_flash_attention_4() -> Any:
         # windows next to none are masked: 3 % less time at 32,768 tokens.
         interface._tile_size_bwd_sm90 = for_long_windows
         return interface._flash_attn_fwd, interface._flash_attn_bwd
-    except (ImportError, AttributeError):
+    except Exception as error:  # an installation in parts, of another version, for another CUDA
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("flash_attn"):
+            return None
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        log.warning("FlashAttention-4 cannot be loaded (%s); another attention serves in its place", why)
         return None
 
 
