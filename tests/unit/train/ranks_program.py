@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from yarn_ops.digests import digest_tree
 from yarn_ops.errors import Stopped
-from yarn_ops.train import batches
+from yarn_ops.train import loop as training
 from yarn_ops.train.events import NoEvents
 from yarn_ops.train.job import Job
 from yarn_ops.train.layout_search import choose_layout
@@ -166,7 +166,7 @@ def experts_trained(ranks: Ranks) -> dict[str, Tensor]:
 def main() -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    batches.WindowProcess = window_sampler  # the same windows, without a start of a process for each loop
+    training.open_windows = window_sampler  # the same windows, without a start of a process for each loop
     jobs, out = json.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])
     references: dict[str, Curve] = {}
     with join("cpu", out) as ranks:
