@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 from pathlib import Path
 
 import boto3
@@ -20,12 +19,13 @@ from stores import swift_options
 from swift_cluster import SwiftCluster
 
 from yarn_ops import services
-from yarn_ops.errors import RecipeError, SettingsError
+from yarn_ops.errors import RecipeError
 from yarn_ops.recipe import load_recipe
 from yarn_ops.release import Tracking, open_tracking
 from yarn_ops.settings import Settings, child_environment, read_settings
 from yarn_ops.store import files_for, open_store
 
+pytestmark = pytest.mark.usefixtures("own_environment")
 DEAD = "http://127.0.0.1:9"
 PAGE = b"<!doctype html><title>Welcome</title>"
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy")
@@ -58,16 +58,6 @@ def answering(body: bytes, status: int = 200, **headers: str) -> Iterator[str]:
         server.server_close()
 
 
-@pytest.fixture(autouse=True)
-def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """What a test or the product puts into the environment is gone afterwards."""
-    before = dict(os.environ)
-    monkeypatch.setenv("YARN_OPS_STATE_DIR", str(tmp_path / "state"))
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-
-
 # Proxies
 
 
@@ -82,48 +72,6 @@ def test_the_loopback_interface_is_reached_without_a_proxy(
         services.try_prefect(read_settings())
     for name in ("NO_PROXY", "no_proxy"):
         assert child_environment({})[name] == "example.org,127.0.0.1,localhost,::1"
-
-
-def test_who_spares_everything_goes_on_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTP_PROXY", DEAD)
-    monkeypatch.setenv("no_proxy", "*")
-    read_settings()
-    assert os.environ["no_proxy"] == "*"
-
-
-UNUSABLE = {
-    "ALL_PROXY": ("nowhere://127.0.0.1:9", "is no proxy that is known; write http://host:port, or unset it"),
-    "https_proxy": ("http://[::1", "is no proxy that is known"),
-    "HTTP_PROXY": ("http://127.0.0.1:99999", "is no proxy that is known"),
-    "SSL_CERT_FILE": ("/no/such.pem", "/no/such.pem: is not there; correct it, or unset it"),
-    "REQUESTS_CA_BUNDLE": ("/no/such.pem", "is not there"),
-}
-
-
-@pytest.mark.parametrize("name", UNUSABLE)
-def test_what_no_client_can_use_is_named_with_its_variable(
-    monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """Clients fail on it when they are made, those of loopback servers too."""
-    value, line = UNUSABLE[name]
-    monkeypatch.setenv(name, value)
-    with pytest.raises(SettingsError, match=f"^{name}: ") as fault:
-        read_settings()
-    assert line in str(fault.value) and "\n" not in str(fault.value)
-
-
-@pytest.mark.parametrize("there", [False, True])
-def test_a_socks_proxy_wants_its_package(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, there: bool
-) -> None:
-    (tmp_path / "socksio.py").touch()
-    monkeypatch.setenv("ALL_PROXY", "socks5://me:hunter2@127.0.0.1:9")
-    if there:
-        monkeypatch.syspath_prepend(tmp_path)
-        read_settings()
-    elif find_spec("socksio") is None:
-        with pytest.raises(SettingsError, match=r"^ALL_PROXY: a SOCKS proxy needs the package socksio"):
-            read_settings()
 
 
 # Prefect
