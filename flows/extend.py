@@ -8,7 +8,7 @@ from flows.outcome import run_flow
 from flows.reporting import show_plan, show_report
 from flows.run import open_run
 from flows.stages.making import fetch_base, merge, patch, prepare, rehearse, require_windows, survey, warm_up
-from flows.stages.measuring import judge, score
+from flows.stages.measuring import judge, require_measurable, score
 from flows.stages.releasing import draw, publish, take_fingerprint
 from flows.warm_trainer import warm_trainer
 from yarn_ops.errors import GateFailed
@@ -85,6 +85,7 @@ def extension(recipe: Recipe) -> str:
         warm_up(recipe.train, legs[0], recipe.data, configs[0])
         shards = prepare(recipe.data.of_shards(), corpus, base)
         require_windows(shards, legs, configs[-1])
+        require_measurable(recipe, base, shards, base.context_tokens)
 
         trained = train_legs(recipe, legs, configs, base, shards, gated=True)
         patched, adapters = trained.patched, trained.adapters

@@ -86,7 +86,7 @@ def rehearse(context: StageContext, section: Train, legs: Sequence[Leg], patched
 
 def require_windows(shards: ShardSet, legs: Sequence[Leg], patched: PatchedModel) -> None:
     """DataError where documents to train on are shorter than a leg's window, or held out ones than the
-    target, which the merge reads."""
+    target, which is measured."""
     for leg in legs:
         needed_tokens("train", shards.train_tokens, leg.context_tokens)
     needed_tokens("held_out", shards.held_out_tokens, patched.target_context_tokens)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flows.grid import Shared, helped, worker_of
+from flows.run import current_run
 from flows.tasks import StageContext, stage
 from yarn_ops.evals import VERSION
 from yarn_ops.models.device import resolve_dtype
@@ -24,6 +25,19 @@ def score(
         target = round(recipe.rope.resolve_factor(original_context_tokens) * original_context_tokens)
     asked = recipe.measured(original_context_tokens)
     return evaluate(asked, model, shards, original_context_tokens, target)
+
+
+def require_measurable(
+    recipe: Recipe, base: BaseModel, shards: ShardSet, original_context_tokens: int
+) -> None:
+    """EvaluationError, before a run trains, where what is measured after it does not fit the documents."""
+    run = current_run()
+    if run.device.trainer is not None:
+        run.device.trainer.call(
+            "yarn_ops.evals.measure:require_scorecard",
+            recipe.measured(original_context_tokens), run.fetch(base), run.fetch(shards),
+            original_context_tokens,
+        )  # fmt: skip
 
 
 def _measured(section: Evaluate, model: BaseModel | Checkpoint, *others: Any) -> str:

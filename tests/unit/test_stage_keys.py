@@ -87,7 +87,8 @@ def keys_of(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, language: str = "en
     monkeypatch.setattr(extend, "open_run", lambda *_: nullcontext(run))
     monkeypatch.setattr(extend, "warm_trainer", nullcontext)
     monkeypatch.setattr(extend, "show_report", lambda *_: None)
-    monkeypatch.setattr(extend, "warm_up", lambda *_: None)
+    for name in ("warm_up", "require_measurable"):
+        monkeypatch.setattr(extend, name, lambda *_: None)
     monkeypatch.setattr(curriculum, "current_run", lambda: run)
     extend.extend.fn(recipe)
     return found

@@ -95,6 +95,14 @@ def evaluate(asked: EvaluationRequest, out: Path, worker: Worker) -> Scorecard:
     return card
 
 
+def require_scorecard(
+    section: Evaluate, model: Local[BaseModel], shards: Local[ShardSet], original_context_tokens: int
+) -> None:
+    """EvaluationError where the held-out text is too short for a length of the scorecard, or that for its
+    pairs."""
+    EvaluationRequest(section, model, shards, original_context_tokens).plan()
+
+
 def help_evaluate(asked: EvaluationRequest, worker: Worker) -> int:
     """Measure for an `evaluate` of the same elsewhere, until no block is free; how many."""
     subject, plan = asked.plan()
