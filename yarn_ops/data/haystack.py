@@ -28,7 +28,7 @@ LANGUAGE_CHARACTERS = 1000
 
 Ids = NDArray[np.int64]
 Encode = Callable[[str], Sequence[int]]
-"""text -> token ids, no special tokens"""
+"""what goes on within a text -> token ids, no special tokens"""
 Decode = Callable[[Sequence[int]], str]
 """token ids -> text"""
 Chat = Callable[[str, str], tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]

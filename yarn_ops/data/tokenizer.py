@@ -24,6 +24,8 @@ PIECE_CHARS = 1 << 18
 """Longer texts are encoded in pieces: the Rust encoder holds about 400 bytes a token while it works."""
 
 PREFIX_CHARS = 256
+BLANKS = ("▁", "Ġ")
+"""by which a token begins that holds a blank"""
 
 
 class Tokenizer:
@@ -90,11 +92,15 @@ class Tokenizer:
         chats.no_padding()
         return chats
 
+    @cached_property
+    def _within(self) -> FastTokenizer:
+        return within_texts(self._fast)
+
     def encode_with_offsets(self, texts: list[str]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """(ids [n], offsets [n, 2]: first and last character + 1) of each text, without prefix and EOS."""
+        """(ids [n], offsets [n, 2]: first and last character + 1) of texts that go on within others."""
         return [
             (self._narrow(encoding.ids).astype(np.int64), np.array(encoding.offsets, np.int64).reshape(-1, 2))
-            for encoding in self._fast.encode_batch(texts, add_special_tokens=False)
+            for encoding in self._within.encode_batch(texts, add_special_tokens=False)
         ]
 
     def decode(self, ids: NDArray[np.integer[Any]]) -> str:
@@ -110,6 +116,36 @@ class Tokenizer:
                 "give the base the tokenizer it was trained with"
             )
         return wide.astype(self.dtype)
+
+
+def within_texts(tokenizer: FastTokenizer) -> FastTokenizer:
+    """A tokenizer for what goes on within a text: without the blank that some (Llama 2's) put before all they
+    encode, which would stand nowhere in a text. One that puts none is returned as it is."""
+    tokens = tokenizer.encode("0", add_special_tokens=False).tokens
+    if not tokens or not tokens[0].startswith(BLANKS):
+        return tokenizer
+    within = FastTokenizer.from_str(json.dumps(_without_blank(json.loads(tokenizer.to_str()))))
+    within.encode_special_tokens = tokenizer.encode_special_tokens
+    return within
+
+
+def _without_blank(rules: dict[str, Any]) -> dict[str, Any]:
+    """The rules of a tokenizer.json, or of a part of it, that put no blank before a text."""
+    kept = dict(rules)
+    if rules.get("type") == "Metaspace":
+        kept.pop("add_prefix_space", None)  # the older name of the same
+        kept["prepend_scheme"] = "never"
+    if rules.get("type") == "ByteLevel":
+        kept["add_prefix_space"] = False
+    if rules.get("type") == "Prepend":
+        return {"type": "Sequence", "normalizers": []}
+    for part in ("normalizer", "pre_tokenizer"):
+        if rules.get(part):
+            kept[part] = _without_blank(rules[part])
+    for parts in ("normalizers", "pretokenizers"):
+        if parts in rules:
+            kept[parts] = [_without_blank(part) for part in rules[parts]]
+    return kept
 
 
 def pieces(text: str) -> Iterator[tuple[int, int]]:

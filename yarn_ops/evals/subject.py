@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yarn_ops.data.haystack import Chat, Encode
+from yarn_ops.data.tokenizer import within_texts
 from yarn_ops.digests import digest_of, file_digest
 from yarn_ops.errors import BaseModelError, DataError, UnprovenRope
 from yarn_ops.evals.cells import ModelUnderTest
@@ -39,6 +40,7 @@ class Subject:
     original_context_tokens: int
     """what it was trained on before any scaling of its positions"""
     encode: Encode
+    """what goes on within a text"""
     tokenizer: Any
 
     @property
@@ -57,7 +59,7 @@ class Subject:
             before, found, end = text.rpartition(answer)
             if not found or not end.strip():
                 raise DataError("skills: the chat template does not say where an answer begins and ends")
-            first, said = tuple(self.encode(before)), tuple(self.encode(answer))
+            first, said = tuple(self.encode_whole(before)), tuple(self.encode(answer))
             return first, said, tuple(self.encode(end.lstrip()))[:1]
 
         try:
@@ -66,6 +68,10 @@ class Subject:
             log.info("%s: chats are not measured: %r", self.name, error)
             return None
         return framed
+
+    def encode_whole(self, text: str) -> Sequence[int]:
+        """Token ids of a text from its beginning on, without what the tokenizer puts before it."""
+        return self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
     def digest(self) -> str:
         """Of the files that make up the checkpoint, and of the config it is read by."""
@@ -103,9 +109,13 @@ def open_subject(path: Path, *, name: str | None = None, config: Mapping[str, An
     if not isinstance(values.get("vocab_size"), int):
         raise BaseModelError(f"{path / 'config.json'}: vocab_size is missing; download the checkpoint again")
     tokenizer = load_tokenizer(path)
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    within = None if fast is None else within_texts(fast)
 
     def encode(text: str) -> Sequence[int]:
-        return tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        if within is None or within is fast:
+            return tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        return within.encode(text, add_special_tokens=False).ids
 
     original = spec.original_context_tokens if spec is not None else limit
     return Subject(path, name, values, spec, rotary, limit, original, encode, tokenizer)

@@ -3,7 +3,7 @@
 from yarn_ops.exercises.families import FAMILIES
 from yarn_ops.exercises.windows import ExerciseSampler
 
-VERSION = 2
+VERSION = 3
 """raised whenever an equal seed draws other exercises: snapshots of another version are not used"""
 
 __all__ = ["FAMILIES", "VERSION", "ExerciseSampler"]

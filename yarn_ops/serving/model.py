@@ -52,8 +52,8 @@ class ServedModel(ModelUnderTest):
         self.server = server
         self.sent_tokens = 0
         self._name, self._tokenizer, self._prefix = subject.name, subject.tokenizer, list(prefix)
-        self._encode = subject.encode
-        ids = [*prefix, *subject.encode(KNOWN_TEXT)]
+        self._encode, self._encode_whole = subject.encode, subject.encode_whole
+        ids = [*prefix, *subject.encode_whole(KNOWN_TEXT)]
         by_ids = server.write(ids, 1)
         self._takes_ids = isinstance(by_ids, Completion) and by_ids.prompt_tokens == len(ids)
         by_text = server.write(KNOWN_TEXT, 1)
@@ -121,7 +121,7 @@ class ServedModel(ModelUnderTest):
         Found by what the server itself writes: these tokens are the likeliest ones. llama-cpp-python 0.3.36
         tells those of a model without BOS one place too far.
         """
-        ids = [*self._prefix, *self._encode(KNOWN_TEXT)]
+        ids = [*self._prefix, *self._encode_whole(KNOWN_TEXT)]
         own = self.tokens_of(self.write(ids, OWN_TOKENS).text)
         prompt, expected = self._prompt([*ids, *own])
         told = self.server.prompt_logprobs(prompt)
@@ -167,7 +167,7 @@ class ServedModel(ModelUnderTest):
             return ids, ids
         head = len(self._prefix) if ids[: len(self._prefix)] == self._prefix else 0
         text = str(self._tokenizer.decode(ids[head:]))
-        again = list(self._encode(text))
+        again = list(self._encode_whole(text))
         more = len(again) - (len(ids) - head)
         if more > max(MOST_CHANGED, MOST_CHANGED_SHARE * len(ids)):
             raise DataError(CHANGED)

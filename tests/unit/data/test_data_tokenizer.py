@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from blank_tokenizers import WAYS, blank_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.processors import TemplateProcessing
 
 from yarn_ops.data import tokenizer as module
-from yarn_ops.data.tokenizer import Tokenizer, pieces
+from yarn_ops.data.tokenizer import Tokenizer, pieces, within_texts
 from yarn_ops.errors import BaseModelError, DataError
 from yarn_ops.shipped import MODELS
 
@@ -106,3 +107,21 @@ def test_a_broken_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_a_base_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match="no tokenizer"):
         Tokenizer(tmp_path, 8192)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_within_a_text_no_blank_is_put_before_what_goes_on(way: str, tmp_path: Path) -> None:
+    fast = blank_tokenizer(way)
+    fast.save(str(tmp_path / "tokenizer.json"))
+    tokenizer, text = Tokenizer(tmp_path, fast.get_vocab_size()), "a text\nof 7 words, 第一"
+    (whole,) = tokenizer.encode([text])
+    assert whole.tolist() == fast.encode(text, add_special_tokens=False).ids
+    for cut in range(1, len(text) - 1):
+        (end, offsets), (begin, _) = tokenizer.encode_with_offsets([text[cut:], text[:cut]])
+        assert [*begin, *end] == whole.tolist()[1:], text[cut:]
+        assert offsets[0].tolist() == [0, 1]
+
+
+def test_a_tokenizer_that_puts_no_blank_is_as_it_was() -> None:
+    fast = FastTokenizer.from_file(str(BASE512 / "tokenizer.json"))
+    assert within_texts(fast) is fast
