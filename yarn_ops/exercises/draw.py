@@ -22,6 +22,8 @@ TOWARDS_END = 3
 NUMBER_DIGITS = (3, 4, 6)
 """evaluations ask for numbers of five and seven digits"""
 PHRASE_WORDS = 5
+TRIES = 64
+"""draws of a key of one text until it is made of one text more"""
 LETTERS = "bcdfghjkmnpqrstvwxz"
 DIGITS = "23456789"
 FEWEST_SYMBOLS = 6
@@ -86,9 +88,11 @@ class Draw:
         return taken
 
     def key(self, kind: Kind) -> str:
-        """A text of this kind that no other key of the window equals."""
-        while (text := self.text(kind)) in self._used:
-            pass
+        """A text of this kind that no other key of the window equals; two or more in one where nearly all
+        are used: a long window may ask for more words than there are."""
+        tries = 0
+        while (text := "".join(self.text(kind) for _ in range(1 + tries // TRIES))) in self._used:
+            tries += 1
         self._used.add(text)
         return text
 

@@ -137,3 +137,9 @@ def test_a_table_has_enough_codes_for_any_window(tokens: int) -> None:
         rows = text_of(heading_and_rows).count("\n") - 2
         assert FEWEST_ROWS - 1 <= rows <= MOST_ROWS + 1
         assert 4 <= len(questions) <= rows
+
+
+@pytest.mark.parametrize("language", LANGUAGES, ids=lambda language: language.name)
+def test_a_window_may_ask_for_more_words_than_there_are(language: Language) -> None:
+    draw, count = Draw(np.random.default_rng(0), language, TOKENS), len(language.word_syllables) ** 2 + 500
+    assert len({draw.key("word") for _ in range(count)}) == count
