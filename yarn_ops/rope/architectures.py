@@ -160,7 +160,7 @@ REFUSED: dict[str, str] = {
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
     """The entry for a config's model_type; UnprovenRope with the reason where there is none."""
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type", ""))
     if model_type in REFUSED:
         raise UnprovenRope(
             f"model_type: {model_type} cannot be extended: {REFUSED[model_type]}; choose another base"

@@ -71,10 +71,17 @@ def _spec(fields: RopeFields) -> RopeSpec:
         truncate=bool(scaling.get("truncate", True)),
         low_freq_factor=number(scaling, "low_freq_factor") if llama3 else 1.0,
         high_freq_factor=number(scaling, "high_freq_factor") if llama3 else 4.0,
-        short_factors=tuple(scaling.get("short_factor") or ()),
-        long_factors=tuple(scaling.get("long_factor") or ()),
+        short_factors=_list(scaling, "short_factor"),
+        long_factors=_list(scaling, "long_factor"),
         others=tuple((kind, _spec(other)) for kind, other in fields.others.items()),
     )
+
+
+def _list(scaling: Mapping[str, Any], key: str) -> tuple[Any, ...]:
+    """Of numbers, which RopeSpec looks at; empty where the key is missing or null."""
+    if not isinstance(values := scaling.get(key) or [], list):
+        raise RopeError(f"{key}: {values!r} where config.json needs a list of numbers")
+    return tuple(values)
 
 
 def patch_config(
@@ -104,7 +111,7 @@ def patch_config(
         high_freq_factor=rope.high_freq_factor,
         short_factors=rope.short_factors,
         long_factors=rope.long_factors,
-        truncate=fields.kind != "yarn" or bool(fields.scaling.get("truncate", True)),
+        truncate="yarn" not in fields.kind or bool(fields.scaling.get("truncate", True)),
         others=_spec(fields).others,
     )
     _require_whole_target(spec)
@@ -275,7 +282,7 @@ def _scaling(spec: RopeSpec) -> dict[str, Any]:
         case "yarn":
             return {"rope_type": "yarn", **scaled, **ramp, **attention, **rounded}
         case "dynamic-yarn":
-            return {"rope_type": "dynamic-yarn", **scaled, **ramp}
+            return {"rope_type": "dynamic-yarn", **scaled, **ramp, **rounded}
         case "llama3":
             bands = {"low_freq_factor": spec.low_freq_factor, "high_freq_factor": spec.high_freq_factor}
             return {"rope_type": "llama3", **scaled, **bands}

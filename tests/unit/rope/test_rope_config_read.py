@@ -19,6 +19,7 @@ PLAIN = {
     "max_position_embeddings": 16384,
     "rope_theta": 500000.0,
 }
+LONGROPE = {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 4096}
 V4 = {**PLAIN, "rope_scaling": YARN}
 V5 = {
     **{key: value for key, value in PLAIN.items() if key != "rope_theta"},
@@ -120,6 +121,9 @@ def test_names_of_gpt_neox():
             "partial_rotary_factor",
         ),
         (without(PLAIN, "hidden_size"), "hidden_size: missing"),
+        ({**PLAIN, "model_type": ["llama"]}, "is not known to extend safely"),
+        ({**PLAIN, "rope_scaling": LONGROPE | {"short_factor": 5}}, "short_factor: 5"),
+        ({**PLAIN, "rope_scaling": LONGROPE | {"long_factor": True}}, "long_factor: True"),
     ],
 )  # fmt: skip
 def test_refused(config, message):

@@ -101,6 +101,15 @@ def test_the_reference_is_yarn_at_the_scale_of_every_length():
         assert attention_factor(dynamic, length) == attention_factor(static)
 
 
+def test_a_ramp_that_is_not_rounded_stays_so(config_of):
+    scaling = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 24, "truncate": False}
+    config = {**tiny(config_of, "llama"), "max_position_embeddings": 48, "rope_scaling": scaling}
+    once, spec = patch_config(config, DYNAMIC, factor=4.0, original_context_tokens=24)
+    assert not spec.truncate and rope_spec_of(once) == spec
+    again, static = patch_config(once, STATIC, factor=8.0, original_context_tokens=24)
+    assert not static.truncate and rope_spec_of(again) == static
+
+
 def test_an_attention_factor_that_does_not_grow_is_refused():
     with pytest.raises(RopeError, match=r"^attention_factor: dynamic-yarn's grows with the length"):
         patched(
