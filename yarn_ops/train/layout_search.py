@@ -181,9 +181,9 @@ def _impossible(processes: int, step: StepShape, train: Train) -> TrainError:
     return TrainError(
         f"train.context_parallel: {processes} processes share {step.windows} windows of {step.tokens:,} "
         f"tokens and {step.kv_heads} key-value heads "
-        + (f"with {' or '.join(map(str, contexts))} a window" if contexts else "in no way")
-        + f", not {train.context_parallel}; leave it empty, or change "
-        "train.gradient_accumulation_steps or YARN_OPS_PROCESSES"
+        + (f"with {' or '.join(map(str, contexts))} a window, " if contexts else "in no way")
+        + (f"not {train.context_parallel}; leave it empty, or change " if contexts else "; change ")
+        + "train.gradient_accumulation_steps or YARN_OPS_PROCESSES"
     )
 
 

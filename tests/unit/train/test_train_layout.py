@@ -110,3 +110,8 @@ def test_a_forced_layout_is_taken_or_refused_in_one_line() -> None:
         chosen(2, 32768, context_parallel=3)
     with pytest.raises(TrainError, match=r"train.shard_base: layers are sharded among several processes"):
         chosen(2, 32768, shard_base="yes", method="lora", precision="fp8")
+
+
+def test_processes_that_share_no_step_are_refused_without_naming_what_nobody_asked_for() -> None:
+    with pytest.raises(TrainError, match=r"key-value heads in no way; change train\.gradient_accumulation"):
+        chosen(3, 32768, batch_windows=1, gradient_accumulation_steps=4)
