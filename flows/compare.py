@@ -53,7 +53,8 @@ def compare(recipe: Recipe, methods: list[RopeMethod] = METHODS, arms: list[Arm]
         for (_, arm), of_this_arm in zip(names, recipes, strict=True):
             if arm != ZERO_SHOT:
                 legs = [leg.ungated() for leg in of_this_arm.curriculum(base.context_tokens)]
-                rehearse(of_this_arm.train, legs, patch(of_this_arm.rope, legs[-1].factor or 1.0, base))
+                patched = patch(of_this_arm.rope, legs[-1].factor or 1.0, base)
+                rehearse(of_this_arm.train, legs, patched, recipe.data.document_mask)
         corpus = survey(recipe.data)
         shards = prepare(recipe.data.of_shards(), corpus, base)
         before = evaluate(scores_of(recipe, base), base, shards, base.context_tokens)

@@ -79,7 +79,7 @@ def extension(recipe: Recipe) -> str:
         base = fetch_base(recipe.base)
         legs = recipe.curriculum(base.context_tokens)
         configs = [patch(recipe.rope, leg.factor or 1.0, base) for leg in legs]
-        rehearse(recipe.train, [leg.ungated() for leg in legs], configs[-1])
+        rehearse(recipe.train, [leg.ungated() for leg in legs], configs[-1], recipe.data.document_mask)
         corpus = survey(recipe.data)
         show_plan(run.plan(base, corpus))
         warm_up(recipe.train, legs[0], recipe.data, configs[0])

@@ -74,11 +74,17 @@ def patch(context: StageContext, rope: Rope, factor: float, base: BaseModel) -> 
 
 
 @stage("rehearse", version=2)
-def rehearse(context: StageContext, section: Train, legs: Sequence[Leg], patched: PatchedModel) -> Rehearsal:
+def rehearse(
+    context: StageContext,
+    section: Train,
+    legs: Sequence[Leg],
+    patched: PatchedModel,
+    document_mask: bool = False,
+) -> Rehearsal:
     """Check that training as asked can begin, before documents are read; TrainError if not."""
     device = context.run.device
     found: Rehearsal = device.call(
-        "yarn_ops.train.rehearsal:rehearse", section, tuple(legs), context.fetch(patched),
+        "yarn_ops.train.rehearsal:rehearse", section, tuple(legs), context.fetch(patched), document_mask,
         device=device.kind, processes=device.processes,
     )  # fmt: skip
     return found

@@ -26,6 +26,12 @@ CPU_SHARE = 0.5
 PINNED_SHARE = 0.8
 """of the free host memory that the steps on its GPUs may take"""
 
+SEES_PAST_DOCUMENTS = (
+    "gpt_oss", "lfm2", "lfm2_moe", "minimax", "olmo_hybrid", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
+)  # fmt: skip
+"""model types whose layers let a document see the one that is packed before it: states of linear attention
+and convolutions go on, and transformers makes gpt_oss's masks without positions"""
+
 
 class TransformersBackbone:
     """The model's own forward in autocast, for architectures that our layers do not serve."""

@@ -8,12 +8,14 @@ from typing import Literal
 import psutil
 import torch
 
+from yarn_ops.errors import TrainError
 from yarn_ops.models.device import unsupported
 from yarn_ops.models.files import read_config
 from yarn_ops.models.loading import lay_out
 from yarn_ops.recipe import Leg, Train
 from yarn_ops.records import Local, PatchedModel, Rehearsal
 from yarn_ops.train import attention
+from yarn_ops.train.backbone import SEES_PAST_DOCUMENTS
 from yarn_ops.train.elementwise import load_compiler
 from yarn_ops.train.layout_search import predict, step_shape, training_shape
 from yarn_ops.train.lora import make_trainable, trained_parameters
@@ -41,16 +43,22 @@ def rehearse(
     train: Train,
     legs: Sequence[Leg],
     patched: Local[PatchedModel],
+    document_mask: bool = False,
     *,
     device: Literal["cpu", "cuda"],
     processes: int,
 ) -> Rehearsal:
     """Check that the trainer can do what `train` and its legs ask, on `processes` devices.
 
-    TrainError: a target layer is not in the model, machine or model does not allow this precision, or a step
-    does not fit its memory or cannot be shared as the recipe says.
+    TrainError: a target layer is not in the model, machine or model does not allow this precision, its layers
+    do not stay within documents, or a step does not fit its memory or cannot be shared as the recipe says.
     """
     model = lay_out(patched.path)
+    if document_mask and model.config.model_type in SEES_PAST_DOCUMENTS:
+        raise TrainError(
+            f"data.document_mask: layers of {model.config.model_type} see past the beginning of a document; "
+            "set it to false"
+        )
     make_trainable(model, train)
     trainer_environment(train.precision, device)
     config = read_config(patched.path)
