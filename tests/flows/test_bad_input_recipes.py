@@ -40,7 +40,7 @@ WRONG_SET = {
     "no value": ("train.steps", ["--set train.steps: write section.key=value"]),
     "an unknown key": ("train.stps=20", ["train.stps: unknown key; did you mean 'steps'?"]),
     "no section": ("steps=20", ["--set steps=20: write section.key=value"]),
-    "no sources": ("data.sources=[]", ["data.sources: tuple should have at least 1 item"]),
+    "no sources": ("data.sources=[]", ["data.sources: list should have at least 1 item"]),
     "an absurd learning rate": (
         "train.learning_rate=1e30",
         ["train.learning_rate: input should be less than"],

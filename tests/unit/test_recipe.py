@@ -86,7 +86,18 @@ def test_a_recipe_survives_json() -> None:
         ),
         ("[rope]\nfactor = 4\nbeta_fast = 1\n", "rope: beta_fast (1) must be above beta_slow (1)"),
         ("[rope]\nfactor = 4\n[train]\nsteps = 0\n", "train.steps: input should be greater than 0 (found 0)"),
-        ("[rope]\nfactor = 4\n[data]\nsources = []\n", "data.sources: tuple should have at least 1 item"),
+        ("[rope]\nfactor = 4\n[data]\nsources = []\n", "data.sources: list should have at least 1 item"),
+        ('[rope]\nfactor = 4\n[data]\nsources = "a"\n', 'data.sources: input should be a list, e.g. ["a"'),
+        (
+            "[rope]\nfactor = 4\n[publish]\ntags = 1\n",
+            'publish.tags: input should be a table, e.g. {a = "b"}',
+        ),
+        (
+            "[rope]\nfactor = 4\n[publish]\nname = 7\n",
+            "publish.name: input should be text, 'publish.name=\"7\"' with all its quotes (found 7)",
+        ),
+        ("[rope]\nfactor = true\n", "rope.factor: true and false are no numbers"),
+        ("[rope]\nfactor = 4\n[evaluate]\nlengths = [true]\n", "evaluate.lengths: true and false are no"),
         (
             "[rope]\nfactor = 4\n[data]\nheld_out_fraction = 1\n",
             "data.held_out_fraction: input should be less than 1",
@@ -225,8 +236,8 @@ def test_a_missing_file_names_the_way_to_the_shipped_ones(tmp_path: Path) -> Non
 
 def test_overrides_change_one_value(tmp_path: Path) -> None:
     path = write(tmp_path, TEXT + "[rope]\nfactor = 4\n")
-    recipe = load_recipe(path, ["train.steps=20", "rope.method=linear", 'data.sources=["a.txt"]'])
-    assert (recipe.train.steps, recipe.rope.method, recipe.data.sources) == (20, "linear", ("a.txt",))
+    recipe = load_recipe(path, ["train.steps=20", "rope.method=linear", 'data.languages=["en"]'])
+    assert (recipe.train.steps, recipe.rope.method, recipe.data.languages) == (20, "linear", ("en",))
     for wrong in ("steps=20", "train.steps", "train.=3", "=", "train..share=1"):
         with pytest.raises(RecipeError, match=r"write section.key=value"):
             load_recipe(path, [wrong])
@@ -243,6 +254,25 @@ def test_overrides_reach_the_tables_of_a_section(tmp_path: Path) -> None:
             load_recipe(path, [wrong])
     with pytest.raises(RecipeError, match=r"train.exercises.shares: unknown key; did you mean 'share'"):
         load_recipe(path, ["train.exercises.shares=1"])
+
+
+def test_an_override_without_a_value_empties_a_field_that_may_be_empty(tmp_path: Path) -> None:
+    path = write(tmp_path, TEXT + "[rope]\nfactor = 4\n")
+    recipe = load_recipe(path, ["rope.factor=", "rope.target_context_tokens=32768", "gate.min_long_gain= "])
+    assert (recipe.rope.factor, recipe.rope.target_context_tokens) == (None, 32768)
+    assert recipe.gate.min_long_gain is None
+    with pytest.raises(RecipeError, match=r"--set train.steps=: train.steps: cannot be empty"):
+        load_recipe(path, ["train.steps="])
+
+
+def test_a_fault_of_an_override_names_the_override_and_not_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, TEXT + "[rope]\nfactor = 4\n")
+    for override in ("train.steps=ten", "train.stps=1", "train.exercises.share=2", "data.sources=a.txt"):
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(path, ["train.rank=4", override])
+        assert str(caught.value).startswith(f"--set {override}: {override.partition('=')[0]}: ")
+    with pytest.raises(RecipeError, match=f"^{path}: rope.beta_slow: "):
+        load_recipe(write(tmp_path, TEXT + "[rope]\nfactor = 4\nbeta_slow = -1\n"), ["rope.beta_fast=3"])
 
 
 def test_a_value_is_one_line(tmp_path: Path) -> None:
@@ -280,9 +310,11 @@ def test_relative_paths_are_meant_from_the_recipe(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         '[base]\nmodel = "models/mine"\n[rope]\nfactor = 2\n[publish]\nname = "mine"\n'
-        '[data]\nsources = ["books/*.txt", "/abs/x.txt", "s3://b/*.parquet", "stdlib:**/*.py"]\n',
+        '[data]\nsources = ["books/*.txt", "/abs/x.txt", "s3://b/*.parquet", "stdlib:**/*.py"]\n'
+        'shared_words = 50\nevaluation_sources = ["exams/*.jsonl", "s3://b/*.jsonl"]\n',
     )
     recipe = load_recipe(path)
+    assert recipe.data.evaluation_sources == (str(tmp_path / "exams/*.jsonl"), "s3://b/*.jsonl")
     assert recipe.base.model == str(tmp_path / "models/mine")
     assert recipe.data.sources == (
         str(tmp_path / "books/*.txt"),
@@ -290,6 +322,20 @@ def test_relative_paths_are_meant_from_the_recipe(tmp_path: Path) -> None:
         "s3://b/*.parquet",
         "stdlib:**/*.py",
     )
+
+
+def test_relative_paths_of_an_override_are_meant_from_where_it_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that runs the recipe on a schedule stands elsewhere."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    overrides = ["base.model=mine", 'data.sources=["b/*.txt", "stdlib:*.py"]', "data.shared_words=50",
+                 'data.evaluation_sources=["e/*"]']  # fmt: skip
+    recipe = load_recipe(write(tmp_path, TEXT + "[rope]\nfactor = 4\n"), overrides)
+    assert recipe.base.model == str(tmp_path / "here/mine")
+    assert recipe.data.sources == (str(tmp_path / "here/b/*.txt"), "stdlib:*.py")
+    assert recipe.data.evaluation_sources == (str(tmp_path / "here/e/*"),)
 
 
 @pytest.mark.parametrize("method", LENGTH_DEPENDENT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,21 @@ RENAMED = {
     "train.stages": "train.legs",
 }
 """keys of earlier versions: a recipe that has one is refused with the new name, a recorded one is read"""
+PATHS = (("base", "model"), ("data", "sources"), ("data", "evaluation_sources"))
+IN_TOML = {
+    "tuple_type": 'a list, e.g. ["a", "b"]',
+    "dict_type": 'a table, e.g. {a = "b"}',
+    "model_type": "a table, e.g. {share = 0.5}",
+}
+"""what pydantic says in words of Python, by its type of error"""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file and apply `section.key=value` overrides (values in TOML, bare words as strings);
-    keys of tables within a section, as `train.exercises.share=0`, too.
+    """Read a recipe file and apply `section.key=value` overrides (values in TOML, bare words as strings,
+    nothing as null); keys of tables within a section, as `train.exercises.share=0`, too.
 
-    Relative paths in `base.model` and `data.sources` are meant from the file's directory.
-    Raises RecipeError in one line that names the file, the key and the nearest known key.
+    Relative paths (PATHS) are meant from the file's directory, those of overrides from the working directory.
+    Raises RecipeError in one line that names the file or the override, the key and the nearest known key.
     """
     try:
         with path.open("rb") as file:
@@ -44,16 +52,24 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: not valid TOML: {error}") from None
     _anchor_paths(values, path.parent)
-    for override in overrides:
-        _apply(values, override)
-    return parse_recipe(values, str(path))
+    typed = {_apply(values, override): override for override in overrides}
+    return parse_recipe(values, str(path), typed)
 
 
-def parse_recipe(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
-    """Recipe from plain values; RecipeError in one line, naming `where` and the key."""
+def parse_recipe(
+    values: Mapping[str, Any], where: str = "recipe", typed: Mapping[tuple[str, ...], str] | None = None
+) -> Recipe:
+    """Recipe from plain values; RecipeError in one line, naming `where` and the key.
+
+    typed: the override that set a key, which is named instead where the fault is in its value.
+    """
     try:
         return Recipe.model_validate(dict(values))
     except ValidationError as error:
+        place = tuple(map(str, error.errors()[0]["loc"]))
+        overrides = [text for key, text in (typed or {}).items() if place[: len(key)] == key]
+        if overrides:
+            where = f"--set {without_secrets(overrides[-1])}"
         raise RecipeError(f"{where}: {_explain(error)}") from None
 
 
@@ -75,19 +91,24 @@ def recorded_recipe(values: Mapping[str, Any], where: str) -> Recipe:
 
 
 def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
-    def anchored(text: Any) -> Any:
-        if not isinstance(text, str) or ":" in text.split("/")[0] or text.startswith(("/", "~")) or not text:
-            return text
-        return str(folder.resolve() / text)
-
-    base, data = values.get("base"), values.get("data")
-    if isinstance(base, dict) and "model" in base:
-        base["model"] = anchored(base["model"])
-    if isinstance(data, dict) and isinstance(data.get("sources"), list):
-        data["sources"] = [anchored(source) for source in data["sources"]]
+    for section, key in PATHS:
+        table = values.get(section)
+        if isinstance(table, dict) and key in table:
+            table[key] = _anchored(table[key], folder)
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _anchored(value: Any, folder: Path) -> Any:
+    """A path, or a list of them, from a folder; what is whole, or no path, as it is."""
+    if isinstance(value, list):
+        return [_anchored(item, folder) for item in value]
+    whole = (
+        not isinstance(value, str) or not value or value.startswith(("/", "~")) or ":" in value.split("/")[0]
+    )
+    return value if whole else str(folder.resolve() / value)
+
+
+def _apply(values: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Set what the override says; the key that it names."""
     key, equals, text = override.partition("=")
     *tables, last = (part.strip() for part in key.split("."))
     if not equals or not tables or not all((*tables, last)):
@@ -96,19 +117,20 @@ def _apply(values: dict[str, Any], override: str) -> None:
         read = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         read = {}
-    value = read["value"] if len(read) == 1 else text.strip()  # more lines are more than a value
+    value = read["value"] if len(read) == 1 else text.strip() or None  # more lines are more than a value
     section: Any = values
     for place, name in enumerate(tables):
         section = section.setdefault(name, {})
         if not isinstance(section, dict):
             raise RecipeError(f"--set {override}: {'.'.join(tables[: place + 1])!r} is no section or table")
-    section[last] = value
+    section[last] = _anchored(value, Path.cwd()) if (*tables, last) in PATHS else value
+    return (*tables, last)
 
 
 def _explain(error: ValidationError) -> str:
     problems = error.errors()
     first = problems[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where, value = ".".join(str(part) for part in first["loc"]), first["input"]
     if first["type"] == "extra_forbidden":
         renamed = RENAMED.get(where)
         text = f"{where}: is now {renamed}; write that"
@@ -116,16 +138,26 @@ def _explain(error: ValidationError) -> str:
             text = f"{where}: unknown key{_nearest(first['loc'])}"
     elif first["type"] == "missing":
         text = f"{where}: missing"
-    else:
+    elif first["type"] == "value_error":
         message = first["msg"].removeprefix("Value error, ")
-        text = f"{where}: {message[:1].lower()}{message[1:]} (found {_shorten(first['input'])})"
-        if first["type"] == "value_error":
-            text = f"{where}: {message}" if where else message  # of the whole recipe: it names the key
+        text = f"{where}: {message}" if where else message  # of the whole recipe: it names the key
+    else:
+        message = first["msg"].replace("Tuple", "List").partition(", unable to parse")[0]
+        text = f"{where}: {message[:1].lower()}{message[1:]} (found {_shorten(value)})"
+        if value is None:
+            text = f"{where}: cannot be empty"
+        elif first["type"] == "string_type":
+            quoted = without_secrets(f"'{where}=\"{value}\"'")
+            text = f"{where}: input should be text, {quoted} with all its quotes (found {_shorten(value)})"
+        elif first["type"] in IN_TOML:
+            text = f"{where}: input should be {IN_TOML[first['type']]} (found {_shorten(value)})"
     return text if len(problems) == 1 else f"{text} (and {len(problems) - 1} more)"
 
 
 def _shorten(value: Any) -> str:
-    text = without_secrets(repr(value))
+    """A value as TOML has it, as far as that tells it."""
+    shown = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+    text = without_secrets(value.isoformat() if isinstance(value, date | time) else shown)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -72,6 +72,9 @@ class Section(BaseModel):
         kind = cls.model_fields[info.field_name or ""].annotation
         if isinstance(kind, type) and issubclass(kind, Section) and isinstance(value, dict | kind):
             return value  # it looks for itself, and names the field
+        yes_or_no = any(isinstance(item, bool) for item in (value if isinstance(value, list) else [value]))
+        if yes_or_no and kind is not bool and bool not in get_args(kind):
+            raise ValueError("true and false are no numbers and no text; write one")
         for text in _texts(value):
             if UNSTORABLE.search(text):
                 raise ValueError("holds NUL or half a character; remove it")
