@@ -73,9 +73,11 @@ def _recall_kept(before: Scorecard, after: Scorecard, original: int, target: int
         return _unmeasured(name, threshold, f"recall at {missing}")
     kept, interval = compared(result, base, "ratio") if base.value and result.value else (0.0, None)
     low = interval[0] if interval else kept
+    forms = ["" if base.task == result.task else f" in {template_of(one.task)}" for one in (base, result)]
     what = (
         f"least of what {target} tokens keep of the base's recall at its {original} "
-        f"({base.value:.2f} before, {result.value:.2f} after, {kept:.2f}{bounds(interval)} of it)"
+        f"({base.value:.2f}{forms[0]} before, {result.value:.2f}{forms[1]} after, "
+        f"{kept:.2f}{bounds(interval)} of it)"
     )
     return _at_least(name, what, low, threshold)
 

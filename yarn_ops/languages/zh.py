@@ -49,6 +49,10 @@ PHRASES = {
     "{what_} is {value}, not possibly at least {threshold}": "{what_}为 {value}，整个区间都低于 {threshold}",
     "{what_} is {value}, not possibly at most {threshold}": "{what_}为 {value}，整个区间都高于 {threshold}",
     "least of what {target} tokens keep of the base's recall at its {original} "
+    "({before} in {form_} before, {after} in {other_} after, {kept} of it)":
+        "{target} 个 token 处的召回率相对基座在其 {original} 处的保留比例（之前{form_} {before}，"
+        "之后{other_} {after}，比值 {kept}）的下界",
+    "least of what {target} tokens keep of the base's recall at its {original} "
     "({before} before, {after} after, {kept} of it)":
         "{target} 个 token 处的召回率相对基座在其 {original} 处的保留比例（之前 {before}，"
         "之后 {after}，比值 {kept}）的下界",

@@ -76,6 +76,12 @@ def test_an_empty_gate_passes_anything(scorecard) -> None:
             "0.85 [0.79, 0.92] of it) is 0.794, below 0.85",
         ),
         (
+            {"min_recall_kept": 0.85}, BEFORE,
+            changed(AFTER, "code", 2048, 0.5) | {"prose": {256: 1.0, 512: 1.0, 2048: 0.81}},
+            "least of what 2048 tokens keep of the base's recall at its 512 (0.95 in code before, "
+            "0.81 in prose after, 0.85 [0.79, 0.92] of it) is 0.794, below 0.85",
+        ),
+        (
             {"min_recall_kept": 0.85}, BEFORE, changed(AFTER, "code", 2048, 0.0),
             "least of what 2048 tokens keep of the base's recall at its 512 (0.95 before, 0.00 after, "
             "0.00 of it) is 0.000, below 0.85",

@@ -96,6 +96,8 @@ def cards(scorecard) -> list[tuple[tuple[str, str], ...]]:
              before={**BASE, "code": {}, "prose": {256: 0.9, 512: 0.9, 2048: 0}}),
         card({**GOOD, "prose": {256: 0.7, 512: 0.7, 2048: 0.1}}, UNASKED,
              before={**BASE, "prose": {256: 0.9, 512: 0.9, 2048: 0}}),
+        card({**GOOD, "code": {512: 0.97, 2048: 0.1}, "prose": {512: 0.9, 2048: 0.2}}, Gate(),
+             before={**BASE, "prose": {512: 0.9}}),
         card({"perplexity": {512: 9.1, 2048: 200}}, Gate(**GATE), before={"perplexity": BASE["perplexity"]},
              kept=None),
         card({**GOOD, "code": {256: 0.98, 512: 0.97, 1024: 0.98, 2048: 0.85},
