@@ -148,7 +148,8 @@ def show(models: Sequence[Capacity], out: Path | None, *, as_json: bool) -> None
             shown = [model.card.score(name, length) for name in (*SHOWN, task or "")]
             parts = " ".join(f"{part.value:.2f}" for part in model.card.by_depth(task or "", length))
             rows.append([f"{length:,}", *(f"{s.value:.2f}" if s else "" for s in shown), parts])
-        print_table(rows, shortened=(by_depth,))
+        measured = [head for head, *cells in zip(*rows, strict=True) if any(cells)]
+        print_table(([row[rows[0].index(head)] for head in measured] for row in rows), shortened=(by_depth,))
         for what, reached in (("sees", model.reach.sees), ("uses", model.reach.uses)):
             if reached is not None:
                 CONSOLE.print(f"{what} to {tokens(reached)} tokens {interval(reached)}".rstrip())

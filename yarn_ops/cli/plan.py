@@ -25,7 +25,7 @@ def show(plan: RunPlan, *, as_json: bool) -> None:
         memory = (f"{leg.peak_bytes / GIB:.1f}", f"{leg.host_bytes / GIB:.1f}")
         mfu = "" if leg.mfu is None else f"{leg.mfu:.2f}"
         kept = "; ".join(part for part in (leg.keeps, leg.shared) if part)
-        time = (f"{leg.step_s:.2f}", f"{leg.seconds / 60:.1f}")
+        time = (_step(leg.step_s), f"{leg.seconds / 60:.1f}")
         legs.append((f"{leg.context_tokens:,}", str(leg.steps), kept, *memory, *time, mfu))
     print_table(legs, shortened=(keeps,), numbers={*legs[0]} - {keeps})
     parts = [("part", "hours", "GPU hours", "$", "limited by", "to change")]
@@ -51,9 +51,9 @@ def show_cards(plans: Mapping[str, RunPlan | TrainError], *, as_json: bool) -> N
         }
         print(json.dumps({"cards": cards, "least": least}, indent=2))
         return
-    keeps = "longest leg: kept by the layers"
+    keeps = "longest leg:\nkept by the layers"
     rows: list[tuple[str, ...]] = [
-        ("card", keeps, "GPU GiB", "host GiB", "s/step", "training minutes", "GPU hours", "$")
+        ("\ncard", keeps, "GPU\nGiB", "host\nGiB", "\ns/step", "training\nminutes", "GPU\nhours", "\n$")
     ]
     for card, plan in plans.items():
         if isinstance(plan, TrainError):
@@ -65,11 +65,16 @@ def show_cards(plans: Mapping[str, RunPlan | TrainError], *, as_json: bool) -> N
         gpu_hours, money = (sum(getattr(part, name) for part in plan.parts) for name in ("gpu_s", "money"))
         kept = "; ".join(part for part in (leg.keeps, leg.shared) if part)
         whole = (f"{minutes:,.1f}", f"{gpu_hours / 3600:,.2f}", f"{money:,.2f}")
-        rows.append((card, kept, *memory, f"{leg.step_s:.2f}", *whole))
+        rows.append((card, kept, *memory, _step(leg.step_s), *whole))
     print_table(rows, shortened=(keeps,), numbers=rows[0][2:])
     CONSOLE.print(
         f"no GPU here; the least that fits: {least} (--gpu {least} tells more); sizes have an H100's seconds"
     )
+
+
+def _step(seconds: float) -> str:
+    """2.35, 0.04, 0.003: never nothing at all."""
+    return f"{seconds:.2f}" if seconds >= 0.01 else f"{seconds:.1g}"
 
 
 def _values(plan: RunPlan) -> dict[str, Any]:

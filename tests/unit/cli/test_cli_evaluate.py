@@ -48,6 +48,11 @@ def test_a_foreign_model_is_measured_without_a_recipe_and_once(yarn_ops, llama, 
     assert facts["costs"][-1]["kv_bytes"] == 2 * 8 * 2 * 256  # keys and values, one head of 8, bfloat16
 
 
+def test_a_column_of_what_was_not_measured_is_left_out(yarn_ops, llama):
+    shown = yarn_ops("evaluate", llama, "--suite", "tiny", "--documents", DOCUMENTS).out
+    assert "nats" in shown and "perplexity" not in shown
+
+
 def test_kinds_of_documents_have_perplexities_of_their_own(yarn_ops, llama, tmp_path):
     (tmp_path / "note.txt").write_text("Too short to measure.", "utf-8")
     globs = ("--documents", DOCUMENTS, "--documents", "stdlib:email/*.py", "--documents", tmp_path / "*.txt")

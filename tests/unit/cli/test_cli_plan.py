@@ -190,6 +190,9 @@ def test_without_a_gpu_usual_cards_are_planned(yarn_ops: Any, recipe: Path) -> N
     fitting = [card for card, plan in cards.items() if "refused" not in plan]
     assert answer["least"] == fitting[0] != USUAL_CARDS[0]
     assert "GiB of" in cards["12GB"]["refused"]
+    narrow = yarn_ops("plan", recipe, **here, COLUMNS="80").out.splitlines()
+    assert [line.split()[0] for line in narrow[2:-1]] == list(USUAL_CARDS)  # one line a card
+    assert all(float(line.split()[-4]) > 0 for line in narrow[2:-1])  # seconds of a step, however few
     shown = yarn_ops("plan", recipe, *long, **here, COLUMNS="140").out
     assert f"the least that fits: {fitting[0]}" in shown and "does not fit: training" in shown
     none = yarn_ops("plan", recipe, "--set", "rope.factor=1024", "--set", "train.batch_windows=64", **here)
