@@ -81,7 +81,7 @@ class ServingSettings:
 
     def command(self, model: str, *, adapter: str | None = None, rank: int | None = None) -> str:
         """The command line, quoted for a shell. `adapter`: a LoRA directory (vLLM, SGLang) of that rank."""
-        tokens, lora = str(self.context_tokens), []
+        model, tokens, lora = _no_option(model), str(self.context_tokens), []
         match self.engine:
             case "transformers":
                 words = ["transformers", "serve", model]
@@ -95,7 +95,13 @@ class ServingSettings:
             case "llama.cpp":  # one slot: more would share the context out
                 words = ["llama-server", "--model", model, "--ctx-size", tokens, "--parallel", "1"]
             case "ollama":
-                words = ["ollama", "create", _plain_name(model), "--file", str(modelfile_of(Path(model)))]
+                words = [
+                    "ollama",
+                    "create",
+                    _plain_name(model),
+                    "--file",
+                    _no_option(str(modelfile_of(Path(model)))),
+                ]
             case "lm-studio":
                 folder = f"yarn-ops/{_plain_name(model)}"
                 placed = shlex.join(["lms", "import", "--hard-link", "--user-repo", folder, model])
@@ -109,6 +115,11 @@ class ServingSettings:
             case "tensorrt-llm":
                 raise AssertionError(self.engine)
         return shlex.join(words if adapter is None else words + lora)
+
+
+def _no_option(path: str) -> str:
+    """A path that no command takes for an option."""
+    return f"./{path}" if path.startswith("-") else path
 
 
 def modelfile_of(gguf: Path) -> Path:

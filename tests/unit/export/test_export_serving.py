@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 
 import numpy as np
 import pytest
@@ -104,6 +105,13 @@ def test_every_method_of_fixed_frequencies_is_served_by_what_reads_configs_as_wr
 def test_a_path_is_quoted_for_the_shell(extended):
     command = serving_settings(extended(), "vllm").command("my models/a")
     assert command == "vllm serve 'my models/a' --max-model-len 1024"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_path_is_taken_for_an_option(extended, engine):
+    words = shlex.split(serving_settings(extended(), engine).command("-mine/m.gguf"))
+    assert any(word.startswith("./-mine/m.") for word in words)
+    assert not [word for word in words if word.startswith("-mine")]
 
 
 def test_an_adapter_is_named_with_its_rank(extended):
