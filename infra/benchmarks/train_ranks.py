@@ -22,6 +22,10 @@ left out.
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as every trainer has it
+
 import argparse
 import gc
 import json
