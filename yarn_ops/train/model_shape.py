@@ -73,7 +73,7 @@ class ModelShape:
             trained=trained,
             element_bytes=element_bytes,
             weight_bytes=weight_bytes,
-            full=trained > parameters / 2,
+            full=trained == parameters,
         )
 
     @property

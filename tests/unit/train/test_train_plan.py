@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from yarn_ops.errors import TrainError
+from yarn_ops.recipe import Train
+from yarn_ops.train.lora import make_trainable
 from yarn_ops.train.model_shape import ModelShape
 from yarn_ops.train.plan import (
     GIB,
@@ -155,3 +158,16 @@ def test_gpus_are_known_by_their_drivers_names() -> None:
     assert known_gpu("NVIDIA H100 80GB HBM3") is GPUS[0]
     assert known_gpu("NVIDIA H200") is H200
     assert known_gpu("Tesla V100-SXM2-16GB") is None
+
+
+@pytest.mark.parametrize("train", [Train(train_embeddings=True), Train(method="full")], ids=["lora", "full"])
+def test_adapters_are_no_full_training_however_large_the_embedding_that_learns(train: Train) -> None:
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    make_trainable(model, train)
+    shape = ModelShape.of(model, element_bytes=2, weight_bytes=2)
+    assert shape.trained > shape.parameters / 2
+    assert shape.full == (train.method == "full")
