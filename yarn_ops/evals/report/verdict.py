@@ -150,7 +150,7 @@ def _remedies(verdict: Verdict, uses: Length | None, original: int, target: int)
     if any(check.name in USE and check.measured is not None for check in failed):
         yield "Train on exercises (train.exercises.share=1), or longer on them (train.steps)"
         if uses is not None and original < uses.tokens < target:
-            yield f"Ask for rope.factor={uses.tokens / original:g}: it uses {uses.tokens:,} tokens"
+            yield f"Ask for rope.factor={uses.tokens / original:.12g}: it uses {uses.tokens:,} tokens"
     if any(check.measured is None for check in failed):
         yield "Measure what the gate asks for (section evaluate), or empty that threshold"
     if any(" " in check.name and "/" in check.name for check in failed):  # conditions are named by scores
