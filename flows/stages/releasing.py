@@ -57,7 +57,7 @@ def chart(context: StageContext, name: str, scores: BeforeAfter[Scorecard]) -> R
     return write_capacity_report(models, context.out)
 
 
-@stage("report", version=7)
+@stage("report", version=8)
 def draw(
     context: StageContext,
     recipe: Recipe,
@@ -82,7 +82,7 @@ def draw(
         base=base,
         shards=shards,
         patched=patched,
-        adapter=adapters[-1],
+        adapters=tuple(adapters),
         checkpoint=checkpoint,
         scores=scores,
         verdict=verdict,

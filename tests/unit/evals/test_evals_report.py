@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import replace
 from datetime import date
@@ -12,15 +13,23 @@ import pytest
 from yarn_ops import __version__
 from yarn_ops.evals.capacity import Capacity
 from yarn_ops.evals.gate import judge
-from yarn_ops.evals.reach import reach_of
+from yarn_ops.evals.reach import Length, reach_of
 from yarn_ops.evals.report.card import Extension, model_card
+from yarn_ops.evals.report.verdict import _remedies
 from yarn_ops.evals.report.write import write_report
-from yarn_ops.recipe import Base, Data, Gate, Publish, Recipe, Rope
+from yarn_ops.recipe import Base, Data, Gate, Leg, Publish, Recipe, Rope, Train
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, Dropped, LengthShare, PatchedModel, ShardSet
-from yarn_ops.scores import BeforeAfter, Scorecard
+from yarn_ops.rope.config import patch_config
+from yarn_ops.scores import BeforeAfter, Check, Scorecard, Verdict
 
 GOLDEN = Path(__file__).with_name("golden_card.md")
 """made by model_card(extension) below and read by a person; delete it and run this test to make it again"""
+
+
+ADAPTER = Adapter(
+    method="lora", steps=50, window_tokens=2048, tokens_seen=102_400, trainable_parameters=231_680,
+    first_loss=2.31, final_loss=2.04, seconds=41.0,
+)  # fmt: skip
 
 
 def capacity_of(card: Scorecard, name: str) -> Capacity:
@@ -64,10 +73,7 @@ def extension(scorecard) -> Extension:
             method="yarn", factor=4.0, original_context_tokens=512, target_context_tokens=2048,
             attention_factor=1.1386294361119891, inverse_frequency_error=5e-8,
         ),
-        adapter=Adapter(
-            method="lora", steps=50, window_tokens=2048, tokens_seen=102_400, trainable_parameters=231_680,
-            first_loss=2.31, final_loss=2.04, seconds=41.0,
-        ),
+        adapters=(ADAPTER,),
         checkpoint=Checkpoint(
             method="yarn", factor=4.0, original_context_tokens=512, context_tokens=2048, parameters=5_047_552,
             merge_difference=0.031,
@@ -141,3 +147,31 @@ def test_pictures_stand_without_recall_or_losses(extension: Extension, scorecard
     bare = scorecard(perplexity={512: 8.9})
     record = write_report(Extension(**{**vars(extension), "scores": BeforeAfter(bare, bare)}), [], tmp_path)
     assert all((tmp_path / picture).stat().st_size > 1000 for picture in record.pictures)
+
+
+def test_a_card_tells_the_training_of_all_legs(extension: Extension) -> None:
+    legs = (Leg(context_tokens=1024, steps=30, learning_rate=1e-3), Leg(context_tokens=2048, steps=50))
+    recipe = extension.recipe.model_copy(update={"train": Train(legs=legs)})
+    first = ADAPTER.model_copy(
+        update={"steps": 30, "window_tokens": 1024, "tokens_seen": 30_720, "first_loss": 3.0}
+    )
+    legged = {**vars(extension), "recipe": recipe, "adapters": (first, ADAPTER)}
+    assert (
+        "80 steps in 2 legs at learning rate 0.001, then 0.0005, windows of up to 2,048 tokens, 133,120 "
+        "tokens seen; loss 3.000 at the first step, 2.040 on average at the end."
+    ) in model_card(Extension(**legged))
+
+
+@pytest.mark.parametrize("original", [512, 300, 8192])
+def test_a_factor_that_is_advised_reaches_what_the_model_uses(original: int) -> None:
+    for uses in (original + 1, round(8 / 3 * original), 3 * original - 1):
+        checks = (Check(name="share used", measured=0.5, threshold=0.85, passed=False, reason=""),)
+        rejected, reached = Verdict(passed=False, checks=checks), Length(uses, uses, uses)
+        (advised,) = (
+            step for step in _remedies(rejected, reached, original, 4 * original) if "factor" in step
+        )
+        factor = float(re.findall("rope.factor=([0-9.]+):", advised)[0])
+        config = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "rope_theta": 1e4,
+                  "max_position_embeddings": original}  # fmt: skip
+        _, spec = patch_config(config, Rope(factor=factor), factor=factor, original_context_tokens=None)
+        assert spec.target_context_tokens == uses

@@ -52,7 +52,8 @@ class Extension:
     base: BaseModel
     shards: ShardSet
     patched: PatchedModel
-    adapter: Adapter
+    adapters: tuple[Adapter, ...]
+    """of each leg"""
     checkpoint: Checkpoint
     scores: BeforeAfter[Scorecard]
     verdict: Verdict
@@ -176,19 +177,22 @@ def _advice(extension: Extension) -> Iterator[str]:
 
 
 def _made(extension: Extension) -> Iterator[str]:
-    patched, adapter = extension.patched, extension.adapter
-    training, shards = extension.recipe.train, extension.shards
-    how = f"LoRA rank {training.rank}" if adapter.method == "lora" else "all parameters"
+    patched, adapters, shards = extension.patched, extension.adapters, extension.shards
+    training, legs = extension.recipe.train, extension.recipe.curriculum(patched.original_context_tokens)
+    rates = dict.fromkeys(f"{leg.learning_rate:g}" for leg in legs)
+    in_legs = f" in {len(adapters)} legs" if len(adapters) > 1 else ""
+    how = f"LoRA rank {training.rank}" if training.method == "lora" else "all parameters"
     how += {"nf4": " on weights in 4 bits", "fp8": " with products in 8 bits"}.get(training.precision, "")
     yield "## How it was made"
     yield _listed(
         f"**Position encoding:** {patched.method}, factor {patched.factor:g}, attention factor "
         f"{patched.attention_factor:.4f}; the loaded model's frequencies equal the float64 reference within "
         f"{patched.inverse_frequency_error:.0e}.",
-        f"**Training:** {how}, {adapter.trainable_parameters:,} trained parameters, {adapter.steps} steps "
-        f"at learning rate {training.learning_rate:g}, windows of up to {adapter.window_tokens:,} tokens, "
-        f"{adapter.tokens_seen:,} tokens seen; loss {adapter.first_loss:.3f} at the first step, "
-        f"{adapter.final_loss:.3f} on average at the end.",
+        f"**Training:** {how}, {adapters[-1].trainable_parameters:,} trained parameters, "
+        f"{sum(one.steps for one in adapters)} steps{in_legs} at learning rate {', then '.join(rates)}, "
+        f"windows of up to {max(one.window_tokens for one in adapters):,} tokens, "
+        f"{sum(one.tokens_seen for one in adapters):,} tokens seen; loss {adapters[0].first_loss:.3f} at the "
+        f"first step, {adapters[-1].final_loss:.3f} on average at the end.",
         "**Merge:** in float32, stored in bfloat16; log-probabilities, merged against unmerged, differ by "
         f"at most {extension.checkpoint.merge_difference:.3g}.",
         f"**Data:** {', '.join(_code(_source_name(source)) for source in extension.recipe.data.sources)}; "
