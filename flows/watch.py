@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 from prefect import flow
@@ -40,9 +41,8 @@ def watch(recipe: Recipe) -> list[str]:
     sign()
     log = get_run_logger()
     settings = read_settings()
-    registry = open_registry(settings.database)
     asked = []
-    with get_client(sync_client=True) as client:
+    with closing(open_registry(settings.database)) as registry, get_client(sync_client=True) as client:
         for version in try_mlflow(settings).asking(ASKING):
             try:
                 wanted = recipe_for(version, recipe)
@@ -58,7 +58,6 @@ def watch(recipe: Recipe) -> list[str]:
             )
             asked.append(f"{version.name} {version.version} -> {wanted.publish.name}")
             log.info("asked for: %s", asked[-1])
-    registry.close()
     told = "\n".join(f"- {one}" for one in asked) or "no model version asks for an extension"
     create_markdown_artifact(told, key="asked-for", description=f"{len(asked)} extensions asked for")
     return asked

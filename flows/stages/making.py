@@ -99,9 +99,11 @@ def require_windows(shards: ShardSet, legs: Sequence[Leg], patched: PatchedModel
 
 
 def warm_up(section: Train, leg: Leg, data: Data, patched: PatchedModel) -> None:
-    """Have the trainer that waits compile what its first step needs, while documents are prepared."""
+    """Have the trainer that waits compile what its first step needs, and import what `require_measurable`
+    asks it, while documents are prepared."""
     run = current_run()
     if run.device.trainer is not None:
+        run.device.trainer.prepare("importlib:import_module", AFTER_TRAINING[-1])
         run.device.trainer.prepare(
             "yarn_ops.train.rehearsal:compile_ahead",
             section, leg.context_tokens, data.document_mask, run.fetch(patched),
