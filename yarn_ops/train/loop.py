@@ -41,6 +41,8 @@ from yarn_ops.train.streaming import StreamedLayers, streamed_places
 from yarn_ops.train.windows import Windows, open_windows
 
 FINAL_LOSS_STEPS = 5
+NAMED_DOCUMENTS = 8
+"""of those that an error names: a window may hold hundreds"""
 
 
 def learning_rate(step: int, *, steps: int, peak: float, train: Train) -> float:
@@ -210,16 +212,11 @@ class Loop:
             return False
         rate = learning_rate(self._step, steps=job.leg.steps, peak=job.peak_learning_rate, train=job.train)
         norm = self._update(rate, batches)
-        step_s = time.perf_counter() - began
+        self._step_s = step_s = time.perf_counter() - began
         self._seconds += step_s
-        self._step_s = step_s
         self._random = random_state(self._device)
-        point: dict[str, Any] = {
-            "step": self._step + 1,
-            "loss": loss,
-            "learning_rate": rate,
-            "gradient_norm": norm,
-        }
+        point: dict[str, Any] = {"step": self._step + 1, "loss": loss, "learning_rate": rate}
+        point["gradient_norm"] = norm
         if self._job.train.exercises.share:
             nats, answers = (self._ranks.total(value) for value in self._answers.tolist())
             point["answer_loss"] = nats / answers if answers else None
@@ -241,6 +238,11 @@ class Loop:
         A step that runs out of the GPU's memory is begun again with less kept.
         """
         target_tokens = self._ranks.total(sum(batch.target_tokens for batch in batches))
+        if not target_tokens:
+            raise TrainError(
+                f"training: nothing is to be predicted in step {self._step + 1}, whose documents have one "
+                "token each; set data.document_mask to false, or data.min_document_tokens"
+            )
         while True:
             try:
                 loss, self._answers = 0.0, np.zeros(2)
@@ -289,9 +291,11 @@ class Loop:
 
     def _not_finite(self, what: str, batches: list[Batch]) -> str:
         documents = sorted({document for batch in batches for document in batch.document_ids})
+        more = len(documents) - NAMED_DOCUMENTS
         return (
             f"training: the {what} of step {self._step + 1} is not finite; its documents are "
-            f"{', '.join(documents)}: look at them, or lower train.learning_rate"
+            f"{', '.join(documents[:NAMED_DOCUMENTS])}{f' and {more} more' if more > 0 else ''}: look at "
+            "them, or lower train.learning_rate"
         )
 
     def _save_snapshot(self) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_bases import TARGETS, lay_down, small_config
 from transformers import AutoModelForCausalLM
 
+from yarn_ops.data.layout import ShardWriter, TokenWriter
 from yarn_ops.errors import TrainError
 from yarn_ops.models.inspection import inspect_checkpoint
 from yarn_ops.models.loading import _build
@@ -19,6 +22,7 @@ from yarn_ops.recipe import Leg, Rope, Train
 from yarn_ops.records import Local
 from yarn_ops.rope.architectures import ARCHITECTURES
 from yarn_ops.train.backbone import SEES_PAST_DOCUMENTS, TransformersBackbone
+from yarn_ops.train.job import Job
 from yarn_ops.train.rehearsal import rehearse
 
 FEW = ("gemma2", "gpt_oss", "mixtral", "qwen3_next")
@@ -70,3 +74,33 @@ def test_a_class_that_sees_past_documents_is_refused_before_they_are_read(tmp_pa
     rehearse(train, legs, local, device="cpu", processes=1)
     with pytest.raises(TrainError, match=r"^data\.document_mask: layers of qwen3_next see past .+ to false$"):
         rehearse(train, legs, local, True, device="cpu", processes=1)
+
+
+@pytest.fixture
+def one_token_documents(tmp_path: Path) -> Path:
+    folder, dtype = tmp_path / "one-token-documents", np.dtype("<u2")
+    folder.mkdir()
+    with ShardWriter(folder, dtype) as writer, TokenWriter(folder / "tokens-00000.bin", dtype) as file:
+        for number in range(400):
+            writer.index("train", f"document-{number:03}", file.append(np.array([number % 90], dtype)))
+        writer.index("held_out", "held-out", file.append(np.arange(200, dtype=dtype) % 90))
+    writer.finish([file.tokens], {})
+    return folder
+
+
+def test_documents_of_one_token_leave_nothing_to_predict_behind_a_mask(
+    make_job: Callable[..., Job], trained: Callable[[Job], Job], one_token_documents: Path
+) -> None:
+    shards = {"shards_dir": one_token_documents}
+    with pytest.raises(
+        TrainError, match=r"^training: nothing is to be predicted in step 1, .+ one token each"
+    ):
+        trained(make_job(**shards, data={"document_mask": True}))
+
+
+def test_a_fault_names_a_few_of_many_documents(
+    make_job: Callable[..., Job], trained: Callable[[Job], Job], one_token_documents: Path
+) -> None:
+    with pytest.raises(TrainError, match=r"document-\d+ and \d+ more: look at them") as fault:
+        trained(make_job(shards_dir=one_token_documents, alpha=1e38, warmup_steps=0))
+    assert str(fault.value).count("document-") == 8
