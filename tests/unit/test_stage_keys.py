@@ -24,7 +24,7 @@ COMPUTED_AGAIN = {
     "train.steps=3": {"rehearse", *TRAINS},
     "train.exercises={share=0.5}": {"rehearse", *TRAINS},
     "train.checkpoint_every=3": {"rehearse", "draw", "publish"},  # how a loss is computed, not which
-    "data.document_mask=true": TRAINS,
+    "data.document_mask=true": {"rehearse", *TRAINS},
     "data.prefer_long=2": TRAINS,
     "data.seed=1": {"prepare", *TRAINS},
     "rope.beta_fast=30": {"patch", "rehearse", *TRAINS},
