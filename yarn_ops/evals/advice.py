@@ -94,7 +94,8 @@ def _sufficient_factor(after: Scorecard, original: int, target: int) -> tuple[fl
         used = length
     factor = used / original
     return factor, [
-        f"the model uses all {used:,} tokens measured: factor {factor:g} is the smallest for that"
+        f"the model uses {used:,} tokens, the longest measured up to its target: "
+        f"factor {factor:g} is the smallest for that"
     ]
 
 

@@ -98,8 +98,9 @@ PHRASES = {
     "texts up to {original} tokens by the base: {changes_}":
         "同时部署基座与扩展后的模型（yarn-ops router），{original} 个 token 以内的文本交给基座：{changes_}",
     "serve the extended model alone: at worst, {changes_}": "只部署扩展后的模型即可：最坏情况下，{changes_}",
-    "the model uses all {used} tokens measured: factor {factor} is the smallest for that":
-        "模型用到了测量的全部 {used} 个 token：factor {factor} 是为此所需的最小值",
+    "the model uses {used} tokens, the longest measured up to its target: "
+    "factor {factor} is the smallest for that":
+        "模型用到了 {used} 个 token，即目标以内测量的最长长度：factor {factor} 是为此所需的最小值",
     "{fault_}; the model uses {used} tokens, {rest_}": "{fault_}；模型能用到 {used} 个 token，{rest_}",
     "factor {factor} is sufficient": "factor {factor} 就足够",
     "nothing is gained beyond it": "更长没有收益",

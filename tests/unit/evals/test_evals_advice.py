@@ -32,7 +32,8 @@ def test_a_good_extension_is_served_alone_at_its_factor(advice):
     given = advice()
     assert (given.factor, given.side_by_side) == (4, False)
     assert given.reasons == (
-        "the model uses all 2,048 tokens measured: factor 4 is the smallest for that",
+        "the model uses 2,048 tokens, the longest measured up to its target: "
+        "factor 4 is the smallest for that",
         "serve the extended model alone: at worst, perplexity at 256 tokens changes by -1.1 % "
         "and code recall at 256 tokens changes by +0.00",
     )
