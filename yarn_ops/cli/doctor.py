@@ -15,9 +15,10 @@ from packaging.requirements import Requirement
 from yarn_ops import servers, services
 from yarn_ops.errors import YarnOpsError
 from yarn_ops.notify import require_addresses
-from yarn_ops.registry import database
+from yarn_ops.registry import RunView, database
 from yarn_ops.settings import Settings
 from yarn_ops.shown import one_line
+from yarn_ops.store import open_store, store_options
 
 FREE_BYTES = 5 * 2**30
 
@@ -104,8 +105,19 @@ def _registry(settings: Settings) -> str:
         database.sqlite_file(settings.database),
         "run `yarn-ops db rebuild`: it moves the file aside and makes the registry again from the store",
     )
-    runs = services.open_run_registry(settings).runs(1)
+    registry = services.open_run_registry(settings)
+    runs = registry.runs(1)
+    if runs:
+        _require_place(registry.run_view(runs[0].id), settings)
     return f"{settings.database}, " + (f"last run {runs[0].id}" if runs else "no runs yet")
+
+
+def _require_place(run: RunView, settings: Settings) -> None:
+    """StoreError where what a run made, or used, lies outside of the store."""
+    store = open_store(settings.store, store_options(settings))
+    for stage in run.stages:
+        if tree := (stage.record or {}).get("tree"):
+            store.key_of(tree["uri"])
 
 
 def _store(settings: Settings) -> str:

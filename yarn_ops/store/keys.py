@@ -22,6 +22,14 @@ def join(prefix: str, name: str) -> str:
     return f"{prefix}/{name}" if prefix else name
 
 
+def elsewhere(uri: str, url: str) -> StoreError:
+    """Of what a registry or MLflow names by its whole address, where the store lies at another one by now."""
+    return StoreError(
+        f"{uri}: not below the store {url}; put the store back in its old place, or leave a link to it there "
+        "(YARN_OPS_STORE_URL, or YARN_OPS_STATE_DIR, says where it is)"
+    )
+
+
 def _fault(key: str) -> str | None:
     try:
         parts = [part.encode() for part in key.split("/")]

@@ -17,7 +17,7 @@ from yarn_ops.atomic import atomic_write, disk_errors
 from yarn_ops.digests import CHUNK_BYTES
 from yarn_ops.errors import StoreError
 from yarn_ops.store import ObjectInfo, Traffic
-from yarn_ops.store.keys import check_key
+from yarn_ops.store.keys import check_key, elsewhere
 
 INCOMING = ".incoming"
 """Objects being written: below the root, so that a rename suffices; never listed."""
@@ -47,7 +47,7 @@ class LocalStore:
         if path == self.root:
             return ""
         if not path.is_relative_to(self.root):
-            raise StoreError(f"{uri}: not below the store {self.url}")
+            raise elsewhere(uri, self.url)
         return check_key(path.relative_to(self.root).as_posix())
 
     def path_of(self, key: str) -> Path:

@@ -27,7 +27,7 @@ from botocore.exceptions import ConnectionError as NoConnection
 from yarn_ops.atomic import disk_errors
 from yarn_ops.errors import StoreError
 from yarn_ops.store import ObjectInfo, StoreOptions, Traffic
-from yarn_ops.store.keys import check_key, join
+from yarn_ops.store.keys import check_key, elsewhere, join
 
 MIB = 1 << 20
 UPLOAD = TransferConfig(multipart_threshold=16 * MIB, multipart_chunksize=32 * MIB, max_concurrency=8)
@@ -89,7 +89,7 @@ class S3Store:
         if plain == self.url:
             return ""
         if not plain.startswith(f"{self.url}/"):
-            raise StoreError(f"{uri}: not below the store {self.url}")
+            raise elsewhere(uri, self.url)
         return check_key(plain.removeprefix(f"{self.url}/"))
 
     def put_file(self, path: Path, key: str, on_bytes: Callable[[int], None] | None = None) -> None:

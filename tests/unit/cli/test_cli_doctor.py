@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 
 from yarn_ops.cli.doctor import Finding, examine
+from yarn_ops.records import Corpus, Tree
 from yarn_ops.registry import upgrade
 from yarn_ops.registry.database import sqlite_damage
+from yarn_ops.services import open_run_registry
 from yarn_ops.settings import read_settings
+from yarn_ops.store import open_store, store_options
 
 NOBODY = "http://127.0.0.1:9"
 
@@ -129,6 +132,31 @@ def test_one_wrong_thing_does_not_hide_the_others(yarn_ops: Any, state: Path) ->
     lines = answer.out.splitlines()
     assert [line[0] for line in lines if line[0] in "✓✗"] == list("✓✓✓✓✓✗✓✓✓✓✓")
     assert "    → start it, or correct YARN_OPS_MLFLOW_URI" in lines
+
+
+def test_a_store_that_was_moved_is_told_before_a_run_meets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Registry and MLflow name what a store holds by its whole address; a link in the old place is enough."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    monkeypatch.setenv("YARN_OPS_STATE_DIR", str(old))
+    settings = read_settings()
+    registry, store = open_run_registry(settings), open_store(settings.store, store_options(settings))
+    run = registry.begin_run({}, "d" * 64).id
+    tree = Tree(uri=store.uri_of("a"), digest="1" * 64, files=1, size_bytes=1)
+    lease = registry.claim("k" * 64, stage="documents", run_id=run, holder="me", lease_s=60)
+    assert lease is not None
+    registry.complete(lease, Corpus(tree=tree, files=1, size_bytes=1))
+    registry.note_use(run, "k" * 64, reused=False, seconds=1.0)
+    registry.close()
+    assert finding("registry").healthy
+    old.rename(new)
+    monkeypatch.setenv("YARN_OPS_STATE_DIR", str(new))
+    bad = finding("registry")
+    assert not bad.healthy and "not below the store" in bad.found
+    assert bad.remedy.startswith("put the store back in its old place, or leave a link to it there")
+    old.symlink_to(new)
+    assert finding("registry").healthy
 
 
 @pytest.mark.parametrize(
