@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import shutil
 import tempfile
+import threading
 import time
 import typing
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from flows.run import RunContext, current_run
 from yarn_ops.atomic import room_in
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import Damaged, LeaseLost, StoreError
-from yarn_ops.processes import using
+from yarn_ops.processes import raise_missed, using
 from yarn_ops.progress import OnProgress
 from yarn_ops.recipe import Section
 from yarn_ops.records import AnyRecord, Local, Record, records_in
@@ -186,6 +187,8 @@ def keyed_inputs(signature: inspect.Signature, *inputs: Any, **named: Any) -> tu
 
 def _use(run: RunContext, call: _Call[R], obtain: Obtain[R]) -> R:
     """The stage's record, noted as used; an input of it that is damaged in the store is made again."""
+    if threading.current_thread() is threading.main_thread():
+        raise_missed()  # what a library swallowed in the stage before: nothing is published after a Ctrl-C
     started, waited_s = time.monotonic(), run.device.waited_s
     with run.costs.of(call.name), about(run=run.id, stage=call.name):
         while True:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from prefect import Task
 
-from flows import compare, curriculum, extend, fit, reevaluate
+from flows import compare, curriculum, extend, fit, reevaluate, tasks
 from flows.stages import measuring
 from flows.tasks import keyed_inputs, stage_key
+from yarn_ops import processes
 from yarn_ops.recipe import Recipe, load_recipe
 from yarn_ops.records import Record
 from yarn_ops.shipped import recipe_path
@@ -47,6 +48,14 @@ NAMES = {
 SIGNATURES = {
     name: inspect.signature(getattr(module, name).fn) for module, names in NAMES.items() for name in names
 }
+
+
+def test_no_stage_begins_after_an_interrupt_that_a_library_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the stage before, e.g. while it drew: what follows may be the release."""
+    run: Any = SimpleNamespace()  # without anything that a stage would use first
+    monkeypatch.setattr(processes, "_missed", [KeyboardInterrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        tasks._use(run, tasks._Call("publish", (), lambda _: Made(key="k"), Made), tasks._observe)
 
 
 class Made(Record):
