@@ -51,11 +51,12 @@ def fetch_base(
     store_options: StoreOptions,
     find_release: Callable[[str], ModelVersion] | None,
     ask: AskTransformers = ask_transformers,
+    only_read: bool = False,
 ) -> tuple[BaseModel, Path]:
     """The base's record (without tree) and a directory that holds the checkpoint's files and nothing else.
 
     `find_release` maps a models:/ reference to the version; MLflow's digest says what its files have to be.
-    `ask`: how transformers is asked about it.
+    `ask`: how transformers is asked about it. `only_read`: it is not extended, so it may be scaled already.
     A directory that is already clean is used where it is, read-only; anything else lies in `cache`, its files
     shared with pulled models. Raises BaseModelError for a base that cannot be found or trusted, StoreError
     for one that cannot be fetched.
@@ -67,6 +68,7 @@ def fetch_base(
         original_context_tokens=base.original_context_tokens,
         kept=cache / "inspected",
         ask=ask,
+        only_read=only_read,
     )
     return record, _clean_view(path, cache / "bases")
 

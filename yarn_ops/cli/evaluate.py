@@ -62,7 +62,11 @@ def evaluate(
     """
     if served is not None and url is None:
         raise EvaluationError("--served: names a model of a server; give its address by --url")
-    subjects = [open_subject(directory_of(name, None), name=_name(name)) for name in (model, base) if name]
+    subjects = [
+        open_subject(directory_of(name, None, only_read=True), name=_name(name))
+        for name in (model, base)
+        if name
+    ]
     size = SIZES[suite]
     lengths = lengths_to(longest or subjects[0].context_tokens, subjects[0].original_context_tokens)
     _require_positions(subjects, lengths[-1])

@@ -30,9 +30,9 @@ def run(
 ) -> SideBySide:
     """Resolve what was typed, and compare."""
     asked = Asked(
-        model=directory_of(model, None),
+        model=directory_of(model, None, only_read=True),
         name=Path(model).name,
-        base=None if base is None else directory_of(base, None),
+        base=None if base is None else directory_of(base, None, only_read=True),
         factor=factor,
         documents=documents or STANDARD_LIBRARY,
         context_tokens=length,

@@ -25,7 +25,7 @@ def asked_spec(model: str, asked: dict[str, Any], original_context_tokens: int |
 
     RopeError where the model or the request does not allow it.
     """
-    config = read_config(directory_of(model, original_context_tokens))
+    config = read_config(directory_of(model, original_context_tokens, only_read=not asked))
     if not asked:
         return rope_spec_of(config)
     parse_methods([asked["method"]] if "method" in asked else [])
@@ -75,8 +75,11 @@ def draw(spec: RopeSpec, path: Path) -> None:
         draw_rope(spec, path)
 
 
-def directory_of(model: str, original_context_tokens: int | None) -> Path:
-    """A directory as it is, where no link leaves it; any other base is fetched."""
+def directory_of(model: str, original_context_tokens: int | None, *, only_read: bool = False) -> Path:
+    """A directory as it is, where no link leaves it; any other base is fetched.
+
+    only_read: it is not extended, so it may be scaled already.
+    """
     if (path := Path(model).expanduser()).is_dir():
         refuse_links(path)
         return path
@@ -90,4 +93,6 @@ def directory_of(model: str, original_context_tokens: int | None) -> Path:
     base = Base(model=model, original_context_tokens=original_context_tokens)
     cache, options = settings.home / "cache", store_options(settings)
     find_release = lambda reference: try_mlflow(settings).behind(reference)  # noqa: E731  asked only where needed
-    return fetch_base(base, cache=cache, store_options=options, find_release=find_release)[1]
+    return fetch_base(
+        base, cache=cache, store_options=options, find_release=find_release, only_read=only_read
+    )[1]

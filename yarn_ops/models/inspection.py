@@ -58,14 +58,14 @@ AskTransformers = Callable[[Path, Mapping[str, Any], RopeSpec], _Found]
 
 def inspect_checkpoint(
     path: Path, *, source: str, original_context_tokens: int | None = None, kept: Path | None = None,
-    ask: AskTransformers | None = None,
+    ask: AskTransformers | None = None, only_read: bool = False,
 ) -> BaseModel:  # fmt: skip
     """Record (without tree) of a causal language model directory that is complete, sound and free of code.
 
     `source` is what the user asked for. `original_context_tokens` says what the base was trained on, and is
     required where its config is already scaled. `kept`: a directory that keeps what transformers makes of the
-    same files, so that it is asked once. `ask`: how it is asked, `ask_transformers` if left out. Raises
-    BaseModelError in one line.
+    same files, so that it is asked once. `ask`: how it is asked, `ask_transformers` if left out. `only_read`:
+    it is not extended, so it may be scaled as it is. Raises BaseModelError in one line.
     """
     if not path.is_dir():
         raise BaseModelError(f"{path}: no such directory; name a model directory or shipped:base512")
@@ -82,7 +82,7 @@ def inspect_checkpoint(
     for key, theta in thetas.items():
         if theta <= 1:
             raise BaseModelError(f"{path / CONFIG}: {key} is {theta:g} and must be above 1; correct it")
-    context_tokens = _original_context(path, config, original_context_tokens)
+    context_tokens = _original_context(path, config, original_context_tokens, only_read)
     try:
         spec = rope_spec_of(config)
         require_window(config)
@@ -168,10 +168,10 @@ def _architecture(path: Path, config: Mapping[str, Any]) -> str:
     return name
 
 
-def _original_context(path: Path, config: Mapping[str, Any], given: int | None) -> int:
+def _original_context(path: Path, config: Mapping[str, Any], given: int | None, only_read: bool) -> int:
     limit = _whole_number(path, config, "max_position_embeddings")
     kind = rope_type(config)
-    if given is None and kind != "default":
+    if given is None and kind != "default" and not only_read:
         raise BaseModelError(
             f"{path / CONFIG}: RoPE is already scaled ({kind}); give base.original_context_tokens, "
             "what the base was trained on before that"

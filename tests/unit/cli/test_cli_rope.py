@@ -1,6 +1,7 @@
 """`yarn-ops rope show`, as typed."""
 
 import json
+import shutil
 import tomllib
 
 import pytest
@@ -29,6 +30,24 @@ def test_json_of_what_the_model_itself_asks_for(yarn_ops, base512):
     assert shown["specification"]["method"] == "none"
     assert len(shown["pairs"]) == 32
     assert {pair["fate"] for pair in shown["pairs"]} == {"kept"}
+
+
+def test_what_is_only_looked_at_may_be_extended_already(yarn_ops, base512, tmp_path):
+    """A release, named as a base is: models:/name@alias, s3://…, file:///…"""
+    shutil.copytree(base512, folder := tmp_path / "long")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+    config |= {"max_position_embeddings": 2048, "rope_theta": 1e4, "rope_scaling": scaling}
+    config.pop("rope_parameters", None)
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    shown = yarn_ops("rope", "show", folder.as_uri(), "--json")
+    assert shown.status == 0, shown.err
+    assert json.loads(shown.out)["specification"]["method"] == "yarn"
+    measured = yarn_ops("evaluate", folder.as_uri(), "--suite", "tiny", "--longest", 128, "--json")
+    assert measured.status == 0, measured.err
+    assert json.loads(measured.out)[0]["context_tokens"] == 2048
+    extended = yarn_ops("rope", "show", folder.as_uri(), "--factor", 2)
+    assert extended.status == 2 and "already scaled (yarn)" in extended.err
 
 
 @pytest.mark.parametrize(

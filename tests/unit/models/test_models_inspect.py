@@ -146,6 +146,7 @@ def test_scaled_already(checkpoint, edit):
     changes = {"rope_scaling": scaling, "rope_theta": 1e4, "rope_parameters": ...}
     edit(checkpoint / "config.json", **changes, max_position_embeddings=2048)
     refused(checkpoint, "already scaled (yarn)", "base.original_context_tokens")
+    assert inspect_checkpoint(checkpoint, source="base", only_read=True).context_tokens == 2048
     assert inspect_checkpoint(checkpoint, source="base", original_context_tokens=512).context_tokens == 512
     edit(checkpoint / "config.json", rope_scaling={"factor": 4.0, "type": "yarn"})
     with pytest.raises(BaseModelError, match="original_max_position_embeddings: missing"):
