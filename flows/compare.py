@@ -6,7 +6,7 @@ from flows.curriculum import train_legs
 from flows.outcome import run_flow
 from flows.reporting import show_comparison
 from flows.run import open_run
-from flows.stages.making import fetch_base, merge, patch, prepare, rehearse, survey
+from flows.stages.making import fetch_base, merge, patch, prepare, rehearse, require_windows, survey
 from flows.stages.measuring import evaluate, rank
 from yarn_ops.errors import RecipeError
 from yarn_ops.recipe import (
@@ -50,13 +50,17 @@ def compare(recipe: Recipe, methods: list[RopeMethod] = METHODS, arms: list[Arm]
     recipes = [of_arm(recipe, method, arm) for method, arm in names]
     with open_run(read_settings(), recipe, compared={"methods": methods, "arms": arms}) as run:
         base = fetch_base(recipe.base)
+        to_train = []
         for (_, arm), of_this_arm in zip(names, recipes, strict=True):
             if arm != ZERO_SHOT:
                 legs = [leg.ungated() for leg in of_this_arm.curriculum(base.context_tokens)]
                 patched = patch(of_this_arm.rope, legs[-1].factor or 1.0, base)
                 rehearse(of_this_arm.train, legs, patched, recipe.data.document_mask)
+                to_train.append((legs, patched))
         corpus = survey(recipe.data)
         shards = prepare(recipe.data.of_shards(), corpus, base)
+        for legs, patched in to_train:
+            require_windows(shards, legs, patched)
         before = evaluate(scores_of(recipe, base), base, shards, base.context_tokens)
 
         scores: list[Scorecard] = []

@@ -115,3 +115,15 @@ def test_lengths(fault: str, person: Person, small_recipe: Path) -> None:
     settings = [part for change in changes for part in ("--set", change)]
     answer = fails(person, ["extend", small_recipe, *settings], *phrases)
     assert not {"train", "evaluate"} & {*answer.stages}
+
+
+def test_a_comparison_looks_at_its_windows_before_it_measures(person: Person, small_recipe: Path) -> None:
+    changes = ("rope.factor=64", "train.context_tokens=32768", "data.held_out_fraction=0.95")
+    settings = [part for change in changes for part in ("--set", change)]
+    answer = fails(
+        person,
+        ["compare", small_recipe, "--methods", "yarn", "--arms", "lora", *settings],
+        "train: corpus too short for one window of 32768 tokens",
+        "add documents",
+    )
+    assert "evaluate" not in answer.stages
