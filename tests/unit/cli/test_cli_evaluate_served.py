@@ -206,7 +206,7 @@ def test_an_answer_that_ends_the_text_is_told_by_its_end(engine, base512):
 
     class Whole:
         name, spec = "base512", rope_spec_of(json.loads((base512 / "config.json").read_bytes()))
-        encode = staticmethod(lambda text: tokenizer.encode(text, add_special_tokens=False))
+        encode = encode_whole = staticmethod(lambda text: tokenizer.encode(text, add_special_tokens=False))
 
     Whole.tokenizer = tokenizer
     model = ServedModel(Silent(), Whole(), ())
