@@ -3,7 +3,7 @@
     python infra/benchmarks/measuring.py --tokenizer DIR --documents 'books/*.txt' --out rows.jsonl
 
 Plans what a recipe asks of a base and of its result, on held-out documents tokenised by DIR, a base's
-directory. Of every family of cells at every length a part is measured by the product's own code, one window
+directory. Of every family of cells at every length a part is measured by the product's own code, two windows
 or one text of it; its seconds a token, times the tokens that the plan asks, are the cell's. Random weights
 find nothing, so what is asked follows from what a base and a result do: a result is asked all, a base beyond
 its context until the first look. Cells that `--seconds` leaves no time for take the seconds a token of the
@@ -157,16 +157,18 @@ class Measurement:
                     continue
                 if (name, family(key)) in self.token_s:
                     continue
-                block = plan.part[key].blocks[0]
+                blocks = plan.part[key].blocks
+                tokens = sum(block.tokens for block in blocks)
                 try:
                     with self._timed():
-                        block.measure(under_test)
+                        for block in blocks:
+                            block.measure(under_test)
                 except DataError as error:  # the product leaves such a cell out, too
                     self.token_s[name, family(key)] = 0.0
                     yield {name: key[0], "tokens": key[1], "left out": str(error)}
                     continue
-                self.token_s[name, family(key)] = self._last_s / block.tokens
-                yield {name: key[0], "tokens": key[1], "read": block.tokens, "s": round(self._last_s, 2)}
+                self.token_s[name, family(key)] = self._last_s / tokens
+                yield {name: key[0], "tokens": key[1], "read": tokens, "s": round(self._last_s, 2)}
             if name == RESULT and time.monotonic() < self.ends:
                 looked = attention.cell(plan.haystack, "code", longest, plan.seed)
                 with self._timed("attention"):

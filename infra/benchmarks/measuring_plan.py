@@ -74,7 +74,7 @@ class Plan:
         )
         section, reader = recipe.measured(original), ShardReader(folder / "shards", "held_out")
         began = time.perf_counter()
-        scorecard = scorecard_cells(section, reader, "", encode, original, tokenizer.decode)
+        scorecard = scorecard_cells(section, reader, "", encode, original, tokenizer.decode, target)
         size, reach = SIZES[section.suite], lengths_to(target, original)
         haystack = held_out_haystack(
             reader, Tokenizer(asked.tokenizer, of.vocab_size), encode=encode, decode=tokenizer.decode,
@@ -83,8 +83,8 @@ class Plan:
         haystack = replace(haystack, chat=subject.chat)
         whole = [*scorecard, *suite_cells(size, reach, haystack, section.seed, beside=scorecard)]
         made_s = time.perf_counter() - began
-        less = section.model_copy(update={"windows": 1, "recall_windows": 1})
-        part = scorecard_cells(less, reader, "", encode, original, tokenizer.decode)
+        less = section.model_copy(update={"windows": 2, "recall_windows": 1})  # of one, no other is foreign
+        part = scorecard_cells(less, reader, "", encode, original, tokenizer.decode, target)
         part += suite_cells(replace(size, texts=1, windows=1), reach, haystack, section.seed, beside=part)
         return cls(
             subject, haystack, *({(cell.name, cell.context_tokens): cell for cell in cells} for cells in

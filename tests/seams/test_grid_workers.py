@@ -20,8 +20,8 @@ from yarn_ops.registry import Registry, open_registry, upgrade
 from yarn_ops.registry.tables import CellRow, MeasurementRow
 
 MODEL, DOCUMENTS, LONGEST = "shipped:base512", "stdlib:asyncio/*.py", 1024
-CELLS = 5
-"""context, and needles at 128, 256, 512 and 1,024 tokens"""
+CELLS = 9
+"""context and needles, each at 128, 256, 512 and 1,024 tokens, and attention where needles are found"""
 
 
 def worker(state: Path, database_url: str) -> subprocess.Popen[str]:

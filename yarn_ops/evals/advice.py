@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from yarn_ops.evals.intervals import change_interval, figure, loss_change_interval
+from yarn_ops.evals.intervals import asked_of_both, change_interval, figure, loss_change_interval
 from yarn_ops.evals.names import LAST_QUARTER, RECALL, template_of
 from yarn_ops.scores import BeforeAfter, Score, Scorecard
 
@@ -106,6 +106,7 @@ def _faults(after: Scorecard, original: int, length: int) -> Iterator[str]:
         if short.context_tokens != original or long is None:
             continue
         if short.task == LAST_QUARTER:
+            short, long = asked_of_both(short, long)
             broken, what = long.value > HELD_PERPLEXITY * short.value, "perplexity"
             figures = f"{long.value:.1f} against {short.value:.1f}"
         else:
@@ -121,6 +122,7 @@ def _short_changes(before: Scorecard, after: Scorecard, original: int) -> Iterat
         new = after.score(old.task, old.context_tokens)
         if new is None or old.context_tokens > original:
             continue
+        old, new = asked_of_both(old, new)
         value, interval = new.value - old.value, change_interval(old, new, "difference")
         if old.task == LAST_QUARTER:
             value, interval = math.log(new.value / old.value), loss_change_interval(old, new)

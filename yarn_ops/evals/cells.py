@@ -7,8 +7,8 @@ text share its reading.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,8 +19,14 @@ from yarn_ops.data.haystack import Haystack, Ids
 from yarn_ops.digests import digest_of
 from yarn_ops.errors import DataError
 from yarn_ops.evals import VERSION
-from yarn_ops.evals.forward import GPU_BATCH_TOKENS, require_known_head, token_losses
-from yarn_ops.evals.reader import Reader
+from yarn_ops.evals.forward import (
+    GPU_BATCH_TOKENS,
+    foreign_texts,
+    losses_and_foreign,
+    require_known_head,
+    token_losses,
+)  # fmt: skip
+from yarn_ops.evals.reader import Reader, SharedReader
 from yarn_ops.evals.reader_choice import open_reader, quicken
 from yarn_ops.rope.methods import RopeSpec
 from yarn_ops.scores import Score
@@ -52,6 +58,15 @@ class ModelUnderTest:
     def token_losses(self, windows: Ids, scored_tokens: int) -> NDArray[np.float32]:
         """As `forward.token_losses`."""
         return token_losses(self.model, windows, scored_tokens)
+
+    def losses_and_foreign(
+        self, windows: Ids, scored_tokens: int, near_tokens: int, targets: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """As `forward.losses_and_foreign`; each text read whole where the model's reader shares nothing."""
+        if isinstance(self.reader, SharedReader):
+            return losses_and_foreign(self.model, windows, scored_tokens, near_tokens, targets)
+        own = self.token_losses(windows, scored_tokens)
+        return own, self.token_losses(foreign_texts(windows, near_tokens), targets)
 
     @property
     def read_tokens(self) -> int:
@@ -135,7 +150,11 @@ class Cell:
     enough: Callable[[Sequence[tuple[Score, ...]]], bool] = never
     """whether what blocks found, in order, decides; asked at a look"""
     others: tuple[Block, ...] = ()
-    """blocks of other cells of the plan whose scores `join` is given first; it needs every one"""
+    """blocks of other cells of the plan whose scores `join` and `enough` are given first"""
+    needs_others: bool = False
+    """whether there is nothing to join where one of these was refused"""
+    follows: Mapping[Block, Block] = field(default_factory=dict)
+    """blocks that are asked only where a block of another cell, the last of its own, was"""
 
     @classmethod
     def whole(

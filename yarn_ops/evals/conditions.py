@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from yarn_ops.evals.intervals import Interval, change_interval, exponential
+from yarn_ops.evals.intervals import Interval, asked_of_both, change_interval, exponential
 from yarn_ops.recipe import Condition
 from yarn_ops.scores import Check, Score, Scorecard
 
@@ -42,7 +42,9 @@ def decide(
 
 
 def compared(result: Score, base: Score, measure: Literal["ratio", "difference"]) -> Estimate:
-    """result / base or result - base, with its 95 % interval where there is one. Ratio: both above 0."""
+    """result / base or result - base, with its 95 % interval where there is one; of perplexities, over the
+    windows that both were asked. Ratio: both above 0."""
+    result, base = asked_of_both(result, base)
     if paired := change_interval(base, result, measure):
         value = result.value / base.value if measure == "ratio" else result.value - base.value
         return value, paired

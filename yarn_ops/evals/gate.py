@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from yarn_ops.evals.conditions import compared, decide
-from yarn_ops.evals.intervals import bounds, figure
+from yarn_ops.evals.intervals import asked_of_both, bounds, figure
 from yarn_ops.evals.names import CHAT_ENDS, LAST_QUARTER, RECALL, SKILLS, USES, template_of
 from yarn_ops.evals.reach import capacity_scores
 from yarn_ops.recipe import Gate
@@ -98,7 +98,7 @@ def _recall_at_target(after: Scorecard, target: int, threshold: float) -> Check:
 
 
 def _long_gain(before: Scorecard, after: Scorecard, target: int, threshold: float) -> Check:
-    base, result = (_measured(card, LAST_QUARTER, target) for card in (before, after))
+    base, result = _perplexities((before, target), (after, target))
     if base is None or result is None:
         return _unmeasured("long gain", threshold, f"perplexity at {target} tokens of {_missing(base)}")
     what = f"gain at {target} tokens (perplexity {base:.2f} before, {result:.2f} after)"
@@ -106,7 +106,7 @@ def _long_gain(before: Scorecard, after: Scorecard, target: int, threshold: floa
 
 
 def _long_growth(after: Scorecard, original: int, target: int, threshold: float) -> Check:
-    short, long = (_measured(after, LAST_QUARTER, length) for length in (original, target))
+    short, long = _perplexities((after, original), (after, target))
     if short is None or long is None:
         missing = original if short is None else target
         return _unmeasured("long growth", threshold, f"the result's perplexity at {missing} tokens")
@@ -118,7 +118,7 @@ def _short_loss(before: Scorecard, after: Scorecard, original: int, threshold: f
     """The worst ratio result / base over the lengths up to the original context, which must be among them."""
     name, worst = "short loss", (0.0, 0)
     for length in _short_lengths(before, after, original):
-        base, result = (_measured(card, LAST_QUARTER, length) for card in (before, after))
+        base, result = _perplexities((before, length), (after, length))
         if base is None or result is None:
             return _unmeasured(name, threshold, f"perplexity at {length} tokens of {_missing(base)}")
         worst = max(worst, (result / base, length))
@@ -175,6 +175,15 @@ def _measured(card: Scorecard, task: str, length: int) -> float | None:
     """None also for a value that is no number."""
     value = card.value(task, length)
     return value if value is not None and math.isfinite(value) else None
+
+
+def _perplexities(*asked: tuple[Scorecard, int]) -> list[float | None]:
+    """Of two cards or lengths, over the windows that both were asked; None as in `_measured`."""
+    found = [card.score(LAST_QUARTER, length) for card, length in asked]
+    one, other = found
+    if one is not None and other is not None:
+        found = [*asked_of_both(one, other)]
+    return [score.value if score is not None and math.isfinite(score.value) else None for score in found]
 
 
 def _missing(base: float | None) -> str:

@@ -76,25 +76,53 @@ def student_quantile(freedom: int, error: float = ERROR) -> float:
     return float(stdtrit(freedom, 1 - error / 2))
 
 
+def asked_of_both(one: Score, other: Score) -> tuple[Score, Score]:
+    """Two scores of losses over the windows that both were asked, where one was asked fewer since perplexity
+    had exploded. Others, and those that were asked the same, are as they were."""
+    fewer = min(one, other, key=lambda score: len(score.items))
+    count = len(fewer.items)
+    of_windows = all(score.task.startswith(("perplexity/", "loss/")) for score in (one, other))
+    if not (of_windows and fewer.stopped and count and one.seed == other.seed):
+        return one, other
+    return _of_first(one, count, other.error), _of_first(other, count, one.error)
+
+
+def _of_first(score: Score, count: int, error: float) -> Score:
+    """Of the first windows alone; error: what the interval may miss, if not less."""
+    if len(score.items) == count:
+        return score
+    items, error = score.items[:count], min(error, score.error)
+    value, interval = fmean(items), mean_interval(items, error)
+    if score.task.startswith("perplexity/"):
+        value, interval = math.exp(value), exponential(interval)
+    return Score.of(
+        score.task, score.context_tokens, value, interval, count, score.seed, items=items, error=error,
+        stopped=score.stopped,
+    )  # fmt: skip
+
+
 def loss_change_interval(before: Score, after: Score) -> Interval | None:
     """Of after less before in nats, by windows; None for few of them, or where none were kept."""
+    before, after = asked_of_both(before, after)
     if not _same_items(before, after):
         return None
-    return mean_interval([new - old for old, new in zip(before.items, after.items, strict=True)])
+    return mean_interval(
+        [new - old for old, new in zip(before.items, after.items, strict=True)],
+        min(before.error, after.error),
+    )
 
 
 def change_interval(before: Score, after: Score, measure: Literal["ratio", "difference"]) -> Interval | None:
     """Of after / before or after - before, whichever score it is; None where it has to do without items."""
-    if not _same_items(before, after):
-        return None
     if before.task.startswith("perplexity/"):  # items are nats, the score is the exponential of their mean
         interval = loss_change_interval(before, after) if measure == "ratio" else None
         return exponential(interval)
-    if measure == "ratio":
+    if measure == "ratio" or not _same_items(before, after):
         return None
+    error = min(before.error, after.error)
     if all(item in (0.0, 1.0) for item in before.items + after.items):
-        return paired_share_interval(before.items, after.items, min(before.error, after.error))
-    return mean_interval([new - old for old, new in zip(before.items, after.items, strict=True)])
+        return paired_share_interval(before.items, after.items, error)
+    return mean_interval([new - old for old, new in zip(before.items, after.items, strict=True)], error)
 
 
 def _same_items(before: Score, after: Score) -> bool:

@@ -60,8 +60,9 @@ class EvaluationRequest:
         subject = open_subject(self.model.path, config=config)
         reader = ShardReader(self.shards.path, "held_out")
         cells = scorecard_cells(
-            section, reader, self.shards.record.digest, subject.encode, original, subject.tokenizer.decode
-        )
+            section, reader, self.shards.record.digest, subject.encode, original, subject.tokenizer.decode,
+            target if section.suite != "none" else None,
+        )  # fmt: skip
         lengths, haystack = {*scorecard_lengths(section, original)}, None
         if section.suite != "none" and target is not None:
             size, reach = SIZES[section.suite], lengths_to(target, original)

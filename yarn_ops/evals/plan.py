@@ -17,7 +17,7 @@ import numpy as np
 
 from yarn_ops.data.haystack import Haystack, Ids
 from yarn_ops.errors import DataError
-from yarn_ops.evals.cells import Cell, Load, Measure, ModelUnderTest, Reads, Size, Task, lengths_to
+from yarn_ops.evals.cells import Block, Cell, Load, ModelUnderTest, Reads, Size, Task, lengths_to
 from yarn_ops.evals.names import NEEDLE_FORMS, NEEDLES, TRAINED, template_of
 from yarn_ops.evals.scorecard import scorecard_lengths, scorecard_loads
 from yarn_ops.evals.tasks import context, copying, facts, natural, needles, pairs, perplexity, ruler, skills
@@ -71,7 +71,10 @@ def suite_cells(
     for name, length in _asked(size, lengths, {cell.name for cell in beside}):
         task = TASKS[name].cell
         if name == "context":
-            task = partial(context.cell, read=perplexity.blocks_of([*beside, *cells]))
+            task = partial(context.cell, read=perplexity.cells_by_length([*beside, *cells]))
+        if name == "perplexity":
+            some = next((one for one in cells if isinstance(one, perplexity.PerplexityCell)), None)
+            task = partial(_perplexity, beside=some, foreign="context" in size.tasks)
         cells.append(task(haystack, size, length, lengths, seed))
         if name in OF_KINDS:
             for kind, documents in kinds.items():
@@ -105,8 +108,10 @@ def _cell_of_kind(
 ) -> Cell:
     """Of one kind of documents; where it is too short for a length, the cell says so when it is measured."""
 
-    def named(measure: Measure, under_test: ModelUnderTest) -> tuple[Score, ...]:
-        found = (score for score in measure(under_test) if score.task.startswith("perplexity/"))
+    def measured(cell: Cell, block: Block, under_test: ModelUnderTest) -> tuple[Score, ...]:
+        found = (
+            score for score in cell.join([block.measure(under_test)]) if score.task.startswith("perplexity/")
+        )
         return tuple(score.model_copy(update={"task": f"{score.task} of {kind}"}) for score in found)
 
     def refused(why: DataError, under_test: ModelUnderTest) -> tuple[Score, ...]:
@@ -118,7 +123,7 @@ def _cell_of_kind(
     except DataError as error:
         return Cell.whole(name, length, (), 0, partial(refused, error))
     (block,) = cell.blocks
-    return Cell.whole(name, length, cell.asks, block.tokens, partial(named, block.measure))
+    return Cell.whole(name, length, cell.asks, block.tokens, partial(measured, cell, block))
 
 
 @lru_cache(maxsize=2)
@@ -126,9 +131,15 @@ def _windows(haystack: Haystack, count: int, tokens: int, seed: int) -> Ids:
     return haystack.windows(count, tokens, seed)
 
 
-def _perplexity(haystack: Haystack, size: Size, length: int, lengths: Sequence[int], seed: int) -> Cell:
+def _perplexity(
+    haystack: Haystack, size: Size, length: int, lengths: Sequence[int], seed: int, *,
+    beside: perplexity.PerplexityCell | None = None, foreign: bool = False,
+) -> Cell:  # fmt: skip
+    """Without a cell beside it, it is asked to the end."""
     windows = _windows(haystack, 2 * size.windows, lengths[-1] + 1, seed)[::2]  # between them: `context`'s
-    return perplexity.cell(windows, length, seed, haystack.digest, shortest=lengths[0])
+    return perplexity.cell(
+        windows, length, seed, haystack.digest, shortest=lengths[0], beside=beside, foreign=foreign
+    )
 
 
 def _sliding(haystack: Haystack, size: Size, length: int, lengths: Sequence[int], seed: int) -> Cell:
@@ -205,15 +216,15 @@ TASKS: Mapping[str, Task] = {
 
 def loads(section: Evaluate, original_context_tokens: int, target_context_tokens: int) -> list[Load]:
     """What every cell of a recipe's evaluation takes, foretold without their texts."""
-    found = scorecard_loads(section, original_context_tokens)
     if section.suite == "none":
-        return found
+        return scorecard_loads(section, original_context_tokens)
     size, reach = SIZES[section.suite], lengths_to(target_context_tokens, original_context_tokens)
+    found = scorecard_loads(section, original_context_tokens, foreign_at=reach[-1])
     known = scorecard_lengths(section, original_context_tokens)
     read = dict.fromkeys(known, section.windows) if known[-1] == reach[-1] else {}
     for name, length in _asked(size, reach, {load.name for load in found}):
         if name == "context":
-            found.append(context.load(size, reach, read))
+            found += [load] if (load := context.load(size, reach, read)).tokens else []
             continue
         task = TASKS[name]
         tokens = task.tokens(size, length, reach)

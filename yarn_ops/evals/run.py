@@ -91,14 +91,15 @@ class PlanRun:
 
     def _by_size(self) -> list[Block]:
         """The largest cells first: the last ones are short, so workers end at about the same time. Those of
-        a cell that looks in between in their order."""
-        return sorted(
-            self._keys,
-            key=lambda block: (
-                sum(b.tokens for b in c.blocks) if (c := self._cells[block]).looks else block.tokens
-            ),
-            reverse=True,
-        )
+        a cell that looks in between in their order, and after what it looks at in other cells; at the end
+        those that follow others."""
+
+        def place(block: Block) -> tuple[bool, bool, int]:
+            cell = self._cells[block]
+            looks_elsewhere = bool(cell.looks and cell.others)
+            return block not in cell.follows, not looks_elsewhere, cell.tokens if cell.looks else block.tokens
+
+        return sorted(self._keys, key=place, reverse=True)
 
     def _tell(self, note: str) -> None:
         self._worker.progress(self._done, self._total, note)
@@ -121,8 +122,9 @@ class PlanRun:
         for cell in self._plan.cells:
             asked = [block for block in (*cell.others, *cell.blocks) if block not in self._not_asked]
             found = [self._found[block] for block in asked if block in self._found]
-            refused = [self._refused[block] for block in asked if block in self._refused]
-            if not found or (cell.others and refused):
+            needed = asked if cell.needs_others else cell.blocks
+            refused = [self._refused[block] for block in needed if block in self._refused]
+            if len(refused) == len(needed) or (cell.needs_others and refused):
                 skipped[f"{cell.name} at {cell.context_tokens}"] = refused[0]
             else:
                 scores += cell.join(found)
@@ -132,16 +134,22 @@ class PlanRun:
         return Measured(tuple(scores), skipped, self.computed, self._model.read_tokens)
 
     def _needed(self, block: Block) -> bool | None:
-        """Whether earlier blocks of its cell leave anything to ask; None while these are being measured."""
+        """Whether blocks before it leave anything to ask; None while these are being measured."""
         cell = self._cells[block]
+        if (before := cell.follows.get(block)) is not None:
+            if before in self._not_asked:
+                return False
+            if before not in self._found and before not in self._refused:
+                return None
         place = cell.blocks.index(block)
         for look in [look for look in cell.looks if look <= place]:
             earlier = cell.blocks[:look]
             if any(one in self._not_asked for one in earlier):
                 return False
-            if not all(one in self._found or one in self._refused for one in earlier):
+            known = *cell.others, *earlier
+            if not all(one in self._found or one in self._refused for one in known):
                 return None
-            if cell.enough([self._found[one] for one in earlier if one in self._found]):
+            if cell.enough([self._found[one] for one in known if one in self._found]):
                 return False
         return True
 
@@ -162,7 +170,7 @@ class PlanRun:
             if keep is None:
                 return False
             began = time.perf_counter()
-            self._worker.on_family(block.name.partition("/")[0])
+            self._worker.on_family(self._cells[block].name.partition("/")[0])
             try:
                 found = block.measure(self._model)
                 keep(found)

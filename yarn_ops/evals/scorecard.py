@@ -21,12 +21,13 @@ SLIDING_TEXT = 1.5
 
 def scorecard_cells(
     section: Evaluate, reader: ShardReader, text: str, encode: Encode, original_context_tokens: int,
-    decode: Decode | None = None,
+    decode: Decode | None = None, foreign_at: int | None = None,
 ) -> list[Cell]:  # fmt: skip
     """Perplexity and recall at the lengths of the recipe, on held-out windows; cheapest first.
 
-    text: digest of the shards; decode: tells their language, else the needles are English. EvaluationError
-    for a length that the held-out text or the pairs do not fit.
+    text: digest of the shards; decode: tells their language, else the needles are English; foreign_at: the
+    length at which growing context wants foreign text, read with perplexity where that is the longest.
+    EvaluationError for a length that the held-out text or the pairs do not fit.
     """
     lengths = scorecard_lengths(section, original_context_tokens)
     longest = lengths[-1]
@@ -41,8 +42,14 @@ def scorecard_cells(
     shortest = lengths_to(max(longest, LEAST_TOKENS), original_context_tokens)[0]
     together = planted_together(section.templates, section.recall_pairs, lengths[0])
     cells: list[Cell] = []
+    beside: perplexity.PerplexityCell | None = None
     for length in lengths:
-        cells.append(perplexity.cell(windows, length, section.seed, text, reader.prefix, shortest=shortest))
+        cell = perplexity.cell(
+            windows, length, section.seed, text, reader.prefix, shortest=shortest, beside=beside,
+            foreign=length == foreign_at,
+        )  # fmt: skip
+        beside = beside or cell
+        cells.append(cell)
         if documents:
             stride = section.sliding_stride_tokens
             cells.append(
@@ -94,15 +101,24 @@ def _sliding_tokens(longest: int, stride: int) -> int:
     return max(round(SLIDING_TEXT * longest), longest + stride) + 1
 
 
-def scorecard_loads(section: Evaluate, original_context_tokens: int) -> list[Load]:
+def scorecard_loads(
+    section: Evaluate, original_context_tokens: int, foreign_at: int | None = None
+) -> list[Load]:
     """What its cells take, foretold without their texts: held-out documents are taken to be as long as
-    sliding windows can make use of."""
+    sliding windows can make use of. foreign_at: as in `scorecard_cells`."""
     lengths, stride = scorecard_lengths(section, original_context_tokens), section.sliding_stride_tokens
     together = planted_together(section.templates, section.recall_pairs, lengths[0])
     loads = []
     for length in lengths:
         tokens = perplexity.tokens_read(section.windows, length, lengths[-1])
-        loads.append(Load("perplexity", length, tokens, Reads.once(tokens, length, tokens)))
+        looks = perplexity.looks_of(section.windows, length, lengths[-1])
+        until_look = looks.least if length > lengths[0] else 1.0
+        loads.append(Load("perplexity", length, tokens, Reads.once(tokens, length, tokens, until_look)))
+        if length == foreign_at == lengths[-1] and section.windows > 1:
+            near = lengths_to(length, original_context_tokens)[0]
+            targets = perplexity.same_targets(near)
+            foreign = perplexity.foreign_reads(section.windows, near, length, targets, until_look)
+            loads += [Load("foreign text", length, round(foreign.tokens), foreign)] * (near < length)
         if stride:
             documents = [_sliding_tokens(lengths[-1], stride)] * _sliding_count(section)
             tokens = perplexity.sliding_tokens_read(documents, length, stride)

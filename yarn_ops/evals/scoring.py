@@ -116,11 +116,16 @@ def mean_score(
     *,
     shares: bool = False,
     keep: bool = True,
+    error: float = ERROR,
+    stopped: str = "",
 ) -> Score:
-    """The mean of independent values with its interval. shares: each is 0..1; keep: as the score's items."""
-    interval = shares_interval(values) if shares else mean_interval(values)
-    items = values if keep else ()
-    return Score.of(task, context_tokens, float(np.mean(values)), interval, len(values), seed, items=items)
+    """The mean of independent values with its interval. shares: each is 0..1; keep: as the score's items;
+    error, stopped: as in `Score`."""
+    interval = (shares_interval if shares else mean_interval)(values, error)
+    return Score.of(
+        task, context_tokens, float(np.mean(values)), interval, len(values), seed,
+        items=values if keep else (), error=error, stopped=stopped,
+    )  # fmt: skip
 
 
 def every_outcome(task: str, depth: float | None) -> bool:

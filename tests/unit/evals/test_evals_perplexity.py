@@ -9,8 +9,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from suite_parts import SPEC
 from transformers import PreTrainedModel
 
+from yarn_ops.evals.cells import ModelUnderTest
 from yarn_ops.evals.forward import token_losses
 from yarn_ops.evals.names import BY_POSITION, LAST_QUARTER, SINGLE_PASS, SLIDING
 from yarn_ops.evals.tasks.perplexity import last_quarter_chunks, sliding_scores, window_scores
@@ -28,6 +30,10 @@ def slow(tiny_llama: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(tiny_llama).double()
 
 
+def under_test(model: PreTrainedModel) -> ModelUnderTest:
+    return ModelUnderTest(lambda: model, SPEC)
+
+
 def loss(slow: PreTrainedModel, context: np.ndarray, target: int) -> float:
     with torch.no_grad():
         logits = slow(torch.from_numpy(context)[None]).logits[0, -1]
@@ -41,7 +47,7 @@ def test_last_quarter_is_brute_force_on_the_same_targets(tiny_llama, slow, windo
         for start in (36, 40, 44, 48):
             for target in range(start + 13, start + 17):
                 losses.append(loss(slow, row[start:target], row[target]))
-    last, single = window_scores(partial(token_losses, tiny_llama), windows, 16, seed=3)
+    last, single = window_scores(under_test(tiny_llama), windows, 16, seed=3)
     assert (last.task, last.context_tokens, last.samples, last.seed) == (LAST_QUARTER, 16, 5, 3)
     assert last.value == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
     assert single.task == SINGLE_PASS
@@ -49,7 +55,7 @@ def test_last_quarter_is_brute_force_on_the_same_targets(tiny_llama, slow, windo
 
 def test_single_pass_is_brute_force(tiny_llama, slow, windows) -> None:
     losses = [loss(slow, row[:target], row[target]) for row in windows for target in range(1, LONGEST + 1)]
-    last, single, *positions = window_scores(partial(token_losses, tiny_llama), windows, LONGEST, seed=0)
+    last, single, *positions = window_scores(under_test(tiny_llama), windows, LONGEST, seed=0)
     assert single.value == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
     quarters = np.reshape(losses, (5, LONGEST))[:, -16:]
     assert last.value == pytest.approx(math.exp(quarters.mean()), rel=1e-5)
@@ -86,5 +92,5 @@ def test_every_length_scores_the_last_quarter(length: int) -> None:
 
 
 def test_interval_holds_the_value(tiny_llama, windows) -> None:
-    for score in window_scores(partial(token_losses, tiny_llama), windows, 32, seed=0):
+    for score in window_scores(under_test(tiny_llama), windows, 32, seed=0):
         assert score.low < score.value < score.high

@@ -29,7 +29,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 import yarn_ops
 from yarn_ops.evals import forward, reader_choice
-from yarn_ops.evals.forward import correct_predictions, token_losses
+from yarn_ops.evals.forward import correct_predictions, foreign_texts, losses_and_foreign, token_losses
 from yarn_ops.evals.reader import SharedReader, WholeReader
 from yarn_ops.evals.reader_choice import _Probe, open_reader, quicken
 from yarn_ops.models import lean, pre_rope, suffix
@@ -293,6 +293,11 @@ def test_windows_longer_than_what_a_kernel_plans_for_are_filled_up(lean_on_cpu: 
     torch.testing.assert_close(token_losses(model, windows, 20), losses, rtol=1e-5, atol=1e-5)
     assert (correct_predictions(model, windows, 20) == right).all()
     assert read == [48, 48]
+    own, foreign = losses_and_foreign(model, windows, 20, 10, 8)  # 30 tokens of 48 are kept
+    torch.testing.assert_close(own, losses, rtol=1e-5, atol=1e-5)
+    texts = foreign_texts(windows, 10)
+    lean.remove(model)
+    torch.testing.assert_close(foreign, token_losses(model, texts, 8), rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_that_reads_otherwise_is_not_used(monkeypatch):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +15,6 @@ from suite_parts import CHANCE, SPEC, Finder, Induction, documents, examples_of,
 from yarn_ops.errors import DataError, EvaluationError
 from yarn_ops.evals import scoring
 from yarn_ops.evals.cells import ModelUnderTest, Size, lengths_to
-from yarn_ops.evals.forward import token_losses
 from yarn_ops.evals.journal import JsonLines
 from yarn_ops.evals.names import FAR_TEXT, GAIN, LAST_QUARTER, NEEDLE_FORMS, SAME_TARGETS
 from yarn_ops.evals.plan import CellPlan, suite_cells
@@ -89,9 +87,9 @@ def test_a_windowed_model_uses_its_window_within_a_part(window, encode, base512_
 
 def test_growing_context_equals_one_token_at_a_time_in_float64(tiny_llama):
     windows = np.random.default_rng(0).integers(0, 97, (5, 33))
-    runs = {k: windows[:, -k - 1 :] for k in (8, 16, 32)}
-    losses = context.window_losses(partial(token_losses, tiny_llama), windows, runs, 6, 0)
-    scores = context.growing(0, [losses])
+    under_test = ModelUnderTest(lambda: tiny_llama, SPEC)
+    found = [context.window_losses(under_test, windows[:, -k - 1 :], 6, 0, 0) for k in (8, 16, 32)]
+    scores = context.growing(0, 5, {}, found)
     slow = tiny_llama.double()
     try:
         for k in (8, 16, 32):
@@ -109,9 +107,13 @@ def test_growing_context_equals_one_token_at_a_time_in_float64(tiny_llama):
 
 
 class Counted(ModelUnderTest):
-    """Counts the tokens whose losses are asked."""
+    """Counts the tokens that are read for losses."""
 
     read = 0
+
+    def losses_and_foreign(self, windows, scored_tokens, near_tokens, targets):
+        self.read += windows.size - len(windows) + len(windows) * near_tokens
+        return super().losses_and_foreign(windows, scored_tokens, near_tokens, targets)
 
     def token_losses(self, windows, scored_tokens):
         self.read += windows.size - len(windows)
@@ -120,9 +122,11 @@ class Counted(ModelUnderTest):
 
 @pytest.mark.parametrize("windows", [4, 3])
 def test_growing_context_takes_what_perplexity_has_read(windows, cells, tiny_llama, tmp_path):
-    """The same figures, and read again are only the windows that perplexity has not, and foreign text."""
+    """The same figures; read again are only the windows that perplexity has not, and targets after foreign
+    text."""
     size, haystack = Size(2, 1, 4, 0, ("context", "perplexity")), cells.haystack
-    longest, read = cells.lengths[-1], haystack.windows(8, cells.lengths[-1] + 1, 0)[::2][:windows]
+    near, longest = cells.lengths[0], cells.lengths[-1]
+    read = haystack.windows(8, longest + 1, 0)[::2][:windows]
 
     def found(tasks, beside=()):
         some = suite_cells(replace(size, tasks=tasks), cells.lengths, haystack, 0, beside=beside)
@@ -137,12 +141,12 @@ def test_growing_context_takes_what_perplexity_has_read(windows, cells, tiny_lla
             tokens,
         )
 
-    beside = [perplexity.cell(read, k, 0, "t", shortest=cells.lengths[0]) for k in cells.lengths]
+    beside = [perplexity.cell(read, k, 0, "t", shortest=near, foreign=True) for k in cells.lengths]
     whole, alone_read, alone_tokens = found(("context",))
     both, both_read, tokens = found(("context",), beside)
-    assert alone_read == alone_tokens == 8 * (sum(cells.lengths) + longest)
+    assert alone_read == alone_tokens == 8 * (sum(cells.lengths) + near)
     assert both_read - sum(cell.tokens for cell in beside) == tokens
-    assert tokens == (8 - windows) * sum(cells.lengths) + 8 * longest
+    assert tokens == (8 - windows) * (sum(cells.lengths) + near)
     assert both.keys() == whole.keys() == {*both} and (FAR_TEXT, longest) in both
     for key, score in both.items():
         assert score.samples == 8
@@ -150,7 +154,7 @@ def test_growing_context_takes_what_perplexity_has_read(windows, cells, tiny_lla
             assert score.value == pytest.approx(whole[key].value, abs=1e-6)
             np.testing.assert_allclose(sorted(score.items), sorted(whole[key].items), rtol=1e-5)
     suite, suite_read, _ = found(("context", "perplexity"))
-    assert suite_read == 4 * longest * len(cells.lengths) + 4 * sum(cells.lengths) + 8 * longest
+    assert suite_read == 4 * longest * len(cells.lengths) + 4 * sum(cells.lengths) + 8 * near
     if windows == 4:
         assert suite == both
     foretold = context.load(size, cells.lengths, dict.fromkeys(cells.lengths, windows))
@@ -251,7 +255,7 @@ def test_a_cell_is_known_to_evaluations_of_other_tasks(cells, tiny_llama, tmp_pa
     fewer = planned(replace(SMALL, tasks=("needle/code",)), cells.lengths, cells.haystack)
     known = measured(fewer, lambda: tiny_llama, SPEC, journal)
     whole = measured(cells, lambda: tiny_llama, SPEC, journal)
-    assert whole.computed == 1 + 2 + 0  # context, perplexity at two lengths, no needle
+    assert whole.computed == 2 + 2 + 0  # context and perplexity at two lengths, no needle
     assert set(known.scores) < set(whole.scores)
 
 

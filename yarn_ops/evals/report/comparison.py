@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from yarn_ops.evals.gate import judge
-from yarn_ops.evals.intervals import bounds, loss_change_interval
+from yarn_ops.evals.intervals import asked_of_both, bounds, loss_change_interval
 from yarn_ops.evals.names import LAST_QUARTER, RECALL, template_of
 from yarn_ops.recipe import Gate
 from yarn_ops.scores import BeforeAfter, Comparison, Contender, Scorecard
@@ -121,6 +121,7 @@ def _change(card: Scorecard, before: Scorecard) -> str:
     old, new = (one.score(LAST_QUARTER, length) for one in (before, card))
     if old is None or new is None:
         return ""
+    old, new = asked_of_both(old, new)
     told = f"{100 * (new.value / old.value - 1):+.1f} %"
     interval = loss_change_interval(old, new)
     if interval is None or card is before:

@@ -4,7 +4,7 @@
 - `loss/gain`: loss with the shortest context less that with k, paired by window. Above 0: used.
 - `loss/rise`: loss with k less the lowest loss with fewer, paired. Above ln 1.1: the model does not see k.
 - `loss/far-text`: what is lost when everything but the nearest context is another window's text, paired.
-  About 0: the far text was read but not used.
+  About 0: the far text was read but not used. That text's keys and values are those of its own reading.
 - `long-perplexity`: perplexity of key tokens alone (as LongPPL, Fang et al. 2024, but with keys fixed by a
   rule of the text): tokens that complete a run of three which the window holds before, and only far away.
 """
@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from yarn_ops.data.haystack import Haystack, Ids
 from yarn_ops.data.windows import begun
 from yarn_ops.evals.cells import Block, Cell, Load, LossesOf, ModelUnderTest, Reads, Size
-from yarn_ops.evals.intervals import exponential, mean_interval
+from yarn_ops.evals.intervals import ERROR, exponential, mean_interval
 from yarn_ops.evals.names import FAR_TEXT, FOREIGN, GAIN, LONG_PERPLEXITY, RISE, SAME_TARGETS
 from yarn_ops.evals.scoring import mean_score
-from yarn_ops.evals.tasks.perplexity import PerplexityBlock, same_targets
+from yarn_ops.evals.sequential import WindowLooks
+from yarn_ops.evals.tasks.perplexity import PerplexityCell, foreign_reads, same_targets
 from yarn_ops.scores import Score
 
 KEY_RUN = 3
@@ -38,42 +39,67 @@ Losses = NDArray[np.float64]
 
 def cell(
     haystack: Haystack, size: Size, length: int, lengths: Sequence[int], seed: int,
-    read: Mapping[int, PerplexityBlock] = MappingProxyType({}),
+    read: Mapping[int, PerplexityCell] = MappingProxyType({}),
 ) -> Cell:  # fmt: skip
     """Growing context: one cell, at the longest length, holds all.
 
     read: what perplexity reads, by length. The cell takes the losses of those windows from there, and reads
-    what perplexity does not: other lengths, foreign text, and more windows where these are too few. Windows
-    that are too short, or lengths that begin before perplexity's targets do, leave all to the cell.
+    what perplexity does not: other lengths, and more windows where these are too few, at lengths at which
+    perplexity was asked to the end. Windows that are too short, or lengths that begin before perplexity's
+    targets do, leave all to the cell.
     """
     some, of = next(iter(read.values()), None), (haystack.digest,)
     if some is None or some.shortest > lengths[0] or some.windows.shape[1] <= length:
         shortest, read = lengths[0], {}
         own = windows = haystack.windows(2 * size.windows, length + 1, seed)
     else:
-        shortest, read, of = some.shortest, {k: read[k] for k in lengths if k in read}, (*of, *some.asks)
-        more = max(0, 2 * size.windows - len(some.windows))
+        shortest, of = some.shortest, (*of, *some.asks)
+        read = {k: read[k] for k in lengths if k in read and (k < length or read[k].near)}
+        more = _more(size, len(some.windows))
         own = haystack.windows(2 * more, length + 1, seed)[1::2] if more else some.windows[:0, -length - 1 :]
         windows = np.concatenate([some.windows[:, -length - 1 :], own])
     runs = {k: (own if k in read else windows)[:, -k - 1 :] for k in lengths}
+    near = {length: read[length].near if length in read else lengths[0]} if lengths[0] < length else {}
+    prefix = np.asarray(haystack.prefix, dtype=np.int64)
 
-    def measure(under_test: ModelUnderTest) -> tuple[Score, ...]:
-        targets, prefix = same_targets(shortest), haystack.prefix
-        return window_losses(under_test.token_losses, windows, runs, targets, seed, prefix)
+    def measure(k: int, under_test: ModelUnderTest) -> tuple[Score, ...]:
+        run = begun(runs[k].copy(), prefix)
+        return window_losses(under_test, run, same_targets(shortest), near.get(k, 0), seed)
 
-    tokens = load(size, lengths, {k: len(block.windows) for k, block in read.items()}).tokens
-    block = Block("context", length, tokens, measure)
-    asks = (*of, len(windows), list(lengths), list(read))
-    return Cell(block.name, length, asks, (block,), partial(growing, seed), others=tuple(read.values()))
+    blocks = tuple(
+        Block("context", k, len(run) * (k + near.get(k, 0)), partial(measure, k))
+        for k, run in runs.items() if len(run)
+    )  # fmt: skip
+    follows = {
+        block: read[block.context_tokens].blocks[-1] for block in blocks if block.context_tokens in read
+    }
+    return Cell(
+        "context", length, (*of, len(windows), list(lengths), list(read)), blocks,
+        partial(growing, seed, len(windows), {k: one.window_looks for k, one in read.items()}),
+        others=tuple(block for one in read.values() for block in one.blocks),
+        needs_others=bool(read), follows=follows,
+    )  # fmt: skip
+
+
+def _more(size: Size, windows: int) -> int:
+    """Windows that are read beside those of perplexity; never one alone: no text would be foreign to it."""
+    more = max(0, 2 * size.windows - windows)
+    return 2 if more == 1 else more
 
 
 def load(size: Size, lengths: Sequence[int], read: Mapping[int, int] = MappingProxyType({})) -> Load:
     """What the cell takes. read: at which lengths perplexity reads how many windows."""
-    whole = max(2 * size.windows, *read.values(), 0)
-    windows = [*((k, whole - read.get(k, 0)) for k in lengths), (lengths[-1], whole)]
-    found = [Reads.once(count * k, k, count * same_targets(lengths[0])) for k, count in windows]
-    tokens, pairs, forwards, scored, _ = (sum(figures) for figures in zip(*found, strict=True))
-    return Load("context", lengths[-1], round(tokens), Reads(tokens, pairs, forwards, scored))
+    longest, near = lengths[-1], lengths[0] * (lengths[0] < lengths[-1])
+    whole = max(read.values(), default=0)
+    whole += _more(size, whole)
+    found = [
+        Reads.once(count * k, k, count * same_targets(lengths[0]))
+        for k in lengths if (count := whole - read.get(k, 0))
+    ]  # fmt: skip
+    if own := whole - read.get(longest, 0):
+        found.append(foreign_reads(own, near, longest, same_targets(lengths[0])))
+    tokens, pairs, forwards, scored = (sum(one[place] for one in found) for place in range(4))
+    return Load("context", longest, round(tokens), Reads(tokens, pairs, forwards, scored))
 
 
 def key_cell(haystack: Haystack, size: Size, length: int, lengths: Sequence[int], seed: int) -> Cell:
@@ -88,31 +114,30 @@ def key_cell(haystack: Haystack, size: Size, length: int, lengths: Sequence[int]
 
 
 def window_losses(
-    losses_of: LossesOf, windows: Ids, runs: Mapping[int, Ids], targets: int, seed: int,
-    prefix: Sequence[int] = (),
-) -> tuple[Score, ...]:  # fmt: skip
-    """Losses of the last `targets` tokens, an item a window: with so many tokens of context, and with the
-    longest of these behind another window's far text.
-
-    windows: int64 [W, longest + 1]; runs: by length, ascending, int64 [any, length + 1].
-    """
-    shortest, longest = min(runs), max(runs)
-
-    def score(task: str, length: int, texts: Ids) -> Score:
-        return mean_score(task, length, losses_of(texts, targets).mean(axis=1).tolist(), seed)
-
-    before = np.asarray(prefix, dtype=np.int64)
-    found = [score(SAME_TARGETS, k, begun(run.copy(), before)) for k, run in runs.items() if len(run)]
-    if longest > shortest:
-        foreign = windows.copy()
-        foreign[:, : longest - shortest] = np.roll(windows, 1, axis=0)[:, : longest - shortest]
-        found.append(score(FOREIGN, longest, begun(foreign, before)))
-    return tuple(found)
+    under_test: ModelUnderTest, runs: Ids, targets: int, near: int, seed: int
+) -> tuple[Score, ...]:
+    """Losses of the last `targets` tokens of each run, an item a run; and of the same tokens where all but
+    the last `near` are foreign (0: left out). runs: int64 [W, context + 1]."""
+    tokens = runs.shape[1] - 1
+    if not near:
+        found = {SAME_TARGETS: under_test.token_losses(runs, targets)}
+    else:
+        own, foreign = under_test.losses_and_foreign(runs, targets, near, targets)
+        found = {SAME_TARGETS: own, FOREIGN: foreign}
+    return tuple(
+        mean_score(task, tokens, losses.mean(axis=1).tolist(), seed) for task, losses in found.items()
+    )
 
 
-def growing(seed: int, found: Sequence[tuple[Score, ...]]) -> tuple[Score, ...]:
+def growing(
+    seed: int, windows: int, looks: Mapping[int, WindowLooks], found: Sequence[tuple[Score, ...]]
+) -> tuple[Score, ...]:
     """What losses of one set of targets say of growing context: those of several blocks, whose windows follow
-    each other."""
+    each other. A length at which perplexity was stopped has the first of them.
+
+    windows: of a length that is asked to the end; looks: at perplexity, by length. Differences are of the
+    windows that both lengths were asked.
+    """
     losses: dict[tuple[str, int], Losses] = {}
     for score in (score for block in found for score in block if score.task in (SAME_TARGETS, FOREIGN)):
         key = score.task, score.context_tokens
@@ -123,15 +148,26 @@ def growing(seed: int, found: Sequence[tuple[Score, ...]]) -> tuple[Score, ...]:
     scores: list[Score] = []
     best = shortest = same[min(same)]
     for k, some in same.items():
-        scores.append(_mean(SAME_TARGETS, k, some, seed))
-        scores.append(_mean(GAIN, k, shortest - some, seed))
+        error, stopped = ERROR, ""
+        if len(some) < windows:
+            error = looks[k].error(len(some))
+            stopped = f"after {len(some)} of {windows} windows, with perplexity"
+        told = partial(mean_score, seed=seed, error=error, stopped=stopped)
+        scores.append(told(SAME_TARGETS, k, some.tolist()))
+        scores.append(told(GAIN, k, _less(shortest, some), keep=False))
         if k > min(same):
-            scores.append(_mean(RISE, k, some - best, seed))
-            best = min(best, some, key=lambda some: float(some.mean()))
-    longest = max(same)
-    if (FOREIGN, longest) in losses:
-        scores.append(_mean(FAR_TEXT, longest, losses[FOREIGN, longest] - same[longest], seed))
+            scores.append(told(RISE, k, _less(some, best), keep=False))
+            if not stopped:
+                best = min(best, some, key=lambda some: float(some.mean()))
+        if (FOREIGN, k) in losses:
+            scores.append(told(FAR_TEXT, k, _less(losses[FOREIGN, k], some), keep=False))
     return tuple(scores)
+
+
+def _less(losses: Losses, others: Losses) -> list[float]:
+    """Differences, window by window, of the windows of both."""
+    both = min(len(losses), len(others))
+    return (losses[:both] - others[:both]).tolist()
 
 
 def long_perplexity(losses_of: LossesOf, windows: Ids, seed: int) -> tuple[Score, ...]:
@@ -163,7 +199,3 @@ def last_occurrences(ids: Ids) -> NDArray[np.int64]:
         before[at] = last.get(run, -1)
         last[run] = at
     return before
-
-
-def _mean(task: str, context_tokens: int, values: Losses, seed: int) -> Score:
-    return mean_score(task, context_tokens, values.tolist(), seed, keep=task == SAME_TARGETS)

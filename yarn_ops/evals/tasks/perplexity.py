@@ -9,69 +9,107 @@
   scored once, by the first window that reaches it.
 - `loss-by-position`: mean loss in nats within equal parts of the longest window, from one forward.
 
-Intervals are over windows (Student, on the loss), since tokens of one window are not independent.
+Intervals are over windows (Student, on the loss), since tokens of one window are not independent. Windows are
+asked in groups, and no more once perplexity has surely exploded beside a shorter length's (`sequential`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yarn_ops.data.haystack import Ids
 from yarn_ops.data.windows import NO_PREFIX, begun
-from yarn_ops.evals.cells import Block, Cell, LossesOf, ModelUnderTest, only
-from yarn_ops.evals.intervals import exponential, mean_interval
-from yarn_ops.evals.names import BY_POSITION, LAST_QUARTER, SAME_TARGETS, SINGLE_PASS, SLIDING
+from yarn_ops.evals.cells import Block, Cell, LossesOf, ModelUnderTest, Reads
+from yarn_ops.evals.forward import whole_forwards
+from yarn_ops.evals.intervals import ERROR, exponential, mean_interval
+from yarn_ops.evals.names import (
+    BY_POSITION,
+    FOREIGN,
+    LAST_QUARTER,
+    SAME_TARGETS,
+    SINGLE_PASS,
+    SLIDING,
+)  # fmt: skip
 from yarn_ops.evals.scoring import mean_score
+from yarn_ops.evals.sequential import WindowLooks
 from yarn_ops.scores import Score
 
 POSITION_PARTS = 16
 
 
 @dataclass(frozen=True, eq=False)
-class PerplexityBlock(Block):
-    """What perplexity reads at a length. Its scores hold, beside perplexity, what growing context is made of:
-    the loss of the tokens that all lengths have in common."""
+class PerplexityCell(Cell):
+    """Both perplexities at a length. The scores of its blocks hold, beside these, what growing context is
+    made of: the loss of the tokens that all lengths have in common, and of the same after foreign text."""
 
-    windows: Ids
+    windows: Ids = field(kw_only=True)
     """int64 [W, longest + 1]"""
-    shortest: int
+    shortest: int = field(kw_only=True)
     """of growing context: shorter lengths are no part of it"""
-    asks: tuple[Any, ...]
-    """as `Cell.asks`"""
+    near: int = field(kw_only=True)
+    """tokens that foreign far text is put before; 0: it is not read here"""
+    window_looks: WindowLooks = field(kw_only=True)
 
 
-def cell(windows: Ids, length: int, seed: int, text: str, prefix: Ids = NO_PREFIX, *, shortest: int) -> Cell:
-    """Both perplexities at a length. windows: int64 [W, longest + 1]; text: digest of what they are from;
-    prefix: what every text begins with; shortest: of growing context."""
+def cell(
+    windows: Ids, length: int, seed: int, text: str, prefix: Ids = NO_PREFIX, *, shortest: int,
+    beside: PerplexityCell | None = None, foreign: bool = False,
+) -> PerplexityCell:  # fmt: skip
+    """windows: int64 [W, longest + 1]; text: digest of what they are from; prefix: what every text begins
+    with; shortest: of growing context; beside: of a shorter length, whose loss tells whether this one's has
+    exploded; foreign: whether foreign text is read, too, at the longest length."""
+    count, longest = len(windows), windows.shape[1] - 1
     targets = same_targets(shortest) if length >= shortest else 0
+    near = shortest if foreign and shortest < length == longest and count > 1 else 0
+    looks = WindowLooks((count,)) if beside is None else looks_of(count, length, longest)
 
-    def measure(under_test: ModelUnderTest) -> tuple[Score, ...]:
-        return window_scores(under_test.token_losses, windows, length, seed, prefix, targets)
+    def measure(some: range, under_test: ModelUnderTest) -> tuple[Score, ...]:
+        mine = windows[some.start : some.stop]
+        return window_scores(under_test, mine, length, seed, prefix, targets, near)
 
-    def join(found: Sequence[tuple[Score, ...]]) -> tuple[Score, ...]:
-        return tuple(score for score in only(found) if score.task != SAME_TARGETS)
+    name, asks = "perplexity", (text, *windows.shape, targets, looks.windows)
+    groups = [range(*edge) for edge in pairwise((0, *looks.windows))]
+    named = f"{name} beside foreign text" if near else name
+    blocks = tuple(
+        Block(named if number == 1 else f"{named} {number}/{len(groups)}", length,
+              tokens_read(len(some), length, longest) + near * len(some), partial(measure, some))
+        for number, some in enumerate(groups, start=1)
+    )  # fmt: skip
+    return PerplexityCell(
+        name, length, asks, blocks, partial(joined, looks, length, tokens_read(1, length, longest)),
+        tuple(range(1, len(groups))), partial(exploded, looks, length),
+        others=beside.blocks if beside and len(groups) > 1 else (),
+        windows=windows, shortest=shortest, near=near, window_looks=looks,
+    )  # fmt: skip
 
-    tokens, asks = tokens_read(len(windows), length, windows.shape[1] - 1), (text, *windows.shape, targets)
-    block = PerplexityBlock("perplexity", length, tokens, measure, windows, shortest, asks)
-    return Cell(block.name, length, asks, (block,), join)
+
+def looks_of(windows: int, length: int, longest: int) -> WindowLooks:
+    """Groups are of whole forwards, so that losses are the same to the last bit as of all windows at once."""
+    runs, forwards = quarter(longest) // quarter(length), whole_forwards(length)
+    return WindowLooks.at(windows, forwards // math.gcd(forwards, runs))
 
 
-def blocks_of(cells: Iterable[Cell]) -> dict[int, PerplexityBlock]:
-    """What perplexity reads, by length, as far as growing context can be made of it."""
-    blocks = (block for cell in cells for block in cell.blocks if isinstance(block, PerplexityBlock))
-    return {block.context_tokens: block for block in blocks if block.context_tokens >= block.shortest}
+def cells_by_length(cells: Iterable[Cell]) -> dict[int, PerplexityCell]:
+    """Cells of perplexity as far as growing context can be made of them."""
+    found = (cell for cell in cells if isinstance(cell, PerplexityCell))
+    return {cell.context_tokens: cell for cell in found if cell.context_tokens >= cell.shortest}
 
 
 def same_targets(shortest: int) -> int:
     """Tokens at a window's end whose loss is compared at all lengths, of which this is the shortest."""
     return max(1, 3 * shortest // 4)
+
+
+def foreign_reads(windows: int, near: int, length: int, targets: int, until_look: float = 1.0) -> Reads:
+    """Of the last `near` tokens of windows behind foreign far text, whose keys and values are there."""
+    return Reads(windows * near, windows * near * (length - near / 2), windows, windows * targets, until_look)
 
 
 def tokens_read(windows: int, length: int, longest: int) -> int:
@@ -97,28 +135,76 @@ def sliding_tokens_read(documents: Iterable[int], length: int, stride: int) -> i
 
 
 def window_scores(
-    losses_of: LossesOf, windows: Ids, context_tokens: int, seed: int, prefix: Ids = NO_PREFIX,
-    targets: int = 0,
+    under_test: ModelUnderTest, windows: Ids, context_tokens: int, seed: int, prefix: Ids = NO_PREFIX,
+    targets: int = 0, near: int = 0,
 ) -> tuple[Score, ...]:  # fmt: skip
     """Last-quarter and single-pass perplexity at one length, the loss of the last `targets` tokens of each
-    window, and loss by position when it is the longest.
+    window, the same after foreign far text (all but the last `near` tokens), and loss by position when it is
+    the longest length. Each score keeps its windows.
 
     windows: int64 [W, N+1], the longest length N and one token to predict; `context_tokens` at most N.
     """
     chunks = begun(last_quarter_chunks(windows, context_tokens), prefix)
-    losses = losses_of(chunks.reshape(-1, context_tokens + 1), context_tokens)
+    runs = chunks.reshape(-1, context_tokens + 1)
+    foreign = None
+    if near:
+        losses, foreign = under_test.losses_and_foreign(runs, context_tokens, near, targets)
+    else:
+        losses = under_test.token_losses(runs, context_tokens)
     losses = losses.reshape(*chunks.shape[:2], context_tokens)
-    quarters = losses[:, :, -quarter(context_tokens) :].reshape(len(windows), -1)
+    ends = losses[:, :, -quarter(context_tokens) :].reshape(len(windows), -1)
+    whole = losses.reshape(len(windows), -1)
     scores = [
-        _perplexity(LAST_QUARTER, context_tokens, quarters, seed),
-        _perplexity(SINGLE_PASS, context_tokens, losses.reshape(len(windows), -1), seed),
+        _perplexity(task, context_tokens, [some.shape[1]] * len(some), _means(some), seed)
+        for task, some in ((LAST_QUARTER, ends), (SINGLE_PASS, whole))
     ]
     if targets:
         means = losses[:, -1, -targets:].mean(axis=1)
         scores.append(mean_score(SAME_TARGETS, context_tokens, means.tolist(), seed))
+    if foreign is not None:
+        scores.append(mean_score(FOREIGN, context_tokens, foreign.mean(axis=1).tolist(), seed))
     if context_tokens == windows.shape[1] - 1:
         scores += loss_by_position(losses[:, -1], seed)
     return tuple(scores)
+
+
+def joined(
+    looks: WindowLooks, length: int, window_tokens: int, found: Sequence[tuple[Score, ...]]
+) -> tuple[Score, ...]:
+    """The scores of the cell at a length from those of its blocks, in order; without what other cells are
+    made of. Before these there may be a shorter length's. window_tokens: read of each window."""
+    items = _items(found)
+    asked, seed = len(items[LAST_QUARTER, length]), found[0][0].seed
+    error, stopped = looks.error(asked), looks.why_enough(_rises(items, length))
+    scores = []
+    for (task, tokens), some in items.items():
+        if task in (LAST_QUARTER, SINGLE_PASS) and tokens == length:
+            scored = window_tokens if task == SINGLE_PASS else window_tokens // length * quarter(length)
+            scores.append(_perplexity(task, tokens, [scored] * asked, some, seed, error, stopped))
+        elif task == BY_POSITION:
+            scores.append(mean_score(task, tokens, some, seed, keep=False, error=error, stopped=stopped))
+    return tuple(scores)
+
+
+def exploded(looks: WindowLooks, length: int, found: Sequence[tuple[Score, ...]]) -> bool:
+    """Whether what blocks found, as for `joined`, leaves nothing to ask."""
+    return bool(looks.why_enough(_rises(_items(found), length)))
+
+
+def _items(found: Sequence[tuple[Score, ...]]) -> dict[tuple[str, int], list[float]]:
+    """Of each task at a length, window by window, over all blocks."""
+    items: dict[tuple[str, int], list[float]] = {}
+    for score in (score for block in found for score in block):
+        items.setdefault((score.task, score.context_tokens), []).extend(score.items)
+    return items
+
+
+def _rises(items: dict[tuple[str, int], list[float]], length: int) -> list[float]:
+    """What the length costs beside the shorter one, window by window; empty where that is not known."""
+    shorter = [some for (task, tokens), some in items.items() if task == LAST_QUARTER and tokens < length]
+    if not shorter:
+        return []
+    return [new - old for new, old in zip(items[LAST_QUARTER, length], shorter[0], strict=False)]
 
 
 def last_quarter_chunks(windows: Ids, context_tokens: int) -> Ids:
@@ -152,7 +238,8 @@ def sliding_scores(
     """
     stride = min(stride_tokens, context_tokens)
     losses = [_sliding_losses(losses_of, document, context_tokens, stride, prefix) for document in documents]
-    return (_perplexity(SLIDING, context_tokens, losses, seed),)
+    scored = [*map(len, losses)]
+    return (_perplexity(SLIDING, context_tokens, scored, _means(losses), seed, keep=False),)
 
 
 def _sliding_losses(
@@ -171,13 +258,22 @@ def loss_by_position(losses: NDArray[np.float32], seed: int) -> tuple[Score, ...
     parts = (
         (end, losses[:, start:end].mean(axis=1, dtype=np.float64)) for start, end in pairwise(edges.tolist())
     )
-    return tuple(mean_score(BY_POSITION, end, means.tolist(), seed, keep=False) for end, means in parts)
+    return tuple(mean_score(BY_POSITION, end, means.tolist(), seed) for end, means in parts)
 
 
-def _perplexity(task: str, context_tokens: int, losses: Iterable[NDArray[np.float32]], seed: int) -> Score:
-    """exp of the mean loss over all tokens; `losses` holds one array of token losses a window or document."""
-    tokens, means = zip(*((len(some), float(some.mean(dtype=np.float64))) for some in losses), strict=True)
+def _means(losses: Iterable[NDArray[np.float32]]) -> list[float]:
+    """Of the token losses of each window or document."""
+    return [float(some.mean(dtype=np.float64)) for some in losses]
+
+
+def _perplexity(
+    task: str, context_tokens: int, tokens: Sequence[int], means: Sequence[float], seed: int,
+    error: float = ERROR, stopped: str = "", *, keep: bool = True,
+) -> Score:  # fmt: skip
+    """exp of the mean loss over all tokens. tokens, means: how many of each window or document, and their
+    mean; keep: these as the score's items; error, stopped: as in `Score`."""
     return Score.of(
-        task, context_tokens, math.exp(np.average(means, weights=tokens)), exponential(mean_interval(means)),
-        len(means), seed, items=means if task == LAST_QUARTER else (),
+        task, context_tokens, math.exp(np.average(means, weights=tokens)),
+        exponential(mean_interval(means, error)), len(means), seed, items=means if keep else (), error=error,
+        stopped=stopped,
     )  # fmt: skip
