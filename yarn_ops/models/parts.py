@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -78,9 +77,21 @@ class PartedModel:
                 empty = torch.empty_like(getattr(module, leaf), dtype=torch.float32, device="meta")
                 setattr(module, leaf, nn.Parameter(empty, requires_grad=False))
 
+    def hand_over(self, part: ModelPart, following: ModelPart | None) -> None:
+        """Free a part's parameters, or leave their memory to the following part, if that is alike: the system
+        fills each new page with zeros, which takes longer than reading a part."""
+        shapes = [
+            [value.shape for value in self.values(one).values()] if one else [] for one in (part, following)
+        ]
+        if following is not None and shapes[0] == shapes[1]:
+            for name, other in zip(part.names, following.names, strict=True):
+                module, leaf = _owner(self.model, other)
+                if leaf in module._parameters:
+                    setattr(module, leaf, self.model.get_parameter(name))
+        self.release(part)
+
     def fill(self, part: ModelPart, weights: PartWeights) -> None:
         """Read a part's parameters into memory. BaseModelError as `PartWeights.load`."""
-        self.release(part)
         weights.load(part)
         self.model.tie_weights()
 
@@ -143,14 +154,11 @@ class PartWeights:
                 os.posix_fadvise(stream.fileno(), place.first, place.size, os.POSIX_FADV_WILLNEED)
 
     def differing(self, part: ModelPart, tensors: Mapping[str, Tensor]) -> list[str]:
-        """Names of the part's tensors whose bytes in the files are not exactly these. OSError."""
+        """Names of the part's tensors that are not exactly these (float32, bfloat16's numbers) in the files,
+        which hold bfloat16. OSError."""
         places = self._places[part]
         wrong = [*(places.keys() ^ tensors.keys())]
-        for name in places.keys() & tensors.keys():
-            place = places[name]
-            expected = tensors[name].contiguous().cpu().flatten().view(torch.uint8).numpy()
-            if place.size != len(expected) or not _holds(place.file, place.first, expected):
-                wrong.append(name)
+        wrong += [name for name in places.keys() & tensors.keys() if not _holds(places[name], tensors[name])]
         return sorted(wrong)
 
     def load(self, part: ModelPart) -> None:
@@ -174,9 +182,10 @@ class PartWeights:
     def _place(self, place: _Place) -> bool:
         """Read a tensor into its parameter; False where it has another shape."""
         module, leaf = _owner(self._parted.model, place.name)
-        if getattr(module, leaf).shape != place.shape:
+        there: Tensor = getattr(module, leaf)
+        if there.shape != place.shape:
             return False
-        value = _read(place).to(self._parted.device)
+        value = _read(place, there).to(self._parted.device)
         if leaf in module._parameters:
             setattr(module, leaf, nn.Parameter(value, requires_grad=False))
         else:
@@ -185,6 +194,7 @@ class PartWeights:
 
     def _convert(self, part: ModelPart) -> tuple[set[str], set[str]]:
         """Load a part by transformers' rules for layouts; the names that are missing, or of another shape."""
+        self._parted.release(part)
         rules = LoadStateDictConfig(
             device_map={"": self._parted.device},
             dtype=torch.float32,
@@ -214,24 +224,32 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     return model.get_submodule(module), leaf
 
 
-def _holds(file: Path, first: int, expected: NDArray[np.uint8]) -> bool:
-    """Whether a file has these bytes from byte `first` on; read in pieces that a processor's cache holds."""
-    piece = memoryview(bytearray(PIECE_BYTES))
-    with file.open("rb") as stream:
-        stream.seek(first)
-        for start in range(0, len(expected), PIECE_BYTES):
-            wanted = expected[start : start + PIECE_BYTES]
-            read = piece[: len(wanted)]
-            if stream.readinto(read) != len(wanted) or not np.array_equal(np.frombuffer(read, "u1"), wanted):
+def _holds(place: _Place, expected: Tensor) -> bool:
+    """Whether a file has exactly these numbers in bfloat16; read in pieces that a processor's cache holds."""
+    if place.size != expected.numel() * torch.bfloat16.itemsize:
+        return False
+    buffer = memoryview(bytearray(PIECE_BYTES))
+    wide = torch.empty(PIECE_BYTES // torch.bfloat16.itemsize, dtype=torch.float32)
+    with place.file.open("rb") as stream, one_thread():
+        stream.seek(place.first)
+        for piece in expected.reshape(-1).split(PIECE_BYTES // torch.bfloat16.itemsize):
+            some = buffer[: piece.numel() * torch.bfloat16.itemsize]
+            if stream.readinto(some) != len(some):
+                return False
+            read = wide[: piece.numel()].copy_(torch.frombuffer(some, dtype=torch.bfloat16))
+            found, wanted = (one.view(torch.int32).numpy() for one in (read, piece.cpu()))
+            if not np.array_equal(found, wanted):
                 return False
     return True
 
 
-def _read(place: _Place) -> Tensor:
-    """A tensor in float32, read and widened in pieces that a processor's cache holds."""
+def _read(place: _Place, into: Tensor) -> Tensor:
+    """A tensor in float32, read and widened in pieces that a processor's cache holds. `into`: of its shape;
+    where that is memory of the processor the numbers are put there, else into new memory."""
     dtype = DTYPES[place.dtype]
     piece = memoryview(bytearray(PIECE_BYTES))
-    value = torch.empty(place.size // dtype.itemsize, dtype=torch.float32)
+    usable = into.device.type == "cpu" and into.dtype == torch.float32 and into.is_contiguous()
+    value = (into.detach() if usable else torch.empty(place.shape, dtype=torch.float32)).view(-1)
     with place.file.open("rb") as stream, one_thread():
         stream.seek(place.first)
         for start in range(0, place.size, PIECE_BYTES):

@@ -153,7 +153,12 @@ class _Merging:
     def write(self, part: ModelPart, *, again: bool = False) -> None:
         """Write the folded part, and have in memory what the files hold of it; MergeError unless that is what
         was folded, rounded. again: it was written before, and is only read."""
-        folded = {name: value.bfloat16() for name, value in self.parted.values(part).items()}
+        folded = self.parted.values(part)
+        if self.parted.converts:
+            folded = {name: value.bfloat16() for name, value in folded.items()}
+        else:
+            for value in folded.values():
+                _round(value)
         published = self.parted.published(folded)
         if not again:
             for name, tensor in published.items():
@@ -164,8 +169,6 @@ class _Merging:
             wrong = [name for name, value in read.items() if not _equal(value, folded[name])]
         else:
             wrong = self._written.differing(part, published)
-            for name, value in self.parted.values(part).items():
-                value.copy_(folded[name])
         if wrong:
             raise MergeError(
                 f"merge: {len(wrong)} of {len(folded)} parameters read back are not those merged, "
@@ -203,7 +206,8 @@ def _merge_proven(merging: _Merging, windows: list[Window], report: OnProgress) 
         held = [parted.front, part] if tied and part is parted.back else [part]
         for each in held:
             merging.load(each)
-        for following in parts[number + 1 : number + 2]:
+        following = next(iter(parts[number + 1 :]), None)
+        if following is not None:
             merging.read_ahead(following)
         read("trained", number)
         for each in held:
@@ -213,7 +217,7 @@ def _merge_proven(merging: _Merging, windows: list[Window], report: OnProgress) 
             merging.write(each, again=each is not part)
         read("written", number)
         for each in held:
-            parted.release(each)
+            parted.hand_over(each, following)
     merging.require_whole_adapter()
     _check_merged(found["trained"], found["merged"])
     return _check_rounded(found["trained"], found["written"])
@@ -235,6 +239,13 @@ def _check_merged(trained: list[Tensor], merged: list[Tensor]) -> None:
             f"merge: folding the adapter in moved log-probabilities by {difference:.3g} (at most "
             f"{MERGE_TOLERANCE:g}); this architecture is not merged rightly: nothing was kept"
         )
+
+
+def _round(value: Tensor) -> None:
+    """Round a parameter to bfloat16's numbers in place, a piece at a time: no second tensor of its size."""
+    with one_thread():
+        for piece in value.view(-1).split(COMPARED_AT_ONCE):
+            piece.copy_(piece.bfloat16())
 
 
 def _equal(read: Tensor, rounded: Tensor) -> bool:

@@ -21,8 +21,8 @@ FILE_BYTES = 5 * 10**9
 """the size at which transformers splits models"""
 ALIGNMENT = 8
 """of the first tensor's place, as in the library's writer"""
-AT_ONCE = 1 << 25
-"""elements rounded and written at a time: 64 MiB"""
+AT_ONCE = 1 << 19
+"""elements rounded and written at a time: 1 MiB, which a processor's cache holds"""
 BF16_BYTES = 2
 
 TensorShape = tuple[int, ...]

@@ -97,6 +97,32 @@ def test_weights_files_and_answers_are_those_of_the_whole(every_config, tmp_path
             torch.testing.assert_close(log_probabilities, read_whole(whole, window), rtol=0, atol=1e-6)
 
 
+def test_a_part_in_the_memory_of_the_one_before_has_its_own_numbers(every_config, tmp_path):
+    config = patched(every_config)
+    whole = saved(config, tmp_path / "base")
+    parted, weights = parted_of(config, tmp_path / "base")
+    for part, following in zip(parted.parts, [*parted.parts[1:], None], strict=True):
+        parted.fill(part, weights)
+        for name, value in parted.values(part).items():
+            assert torch.equal(value, whole.get_parameter_or_buffer(name)), name
+        parted.hand_over(part, following)
+    assert not any(parameter.device.type == "cpu" for parameter in parted.model.parameters())
+
+
+def test_a_layer_leaves_its_memory_to_the_next_alone(config_of, tmp_path):
+    config = patched(config_of("llama"))
+    saved(config, tmp_path)
+    parted, weights = parted_of(config, tmp_path)
+    front, first, second, *_ = parted.parts
+    addresses = []
+    for part, following in ((front, first), (first, second), (second, None)):
+        parted.fill(part, weights)
+        addresses.append([value.data_ptr() for value in parted.values(part).values()])
+        parted.hand_over(part, following)
+        assert all(value.device.type == "meta" for value in parted.values(part).values())
+    assert addresses[2] == addresses[1]
+
+
 @pytest.mark.parametrize("method", ["dynamic-ntk", "dynamic-yarn"])
 def test_a_rope_that_grows_reads_as_in_the_whole(method, config_of, tmp_path):
     config = patched(config_of("qwen3"), method)
