@@ -229,7 +229,7 @@ def _holds(place: _Place, expected: Tensor) -> bool:
     if place.size != expected.numel() * torch.bfloat16.itemsize:
         return False
     buffer = memoryview(bytearray(PIECE_BYTES))
-    wide = torch.empty(PIECE_BYTES // torch.bfloat16.itemsize, dtype=torch.float32)
+    wide = torch.empty(PIECE_BYTES // torch.bfloat16.itemsize, dtype=torch.float32, device=expected.device)
     with place.file.open("rb") as stream, one_thread():
         stream.seek(place.first)
         for piece in expected.reshape(-1).split(PIECE_BYTES // torch.bfloat16.itemsize):
@@ -237,10 +237,17 @@ def _holds(place: _Place, expected: Tensor) -> bool:
             if stream.readinto(some) != len(some):
                 return False
             read = wide[: piece.numel()].copy_(torch.frombuffer(some, dtype=torch.bfloat16))
-            found, wanted = (one.view(torch.int32).numpy() for one in (read, piece.cpu()))
-            if not np.array_equal(found, wanted):
+            if not _same_bits(read, piece):
                 return False
     return True
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Of two float32 tensors on one device; on a processor by NumPy, which takes a fifth of torch's time."""
+    found, wanted = one.view(torch.int32), other.view(torch.int32)
+    if one.is_cuda:
+        return torch.equal(found, wanted)
+    return np.array_equal(found.numpy(), wanted.numpy())
 
 
 def _read(place: _Place, into: Tensor) -> Tensor:
