@@ -151,8 +151,8 @@ class Cell:
     """whether what blocks found, in order, decides; asked at a look"""
     others: tuple[Block, ...] = ()
     """blocks of other cells of the plan whose scores `join` and `enough` are given first"""
-    needs_others: bool = False
-    """whether there is nothing to join where one of these was refused"""
+    needs: tuple[Block, ...] = ()
+    """blocks without each of which there is nothing to join"""
     follows: Mapping[Block, Block] = field(default_factory=dict)
     """blocks that are asked only where a block of another cell, the last of its own, was"""
 

@@ -122,9 +122,8 @@ class PlanRun:
         for cell in self._plan.cells:
             asked = [block for block in (*cell.others, *cell.blocks) if block not in self._not_asked]
             found = [self._found[block] for block in asked if block in self._found]
-            needed = asked if cell.needs_others else cell.blocks
-            refused = [self._refused[block] for block in needed if block in self._refused]
-            if len(refused) == len(needed) or (cell.needs_others and refused):
+            refused = [self._refused[block] for block in cell.needs or cell.blocks if block in self._refused]
+            if refused and (cell.needs or not self._found.keys() & {*cell.blocks}):
                 skipped[f"{cell.name} at {cell.context_tokens}"] = refused[0]
             else:
                 scores += cell.join(found)
@@ -136,6 +135,8 @@ class PlanRun:
     def _needed(self, block: Block) -> bool | None:
         """Whether blocks before it leave anything to ask; None while these are being measured."""
         cell = self._cells[block]
+        if any(one in self._refused for one in cell.needs):
+            return False
         if (before := cell.follows.get(block)) is not None:
             if before in self._not_asked:
                 return False

@@ -15,6 +15,7 @@ from suite_parts import SPEC, documents
 from transformers import MistralConfig, MistralForCausalLM
 
 from yarn_ops.data.haystack import Haystack, Ids
+from yarn_ops.errors import DataError
 from yarn_ops.evals import forward
 from yarn_ops.evals.cells import ModelUnderTest, Size
 from yarn_ops.evals.conditions import compared
@@ -286,3 +287,36 @@ def test_foreign_text_is_read_whole_where_texts_share_nothing() -> None:
     own, foreign = under_test.losses_and_foreign(windows, 64, 16, 12)
     np.testing.assert_array_equal(own, under_test.token_losses(windows, 64))
     np.testing.assert_array_equal(foreign, under_test.token_losses(forward.foreign_texts(windows, 16), 12))
+
+
+class Refusing(Exploding):
+    """As a server that refuses windows of `length` tokens after so many."""
+
+    def __init__(self, sees: float, length: int, after: int) -> None:
+        super().__init__(sees)
+        self.length, self.left = length, after
+
+    def token_losses(self, windows: Ids, scored_tokens: int) -> np.ndarray:
+        if windows.shape[1] == self.length + 1:
+            self.left -= len(windows)
+            if self.left < 0:
+                raise DataError("refused")
+        return super().token_losses(windows, scored_tokens)
+
+
+@pytest.mark.usefixtures("small_forwards")
+@pytest.mark.parametrize("after", [0, 16])
+def test_a_group_that_is_refused_leaves_out_its_length_alone(
+    haystack: Haystack, tmp_path: Path, after: int
+) -> None:
+    """Not its other groups, whose windows would be taken for the first ones; nor is any of them asked."""
+    whole = by_place(run_of(haystack, Exploding(10_000), JsonLines(tmp_path / "all")).measure())
+    model = Refusing(10_000, 256, after)
+    found = run_of(haystack, model, JsonLines(tmp_path / "some")).measure()
+    assert found.skipped == {"perplexity at 256": "refused", "context at 512": "refused"}
+    assert by_place(found) == {
+        place: score
+        for place, score in whole.items()
+        if not place[0].startswith("loss/") and place not in ((LAST_QUARTER, 256), (SINGLE_PASS, 256))
+    }
+    assert model.read == 16 * (4 + 1 + 1) + after

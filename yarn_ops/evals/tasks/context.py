@@ -73,11 +73,11 @@ def cell(
     follows = {
         block: read[block.context_tokens].blocks[-1] for block in blocks if block.context_tokens in read
     }
+    others = tuple(block for one in read.values() for block in one.blocks)
     return Cell(
         "context", length, (*of, len(windows), list(lengths), list(read)), blocks,
         partial(growing, seed, len(windows), {k: one.window_looks for k, one in read.items()}),
-        others=tuple(block for one in read.values() for block in one.blocks),
-        needs_others=bool(read), follows=follows,
+        others=others, needs=(*others, *blocks), follows=follows,
     )  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def cell(
     return PerplexityCell(
         name, length, asks, blocks, partial(joined, looks, length, tokens_read(1, length, longest)),
         tuple(range(1, len(groups))), partial(exploded, looks, length),
-        others=beside.blocks if beside and len(groups) > 1 else (),
+        others=beside.blocks if beside and len(groups) > 1 else (), needs=blocks,
         windows=windows, shortest=shortest, near=near, window_looks=looks,
     )  # fmt: skip
 
