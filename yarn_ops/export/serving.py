@@ -95,13 +95,8 @@ class ServingSettings:
             case "llama.cpp":  # one slot: more would share the context out
                 words = ["llama-server", "--model", model, "--ctx-size", tokens, "--parallel", "1"]
             case "ollama":
-                words = [
-                    "ollama",
-                    "create",
-                    _plain_name(model),
-                    "--file",
-                    _no_option(str(modelfile_of(Path(model)))),
-                ]
+                modelfile = _no_option(str(modelfile_of(Path(model))))
+                words = ["ollama", "create", _plain_name(model), "--file", modelfile]
             case "lm-studio":
                 folder = f"yarn-ops/{_plain_name(model)}"
                 placed = shlex.join(["lms", "import", "--hard-link", "--user-repo", folder, model])
