@@ -167,7 +167,7 @@ def test_a_failed_gate_registers_a_rejected_version_and_moves_no_alias(
     assert rejected.status == "rejected"
     reason = rejected.reason
     assert reason is not None and reason.endswith("below 1000")
-    assert reason.startswith(f"small version {version.version} was rejected: gain at 1024 tokens")
+    assert reason.startswith(f"small version {version.version} was rejected: gain at 1,024 tokens")
     assert workplace.complaint == f"yarn-ops: {reason}"
     assert version.description.startswith("**Rejected: small, 512 to 1,024 tokens**\n")
     assert f"- fails: {reason.partition(': ')[2]}\n" in version.description

@@ -49,8 +49,8 @@ def test_a_run_with_a_suite(cli, small_recipe: Path, state: Path, prefect_api: s
     small_recipe.write_text(recipe.replace("[gate]\n", SUITE), "utf-8")
     done = cli("extend", small_recipe)
     assert done.returncode == 0, done.stderr
-    assert "needle/code at 1024 tokens is" in done.stdout
-    assert "capacity/uses at 1024 tokens less base's is" in done.stdout
+    assert "needle/code at 1,024 tokens is" in done.stdout
+    assert "capacity/uses at 1,024 tokens less base's is" in done.stdout
     assert "\nsees " in done.stdout and "\nuses " in done.stdout
 
     run = last_run(state)

@@ -24,7 +24,7 @@ def decide(
 ) -> Check:
     """The condition as decided; what was not measured, is no number or lacks a needed interval fails."""
     tokens = round(condition.length * original_tokens) if condition.length else target_tokens
-    name = f"{condition.score} at {tokens} tokens"
+    name = f"{condition.score} at {tokens:,} tokens"
     if condition.depth is not None:
         name += f", depth {condition.depth:g}"
     result, base = (_find(card, condition, tokens) for card in (after, before))
@@ -35,7 +35,7 @@ def decide(
     if base is None:
         return _failed(condition, name, None, f"{name} of the base was not measured")
     if condition.measure == "ratio" and min(base.value, result.value) <= 0:
-        why = f"{name}: there is no ratio of {result.value:g} to {base.value:g}"
+        why = f"{name}: there is no ratio of {_shown(result.value)} to {_shown(base.value)}"
         return _failed(condition, name, None, why)
     name += " / base's" if condition.measure == "ratio" else " less base's"
     return _judge(condition, name, compared(result, base, condition.measure))
@@ -73,7 +73,9 @@ def _log(score: Score) -> Estimate:
 def _judge(condition: Condition, name: str, estimate: Estimate) -> Check:
     value, interval = estimate
     above, threshold = condition.at_least is not None, _threshold(condition)
-    shown = f"{value:.4g}" if interval is None else f"{value:.4g} [{interval[0]:.4g}, {interval[1]:.4g}]"
+    shown = _shown(value)
+    if interval is not None:
+        shown += f" [{_shown(interval[0])}, {_shown(interval[1])}]"
     judged: float | None = value
     if condition.evidence != "value":
         worst, best = (interval if above else interval[::-1]) if interval else (None, None)
@@ -82,10 +84,15 @@ def _judge(condition: Condition, name: str, estimate: Estimate) -> Check:
         why = "is no number" if judged is not None else f"has no interval, and {condition.evidence} needs one"
         return _failed(condition, name, value, f"{name} is {shown}, which {why}")
     passed = judged >= threshold if above else judged <= threshold
-    wanted = f"{'at least' if above else 'at most'} {threshold:g}"
+    wanted = f"{'at least' if above else 'at most'} {threshold:,.12g}"
     sure = {"value": "", "sure": "surely ", "unrefuted": "possibly "}[condition.evidence]
     reason = f"{name} is {shown}, {'' if passed else 'not '}{sure}{wanted}"
     return Check(name=name, measured=value, threshold=threshold, passed=passed, reason=reason)
+
+
+def _shown(value: float) -> str:
+    """0.9876, 24,576: tokens as well as shares."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _threshold(condition: Condition) -> float:

@@ -57,9 +57,9 @@ def with_capacity(card: Scorecard) -> Scorecard:
 def _base_uses_its_window(before: Scorecard, original: int) -> Check:
     name, best = "base uses its window", _best_recall(before, original)
     if best is None:
-        return _unmeasured(name, LEAST_BASE_RECALL, f"the base's recall at its own {original} tokens")
+        return _unmeasured(name, LEAST_BASE_RECALL, f"the base's recall at its own {original:,} tokens")
     passed = best.value >= LEAST_BASE_RECALL
-    reason = f"the base recalls {best.value:.2f} of the pairs within its own {original} tokens"
+    reason = f"the base recalls {best.value:.2f} of the pairs within its own {original:,} tokens"
     if not passed:
         reason += ": a model that never used its own window gains nothing from a longer one"
     return Check(name=name, measured=best.value, threshold=LEAST_BASE_RECALL, passed=passed, reason=reason)
@@ -69,13 +69,13 @@ def _recall_kept(before: Scorecard, after: Scorecard, original: int, target: int
     """Other texts at another length, so the interval is that of two independent scores."""
     name, base, result = "recall kept", _best_recall(before, original), _best_recall(after, target)
     if base is None or result is None:
-        missing = f"{original} tokens of the base" if base is None else f"{target} tokens of the result"
+        missing = f"{original:,} tokens of the base" if base is None else f"{target:,} tokens of the result"
         return _unmeasured(name, threshold, f"recall at {missing}")
     kept, interval = compared(result, base, "ratio") if base.value and result.value else (0.0, None)
     low = interval[0] if interval else kept
     forms = ["" if base.task == result.task else f" in {template_of(one.task)}" for one in (base, result)]
     what = (
-        f"least of what {target} tokens keep of the base's recall at its {original} "
+        f"least of what {target:,} tokens keep of the base's recall at its {original:,} "
         f"({base.value:.2f}{forms[0]} before, {result.value:.2f}{forms[1]} after, "
         f"{kept:.2f}{bounds(interval)} of it)"
     )
@@ -86,12 +86,12 @@ def _uses_share(after: Scorecard, target: int, threshold: float) -> Check:
     name, found = "share used", after.by_length(USES)
     if not found:
         return _unmeasured(name, threshold, "how far the result uses its window")
-    what = f"share used of {target} tokens ({figure(found[-1], 0)} of them)"
+    what = f"share used of {target:,} tokens ({figure(found[-1], 0)} of them)"
     return _at_least(name, what, found[-1].value / target, threshold)
 
 
 def _recall_at_target(after: Scorecard, target: int, threshold: float) -> Check:
-    name, what, best = "recall at the target", f"recall at {target} tokens", _best_recall(after, target)
+    name, what, best = "recall at the target", f"recall at {target:,} tokens", _best_recall(after, target)
     return (
         _unmeasured(name, threshold, what) if best is None else _at_least(name, what, best.value, threshold)
     )
@@ -100,8 +100,8 @@ def _recall_at_target(after: Scorecard, target: int, threshold: float) -> Check:
 def _long_gain(before: Scorecard, after: Scorecard, target: int, threshold: float) -> Check:
     base, result = _perplexities((before, target), (after, target))
     if base is None or result is None:
-        return _unmeasured("long gain", threshold, f"perplexity at {target} tokens of {_missing(base)}")
-    what = f"gain at {target} tokens (perplexity {base:.2f} before, {result:.2f} after)"
+        return _unmeasured("long gain", threshold, f"perplexity at {target:,} tokens of {_missing(base)}")
+    what = f"gain at {target:,} tokens (perplexity {base:,.2f} before, {result:,.2f} after)"
     return _at_least("long gain", what, base / result, threshold)
 
 
@@ -109,8 +109,8 @@ def _long_growth(after: Scorecard, original: int, target: int, threshold: float)
     short, long = _perplexities((after, original), (after, target))
     if short is None or long is None:
         missing = original if short is None else target
-        return _unmeasured("long growth", threshold, f"the result's perplexity at {missing} tokens")
-    what = f"growth of perplexity from {original} to {target} tokens ({short:.2f} to {long:.2f})"
+        return _unmeasured("long growth", threshold, f"the result's perplexity at {missing:,} tokens")
+    what = f"growth of perplexity from {original:,} to {target:,} tokens ({short:,.2f} to {long:,.2f})"
     return _at_most("long growth", what, long / short, threshold)
 
 
@@ -120,9 +120,9 @@ def _short_loss(before: Scorecard, after: Scorecard, original: int, threshold: f
     for length in _short_lengths(before, after, original):
         base, result = _perplexities((before, length), (after, length))
         if base is None or result is None:
-            return _unmeasured(name, threshold, f"perplexity at {length} tokens of {_missing(base)}")
+            return _unmeasured(name, threshold, f"perplexity at {length:,} tokens of {_missing(base)}")
         worst = max(worst, (result / base, length))
-    return _at_most(name, f"perplexity after / before at {worst[1]} tokens", worst[0], threshold)
+    return _at_most(name, f"perplexity after / before at {worst[1]:,} tokens", worst[0], threshold)
 
 
 def _short_recall_loss(before: Scorecard, after: Scorecard, original: int, threshold: float) -> Check:
@@ -130,15 +130,15 @@ def _short_recall_loss(before: Scorecard, after: Scorecard, original: int, thres
     name, worst = "short recall loss", (-math.inf, "")
     tasks = [task for task in RECALL if before.by_length(task) or after.by_length(task)]
     if not tasks:
-        return _unmeasured(name, threshold, f"recall up to {original} tokens")
+        return _unmeasured(name, threshold, f"recall up to {original:,} tokens")
     for task in tasks:
         for length in _short_lengths(before, after, original):
             base, result = (_measured(card, task, length) for card in (before, after))
             if base is None or result is None:
-                what = f"recall of {template_of(task)} pairs at {length} tokens of {_missing(base)}"
+                what = f"recall of {template_of(task)} pairs at {length:,} tokens of {_missing(base)}"
                 return _unmeasured(name, threshold, what)
             change = f"({base:.2f} before, {result:.2f} after)"
-            lost = f"{template_of(task)} recall lost at {length} tokens {change}"
+            lost = f"{template_of(task)} recall lost at {length:,} tokens {change}"
             worst = max(worst, (base - result, lost))
     return _at_most(name, worst[1], worst[0], threshold)
 
@@ -192,13 +192,13 @@ def _missing(base: float | None) -> str:
 
 def _at_least(name: str, what: str, value: float, threshold: float) -> Check:
     passed = value >= threshold
-    reason = f"{what} is {value:.3f}, {'at least' if passed else 'below'} {threshold:g}"
+    reason = f"{what} is {value:,.3f}, {'at least' if passed else 'below'} {threshold:,.12g}"
     return Check(name=name, measured=value, threshold=threshold, passed=passed, reason=reason)
 
 
 def _at_most(name: str, what: str, value: float, threshold: float) -> Check:
     passed = value <= threshold
-    reason = f"{what} is {value:.3f}, {'at most' if passed else 'above'} {threshold:g}"
+    reason = f"{what} is {value:,.3f}, {'at most' if passed else 'above'} {threshold:,.12g}"
     return Check(name=name, measured=value, threshold=threshold, passed=passed, reason=reason)
 
 

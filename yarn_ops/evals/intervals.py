@@ -131,9 +131,9 @@ def _same_items(before: Score, after: Score) -> bool:
 
 def figure(score: Score, digits: int = 2) -> str:
     """0.85 [0.80, 0.90]; the value alone where it has no interval."""
-    return f"{score.value:.{digits}f}{bounds(score.interval, digits)}"
+    return f"{score.value:,.{digits}f}{bounds(score.interval, digits)}"
 
 
 def bounds(interval: Interval | None, digits: int = 2) -> str:
     """ " [0.80, 0.90]", or nothing."""
-    return "" if interval is None else f" [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+    return "" if interval is None else f" [{interval[0]:,.{digits}f}, {interval[1]:,.{digits}f}]"

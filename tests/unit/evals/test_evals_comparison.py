@@ -84,9 +84,9 @@ def test_what_is_written(tmp_path: Path) -> None:
         "| ntk | lora | 75 k | 12 / 12 / 90 | 0.97 / 0.90 / 0.00 [-0.02, 0.02] | +20.0 % | failed |\n"
         "| yarn | lora | 75 k | 10.3 / 10.1 / 9.9 | 0.98 / 0.97 / 0.95 [0.93, 0.97] | +3.0 % "
         "| passed, **winner** |\n\n"
-        "- ntk, lora fails: recall at 2048 tokens is 0.000, below 0.9; growth of perplexity from 512 to 2048 "
-        "tokens (12.00 to 90.00) is 7.500, above 1.1; perplexity after / before at 512 tokens is 1.200, "
-        "above 1.05\n"
+        "- ntk, lora fails: recall at 2,048 tokens is 0.000, below 0.9; growth of perplexity from 512 to "
+        "2,048 tokens (12.00 to 90.00) is 7.500, above 1.1; perplexity after / before at 512 tokens is "
+        "1.200, above 1.05\n"
     )
     rows = json.loads((tmp_path / ROWS).read_text("utf-8"))
     assert [(row["method"], row["verdict"]["passed"]) for row in rows] == [("ntk", False), ("yarn", True)]

@@ -57,6 +57,16 @@ def test_relative_to_the_base():
     assert not check(lost, card(share(500, 1000)), card(share(400, 1000))).passed
 
 
+def test_tokens_are_told_whole():
+    """2.458e+04 is no number of tokens that a person reads."""
+    uses = Score(
+        task="capacity/uses", context_tokens=32768, value=20480, low=16384, high=24576, samples=9, seed=0
+    )
+    condition = Condition(score="capacity/uses", at_least=24576)
+    found = decide(condition, card(uses), card(uses), 8192, 32768)
+    assert found.reason == ("capacity/uses at 32,768 tokens is 20,480 [16,384, 24,576], not at least 24,576")
+
+
 def test_a_depth_and_a_length_of_ones_own():
     after = card(share(9, 10, depth=0.125), share(1, 10))
     farthest = Condition(score="recall/code", depth=0.125, length=4, at_least=0.5)

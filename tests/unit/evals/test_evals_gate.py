@@ -68,27 +68,27 @@ def test_an_empty_gate_passes_anything(scorecard) -> None:
     [
         (
             {"min_recall": 0.9}, BEFORE, changed(AFTER, "code", 2048, 0.71),
-            "recall at 2048 tokens is 0.710, below 0.9",
+            "recall at 2,048 tokens is 0.710, below 0.9",
         ),
         (
             {"min_recall_kept": 0.85}, BEFORE, changed(AFTER, "code", 2048, 0.81),
-            "least of what 2048 tokens keep of the base's recall at its 512 (0.95 before, 0.81 after, "
+            "least of what 2,048 tokens keep of the base's recall at its 512 (0.95 before, 0.81 after, "
             "0.85 [0.79, 0.92] of it) is 0.794, below 0.85",
         ),
         (
             {"min_recall_kept": 0.85}, BEFORE,
             changed(AFTER, "code", 2048, 0.5) | {"prose": {256: 1.0, 512: 1.0, 2048: 0.81}},
-            "least of what 2048 tokens keep of the base's recall at its 512 (0.95 in code before, "
+            "least of what 2,048 tokens keep of the base's recall at its 512 (0.95 in code before, "
             "0.81 in prose after, 0.85 [0.79, 0.92] of it) is 0.794, below 0.85",
         ),
         (
             {"min_recall_kept": 0.85}, BEFORE, changed(AFTER, "code", 2048, 0.0),
-            "least of what 2048 tokens keep of the base's recall at its 512 (0.95 before, 0.00 after, "
+            "least of what 2,048 tokens keep of the base's recall at its 512 (0.95 before, 0.00 after, "
             "0.00 of it) is 0.000, below 0.85",
         ),
         (
             {"min_uses_share": 0.85}, BEFORE, AFTER | {"depths": {256: (1.0, 0.9), 2048: (0.2, 0.9)}},
-            "share used of 2048 tokens (1024 [256, 1024] of them) is 0.500, below 0.85",
+            "share used of 2,048 tokens (1,024 [256, 1,024] of them) is 0.500, below 0.85",
         ),
         (
             {"min_recall": 0.9}, changed(BEFORE, "code", 512, 0.02), AFTER,
@@ -97,11 +97,11 @@ def test_an_empty_gate_passes_anything(scorecard) -> None:
         ),
         (
             {"min_long_gain": 1.5}, changed(BEFORE, "perplexity", 2048, 8.5), AFTER,
-            "gain at 2048 tokens (perplexity 8.50 before, 6.80 after) is 1.250, below 1.5",
+            "gain at 2,048 tokens (perplexity 8.50 before, 6.80 after) is 1.250, below 1.5",
         ),
         (
             {"max_long_growth": 1.1}, BEFORE, changed(AFTER, "perplexity", 2048, 17.8),
-            "growth of perplexity from 512 to 2048 tokens (8.90 to 17.80) is 2.000, above 1.1",
+            "growth of perplexity from 512 to 2,048 tokens (8.90 to 17.80) is 2.000, above 1.1",
         ),
         (
             {"max_short_growth": 1.05}, BEFORE, changed(AFTER, "perplexity", 256, 18.6),
@@ -122,20 +122,20 @@ def test_each_condition_fails_with_its_figures(scorecard, threshold, before, aft
 @pytest.mark.parametrize(
     ("threshold", "before", "after", "what"),
     [
-        ({"min_recall": 0.9}, BEFORE, without(AFTER, "code", 2048), "recall at 2048 tokens"),
+        ({"min_recall": 0.9}, BEFORE, without(AFTER, "code", 2048), "recall at 2,048 tokens"),
         (
             {"min_recall_kept": 0.9}, BEFORE, without(AFTER, "code", 2048),
-            "recall at 2048 tokens of the result",
+            "recall at 2,048 tokens of the result",
         ),
         ({"min_uses_share": 0.9}, BEFORE, AFTER | {"depths": {}}, "how far the result uses its window"),
         ({"min_recall": 0.9}, without(BEFORE, "code", 512), AFTER, "the base's recall at its own 512 tokens"),
         (
             {"min_long_gain": 1.5}, without(BEFORE, "perplexity", 2048), AFTER,
-            "perplexity at 2048 tokens of the base",
+            "perplexity at 2,048 tokens of the base",
         ),
         (
             {"min_long_gain": 1.5}, BEFORE, without(AFTER, "perplexity", 2048),
-            "perplexity at 2048 tokens of the result",
+            "perplexity at 2,048 tokens of the result",
         ),
         (
             {"max_long_growth": 1.1}, BEFORE, without(AFTER, "perplexity", 512),
@@ -184,7 +184,7 @@ def test_a_value_that_is_no_number_fails(scorecard) -> None:
     gate = Gate(**(NO_GATE | {"min_recall": 0.0}))
     verdict = judge(gate, BeforeAfter(scorecard(**BEFORE), broken), 2048)
     assert (
-        verdict.reasons == "recall at 2048 tokens was not measured, so recall at the target cannot be judged"
+        verdict.reasons == "recall at 2,048 tokens was not measured, so recall at the target cannot be judged"
     )
 
 
