@@ -44,13 +44,13 @@ class Progress:
         artifact.finish()
         bar(1, 1, "")
 
-    def finished(self, stage: str, how: str, seconds: float) -> None:
-        """One line a stage where no bars are drawn: in logs, under cron.
+    def finished(self, stage: str, of: str, how: str, seconds: float) -> None:
+        """One line a stage where no bars are drawn: in logs, under cron. of: what tells it from others.
 
         Of a run that Prefect does not know of at its end: it may turn out to be none (`told`).
         """
         if not self._bars.shown:
-            self._untold.append(f"{stage:<11} {how:<6} {seconds:6.1f} s")
+            self._untold.append(f"{stage:<11} {how:<6} {seconds:6.1f} s  {of}".rstrip())
         if self._in_prefect:
             self.told()
 

@@ -95,6 +95,8 @@ class _Call(Generic[R]):
     """A stage as it was called."""
 
     name: str
+    of: str
+    """what tells it from others of its name in a run"""
     inputs: tuple[Any, ...]
     """what its key is made of"""
     compute: Callable[[StageContext], R]
@@ -155,8 +157,11 @@ def _as_task(
     own = signature.replace(parameters=list(signature.parameters.values())[1:])
 
     def run_stage(*inputs: P.args, **named: P.kwargs) -> R:
+        bound = own.bind(*inputs, **named)
+        bound.apply_defaults()
         call: _Call[R] = _Call(
             name,
+            of(*bound.arguments.values()),
             keyed_inputs(own, *inputs, **named),
             lambda context: fn(context, *inputs, **named),
             typing.get_type_hints(fn)["return"],
@@ -204,7 +209,7 @@ def _use(run: RunContext, call: _Call[R], obtain: Obtain[R]) -> R:
         how = "reused" if reused else "done"
         with about(key=key[:12]):
             run_logger().info("%s in %.1f s", how, seconds)
-    run.progress.finished(call.name, how, seconds)
+    run.progress.finished(call.name, call.of, how, seconds)
     if record.tree is not None:
         run.makers.setdefault(record.tree.digest, lambda: _use(run, call, obtain))
     return record

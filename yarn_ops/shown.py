@@ -34,6 +34,14 @@ def markdown_table(rows: Iterable[Sequence[str]], words: int = 1) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *lines))
 
 
+def counted(count: int, noun: str) -> str:
+    """1 file, 2,345 files, 3 processes: so many of what the noun says."""
+    if count == 1:
+        return f"1 {noun}"
+    stem, ending = (noun[:-1], "ies") if noun.endswith("y") else (noun, "es" if noun.endswith("s") else "s")
+    return f"{count:,} {stem}{ending}"
+
+
 def size(count: int) -> str:
     """12.0 KiB, 3.5 MiB, 14.96 GiB."""
     if count < 2**20:

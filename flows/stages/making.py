@@ -110,7 +110,7 @@ def warm_up(section: Train, leg: Leg, data: Data, patched: PatchedModel) -> None
         )  # fmt: skip
 
 
-@stage("train", version=4, of=lambda section, leg, *_: f"{leg.context_tokens} tokens")
+@stage("train", version=4, of=lambda section, leg, *_: f"{leg.context_tokens:,} tokens")
 def train(
     context: StageContext,
     section: Train,

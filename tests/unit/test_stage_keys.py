@@ -55,7 +55,7 @@ def test_no_stage_begins_after_an_interrupt_that_a_library_swallowed(monkeypatch
     run: Any = SimpleNamespace()  # without anything that a stage would use first
     monkeypatch.setattr(processes, "_missed", [KeyboardInterrupt()])
     with pytest.raises(KeyboardInterrupt):
-        tasks._use(run, tasks._Call("publish", (), lambda _: Made(key="k"), Made), tasks._observe)
+        tasks._use(run, tasks._Call("publish", "", (), lambda _: Made(key="k"), Made), tasks._observe)
 
 
 class Made(Record):

@@ -14,7 +14,7 @@ from yarn_ops.errors import ExportError
 from yarn_ops.evals.names import LAST_QUARTER, RECALL
 from yarn_ops.evals.report.verdict import as_text
 from yarn_ops.progress import PlainConsole
-from yarn_ops.shown import duration, size
+from yarn_ops.shown import counted, duration, size
 
 if TYPE_CHECKING:
     from yarn_ops.catalogue import ModelVersion
@@ -112,13 +112,15 @@ def _cards(run: RunView) -> list[Scorecard]:
 
 
 def _stage_rows(run: RunView) -> Iterator[Sequence[str]]:
+    from yarn_ops.registry.views import stage_names  # SQLAlchemy
+
     yield "stage", "how", "took", "bytes", "digest"
-    for stage in run.stages:
+    for stage, name in zip(run.stages, stage_names(run), strict=True):
         how = stage.status if stage.reused is None else ("reused" if stage.reused else "computed")
         took = "" if stage.seconds is None else duration(stage.seconds)
         tree = (stage.record or {}).get("tree")
         kept = (size(tree["size_bytes"]), tree["digest"][:12]) if tree else ("", "")
-        yield stage.stage, how, took, *kept
+        yield name, how, took, *kept
 
 
 def _score_rows(cards: Sequence[Scorecard]) -> Iterator[Sequence[str]]:
@@ -152,7 +154,7 @@ def _documents(run: RunView) -> Iterator[str]:
 
     for shards in run.records("shards"):
         sides = [
-            f"{shards[f'{side}_documents']:,} {words} ({shards[f'{side}_tokens']:,} tokens)"
+            f"{shards[f'{side}_documents']:,} {words} ({counted(shards[f'{side}_tokens'], 'token')})"
             for side, words in (("train", "to train on"), ("held_out", "held out"))
         ]
         left_out = in_words(Dropped.model_validate(shards["dropped"]))
@@ -291,7 +293,7 @@ def show_garbage(found: Sequence[Garbage], *, removed: bool, as_json: bool) -> N
     if found:
         rows = [(one.kind, one.name, size(one.size_bytes), f"{one.modified:%Y-%m-%d %H:%M}") for one in found]
         print_table([("kind", "name", "bytes", "last written"), *rows], shortened=("name",))
-    CONSOLE.print(f"{'removed' if removed else 'to remove'}: {len(found)} things, {size(total)}")
+    CONSOLE.print(f"{'removed' if removed else 'to remove'}: {counted(len(found), 'thing')}, {size(total)}")
 
 
 def print_table(

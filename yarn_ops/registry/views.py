@@ -202,6 +202,28 @@ def cards_of(run: RunView) -> list[Scorecard]:
     return [cards[digest] for digest in ends if digest in cards]
 
 
+def stage_names(run: RunView) -> list[str]:
+    """Of each stage, its name and what tells it from others of that name, as its task is called in Prefect:
+    evaluate base; evaluate yarn ×4, trained; train 2,048 tokens."""
+    models: dict[str, str] = {}
+    names = []
+    for stage in run.stages:
+        record, told = stage.record or {}, ""
+        if stage.stage == "base" and record:
+            models[BaseRecord.model_validate(record).digest] = "base"
+        elif stage.stage in ("patch", "merge") and "factor" in record:
+            told = f"{record['method']} ×{record['factor']:g}"
+            how = "trained" if stage.stage == "merge" else "zero-shot"
+            models[(record.get("tree") or {}).get("digest", "")] = f"{told}, {how}"
+        elif stage.stage == "train" and "window_tokens" in record:
+            told = f"{record['window_tokens']:,} tokens"
+        elif stage.stage == "evaluate":
+            read = (models[parent] for parent in reversed(record.get("parents", ())) if parent in models)
+            told = next(read, "")  # the config that it is read by comes behind the model
+        names.append(f"{stage.stage} {told}".rstrip())
+    return names
+
+
 def read_runs(session: Session, limit: int) -> list[RunSummary]:
     """The newest runs, newest first, each with its release."""
     newest = select(RunRow).order_by(RunRow.started_at.desc(), RunRow.id.desc()).limit(limit)

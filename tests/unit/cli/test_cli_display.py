@@ -151,6 +151,32 @@ def test_a_run_that_measured_the_base_alone(capsys: pytest.CaptureFixture[str]) 
     ]
 
 
+def test_a_stage_is_named_by_what_tells_it_from_others_of_its_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As in Prefect: which evaluation is the base's, which that of a config or of a merged model."""
+    tree = Tree(uri="file:///store/artifacts/p", digest="p" * 64, files=1, size_bytes=1)
+    config = stage("patch", method="ntk", factor=2.0, tree=tree.model_dump())
+    before = scorecard(BASE_RECORD, BEFORE)
+    parents = (BASE_RECORD.digest, "shards", tree.digest)
+    merged = MERGED.model_copy(update={"tree": tree.model_copy(update={"digest": "m" * 64})})
+    display.show_run(
+        run(
+            stage("base", kept=BASE_RECORD), config, stage("train", window_tokens=2048),
+            stage("merge", kept=merged),
+            stage("evaluate", kept=before.model_copy(update={"parents": parents[:2]})),
+            stage("evaluate", kept=before.model_copy(update={"parents": parents})),
+            stage("evaluate", kept=scorecard(merged, AFTER).model_copy(update={"parents": (merged.digest,)})),
+        )
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    names = [line.partition("  ")[0] for line in out.splitlines() if "computed" in line]
+    assert names == [
+        "base", "patch ntk ×2", "train 2,048 tokens", "merge yarn ×4", "evaluate base",
+        "evaluate ntk ×2, zero-shot", "evaluate yarn ×4, trained",
+    ]  # fmt: skip
+
+
 def test_a_list_of_runs_keeps_every_id_whole(capsys: pytest.CaptureFixture[str], columns: int) -> None:
     whole = run().model_copy(update={"name": NAME})
     display.show_runs([RunSummary(**whole.model_dump(exclude={"stages", "scores"}))], as_json=False)
