@@ -27,6 +27,7 @@ from yarn_ops.records import BaseModel, Checkpoint, ShardSet
 from yarn_ops.registry.measurements import open_measurements
 from yarn_ops.scores import Share
 from yarn_ops.settings import read_settings
+from yarn_ops.shown import counted
 
 if TYPE_CHECKING:
     from yarn_ops.evals.run import Worker
@@ -64,7 +65,7 @@ def measure_cells(number: int = 1, shared: Shared | None = None) -> int:
     with join_run(read_settings(), shared.run_id):
         asked = {name: getattr(shared, name) for name in Shared.model_fields if name != "run_id"}
         share = share_cells(number, **asked)
-    told = f"{share.blocks} blocks of cells measured for run {shared.run_id}"
+    told = f"{counted(share.blocks, 'block')} of cells measured for run {shared.run_id}"
     create_markdown_artifact(told, key="measured-cells", description=told)
     return share.blocks
 

@@ -41,6 +41,7 @@ from yarn_ops.registry import upkeep as records
 from yarn_ops.servers import WORK_POOLS
 from yarn_ops.services import try_mlflow
 from yarn_ops.settings import Settings, read_settings
+from yarn_ops.shown import counted, size
 from yarn_ops.store import open_store, store_options
 from yarn_ops.train.launch import PID, end_orphan
 
@@ -78,7 +79,7 @@ def reconcile(sweep: bool = False) -> dict[str, int]:
         for name in names:
             log.info("%s: %s", kind, name)
     lines = [f"- {kind}: {name}" for kind, names in settled.items() for name in names]
-    told = f"{len(lines)} things put right"
+    told = f"{counted(len(lines), 'thing')} put right"
     create_markdown_artifact("\n".join(lines) or told, key="reconciled", description=told)
     return {kind: len(names) for kind, names in settled.items()}
 
@@ -213,7 +214,7 @@ def _sweep(settings: Settings, registry: Registry) -> dict[str, list[str]]:
     except YarnOpsError as error:
         refused.append(str(error))
     gone = [one for one in found if upkeep.remove(store, registry, one)]
-    told = [f"{one.kind} {one.name}, {one.size_bytes} bytes" for one in gone]
+    told = [f"{one.kind} {one.name}, {size(one.size_bytes)}" for one in gone]
     return {"garbage removed": told, "the store is not swept": refused}
 
 

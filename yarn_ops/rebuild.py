@@ -22,6 +22,7 @@ from yarn_ops.registry import Registry, copies, database
 from yarn_ops.registry import upkeep as recorded
 from yarn_ops.release import Tracking, open_tracking
 from yarn_ops.settings import Settings
+from yarn_ops.shown import counted
 from yarn_ops.store import Store, open_store, store_options
 from yarn_ops.store.ledger import Ledger, LedgerEntry, read_ledgers
 from yarn_ops.store.sweep import ARTIFACTS
@@ -73,7 +74,8 @@ def rebuild(settings: Settings, *, source: str | None = None) -> Iterator[str]:
     _take_over(store, made, taken, found.left)
     released = sorted(recorded.released(made))
     made.close()
-    yield f"registry {made.name}: {found.runs} runs and {found.stages} finished stages got back"
+    got_back = f"{counted(found.runs, 'run')} and {counted(found.stages, 'finished stage')}"
+    yield f"registry {made.name}: {got_back} got back"
     yield "releases: " + (", ".join(f"{name} {version}" for name, version in released) or "none")
     yield from (f"could not be got back: {what}" for what in found.lost[:SHOWN])
     if len(found.lost) > SHOWN:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from yarn_ops.errors import StoreError
 from yarn_ops.registry import Registry, copies, upkeep
 from yarn_ops.release import Tracking
+from yarn_ops.shown import counted
 from yarn_ops.store import Store
 from yarn_ops.store.keys import join
 from yarn_ops.store.ledger import Ledger, LedgerEntry, read_ledgers
@@ -65,10 +66,10 @@ def examine(store: Store, registry: Registry, trees: Set[str]) -> Holdings:
         )
     if nobodys := unclaimed(holdings, trees):
         raise StoreError(
-            f"{store.url}: {len(nobodys)} directories, artifacts/{min(nobodys)[:12]}… among them, are "
-            "claimed by no registry; run `yarn-ops gc --dry-run` once with each other registry that uses "
-            "this store, `yarn-ops db rebuild` if this one was lost, or `yarn-ops gc --adopt` if nobody else "
-            "uses it"
+            f"{store.url}: no registry claims {counted(len(nobodys), 'directory')} "
+            f"(artifacts/{min(nobodys)[:12]}…); run `yarn-ops gc --dry-run` once with each other registry "
+            "that uses this store, `yarn-ops db rebuild` if this one was lost, or `yarn-ops gc --adopt` if "
+            "nobody else uses it"
         )
     publish(Ledger(store, registry.id), registry, holdings)
     return holdings

@@ -16,6 +16,7 @@ from yarn_ops.heads import basic
 from yarn_ops.release import Tracking, open_tracking
 from yarn_ops.servers import WORK_POOLS
 from yarn_ops.settings import Settings
+from yarn_ops.shown import counted
 from yarn_ops.store import open_store, store_options
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def try_cluster(settings: Settings) -> str:
         return "none: documents are prepared here"
     from yarn_ops.cluster import workers_of  # NumPy and boto3: not for who asks for no cluster
 
-    return f"{settings.cluster}, {workers_of(settings)} workers"
+    return f"{settings.cluster}, {counted(workers_of(settings), 'worker')}"
 
 
 def try_device(settings: Settings) -> None:

@@ -18,7 +18,7 @@ SOURCES: dict[str, tuple[dict[str, bytes], list[str]]] = {
     "empty files only": ({"a.txt": b"", "b.txt": b""}, ["matches only empty files; give files with text"]),
     "no text": (
         {"a.txt": b"\xff\xfe\x00" * 40},
-        ["0 usable documents in 1 files", "1 files not UTF-8 text", "give"],
+        ["0 usable documents in 1 file ", "1 file not UTF-8 text", "give"],
     ),
     "a bad line of JSON": (
         {"a.jsonl": b'{"text": "one"}\n{"text"\n'},
@@ -50,7 +50,7 @@ SOURCES: dict[str, tuple[dict[str, bytes], list[str]]] = {
     ),
     "one document only": (
         {"a.txt": text("a", 99)},
-        ["1 usable documents in 1 files", "at least two different"],
+        ["1 usable document in 1 file ", "at least two different"],
     ),
     "one document twice": (
         {"a.txt": text("a", 9), "b.txt": text("a", 9)},

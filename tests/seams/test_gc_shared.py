@@ -106,7 +106,7 @@ def test_a_store_of_an_earlier_program(store: Store, service: Make) -> None:
     folder = make_tree(one.home / "unclaimed", {"a": b"whose is it"})
     unclaimed = put_tree(store, folder)
     for each in (one, service("new")):
-        refused(each, "claimed by no registry" if each is one else "belongs to registry")
+        refused(each, "no registry claims" if each is one else "belongs to registry")
     refused(one, "1 directories", unclaimed.digest[:12], "gc --dry-run", "db rebuild", "gc --adopt")
     assert references.adopt(store, one.registry, sweep.trees(store).keys()) == 1
     assert one.collect(timedelta(days=7)) == []
@@ -115,7 +115,7 @@ def test_a_store_of_an_earlier_program(store: Store, service: Make) -> None:
 
 def test_a_store_of_an_earlier_program_and_a_new_registry(store: Store, service: Make) -> None:
     put_tree(store, make_tree(service("earlier").home / "made", {"a": b"in use"}))
-    refused(service("new"), "1 directories", "claimed by no registry", "db rebuild", "gc --adopt")
+    refused(service("new"), "no registry claims 1 directory", "db rebuild", "gc --adopt")
 
 
 @LOCAL_BY_DEFAULT

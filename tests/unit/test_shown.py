@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,7 +20,7 @@ from yarn_ops.recipe import parse_recipe
 from yarn_ops.secrecy import holds_password, without_secrets
 from yarn_ops.secret_names import form_pattern
 from yarn_ops.settings import ADDRESSES, Settings, read_settings
-from yarn_ops.shown import one_line, printable
+from yarn_ops.shown import counted, one_line, printable
 
 SECRET = "hunter2"
 ADDRESSES_WITH_SECRETS = [
@@ -208,3 +210,34 @@ def test_nothing_commands_a_terminal() -> None:
     assert printable(hostile) == "a�]0;title��[2Jb�31mc���d\nGrüße\t🌍"
     assert one_line(hostile) == "a�]0;title��[2Jb�31mc���d Grüße 🌍"
     assert "\x1b" not in str(YarnOpsError(hostile))
+
+
+def test_one_is_not_told_as_many() -> None:
+    told = [counted(count, "file") for count in (0, 1, 2, 2345)]
+    assert told == ["0 files", "1 file", "2 files", "2,345 files"]
+    assert counted(1, "directory") == "1 directory" and counted(3, "directory") == "3 directories"
+    assert counted(2, "process") == "2 processes"
+
+
+COUNTED = re.compile(
+    r" (blocks|directories|documents|faults|files|models|runs|samples|stages|steps|texts|things|threads"
+    r"|workers)\b"
+)
+ALWAYS_MANY = {"len(made.states) - 1"}
+"""the faults of a fingerprint: a dozen"""
+
+
+def test_what_commands_and_flows_print_counts_by_counted() -> None:
+    """`{n} files` says "1 files" one day."""
+    checkout = Path(__file__).parents[2]
+    files = [path for folder in ("yarn_ops/cli", "flows") for path in (checkout / folder).rglob("*.py")]
+    found = []
+    for path in (*files, checkout / "yarn_ops/services.py", checkout / "yarn_ops/rebuild.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            parts = node.values if isinstance(node, ast.JoinedStr) else []
+            for value, behind in pairwise(parts):
+                if isinstance(value, ast.FormattedValue) and isinstance(behind, ast.Constant):
+                    shown = ast.unparse(value.value)
+                    if COUNTED.match(str(behind.value)) and shown not in ALWAYS_MANY:
+                        found.append(f"{path.name}:{node.lineno}: {shown}{behind.value}")
+    assert files and not found

@@ -17,7 +17,7 @@ from yarn_ops.errors import YarnOpsError
 from yarn_ops.notify import require_addresses
 from yarn_ops.registry import RunView, database
 from yarn_ops.settings import Settings
-from yarn_ops.shown import one_line
+from yarn_ops.shown import counted, one_line
 from yarn_ops.store import open_store, store_options
 
 FREE_BYTES = 5 * 2**30
@@ -172,4 +172,4 @@ def _device(settings: Settings) -> str:
     if settings.device != "cpu" and torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
-    return f"cpu, {torch.get_num_threads()} threads"
+    return f"cpu, {counted(torch.get_num_threads(), 'thread')}"

@@ -166,6 +166,7 @@ def _with_files(
 def _signature(data: bytes, verify_key: Path | None, manifest: Manifest, where: str) -> str:
     """What is known of a claim's signature, in a few words."""
     from yarn_ops.claim import read_claim, read_verify_key, require_signed_files
+    from yarn_ops.shown import counted
 
     key = None if verify_key is None else read_verify_key(verify_key)
     try:
@@ -173,7 +174,7 @@ def _signature(data: bytes, verify_key: Path | None, manifest: Manifest, where: 
         require_signed_files(statement, {name: file.sha256 for name, file in manifest.files.items()}, where)
     except ClaimError as error:
         return f"{NOT}VALID: {error}"
-    return f"of {len(statement.files)} files, {'verified' if key else 'signature not looked at'}"
+    return f"of {counted(len(statement.files), 'file')}, {'verified' if key else 'signature not looked at'}"
 
 
 def _in_directory(

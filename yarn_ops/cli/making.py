@@ -222,6 +222,7 @@ def recipe_check(recipe: RecipeArgument, set_: SetOption = None) -> None:
     """Check a recipe against its base. Refuses what contradicts itself, or says what is measured."""
     from yarn_ops.cli.rope import directory_of
     from yarn_ops.models.files import read_config
+    from yarn_ops.shown import counted
 
     asked = load_asked(recipe, set_)
     stated = asked.base.original_context_tokens
@@ -230,7 +231,7 @@ def recipe_check(recipe: RecipeArgument, set_: SetOption = None) -> None:
     lengths = ", ".join(f"{round(length * original):,}" for length in asked.measured(original).lengths)
     typer.echo(
         f"{asked.publish.name}: {original:,} to {round((legs[-1].factor or 1) * original):,} tokens, "
-        f"{sum(leg.steps for leg in legs)} steps; measured at {lengths} tokens"
+        f"{counted(sum(leg.steps for leg in legs), 'step')}; measured at {lengths} tokens"
     )
 
 

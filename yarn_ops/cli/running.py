@@ -254,8 +254,10 @@ def gc(
     settings, registry = read_settings(), run_registry()
     store = open_store(settings.store, store_options(settings))
     if adopt:
+        from yarn_ops.shown import counted
+
         adopted = references.adopt(store, registry, sweep.trees(store).keys())
-        typer.echo(f"adopted: {adopted} directories; `yarn-ops gc` may remove them")
+        typer.echo(f"adopted: {counted(adopted, 'directory')}; `yarn-ops gc` may remove them")
         return
     found = upkeep.find_garbage(settings, store, registry, timedelta(days=older_than))
     if not dry_run:

@@ -40,6 +40,7 @@ def fingerprint_(
     from yarn_ops.serving.fingerprint import FINGERPRINT
     from yarn_ops.serving.measure import make_fingerprint
     from yarn_ops.settings import read_settings
+    from yarn_ops.shown import counted
 
     refuse_links(model)
     refuse_code(model)
@@ -52,7 +53,7 @@ def fingerprint_(
         )
     with disk_errors(model), atomic_write(model / FINGERPRINT) as draft:
         draft.write_bytes(made.to_bytes())
-    typer.echo(f"{model / FINGERPRINT}: {len(made.probes)} texts, {len(made.states) - 1} faults")
+    typer.echo(f"{model / FINGERPRINT}: {counted(len(made.probes), 'text')}, {len(made.states) - 1} faults")
 
 
 @app.command("serve-check")

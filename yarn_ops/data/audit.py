@@ -7,19 +7,20 @@ from numpy.typing import NDArray
 
 from yarn_ops.data.fragments import Fate
 from yarn_ops.records import Dropped, LengthShare
+from yarn_ops.shown import counted
 
 CONTEXT_MULTIPLES = (0.5, 1, 2, 4)
 REASONS = {
-    "duplicates": (Fate.DUPLICATE, "duplicates"),
-    "near_duplicates": (Fate.NEAR_DUPLICATE, "near duplicates"),
-    "contaminated": (Fate.CONTAMINATED, "with passages of measured documents"),
-    "language": (Fate.LANGUAGE, "in other languages"),
-    "length": (Fate.LENGTH, "too short or long"),
-    "empty": (Fate.EMPTY, "empty"),
-    "no_text": (Fate.NO_TEXT, "rows without text"),
-    "not_text": (Fate.NOT_TEXT, "files not UTF-8 text"),
+    "duplicates": (Fate.DUPLICATE, "duplicate", ""),
+    "near_duplicates": (Fate.NEAR_DUPLICATE, "near duplicate", ""),
+    "contaminated": (Fate.CONTAMINATED, "", "with passages of measured documents"),
+    "language": (Fate.LANGUAGE, "", "in other languages"),
+    "length": (Fate.LENGTH, "", "too short or long"),
+    "empty": (Fate.EMPTY, "", "empty"),
+    "no_text": (Fate.NO_TEXT, "row", "without text"),
+    "not_text": (Fate.NOT_TEXT, "file", "not UTF-8 text"),
 }
-"""why documents are left out: field of Dropped, fate, words"""
+"""why documents are left out: field of Dropped, fate, what is counted, what it is"""
 
 
 def length_shares(tokens: NDArray[np.int64], context_tokens: int) -> tuple[LengthShare, ...]:
@@ -44,10 +45,13 @@ def length_shares(tokens: NDArray[np.int64], context_tokens: int) -> tuple[Lengt
 def dropped(fates: NDArray[np.uint8]) -> Dropped:
     """How many documents were left out, by reason; `fates`: a Fate of each."""
     counts = np.bincount(fates, minlength=len(Fate)).tolist()
-    return Dropped(**{field: counts[fate] for field, (fate, _) in REASONS.items()})
+    return Dropped(**{field: counts[fate] for field, (fate, *_) in REASONS.items()})
 
 
 def in_words(counts: Dropped) -> str:
     """Such as `3 duplicates, 1 empty`: the reasons that occurred; "nothing" where none did."""
-    named = ((getattr(counts, field), words) for field, (_, words) in REASONS.items())
-    return ", ".join(f"{count:,} {words}" for count, words in named if count) or "nothing"
+    told = []
+    for field, (_, noun, what) in REASONS.items():
+        if count := getattr(counts, field):
+            told.append(f"{counted(count, noun) if noun else f'{count:,}'} {what}".rstrip())
+    return ", ".join(told) or "nothing"

@@ -24,6 +24,7 @@ from yarn_ops.errors import DataError
 from yarn_ops.progress import OnProgress
 from yarn_ops.recipe import Data
 from yarn_ops.records import BaseModel, Corpus, Dropped, Local, ShardSet, Tree
+from yarn_ops.shown import counted
 
 DIGESTS = "digests.json"
 """of the files of a unit that is kept on this machine: {name: sha256}"""
@@ -134,7 +135,7 @@ def _check_sides(train: int, held_out: int, files: int, left_out: Dropped) -> No
     if train and held_out:
         return
     raise DataError(
-        f"data.sources: {train + held_out} usable documents in {files} files "
+        f"data.sources: {counted(train + held_out, 'usable document')} in {counted(files, 'file')} "
         f"(left out: {audit.in_words(left_out)}); "
         "give at least two different documents, one to train on and one to hold out"
     )

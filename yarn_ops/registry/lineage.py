@@ -16,7 +16,7 @@ from yarn_ops.errors import RegistryError
 from yarn_ops.registry import views
 from yarn_ops.registry.registry import Registry
 from yarn_ops.registry.tables import ArtifactRow, ReleaseRow, RunStageRow, StageRunRow
-from yarn_ops.shown import duration, one_line, size
+from yarn_ops.shown import counted, duration, one_line, size
 
 RELEASE, CLAIM, PULLED, EXPORT = "release", "claim", "pulled", "export"
 KINDS = {
@@ -35,16 +35,19 @@ KINDS = {
 
 NAMES = {
     "base": "{source}",
-    "documents": "{files:,} files",
-    "shards": "{train_tokens:,} tokens",
     "patch": "{method} ×{factor:g}",
-    "train": "{steps:,} steps",
     "merge": "{context_tokens:,} tokens",
     "evaluate": "of {measured}",
-    "fingerprint": "{texts:,} texts",
     "publish": "{name} version {version}",
 }
 """what tells a record from others of its kind"""
+COUNTS = {
+    "documents": ("files", "file"),
+    "shards": ("train_tokens", "token"),
+    "train": ("steps", "step"),
+    "fingerprint": ("texts", "text"),
+}
+"""of those that are told by how much they hold: the record's count, of what"""
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,9 @@ def _name(stage: str, record: dict[str, Any], measured: LineageNode | None) -> s
     if "passed" in record:
         return "passed" if record["passed"] else "failed"
     try:
+        if stage in COUNTS:
+            count, noun = COUNTS[stage]
+            return counted(record[count], noun)
         return one_line(NAMES.get(stage, "").format(measured=measured.kind if measured else "?", **record))
     except (KeyError, ValueError, TypeError):
         return ""

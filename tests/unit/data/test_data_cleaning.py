@@ -181,5 +181,5 @@ def test_languages_and_lengths_are_filters_with_counts(tmp_path: Path, prepare_s
 
 def test_too_much_cleaning_says_what_it_left_out(tmp_path: Path, prepare_sources: Prepare) -> None:
     source = write(tmp_path / "in", [f"{ENGLISH} {n}" for n in range(4)])
-    with pytest.raises(DataError, match=r"0 usable documents in 1 files \(left out: 4 in other languages\)"):
+    with pytest.raises(DataError, match=r"0 usable documents in 1 file \(left out: 4 in other languages\)"):
         prepare_sources(source, languages=("ja",))

@@ -168,9 +168,9 @@ def test_the_audit_counts_lengths_and_what_was_dropped(tmp_path: Path, prepare_s
 @pytest.mark.parametrize(
     ("texts", "says"),
     [
-        (["only one"], "1 usable documents in 1 files"),
-        (["twice", "twice"], r"1 usable documents in 1 files \(left out: 1 duplicates"),
-        ([" ", ""], r"0 usable documents in 1 files \(left out: 2 empty"),
+        (["only one"], "1 usable document in 1 file "),
+        (["twice", "twice"], r"1 usable document in 1 file \(left out: 1 duplicate\)"),
+        ([" ", ""], r"0 usable documents in 1 file \(left out: 2 empty"),
     ],
 )
 def test_too_few_documents_are_refused(

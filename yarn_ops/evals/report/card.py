@@ -18,7 +18,7 @@ from yarn_ops.exercises import FAMILIES
 from yarn_ops.recipe import Recipe
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, PatchedModel, ShardSet
 from yarn_ops.scores import BeforeAfter, Score, Scorecard, Verdict
-from yarn_ops.shown import markdown_table, one_line
+from yarn_ops.shown import counted, markdown_table, one_line
 
 TRANSFORMERS_FLOOR = "4.51"
 """earlier ones ignore original_max_position_embeddings or take it from the field that the patch moves"""
@@ -189,14 +189,15 @@ def _made(extension: Extension) -> Iterator[str]:
         f"{patched.attention_factor:.4f}; the loaded model's frequencies equal the float64 reference within "
         f"{patched.inverse_frequency_error:.0e}.",
         f"**Training:** {how}, {adapters[-1].trainable_parameters:,} trained parameters, "
-        f"{sum(one.steps for one in adapters)} steps{in_legs} at learning rate {', then '.join(rates)}, "
+        f"{counted(sum(one.steps for one in adapters), 'step')}{in_legs} at learning rate "
+        f"{', then '.join(rates)}, "
         f"windows of up to {max(one.window_tokens for one in adapters):,} tokens, "
         f"{sum(one.tokens_seen for one in adapters):,} tokens seen; loss {adapters[0].first_loss:.3f} at the "
         f"first step, {adapters[-1].final_loss:.3f} on average at the end.",
         "**Merge:** in float32, stored in bfloat16; log-probabilities, merged against unmerged, differ by "
         f"at most {extension.checkpoint.merge_difference:.3g}.",
         f"**Data:** {', '.join(_code(_source_name(source)) for source in extension.recipe.data.sources)}; "
-        f"{shards.train_documents:,} documents ({shards.train_tokens:,} tokens) to train on, "
+        f"{counted(shards.train_documents, 'document')} ({shards.train_tokens:,} tokens) to train on, "
         f"{shards.held_out_documents:,} ({shards.held_out_tokens:,} tokens) held out, split by document; "
         f"left out: {in_words(shards.dropped)}.",
         "**Share of tokens in documents longer than** "

@@ -19,7 +19,7 @@ from yarn_ops.evals.report.families import family_rows, skill_rows, told
 from yarn_ops.evals.report.titles import TITLES, title_of
 from yarn_ops.evals.sequential import stopped_early
 from yarn_ops.scores import BeforeAfter, Score
-from yarn_ops.shown import size
+from yarn_ops.shown import counted, size
 
 PAGE, PICTURE = "capacity.html", "capacity.png"
 # RULER's averages as published: Hsieh et al., RULER: What's the Real Context Size of Your Long-Context
@@ -109,7 +109,8 @@ def _asked(models: Sequence[Capacity], asked: str) -> Iterator[str]:
     """What was measured, how much of it, and by which version."""
     samples = sum(score.samples for model in models for score in model.card.scores if score.depth is None)
     told = [asked] if asked else []
-    told += [f"{len(models)} models, {samples:,} samples in all", f"yarn-ops {__version__}"]
+    told.append(f"{counted(len(models), 'model')}, {counted(samples, 'sample')} in all")
+    told.append(f"yarn-ops {__version__}")
     yield f"<p><small>{escape('; '.join(told))}</small></p>"
 
 
