@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse
 from yarn_ops.errors import RecipeError
 from yarn_ops.guard import Application, Message, Receive, Send
 from yarn_ops.heads import Scope
-from yarn_ops.recipe import NAMED, Recipe, parse_recipe
+from yarn_ops.recipe import NAMED, Recipe, parse_recipe, require_whole_paths
 from yarn_ops.recipe.presets import PRESETS, short_recipe
 
 TAKES_RECIPES = re.compile(r"/api/deployments/[0-9a-f-]{36}(/create_flow_run|/schedules(/[0-9a-f-]{36})?)?/?")
@@ -110,7 +110,9 @@ def _checked(body: bytes, path: str, *, by_page: bool) -> bytes:
         if parameters is None or not isinstance(recipe, dict) or undecided:
             continue
         plain = _plain(recipe)
-        parameters["recipe"] = form_values(parse_recipe(filled_in(plain) if by_page else plain))
+        parsed = parse_recipe(filled_in(plain) if by_page else plain)
+        require_whole_paths(parsed)
+        parameters["recipe"] = form_values(parsed)
     return json.dumps(asked).encode()
 
 
@@ -118,11 +120,12 @@ def _short(parameters: dict[str, Any]) -> None:
     """RecipeError where the answers of the short form make no recipe."""
     asked = ("base", "target_context_tokens", "documents", "name")
     given: dict[str, Any] = {name: parameters.get(name) for name in asked}
-    if empty := [name for name, value in given.items() if not value]:
+    given["preset"] = parameters["preset"]
+    if empty := [name for name, value in given.items() if value in (None, "", [])]:
         raise RecipeError(f"{empty[0]}: is empty; fill it in")
     if parameters["preset"] not in PRESETS:
         raise RecipeError(f"preset: {parameters['preset']!r} is unknown; known are {', '.join(PRESETS)}")
-    short_recipe(**given, preset=parameters["preset"])
+    short_recipe(**given)
 
 
 def _plain(value: Any) -> Any:

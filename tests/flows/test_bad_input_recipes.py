@@ -53,7 +53,7 @@ WRONG_SET = {
         "publish.alias=latest",
         ["publish: alias 'latest' is reserved by MLflow; choose another"],
     ),
-    "a path as a name": ("publish.name=../up", ["publish.name: string should match pattern"]),
+    "a path as a name": ("publish.name=../up", ["publish.name: input should be at most 128 letters"]),
 }
 
 WRONG_COMMAND = {

@@ -126,6 +126,53 @@ def test_a_contradiction_is_refused_in_the_form_and_in_a_schedule() -> None:
     assert ask(CREATE, asked, **PAGE)[0] == 201
 
 
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        ({"base": "  "}, "base: is blank; fill it in"),
+        ({"base": "shipped:base512\n"}, "base: 'shipped:base512\\n' begins or ends with a blank; remove it"),
+        ({"base": "models/llama"}, "base: 'models/llama' is a relative path"),
+        ({"base": "meta-llama/Llama-3.2-1B"}, "write it whole, e.g. hf:meta-llama/Llama-3.2-1B"),
+        ({"base": None}, "base: is empty; fill it in"),
+        ({"documents": ["/data/a.txt", " "]}, "documents.1: is blank; fill it in"),
+        ({"documents": ["docs/*.txt"]}, "documents: 'docs/*.txt' is a relative path"),
+        ({"documents": []}, "documents: is empty; fill it in"),
+        ({"target_context_tokens": 0}, "target_context_tokens: input should be greater than 0 (found 0)"),
+        ({"target_context_tokens": -5}, "target_context_tokens: input should be greater than 0 (found -5)"),
+        ({"name": "a b/c"}, "name: input should be at most 128 letters, digits, '.', '_' and '-'"),
+        ({"preset": None}, "preset: is empty; fill it in"),
+    ],
+)
+def test_a_fault_in_the_short_form_names_its_own_field(answers: dict[str, Any], told: str) -> None:
+    (deployment,) = (one for one in deployments() if one.name == "extend-model")
+    status, answer = ask(CREATE, {"parameters": deployment.parameters | answers}, **PAGE)
+    assert status == 409 and told in answer["detail"] and "recipe:" not in answer["detail"]
+    named = next(iter(answers))
+    assert answer["detail"].startswith((f"{named}:", f"{named}."))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("base.model", "./llama"),
+        ("data.sources", ["docs/*"]),
+        ("data.evaluation_sources", ["../exams.jsonl"]),
+    ],
+)
+def test_a_form_takes_no_relative_path(field: str, value: Any) -> None:
+    """A run's working directory is one that Prefect's worker makes for it, and empty."""
+    (deployment,) = (one for one in deployments() if one.name == "extend-context")
+    asked = json.loads(json.dumps({"parameters": deployment.parameters}))
+    section, name = field.split(".")
+    asked["parameters"]["recipe"]["data"]["shared_words"] = 50  # or nothing is kept from training
+    for given, whole in ((value, False), (["/data/*", "~/b", "s3://b/c", "stdlib:*"], True)):
+        asked["parameters"]["recipe"][section][name] = given if name != "model" or not whole else given[0]
+        for headers in (PAGE, {}):  # a program has no folder there either
+            status, answer = ask(CREATE, asked, **headers)
+            assert status == (201 if whole else 409)
+            assert whole or answer["detail"].startswith(f"recipe: {field}: ")
+
+
 def test_a_form_of_nothing_is_none_and_a_schedule_of_it_keeps_its_deployments_values() -> None:
     """The newer page shows a schedule's own values alone, and sends what it shows of an empty section."""
     nothing = {"recipe": {"publish": {"tags": {"__prefect_kind": "json"}}, "base": {}}}

@@ -102,7 +102,10 @@ def test_a_recipe_survives_json() -> None:
             "[rope]\nfactor = 4\n[data]\nheld_out_fraction = 1\n",
             "data.held_out_fraction: input should be less than 1",
         ),
-        ('[rope]\nfactor = 4\n[publish]\nname = "../x"\n', "publish.name: string should match pattern"),
+        (
+            '[rope]\nfactor = 4\n[publish]\nname = "../x"\n',
+            "publish.name: input should be at most 128 letters",
+        ),
         (
             '[rope]\nfactor = 4\n[publish]\nalias = "v1"\n',
             "publish: alias 'v1' is reserved by MLflow; choose another",

@@ -6,7 +6,7 @@ person reads there.
 """
 
 from yarn_ops.recipe.arms import ZERO_SHOT, Arm, arm_training, parse_arms
-from yarn_ops.recipe.reading import load_recipe, parse_recipe, recorded_recipe
+from yarn_ops.recipe.reading import load_recipe, parse_recipe, recorded_recipe, require_whole_paths
 from yarn_ops.recipe.section import FittedMethod, RopeMethod, Section, SuiteName, parse_methods
 from yarn_ops.recipe.sections import ALIAS, MODEL_NAME, Base, Condition, Data, Evaluate, Gate, Publish, Rope
 from yarn_ops.recipe.training import NOT_IN_LOSSES, Carry, Leg, LegGate, Train, loss_inputs
@@ -44,4 +44,5 @@ __all__ = [
     "parse_methods",
     "parse_recipe",
     "recorded_recipe",
+    "require_whole_paths",
 ]

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from yarn_ops.recipe.reading import parse_recipe
+from yarn_ops.errors import RecipeError
+from yarn_ops.recipe.reading import parse_recipe, require_whole_paths
 from yarn_ops.recipe.section import NO_PASSWORD
 from yarn_ops.recipe.sections import MODEL_NAME
 from yarn_ops.recipe.whole import Recipe
@@ -37,16 +38,30 @@ PRESETS: dict[Preset, dict[str, dict[str, Any]]] = {
     },
 }
 """standard is the shipped recipe demo, thorough is 8k-to-32k, where they do not depend on the model"""
+ANSWERS = {
+    "base.model": "base",
+    "rope.target_context_tokens": "target_context_tokens",
+    "data.sources": "documents",
+    "publish.name": "name",
+}
+"""{key of the recipe: what it is called where five answers are given}"""
 
 
 def short_recipe(
     base: str, target_context_tokens: int, documents: Sequence[str], name: str, preset: Preset
 ) -> Recipe:
-    """The whole recipe; RecipeError where an answer is none."""
+    """The whole recipe; RecipeError, by the answer's own name, where it is none."""
     sections = {
         "base": {"model": base},
         "rope": {"target_context_tokens": target_context_tokens},
         "data": {"sources": list(documents)},
         "publish": {"name": name},
     }
-    return parse_recipe(sections | PRESETS[preset])
+    try:
+        recipe = parse_recipe(sections | PRESETS[preset])
+        require_whole_paths(recipe)
+    except RecipeError as fault:
+        told = str(fault).removeprefix("recipe: ")
+        key = next((key for key in ANSWERS if told.startswith(key)), "")
+        raise RecipeError(f"{ANSWERS.get(key, key)}{told.removeprefix(key)}") from None
+    return recipe

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from yarn_ops.errors import RecipeError
-from yarn_ops.recipe.sections import Gate
+from yarn_ops.recipe.sections import ALIAS, LANGUAGE, MODEL_NAME, TAG, Gate
 from yarn_ops.recipe.whole import Recipe
 from yarn_ops.secrecy import without_secrets
 
@@ -30,6 +30,13 @@ IN_TOML = {
     "model_type": "a table, e.g. {share = 0.5}",
 }
 """what pydantic says in words of Python, by its type of error"""
+IN_WORDS = {
+    MODEL_NAME: "at most 128 letters, digits, '.', '_' and '-', the first a letter or a digit",
+    ALIAS: "at most 64 letters, digits, '_' and '-', the first a letter",
+    TAG: "at most 250 letters, digits, blanks, '_', '.', '/' and '-', the first a letter, a digit or '_'",
+    LANGUAGE: "a code of two or three small letters, e.g. en",
+}
+"""what pydantic says by a regular expression"""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -101,10 +108,24 @@ def _anchored(value: Any, folder: Path) -> Any:
     """A path, or a list of them, from a folder; what is whole, or no path, as it is."""
     if isinstance(value, list):
         return [_anchored(item, folder) for item in value]
-    whole = (
-        not isinstance(value, str) or not value or value.startswith(("/", "~")) or ":" in value.split("/")[0]
-    )
-    return value if whole else str(folder.resolve() / value)
+    return str(folder.resolve() / value) if isinstance(value, str) and _is_relative(value) else value
+
+
+def _is_relative(value: str) -> bool:
+    return bool(value) and not value.startswith(("/", "~")) and ":" not in value.split("/")[0]
+
+
+def require_whole_paths(recipe: Recipe) -> None:
+    """RecipeError where a path is relative: of a recipe that came from no file and no working directory."""
+    for section, key in PATHS:
+        named = getattr(getattr(recipe, section), key)
+        for value in [named] if isinstance(named, str) else named:
+            if _is_relative(value):
+                where = "hf:" + value if key == "model" and value.count("/") == 1 else "/…/" + value
+                raise RecipeError(
+                    f"recipe: {section}.{key}: {value!r} is a relative path, and there is no folder that it "
+                    f"counts from; write it whole, e.g. {where}"
+                )
 
 
 def _apply(values: dict[str, Any], override: str) -> tuple[str, ...]:
@@ -149,6 +170,9 @@ def _explain(error: ValidationError) -> str:
         elif first["type"] == "string_type":
             quoted = without_secrets(f"'{where}=\"{value}\"'")
             text = f"{where}: input should be text, {quoted} with all its quotes (found {_shorten(value)})"
+        elif first["type"] == "string_pattern_mismatch" and first["ctx"]["pattern"] in IN_WORDS:
+            words = IN_WORDS[first["ctx"]["pattern"]]
+            text = f"{where}: input should be {words} (found {_shorten(value)})"
         elif first["type"] in IN_TOML:
             text = f"{where}: input should be {IN_TOML[first['type']]} (found {_shorten(value)})"
     return text if len(problems) == 1 else f"{text} (and {len(problems) - 1} more)"

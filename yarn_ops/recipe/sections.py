@@ -4,22 +4,36 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from yarn_ops.errors import RecipeError
 from yarn_ops.recipe.section import NO_PASSWORD, Fraction, Positive, RopeMethod, Section, SuiteChoice
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 ALIAS = r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"
+LANGUAGE = r"^[a-z]{2,3}$"
 TAG = r"^[A-Za-z0-9_][A-Za-z0-9_./ -]{0,249}$"
 TagValue = Annotated[str, Field(max_length=5000, json_schema_extra=NO_PASSWORD)]
-Source = Annotated[str, Field(min_length=1, max_length=4096, json_schema_extra=NO_PASSWORD)]
+
+
+def _trimmed(place: str) -> str:
+    """A place as it was given; ValueError where blanks or line breaks came along, or it is nothing else."""
+    if place and not place.strip():
+        raise ValueError("is blank; fill it in")
+    if place != place.strip():
+        raise ValueError(f"{place!r} begins or ends with a blank; remove it")
+    return place
+
+
+Source = Annotated[
+    str, Field(min_length=1, max_length=4096, json_schema_extra=NO_PASSWORD), AfterValidator(_trimmed)
+]
 
 
 class Base(Section):
     """The model to extend."""
 
-    model: str = Field(
+    model: Annotated[str, AfterValidator(_trimmed)] = Field(
         "", title="Base model", min_length=1, max_length=1024, json_schema_extra=NO_PASSWORD,
         description="A directory; hf:org/name@revision; models:/name@alias or models:/name/version (MLflow); "
         "s3://bucket/prefix; or shipped:base512, the demo's. Safetensors only.",
@@ -108,7 +122,7 @@ class Data(Section):
         "text", title="Text field", min_length=1, json_schema_extra=NO_PASSWORD,
         description="Of rows. Where one lacks it, its messages or conversations are read as a chat.",
     )  # fmt: skip
-    languages: tuple[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")], ...] = Field(
+    languages: tuple[Annotated[str, Field(pattern=LANGUAGE)], ...] = Field(
         (), title="Languages",
         description="Documents in others are left out: codes like en, de, zh. Empty: all are kept.",
     )  # fmt: skip

@@ -203,8 +203,8 @@ def cards_of(run: RunView) -> list[Scorecard]:
 
 
 def stage_names(run: RunView) -> list[str]:
-    """Of each stage, its name and what tells it from others of that name, as its task is called in Prefect:
-    evaluate base; evaluate yarn ×4, trained; train 2,048 tokens."""
+    """Of each stage, its name and what tells it from others of that name, as its task in Prefect has them but
+    for the base, which is called so: evaluate base; evaluate yarn ×4, trained; train 2,048 tokens."""
     models: dict[str, str] = {}
     names = []
     for stage in run.stages:
