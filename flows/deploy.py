@@ -6,10 +6,12 @@ puts right what died. `--alone`: no worker runs, so every run that counts as und
 
 from __future__ import annotations
 
+import asyncio
+import re
 import shlex
 import sys
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from prefect.deployments.runner import EntrypointType, RunnerDeployment
 from prefect.events import AutomationCore, EventTrigger, Posture, RunDeployment
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.schedules import Cron
+from prefect.server.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL
 
 from flows.alert import alert
@@ -50,6 +53,8 @@ EVERY_HOUR = "17 * * * *"
 EVERY_FIVE_MINUTES = "*/5 * * * *"
 BEFORE_DAWN = "40 3 * * *"
 SUNDAYS = "20 4 * * 0"
+DEPLOYMENT_NAME = re.compile("[^/%&<>]{1,128}")
+"""what Prefect takes, of a length that its pages show"""
 URGENT = "urgent"
 """a queue of each pool: a run that is put there is the next to begin"""
 ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
@@ -109,15 +114,37 @@ def deployments(language: str = "en") -> list[RunnerDeployment]:
     return [_in_language(one, language) for one in offered]
 
 
+def next_run(cron: str) -> datetime:
+    """When the times come next, in UTC as they are meant; SettingsError where they are none, or never come.
+
+    Five fields: by a sixth, of seconds, which Prefect takes, "* * * * * *" would run every second.
+    """
+    try:
+        if len(cron.split()) not in (1, 5):
+            raise ValueError
+        (found,) = asyncio.run(CronSchedule(cron=cron, timezone="UTC").get_dates(1))
+    except ValueError:
+        raise SettingsError(
+            f"--cron {cron!r}: no times that ever come; give five fields (minute, hour, day, month, weekday; "
+            "UTC), e.g. '0 2 * * *': every night at two"
+        ) from None
+    return found
+
+
+def require_free_name(name: str) -> None:
+    """SettingsError where no deployment can be called so, or one of the service's own would be replaced."""
+    if not name.strip() or DEPLOYMENT_NAME.fullmatch(name) is None:
+        raise SettingsError(f"--name {name!r}: give 1 to 128 characters, none of / % & < >")
+    if name in {one.name for one in deployments()}:
+        raise SettingsError(f"--name {name}: is a deployment of the service itself; give another --name")
+
+
 def schedule(recipe: Recipe, name: str, cron: str, *, active: bool, language: str) -> str:
     """Make or renew the deployment that runs the recipe at these times; its address in Prefect's pages.
 
-    SettingsError where the times are none. A run that is due while the last one goes on is left out.
+    A run that is due while the last one goes on is left out.
     """
-    try:
-        times = Cron(cron, active=active, slug="schedule")
-    except ValueError as error:
-        raise SettingsError(f"--cron {cron!r}: {str(error).splitlines()[-1].strip()}") from None
+    times = Cron(cron, timezone="UTC", active=active, slug="schedule")
     with get_client(sync_client=True) as client:
         ensure_pool(client, GPU_POOL, RUNS_AT_ONCE[GPU_POOL])
     offered = _offer(

@@ -211,7 +211,7 @@ def up(
 @app.command()
 def schedule(
     recipe: RecipeArgument,
-    cron: Annotated[str, typer.Option(metavar="TIMES", help="E.g. '0 2 * * *': every night at two.")],
+    cron: Annotated[str, typer.Option(metavar="TIMES", help="In UTC, e.g. '0 2 * * *': every night at two.")],
     name: Annotated[str | None, typer.Option(help="Of the deployment; left out: as the model's.")] = None,
     pause: Annotated[bool, typer.Option("--pause", help="Make it, but do not run it yet.")] = False,
     set_: SetOption = None,
@@ -221,7 +221,8 @@ def schedule(
     from yarn_ops.settings import read_settings
 
     asked = load_asked(recipe, set_)
-    typer.echo(make_schedule(read_settings(), asked, name or asked.publish.name, cron, active=not pause))
+    called = asked.publish.name if name is None else name
+    typer.echo(make_schedule(read_settings(), asked, called, cron, active=not pause))
 
 
 @app.command()

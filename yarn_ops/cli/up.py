@@ -67,12 +67,17 @@ def run_service(settings: Settings, wanted_ports: Mapping[str, int | None]) -> N
 
 
 def make_schedule(settings: Settings, recipe: Recipe, name: str, cron: str, *, active: bool) -> str:
-    """Have the running service run the recipe at these times; a line that says so, with its page."""
+    """Have the running service run the recipe at these times; a line that says so, when next, and its page.
+
+    SettingsError where no service runs, and where the times or the name are none.
+    """
     _within_service(settings)
     from flows import deploy
 
+    first = deploy.next_run(cron)
+    deploy.require_free_name(name)
     page = deploy.schedule(recipe, name, cron, active=active, language=settings.language)
-    return f"{name}: {cron}{'' if active else ', paused'}; {page}"
+    return f"{name}: {cron}, {f'next {first:%Y-%m-%d %H:%M} UTC' if active else 'paused'}; {page}"
 
 
 def decide(settings: Settings, run_id: str, person: str, note: str, *, approved: bool) -> str:
