@@ -13,7 +13,7 @@ from pathlib import Path
 from yarn_ops.errors import StoreError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+FORBIDDEN = {errno.EACCES, errno.EPERM}
 NOT_A_PLACE = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 
 
@@ -119,6 +119,8 @@ def _explain(error: OSError) -> str:
         return "no space left on the disk; free some and run again"
     if error.errno in FORBIDDEN:
         return "permission denied; check owner and mode, or choose another place"
+    if error.errno == errno.EROFS:
+        return "the file system is read-only; mount it to write, or choose another place"
     if error.errno == errno.ENOENT:
         return "no such file"
     if error.errno in NOT_A_PLACE:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from yarn_ops.atomic import atomic_write
+from yarn_ops.atomic import atomic_write, disk_errors
+from yarn_ops.errors import StoreError
 
 
 def test_a_file_appears_at_the_end_and_takes_the_place_of_another(tmp_path: Path) -> None:
@@ -71,3 +73,18 @@ def test_what_is_durable_is_on_the_disk_before_it_has_its_name(
         (draft / "below" / "file").write_text("all of it")
     order = ["file", "below", ".folder.partial", tmp_path.name]
     assert synced == [(name, name == tmp_path.name) for name in order]
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.EROFS, "the file system is read-only; mount it to write, or choose another place"),
+        (errno.EACCES, "permission denied; check owner and mode, or choose another place"),
+        (errno.ENOSPC, "no space left on the disk; free some and run again"),
+    ],
+)
+def test_what_a_disk_refuses_says_what_to_do(tmp_path: Path, number: int, told: str) -> None:
+    """A disk that failed is mounted read-only: no owner or mode is at fault then."""
+    with pytest.raises(StoreError) as refused, disk_errors(tmp_path):
+        raise OSError(number, "of the system")
+    assert str(refused.value) == f"{tmp_path}: {told}"

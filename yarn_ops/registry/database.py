@@ -276,7 +276,8 @@ _REMEDIES = {
     "Connection refused": "start the server, or check YARN_OPS_DATABASE_URL",
     "database is locked": "another process writes for long; try again when it has finished",
     "malformed": "the file is damaged; run `yarn-ops db rebuild`, which moves it aside",
-    "not a database": "the file is something else; set YARN_OPS_DATABASE_URL",
+    "not a database": "the file is damaged, then run `yarn-ops db rebuild`, which moves it aside; or "
+    "something else, then set YARN_OPS_DATABASE_URL",
     "unable to open": "is the directory there and writable?",
     "readonly database": "is the file writable?",
     "password authentication failed": "check the user and password in YARN_OPS_DATABASE_URL",

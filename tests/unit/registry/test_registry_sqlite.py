@@ -46,7 +46,9 @@ def test_a_file_in_the_way_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("use", [open_registry, upgrade])
 def test_another_file_is_told(path: Path, use: object) -> None:
     path.write_text("# Not a database, but a text of more than a hundred bytes\n" * 100)
-    assert "file is not a database; the file is something else" in failure(use, f"sqlite:///{path}")
+    told = failure(use, f"sqlite:///{path}")
+    assert "file is not a database; the file is damaged, then run `yarn-ops db rebuild`" in told
+    assert told.endswith("or something else, then set YARN_OPS_DATABASE_URL")
     assert path.read_text().startswith("# Not a database")
 
 
