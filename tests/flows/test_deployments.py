@@ -134,8 +134,8 @@ def test_a_contradiction_is_refused_in_the_form_and_in_a_schedule() -> None:
     [
         ({"base": "  "}, "base: is blank; fill it in"),
         ({"base": "shipped:base512\n"}, "base: 'shipped:base512\\n' begins or ends with a blank; remove it"),
-        ({"base": "models/llama"}, "base: 'models/llama' is a relative path"),
-        ({"base": "meta-llama/Llama-3.2-1B"}, "write it whole, e.g. hf:meta-llama/Llama-3.2-1B"),
+        ({"base": "models/llama"}, "write it whole, e.g. /…/models/llama, or hf:models/llama from the hub"),
+        ({"base": "meta-llama/Llama-3.2-1B"}, ", or hf:meta-llama/Llama-3.2-1B from the hub"),
         ({"base": None}, "base: is empty; fill it in"),
         ({"documents": ["/data/a.txt", " "]}, "documents.1: is blank; fill it in"),
         ({"documents": ["docs/*.txt"]}, "documents: 'docs/*.txt' is a relative path"),

@@ -121,10 +121,12 @@ def require_whole_paths(recipe: Recipe) -> None:
         named = getattr(getattr(recipe, section), key)
         for value in [named] if isinstance(named, str) else named:
             if _is_relative(value):
-                where = "hf:" + value if key == "model" and value.count("/") == 1 else "/…/" + value
+                on_the_hub = (
+                    f", or hf:{value} from the hub" if key == "model" and value.count("/") == 1 else ""
+                )
                 raise RecipeError(
                     f"recipe: {section}.{key}: {value!r} is a relative path, and there is no folder that it "
-                    f"counts from; write it whole, e.g. {where}"
+                    f"counts from; write it whole, e.g. /…/{value}{on_the_hub}"
                 )
 
 
