@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from yarn_ops.errors import TrainError
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 Device = Literal["auto", "cpu", "cuda"]
 Asked = Literal["auto", "fp32", "bf16", "fp8", "nf4"]
 Dtype = Literal["fp32", "bf16"]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 LLAMAS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """architectures whose layers are Llama's up to biases and query-key norms: our own forwards serve them"""
 
@@ -104,6 +107,20 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], device: str) -> list[Result]:
+    """What `work` returns for each item, in their order; it raises what `work` does.
+
+    On a processor as many items are worked on at a time as torch has threads, each in one thread: torch's own
+    threads, which share an item, wait for each other after every piece. A GPU is given one after the other.
+    Whether gradients are recorded is a thread's own: `work` says so itself.
+    """
+    import torch
+
+    threads = torch.get_num_threads() if device == "cpu" else 1
+    with one_thread(), ThreadPoolExecutor(threads) as pool:  # new threads of torch's begin with its number
+        return list(pool.map(work, items))
 
 
 @contextmanager

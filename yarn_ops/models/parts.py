@@ -31,7 +31,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 
 from yarn_ops.errors import BaseModelError
 from yarn_ops.models.checkpoints import quiet_transformers, weight_files
-from yarn_ops.models.device import one_thread
+from yarn_ops.models.device import side_by_side
 from yarn_ops.models.loading import lay_out_proven
 from yarn_ops.rope.methods import RopeSpec
 
@@ -153,23 +153,25 @@ class PartWeights:
             with place.file.open("rb") as stream:
                 os.posix_fadvise(stream.fileno(), place.first, place.size, os.POSIX_FADV_WILLNEED)
 
-    def differing(self, part: ModelPart, tensors: Mapping[str, Tensor]) -> list[str]:
-        """Names of the part's tensors that are not exactly these (float32, bfloat16's numbers) in the files,
-        which hold bfloat16. OSError."""
+    def take(self, part: ModelPart, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Put what the files hold of a part, bfloat16, into these tensors (float32). Returns the names of
+        those that, rounded, were not exactly that. OSError."""
         places = self._places[part]
-        wrong = [*(places.keys() ^ tensors.keys())]
-        wrong += [name for name in places.keys() & tensors.keys() if not _holds(places[name], tensors[name])]
-        return sorted(wrong)
+        both = [*(places.keys() & tensors.keys())]
+        taken = side_by_side(lambda name: _take(places[name], tensors[name]), both, self._parted.device)
+        wrong = [name for name, same in zip(both, taken, strict=True) if not same]
+        return sorted([*wrong, *(places.keys() ^ tensors.keys())])
 
     def load(self, part: ModelPart) -> None:
         """Load a part into the model. BaseModelError names a tensor that is missing or of another shape."""
-        places = self._places[part].values()
+        places = [*self._places[part].values()]
         try:
             if self._parted.converts or any(place.dtype not in DTYPES for place in places):
                 missing, mismatched = self._convert(part)
             else:
                 missing = {*part.names} - {place.name for place in places}
-                mismatched = {place.name for place in places if not self._place(place)}
+                placed = side_by_side(self._place, places, self._parted.device)
+                mismatched = {place.name for place, fits in zip(places, placed, strict=True) if not fits}
         except (OSError, SafetensorError) as error:
             raise BaseModelError(f"{self._path}: cannot be read ({error}); fetch it again") from None
         for fault, names in {"missing": missing, "mismatched": mismatched}.items():
@@ -224,27 +226,28 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     return model.get_submodule(module), leaf
 
 
-def _holds(place: _Place, expected: Tensor) -> bool:
-    """Whether a file has exactly these numbers in bfloat16; read in pieces that a processor's cache holds."""
-    if place.size != expected.numel() * torch.bfloat16.itemsize:
+def _take(place: _Place, into: Tensor) -> bool:
+    """Put a file's bfloat16 numbers into a float32 tensor, in pieces that a processor's cache holds; False as
+    soon as they are not the tensor's own, rounded."""
+    if place.size != into.numel() * torch.bfloat16.itemsize:
         return False
     buffer = memoryview(bytearray(PIECE_BYTES))
-    wide = torch.empty(PIECE_BYTES // torch.bfloat16.itemsize, dtype=torch.float32, device=expected.device)
-    with place.file.open("rb") as stream, one_thread():
+    with place.file.open("rb") as stream:
         stream.seek(place.first)
-        for piece in expected.reshape(-1).split(PIECE_BYTES // torch.bfloat16.itemsize):
+        for piece in into.view(-1).split(PIECE_BYTES // torch.bfloat16.itemsize):
             some = buffer[: piece.numel() * torch.bfloat16.itemsize]
             if stream.readinto(some) != len(some):
                 return False
-            read = wide[: piece.numel()].copy_(torch.frombuffer(some, dtype=torch.bfloat16))
-            if not _same_bits(read, piece):
+            read = torch.frombuffer(some, dtype=torch.bfloat16).to(into.device)
+            if not _same_bits(read, piece.bfloat16()):
                 return False
+            piece.copy_(read)
     return True
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
-    """Of two float32 tensors on one device; on a processor by NumPy, which takes a fifth of torch's time."""
-    found, wanted = one.view(torch.int32), other.view(torch.int32)
+    """Of two bfloat16 tensors on one device; on a processor by NumPy, which takes a fifth of torch's time."""
+    found, wanted = one.view(torch.int16), other.view(torch.int16)
     if one.is_cuda:
         return torch.equal(found, wanted)
     return np.array_equal(found.numpy(), wanted.numpy())
@@ -257,7 +260,7 @@ def _read(place: _Place, into: Tensor) -> Tensor:
     piece = memoryview(bytearray(PIECE_BYTES))
     usable = into.device.type == "cpu" and into.dtype == torch.float32 and into.is_contiguous()
     value = (into.detach() if usable else torch.empty(place.shape, dtype=torch.float32)).view(-1)
-    with place.file.open("rb") as stream, one_thread():
+    with place.file.open("rb") as stream:
         stream.seek(place.first)
         for start in range(0, place.size, PIECE_BYTES):
             read = piece[: place.size - start]

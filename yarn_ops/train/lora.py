@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from yarn_ops.errors import TrainError
-from yarn_ops.models.device import one_thread
+from yarn_ops.models.device import side_by_side
 from yarn_ops.recipe import Train
 
 FACTS = "adapter.json"
@@ -124,7 +124,6 @@ def load_trained(model: PreTrainedModel, directory: Path) -> list[str]:
         return _place(parameters, kept, facts["method"])
 
 
-@torch.no_grad()
 def merge_lora(model: nn.Module) -> None:
     """Add every LoRA product to the weight of its linear layer, in that weight's dtype, and remove PEFT's
     layers.
@@ -132,18 +131,23 @@ def merge_lora(model: nn.Module) -> None:
     The sums are those of PEFT's own merge, which holds three more tensors of the weight's size.
     """
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
+    if layers:
+        side_by_side(_add_product, [layer for _, layer in layers], layers[0][1].weight.device.type)
     for name, layer in layers:
-        linear, scaling = layer.get_base_layer(), layer.scaling["default"]
-        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        rows = max(1, MERGED_AT_ONCE // a.shape[1])
-        product = a.new_empty((min(rows, len(b)), a.shape[1]))  # one for all: new memory costs more than sums
-        with one_thread():
-            for weight, of_b in zip(linear.weight.split(rows), b.split(rows), strict=True):
-                weight += torch.mm(of_b, a, out=product[: len(of_b)]).mul_(scaling).to(weight.dtype)
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, linear)
+        setattr(model.get_submodule(parent), child, layer.get_base_layer())
     if hasattr(model, "peft_config"):
         del model.peft_config
+
+
+@torch.no_grad()
+def _add_product(layer: LoraLayer) -> None:
+    weight, scaling = layer.get_base_layer().weight, layer.scaling["default"]
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    rows = max(1, MERGED_AT_ONCE // a.shape[1])
+    product = a.new_empty((min(rows, len(b)), a.shape[1]))  # one for all: new memory costs more than sums
+    for some, of_b in zip(weight.split(rows), b.split(rows), strict=True):
+        some += torch.mm(of_b, a, out=product[: len(of_b)]).mul_(scaling).to(some.dtype)
 
 
 def read_facts(directory: Path) -> dict[str, Any]:

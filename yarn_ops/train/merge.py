@@ -23,7 +23,7 @@ from torch import Tensor
 from yarn_ops.atomic import atomic_write
 from yarn_ops.data.windows import ShardReader, spread
 from yarn_ops.errors import MergeError, TrainError
-from yarn_ops.models.device import Device, freed_memory, one_thread, resolve_device
+from yarn_ops.models.device import Device, freed_memory, resolve_device, side_by_side
 from yarn_ops.models.files import (
     CONFIG,
     GENERATION_CONFIG,
@@ -156,19 +156,16 @@ class _Merging:
         folded = self.parted.values(part)
         if self.parted.converts:
             folded = {name: value.bfloat16() for name, value in folded.items()}
-        else:
-            for value in folded.values():
-                _round(value)
-        published = self.parted.published(folded)
+        published, device = self.parted.published(folded), self.parted.device
         if not again:
-            for name, tensor in published.items():
-                self._files.write(name, tensor)
+            side_by_side(lambda one: self._files.write(*one), published.items(), device)
         if self.parted.converts:  # the way back is proven, too
             self.parted.fill(part, self._written)
             read = self.parted.values(part)
-            wrong = [name for name, value in read.items() if not _equal(value, folded[name])]
+            same = side_by_side(lambda name: _equal(read[name], folded[name]), read, device)
+            wrong = [name for name, equal in zip(read, same, strict=True) if not equal]
         else:
-            wrong = self._written.differing(part, published)
+            wrong = self._written.take(part, published)
         if wrong:
             raise MergeError(
                 f"merge: {len(wrong)} of {len(folded)} parameters read back are not those merged, "
@@ -241,20 +238,12 @@ def _check_merged(trained: list[Tensor], merged: list[Tensor]) -> None:
         )
 
 
-def _round(value: Tensor) -> None:
-    """Round a parameter to bfloat16's numbers in place, a piece at a time: no second tensor of its size."""
-    with one_thread():
-        for piece in value.view(-1).split(COMPARED_AT_ONCE):
-            piece.copy_(piece.bfloat16())
-
-
 def _equal(read: Tensor, rounded: Tensor) -> bool:
     """Whether a float32 tensor holds these bfloat16 numbers, a piece at a time."""
     pieces = zip(
         read.reshape(-1).split(COMPARED_AT_ONCE), rounded.reshape(-1).split(COMPARED_AT_ONCE), strict=True
     )
-    with one_thread():
-        return all(torch.equal(one, other.float()) for one, other in pieces)
+    return all(torch.equal(one, other.float()) for one, other in pieces)
 
 
 def _check_rounded(trained: list[Tensor], rounded: list[Tensor]) -> float:
