@@ -173,7 +173,13 @@ class Tracking:
 
             told = json.dumps(dict(source))
             data = Dataset(name, digest[:DATASET_DIGEST], "yarn-ops", told, profile=told)
-            client.log_inputs(run_id, datasets=[DatasetInput(data, [InputTag(USED_AS, "train")])])
+            told_as = [DatasetInput(data, [InputTag(USED_AS, "train")])]
+            try:
+                client.log_inputs(run_id, datasets=told_as)
+            except mlflow_exception() as error:
+                if "unique constraint" not in str(error).lower():
+                    raise
+                client.log_inputs(run_id, datasets=told_as)  # another run has just told the same: it is there
 
     def log_text(self, run_id: str, text: str, name: str) -> None:
         """Keep a text with the run, as a file of this name."""

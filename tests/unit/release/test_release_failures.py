@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -41,6 +43,21 @@ def test_a_database_that_is_none_is_told(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "File exists" in failure(f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}", tmp_path)
+
+
+def test_runs_that_tell_the_same_data_set_at_once_all_do(tmp_path: Path) -> None:
+    """MLflow looks whether it knows a data set, and then makes it: of two at once one made it in vain."""
+    tracking = Tracking(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path.as_uri())
+    runs = [tracking.start_run("e", f"run-{number}", {}) for number in range(4)]
+    for digest in map(str, range(8)):
+        together = Barrier(len(runs))
+
+        def tell(run_id: str, digest: str = digest, together: Barrier = together) -> None:
+            together.wait()
+            tracking.log_dataset(run_id, "shards", digest, {})
+
+        with ThreadPoolExecutor(len(runs)) as pool:
+            list(pool.map(tell, runs))
 
 
 def test_nothing_is_printed_and_nothing_is_left_in_the_working_directory(tmp_path: Path) -> None:
