@@ -69,7 +69,7 @@ def compare(recipe: Recipe, methods: list[RopeMethod] = METHODS, arms: list[Arm]
             card, parameters = contend(of_this_arm, method, arm, base, shards)
             scores.append(card)
             trained.append(parameters)
-        target = round(recipe.rope.resolve_factor(base.context_tokens) * base.context_tokens)
+        target = recipe.rope.target_tokens(base.context_tokens)
         arms_named = [" ".join(name) for name in names]
         comparison = rank(recipe.gate, before, arms_named, scores, trained, target)
         show_comparison(comparison)

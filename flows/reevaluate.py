@@ -53,7 +53,7 @@ def reevaluate(name: str, alias: str = "champion", seed: int = 1) -> str:
         shards = prepare(recipe.data.of_shards(), corpus, base)
         before = score(recipe, base, shards, base.context_tokens)
         scores = BeforeAfter(before, score(recipe, released, shards, base.context_tokens))
-        target = round(recipe.rope.resolve_factor(base.context_tokens) * base.context_tokens)
+        target = recipe.rope.target_tokens(base.context_tokens)
         verdict = judge(recipe.gate, scores, target)
         log_scores(run, run.mlflow.id, scores)
         show_capacity(chart(f"{name} version {version.version}", scores))

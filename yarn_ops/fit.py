@@ -93,7 +93,7 @@ def fit(
     """
     started = time.monotonic()
     original = base.record.context_tokens
-    factor = rope.resolve_factor(original)
+    factor, target = rope.resolve_factor(original), rope.target_tokens(original)
     if section.windows < LEAST_MEAN_SAMPLES:
         raise RecipeError(
             f"evaluate.windows: {section.windows} windows cannot verify what is fitted; give at least "
@@ -109,7 +109,7 @@ def fit(
 
     plain, yarn = patched({"method": "yarn", "factor": factor})
     space = longrope_space(yarn) if method == "longrope" else yarn_space(factor)
-    searched, fresh = draw_parts(ShardReader(shards.path, "held_out"), yarn.target_context_tokens, section)
+    searched, fresh = draw_parts(ShardReader(shards.path, "held_out"), target, section)
     network = load_proven(base.path, plain, yarn, dtype=torch_dtype(precision), device=device)
     require_known_head(network)
 
@@ -150,7 +150,7 @@ def fit(
         short_gain_nats=short,
         default_loss_nats=float(before.mean(dtype=np.float64)),
         windows=len(fresh),
-        target_context_tokens=yarn.target_context_tokens,
+        target_context_tokens=target,
         unservable=refusals(patched(chosen)[0]),
         evaluations=done + 2,
         tokens=tokens,

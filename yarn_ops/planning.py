@@ -188,7 +188,7 @@ def _evaluation(
     from yarn_ops.evals.plan import loads
 
     asked = recipe.measured(original)
-    target = round(recipe.rope.resolve_factor(original) * original)
+    target = recipe.rope.target_tokens(original)
     found, took = loads(asked, original, target), []
     for load in found:
         of_base = load.reads.until_look if load.context_tokens > original else 1.0

@@ -22,7 +22,7 @@ def score(
     """Measure a model as the recipe says, at both ends in any case; a suite reaches to the target."""
     target = None
     if recipe.evaluate.suite != "none":
-        target = round(recipe.rope.resolve_factor(original_context_tokens) * original_context_tokens)
+        target = recipe.rope.target_tokens(original_context_tokens)
     asked = recipe.measured(original_context_tokens)
     return evaluate(asked, model, shards, original_context_tokens, target)
 

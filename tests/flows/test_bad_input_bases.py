@@ -170,6 +170,10 @@ def test_a_reference(model: str, person: Person, small_recipe: Path) -> None:
             {"rope.factor": 4, "train.legs": "[{context_tokens=1024, steps=2}]"},
             ["train.legs: the last leg's factor is 2 but rope asks for 4", "reach the target context"],
         ),
+        (
+            {"rope.factor": 2, "rope.target_context_tokens": 2048},
+            ["rope.factor: 2 times the original context of 512 is less than", "give 4 or more"],
+        ),
         ({"rope.factor": 2, "base.original_context_tokens": 600}, ["600 is above the 512", "correct it"]),
     ],
 )

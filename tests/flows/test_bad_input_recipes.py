@@ -26,10 +26,6 @@ WRONG_TEXT = {
     "factor 0": ("[rope]\nfactor = 0", ["rope.factor: input should be greater than or equal to 1 (found 0)"]),
     "a factor that is no number": ("[rope]\nfactor = nan", ["rope.factor: input should be a finite number"]),
     "neither factor nor target": ("[rope]\n", ["rope: method 'yarn' needs factor or target_context_tokens"]),
-    "factor and target": (
-        "[rope]\nfactor = 4\ntarget_context_tokens = 2048",
-        ["rope: give factor or target_context_tokens, not both"],
-    ),
     "an unknown method": (
         "[rope]\nfactor = 4\nmethod = 'yarm'",
         ["rope.method: input should be 'none', 'linear'"],

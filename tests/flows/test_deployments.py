@@ -119,13 +119,13 @@ def test_an_emptied_field_of_a_form_is_empty(emptied: str, left: str | None) -> 
 def test_a_contradiction_is_refused_in_the_form_and_in_a_schedule() -> None:
     (deployment,) = (one for one in deployments() if one.name == "compare-methods")
     asked = json.loads(json.dumps({"parameters": deployment.parameters}))
-    asked["parameters"]["recipe"]["rope"]["target_context_tokens"] = 1536
+    asked["parameters"]["recipe"]["rope"]["beta_fast"] = 0.5
     schedules = CREATE.replace("create_flow_run", "schedules")
     for path, body in ((CREATE, asked), (schedules, [asked])):
         status, answer = ask(path, body, **PAGE)
-        told = "recipe: rope: give factor or target_context_tokens, not both"
+        told = "recipe: rope: beta_fast (0.5) must be above beta_slow (1)"
         assert (status, answer) == (409, {"detail": told})
-    asked["parameters"]["recipe"]["rope"]["factor"] = {"__prefect_kind": "jinja", "template": "{{ 4 }}"}
+    asked["parameters"]["recipe"]["rope"]["beta_fast"] = {"__prefect_kind": "jinja", "template": "{{ 32 }}"}
     assert ask(CREATE, asked, **PAGE)[0] == 201
 
 

@@ -178,6 +178,25 @@ def test_a_failed_gate_registers_a_rejected_version_and_moves_no_alias(
     assert workplace.mlflow_runs()[first.id].data.tags["outcome"] == "promoted"
 
 
+def test_a_factor_beyond_the_target_s_changes_positions_alone(
+    workplace: Workplace, first: RunView, tmp_path: Path
+) -> None:
+    """Measured, released and served at the target; heads turn by the factor. Rejected: no alias moves."""
+    further = ("rope.factor=4", "rope.target_context_tokens=1024", "gate.min_long_gain=1000")
+    extended = workplace.extend(*further, status=2)
+    assert max(score.context_tokens for score in extended.scores) == 1024
+    assert extended.release is not None
+    number = extended.release.version
+    tags = workplace.versions()[number].tags
+    assert (tags["context_length"], tags["factor"]) == ("1024", "4")
+    pulled = tmp_path / "further"
+    answer = workplace.types("pull", "small", "--version", number, "--any-gate", "--to", pulled)
+    assert answer.status == 0, answer.err
+    config = json.loads((pulled / "config.json").read_text("utf-8"))
+    assert (config["rope_parameters"]["factor"], config["max_position_embeddings"]) == (4.0, 2048)
+    assert "--max-model-len 1024" in workplace.types("export", pulled, "--for", "vllm").out
+
+
 def test_released_versions_are_put_side_by_side(
     workplace: Workplace, first: RunView, rejected: RunView, tmp_path: Path
 ) -> None:

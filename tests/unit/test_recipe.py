@@ -80,10 +80,6 @@ def test_a_recipe_survives_json() -> None:
         ("[rope]\nfactor = nan\n", "rope.factor: input should be a finite number (found nan)"),
         ("[train]\nsteps = 5\n", "rope: missing"),
         ("[rope]\n", "rope: method 'yarn' needs factor or target_context_tokens"),
-        (
-            "[rope]\nfactor = 4\ntarget_context_tokens = 2048\n",
-            "rope: give factor or target_context_tokens, not both",
-        ),
         ("[rope]\nfactor = 4\nbeta_fast = 1\n", "rope: beta_fast (1) must be above beta_slow (1)"),
         ("[rope]\nfactor = 4\n[train]\nsteps = 0\n", "train.steps: input should be greater than 0 (found 0)"),
         ("[rope]\nfactor = 4\n[data]\nsources = []\n", "data.sources: list should have at least 1 item"),

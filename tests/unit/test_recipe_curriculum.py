@@ -60,3 +60,21 @@ def test_a_curriculum_that_stops_short_is_refused() -> None:
 def test_a_target_below_the_original_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"256 is below the base's original context of 512"):
         asked(rope={"target_context_tokens": 256}).curriculum(512)
+
+
+def test_a_factor_beyond_the_target_s_scales_positions_alone() -> None:
+    """Windows, lengths and gates are those of the target; legs have their share of the factor."""
+    recipe = asked(rope={"factor": 8, "target_context_tokens": 2048})
+    (leg,) = recipe.curriculum(512)
+    assert (leg.context_tokens, leg.factor) == (2048, 8.0)
+    assert recipe.rope.target_tokens(512) == 2048
+    assert max(recipe.measured(512).lengths) == 4.0
+    legs = [{"context_tokens": 1024, "steps": 5}, {"context_tokens": 2048, "steps": 5}]
+    grown = asked(rope={"factor": 8, "target_context_tokens": 2048}, train={"legs": legs})
+    assert [leg.factor for leg in grown.curriculum(512)] == [4.0, 8.0]
+
+
+def test_a_factor_below_the_target_s_is_refused() -> None:
+    told = r"is less than rope.target_context_tokens \(2048\); give 4 or more, or leave it out"
+    with pytest.raises(RecipeError, match=f"rope.factor: 2 times the original context of 512 {told}"):
+        asked(rope={"factor": 2, "target_context_tokens": 2048}).curriculum(512)

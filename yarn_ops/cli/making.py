@@ -230,7 +230,7 @@ def recipe_check(recipe: RecipeArgument, set_: SetOption = None) -> None:
     legs = asked.curriculum(original)
     lengths = ", ".join(f"{round(length * original):,}" for length in asked.measured(original).lengths)
     typer.echo(
-        f"{asked.publish.name}: {original:,} to {round((legs[-1].factor or 1) * original):,} tokens, "
+        f"{asked.publish.name}: {original:,} to {asked.rope.target_tokens(original):,} tokens, "
         f"{counted(sum(leg.steps for leg in legs), 'step')}; measured at {lengths} tokens"
     )
 

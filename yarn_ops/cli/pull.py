@@ -26,6 +26,7 @@ from yarn_ops.digests import stream_digest
 from yarn_ops.errors import ClaimError, ReleaseError
 from yarn_ops.evals.report.verdict import reached_in
 from yarn_ops.models.checkpoints import INDEX, checkpoint_files, tensor_shapes
+from yarn_ops.models.context import context_tokens_of
 from yarn_ops.models.files import (
     CONFIG,
     GENERATION_CONFIG,
@@ -210,7 +211,7 @@ def verified_directory(settings: Settings, folder: Path) -> Claim | None:
 
 def require_reported(folder: Path, claim: Claim, where: str) -> None:
     """ClaimError where a claim is above what the model's own card and config.json say."""
-    target = rope_spec_of(read_config(folder)).target_context_tokens
+    target = context_tokens_of(folder)
     require_measured(claim, {"target_context_tokens": target}, CONFIG, where)
     if (folder / CARD).exists():
         require_measured(claim, reached_in(read_model_file(folder, CARD)), CARD, where)

@@ -1,8 +1,8 @@
 """What to do with an extended model, read off the measurements before and after.
 
-Two questions. Does the model use the whole context that the factor buys? If recall or perplexity breaks
-before the target, a smaller factor is sufficient, and static scaling costs short texts less the smaller it
-is. And does it cost short texts so much that the base should go on serving them?
+Two questions. Does the model use the whole target? If recall or perplexity breaks before it, a shorter one is
+sufficient, and static scaling costs short texts less the shorter it is. And does it cost short texts so much
+that the base should go on serving them?
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ SHORT_RECALL_LOSS = 0.05
 
 @dataclass(frozen=True)
 class Advice:
-    """`factor` None: not measured beyond the original context."""
+    """`uses_tokens` None: not measured beyond the original context."""
 
-    factor: float | None
-    """the smallest that gives every length which the model was found to use"""
+    uses_tokens: int | None
+    """the longest length up to which the model holds at every one that was measured"""
     side_by_side: bool
     """whether texts within the original context should go on to the base"""
     reasons: tuple[str, ...]
-    """one sentence on the factor, one on serving; what was not measured is left out"""
+    """one sentence on the target, one on serving; what was not measured is left out"""
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ def advise(scores: BeforeAfter[Scorecard], target_context_tokens: int) -> Advice
     """Advice on a promoted model, from the same measurements of a base and of its extension."""
     before, after = scores
     original = after.original_context_tokens
-    factor, on_factor = _sufficient_factor(after, original, target_context_tokens)
+    uses_tokens, on_target = _used(after, original, target_context_tokens)
     short = list(_short_changes(before, after, original))
     of_kinds = ([one for one in short if one.of_perplexity], [one for one in short if not one.of_perplexity])
     changes = [max(some, key=lambda change: change.harm) for some in of_kinds if some]
     too_much = [change for change in changes if change.harm > change.tolerated]
-    reasons = [*on_factor]
+    reasons = [*on_target]
     if too_much:
         reasons.append(
             "serve base and extended side by side (yarn-ops router), "
@@ -77,10 +77,10 @@ def advise(scores: BeforeAfter[Scorecard], target_context_tokens: int) -> Advice
         )
     elif changes:
         reasons.append(f"serve the extended model alone: at worst, {' and '.join(map(_told, changes))}")
-    return Advice(factor=factor, side_by_side=bool(too_much), reasons=tuple(reasons))
+    return Advice(uses_tokens=uses_tokens, side_by_side=bool(too_much), reasons=tuple(reasons))
 
 
-def _sufficient_factor(after: Scorecard, original: int, target: int) -> tuple[float | None, list[str]]:
+def _used(after: Scorecard, original: int, target: int) -> tuple[int | None, list[str]]:
     lengths = {score.context_tokens for score in _scores(after)}
     longer = sorted(length for length in lengths if original < length <= target)
     if not longer:
@@ -88,15 +88,10 @@ def _sufficient_factor(after: Scorecard, original: int, target: int) -> tuple[fl
     used = original
     for length in longer:
         if fault := next(_faults(after, original, length), None):
-            factor = used / original
-            rest = f"factor {factor:g} is sufficient" if used > original else "nothing is gained beyond it"
-            return factor, [f"{fault}; the model uses {used:,} tokens, {rest}"]
+            rest = "ask for no more" if used > original else "nothing is gained beyond it"
+            return used, [f"{fault}; the model uses {used:,} tokens, {rest}"]
         used = length
-    factor = used / original
-    return factor, [
-        f"the model uses {used:,} tokens, the longest measured up to its target: "
-        f"factor {factor:g} is the smallest for that"
-    ]
+    return used, [f"the model uses {used:,} tokens, the longest measured up to its target"]
 
 
 def _faults(after: Scorecard, original: int, length: int) -> Iterator[str]:

@@ -14,6 +14,7 @@ from yarn_ops.digests import digest_of, file_digest
 from yarn_ops.errors import BaseModelError, DataError, UnprovenRope
 from yarn_ops.evals.cells import ModelUnderTest
 from yarn_ops.models.checkpoints import checkpoint_files, load_tokenizer, refuse_code, tensor_shapes
+from yarn_ops.models.context import context_tokens_of
 from yarn_ops.models.device import Dtype, torch_dtype
 from yarn_ops.models.files import CONFIG, read_config
 from yarn_ops.models.loading import load_proven
@@ -36,7 +37,7 @@ class Subject:
     rotary: bool
     """whether its positions are rotary; with no `spec` they are not proven"""
     context_tokens: int
-    """what its config says that it reads"""
+    """what it is made for, as its config says, or its tokenizer where the factor is larger than that needs"""
     original_context_tokens: int
     """what it was trained on before any scaling of its positions"""
     encode: Encode
@@ -117,5 +118,7 @@ def open_subject(path: Path, *, name: str | None = None, config: Mapping[str, An
             return tokenizer.encode(text, add_special_tokens=False, verbose=False)
         return within.encode(text, add_special_tokens=False).ids
 
+    if spec is not None and config is None:
+        limit = min(limit, context_tokens_of(path))
     original = spec.original_context_tokens if spec is not None else limit
     return Subject(path, name, values, spec, rotary, limit, original, encode, tokenizer)

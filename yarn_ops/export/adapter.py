@@ -17,6 +17,7 @@ from yarn_ops.export.engines import Engine
 from yarn_ops.export.model import Export, new_directory, place_files
 from yarn_ops.export.serving import serving_settings
 from yarn_ops.models.checkpoints import checkpoint_files
+from yarn_ops.models.context import context_tokens_of
 from yarn_ops.models.files import CONFIG as BASE_CONFIG
 from yarn_ops.models.files import GENERATION_CONFIG, read_config, tokenizer_files, write_object
 from yarn_ops.models.inspection import inspect_checkpoint
@@ -41,7 +42,8 @@ def export_adapter(adapter: Path, engine: Engine, *, base: Path, patched: Path, 
         raise ExportError(f"--adapter: {engine} is given the merged model; leave --adapter out")
     rank = _rank(adapter, engine)
     config = read_config(patched)
-    settings, spec = serving_settings(config, engine), rope_spec_of(config)
+    settings = serving_settings(config, engine, context_tokens_of(patched))
+    spec = rope_spec_of(config)
     inspect_checkpoint(base, source=str(base), original_context_tokens=spec.original_context_tokens)
     plain = read_config(base)
     for key in OF_THE_BASE:

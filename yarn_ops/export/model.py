@@ -13,6 +13,7 @@ from yarn_ops.errors import ExportError
 from yarn_ops.export.engines import Engine
 from yarn_ops.export.serving import GgufRope, modelfile_of, serving_settings
 from yarn_ops.models.checkpoints import checkpoint_files
+from yarn_ops.models.context import context_tokens_of
 from yarn_ops.models.files import CONFIG, link_model_file, read_config, write_object
 from yarn_ops.models.inspection import inspect_checkpoint
 from yarn_ops.models.patch import prove_directory
@@ -43,7 +44,7 @@ def export_model(
     BaseModelError and ProofError where the model is not sound.
     """
     config = read_config(model)
-    settings = serving_settings(config, engine)
+    settings = serving_settings(config, engine, context_tokens_of(model))
     spec = rope_spec_of(config)
     inspect_checkpoint(model, source=str(model), original_context_tokens=spec.original_context_tokens)
     prove_directory(model, spec)

@@ -127,8 +127,13 @@ def _plain_name(model: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", Path(model).stem.lower()).strip("-.") or "model"
 
 
-def serving_settings(config: Mapping[str, Any], engine: engines.Engine) -> ServingSettings:
-    """Settings under which `engine` rotates as `config` (a config.json) asks. RopeError: it cannot."""
+def serving_settings(
+    config: Mapping[str, Any], engine: engines.Engine, context_tokens: int | None = None
+) -> ServingSettings:
+    """Settings under which `engine` rotates as `config` (a config.json) asks. RopeError: it cannot.
+
+    context_tokens: that the model is made for, where it is not what the config says (`context_tokens_of`).
+    """
     fields, spec = read_fields(config), rope_spec_of(config)
     require_full_attention(config, fields.context_tokens)
     if spec.method in LENGTH_DEPENDENT:
@@ -152,7 +157,7 @@ def serving_settings(config: Mapping[str, Any], engine: engines.Engine) -> Servi
             _require_ramp(engine, spec)
         case _ if engine in engines.OF_A_GGUF:
             gguf = _gguf_rope(config, fields, spec)
-    return ServingSettings(engine, requires, fields.context_tokens, served, gguf)
+    return ServingSettings(engine, requires, context_tokens or fields.context_tokens, served, gguf)
 
 
 def _require_read(model_type: str, engine: engines.Engine, config: Mapping[str, Any], spec: RopeSpec) -> None:

@@ -21,8 +21,10 @@ PHRASES = {
         "降低学习率（train.learning_rate），或缩短目标上下文",
     "Train on exercises (train.exercises.share=1), or longer on them (train.steps)":
         "加入练习训练（train.exercises.share=1），或用练习训练更多步（train.steps）",
-    "Ask for rope.factor={factor}: it uses {tokens} tokens":
-        "改用 rope.factor={factor}：模型能用到 {tokens} 个 token",
+    "Ask for rope.target_context_tokens={tokens}: it uses {used} tokens":
+        "改用 rope.target_context_tokens={tokens}：模型能用到 {used} 个 token",
+    "Or turn positions back further: rope.factor={factor} with rope.target_context_tokens={tokens}":
+        "或加大位置的缩放：rope.factor={factor}，同时给出 rope.target_context_tokens={tokens}",
     "Measure what the gate asks for (section evaluate), or empty that threshold":
         "测量门禁所要求的指标（evaluate 一节），或清空该阈值",
     "See gate.conditions of its recipe: a changed gate costs seconds":
@@ -98,11 +100,10 @@ PHRASES = {
     "texts up to {original} tokens by the base: {changes_}":
         "同时部署基座与扩展后的模型（yarn-ops router），{original} 个 token 以内的文本交给基座：{changes_}",
     "serve the extended model alone: at worst, {changes_}": "只部署扩展后的模型即可：最坏情况下，{changes_}",
-    "the model uses {used} tokens, the longest measured up to its target: "
-    "factor {factor} is the smallest for that":
-        "模型用到了 {used} 个 token，即目标以内测量的最长长度：factor {factor} 是为此所需的最小值",
+    "the model uses {used} tokens, the longest measured up to its target":
+        "模型用到了 {used} 个 token，即目标以内测量的最长长度",
     "{fault_}; the model uses {used} tokens, {rest_}": "{fault_}；模型能用到 {used} 个 token，{rest_}",
-    "factor {factor} is sufficient": "factor {factor} 就足够",
+    "ask for no more": "目标不必更长",
     "nothing is gained beyond it": "更长没有收益",
     "at {length} tokens {what_} is {value} against {short} at {original}":
         "在 {length} 个 token 处，{what_}为 {value}，而在 {original} 处为 {short}",
@@ -193,8 +194,12 @@ FIELDS = {
         "基座训练时的长度。仅当其 config 已含 RoPE 缩放时才需填写。",
     ),
     "Rope.method": ("方法", "除非要比较方法，否则用 yarn。"),
-    "Rope.factor": ("倍率", "目标上下文 / 原始上下文，例如 4。"),
-    "Rope.target_context_tokens": ("目标上下文（token）", "代替倍率（此时倍率留空），例如 32768。"),
+    "Rope.factor": (
+        "倍率", "留空：目标上下文 / 原始上下文。取其两倍可使模型更好地找到远处的内容，近处文本略受影响。",
+    ),
+    "Rope.target_context_tokens": (
+        "目标上下文（token）", "用于训练、评测与部署的长度，例如 32768。留空：倍率 × 原始上下文。",
+    ),
     "Rope.beta_fast": ("beta_fast", "在原始上下文内转过的圈数高于此值的维度保持不变。"),
     "Rope.beta_slow": ("beta_slow", "圈数低于此值的维度完全插值。"),
     "Rope.attention_factor": ("注意力系数", "留空：yarn 取 0.1 ln(factor) + 1。并非所有推理服务都支持。"),
@@ -312,7 +317,7 @@ FIELDS = {
     "Exercises.families": ("种类", "练习的种类；留空：全部。"),
     "Leg.context_tokens": ("上下文（token）", "本段的窗口长度。"),
     "Leg.steps": ("步数",),
-    "Leg.factor": ("倍率", "本段的 RoPE 倍率；留空：上下文 / 原始上下文。"),
+    "Leg.factor": ("倍率", "本段的 RoPE 倍率；留空：按本段上下文占目标上下文的比例取 rope 的倍率。"),
     "Leg.learning_rate": ("学习率", "留空：与配方相同。"),
     "Leg.prefer_long": ("偏好长文档", "本段如何抽取窗口；留空：与配方 data 一节相同。"),
     "Leg.carry": (

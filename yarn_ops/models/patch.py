@@ -37,16 +37,17 @@ def patch(rope: recipe.Rope, base: Local[BaseModel], out: Path, *, factor: float
     original = base.record.context_tokens
     config = read_config(base.path)
     patched, spec = patch_config(config, rope, factor=factor, original_context_tokens=original)
+    target = min(rope.target_context_tokens or spec.target_context_tokens, spec.target_context_tokens)
     with atomic_write(out) as draft:
         draft.mkdir()
-        _write_files(base.path, draft, config, patched, spec.target_context_tokens)
+        _write_files(base.path, draft, config, patched, target)
         error = prove_directory(draft, spec)
     return PatchedModel(
         parents=(base.record.digest,),
         method=spec.method,
         factor=factor,
         original_context_tokens=original,
-        target_context_tokens=spec.target_context_tokens,
+        target_context_tokens=target,
         attention_factor=attention_factor(spec, spec.target_context_tokens),
         inverse_frequency_error=error,
     )

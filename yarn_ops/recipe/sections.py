@@ -45,15 +45,17 @@ class Base(Section):
 
 
 class Rope(Section):
-    """How positions beyond the original context are made readable. Give a factor or a target context."""
+    """How positions beyond the original context are made readable: a target context, a factor, or both."""
 
     method: RopeMethod = Field("yarn", title="Method", description="yarn unless you compare methods.")
     factor: float | None = Field(
-        None, ge=1, le=1024, title="Factor", description="Target context / original context, e.g. 4."
-    )
+        None, ge=1, le=1024, title="Factor",
+        description="Empty: target context / original context. Twice that has a model find more of what is "
+        "far away, and costs near texts a little.",
+    )  # fmt: skip
     target_context_tokens: Positive | None = Field(
         None, title="Target context (tokens)",
-        description="Instead of a factor (leave that empty), e.g. 32768.",
+        description="To train on, measure and serve, e.g. 32768. Empty: factor * original context.",
     )  # fmt: skip
     beta_fast: float = Field(
         32.0, gt=0, title="beta_fast",
@@ -80,8 +82,6 @@ class Rope(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Rope:
-        if self.factor is not None and self.target_context_tokens is not None:
-            raise ValueError("give factor or target_context_tokens, not both")
         if self.factor is None and self.target_context_tokens is None and self.method != "none":
             raise ValueError(f"method {self.method!r} needs factor or target_context_tokens")
         if self.beta_fast <= self.beta_slow:
@@ -93,17 +93,30 @@ class Rope(Section):
         return self
 
     def resolve_factor(self, original_context_tokens: int) -> float:
-        """Target context / original context. RopeError-free arithmetic; raises RecipeError below 1."""
-        if self.factor is not None:
-            return self.factor
-        if self.target_context_tokens is None:
-            return 1.0
-        if self.target_context_tokens < original_context_tokens:
+        """What positions are scaled by: as given, else target context / original context.
+
+        RecipeError where the target is below the original context, or the factor does not reach it.
+        """
+        target = self.target_context_tokens
+        if target is None:
+            return self.factor or 1.0
+        if target < original_context_tokens:
             raise RecipeError(
-                f"rope.target_context_tokens: {self.target_context_tokens} is below the base's original "
+                f"rope.target_context_tokens: {target} is below the base's original "
                 f"context of {original_context_tokens}; ask for a longer one"
             )
-        return self.target_context_tokens / original_context_tokens
+        if self.factor is not None and self.factor * original_context_tokens < target:
+            raise RecipeError(
+                f"rope.factor: {self.factor:g} times the original context of {original_context_tokens} is "
+                f"less than rope.target_context_tokens ({target}); give {target / original_context_tokens:g} "
+                "or more, or leave it out"
+            )
+        return self.factor or target / original_context_tokens
+
+    def target_tokens(self, original_context_tokens: int) -> int:
+        """The context to train on, measure and serve. RecipeError as `resolve_factor`."""
+        factor = self.resolve_factor(original_context_tokens)
+        return self.target_context_tokens or round(factor * original_context_tokens)
 
 
 class Data(Section):

@@ -58,8 +58,9 @@ class Leg(Section):
     context_tokens: Positive = Field(title="Context (tokens)", description="Window length of this leg.")
     steps: Positive = Field(title="Steps")
     factor: float | None = Field(
-        None, ge=1, title="Factor", description="RoPE factor of this leg; empty: context / original context."
-    )
+        None, ge=1, title="Factor",
+        description="RoPE factor of this leg; empty: rope's, by this leg's share of the target context.",
+    )  # fmt: skip
     learning_rate: float | None = Field(None, gt=0, title="Learning rate", description="Empty: the recipe's.")
     prefer_long: float | None = Field(
         None, ge=0, le=4, title="Prefer long documents",

@@ -118,7 +118,8 @@ class Recipe(Section):
             known.add("perplexity/sliding")
         if task not in known:
             return f"score {condition.score!r} is not measured; known here: {', '.join(sorted(known))}"
-        lengths = {1.0, self.rope.factor, condition.length if self.rope.factor is None else None}
+        of_target = self.rope.factor if self.rope.target_context_tokens is None else condition.length
+        lengths = {1.0, of_target}
         if condition.length is not None and condition.length not in {*asked.lengths, *lengths}:
             return f"length {condition.length:g} is not among evaluate.lengths; add it there"
         return None
@@ -127,7 +128,7 @@ class Recipe(Section):
         """What to measure: as asked for, at the original and the target context in any case."""
         asked, original = self.evaluate, original_context_tokens
         there = {round(length * original) for length in asked.lengths}
-        ends = (1.0, self.rope.resolve_factor(original))
+        ends = (1.0, self.rope.target_tokens(original) / original)
         missing = {length for length in ends if round(length * original) not in there}
         lengths = tuple(sorted({*asked.lengths, *missing}))
         return asked.model_copy(update={"lengths": lengths}) if missing else asked
@@ -142,7 +143,7 @@ class Recipe(Section):
         The first one carries nothing over, whatever it says.
         """
         factor = self.rope.resolve_factor(original_context_tokens)
-        target = round(factor * original_context_tokens)
+        target = self.rope.target_tokens(original_context_tokens)
         if not self.train.legs:
             window = self.train.context_tokens or target
             if window > target:
@@ -157,10 +158,11 @@ class Recipe(Section):
                 learning_rate=self.train.learning_rate,
             )
             return (leg,)
+        beyond = factor / (target / original_context_tokens)
         legs = tuple(
             leg.model_copy(
                 update={
-                    "factor": leg.factor or max(1.0, leg.context_tokens / original_context_tokens),
+                    "factor": leg.factor or max(1.0, leg.context_tokens / original_context_tokens * beyond),
                     "learning_rate": leg.learning_rate or self.train.learning_rate,
                     "carry": leg.carry if number else "adapter",
                 }

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from yarn_ops.errors import RopeError, ServingError
 from yarn_ops.models.checkpoints import load_tokenizer
+from yarn_ops.models.context import context_tokens_of
 from yarn_ops.models.files import read_config
 from yarn_ops.models.loading import load_proven
 from yarn_ops.progress import OnProgress
@@ -74,7 +75,8 @@ def make_fingerprint(
             "serves; nothing to compare with"
         )
     tokenizer = load_tokenizer(model_dir)
-    most_tokens = min(longest or spec.target_context_tokens, spec.target_context_tokens - SPARED_TOKENS)
+    target = context_tokens_of(model_dir)
+    most_tokens = min(longest or target, target - SPARED_TOKENS)
     probes, texts = cut(tokenizer, most_tokens)
     specs = faulty_specs(spec)
     steps, step = len(specs) + 2 + len(BITS), 0
@@ -111,7 +113,7 @@ def make_fingerprint(
             round_weights(model, bits)
             rounded[bits] = forward(model, texts, kernel)
     report(steps, steps, "")
-    return _fingerprint(spec, tokenizer, probes, found, rounded)
+    return _fingerprint(spec, target, tokenizer, probes, found, rounded)
 
 
 def faulty_specs(spec: RopeSpec) -> dict[str, RopeSpec]:
@@ -206,7 +208,7 @@ def _word_ends(text: str, first: int, last: int, skipped: int) -> Iterator[int]:
 
 
 def _fingerprint(
-    spec: RopeSpec, tokenizer: Any, probes: Sequence[TextProbe], found: dict[str, Logprobs],
+    spec: RopeSpec, target: int, tokenizer: Any, probes: Sequence[TextProbe], found: dict[str, Logprobs],
     rounded: dict[int, Logprobs],
 ) -> Fingerprint:  # fmt: skip
     ranked = [_likeliest(state, KEPT) for state in found.values()]
@@ -223,7 +225,7 @@ def _fingerprint(
         method=spec.method,
         factor=spec.factor,
         original_context_tokens=spec.original_context_tokens,
-        target_context_tokens=spec.target_context_tokens,
+        target_context_tokens=target,
         texts=tuple(text_digest(number, chars) for number, chars in sorted(longest.items())),
         probes=kept,
         states={

@@ -28,38 +28,37 @@ def advice(scorecard):
     return given
 
 
-def test_a_good_extension_is_served_alone_at_its_factor(advice):
+def test_a_good_extension_is_served_alone(advice):
     given = advice()
-    assert (given.factor, given.side_by_side) == (4, False)
+    assert (given.uses_tokens, given.side_by_side) == (2048, False)
     assert given.reasons == (
-        "the model uses 2,048 tokens, the longest measured up to its target: "
-        "factor 4 is the smallest for that",
+        "the model uses 2,048 tokens, the longest measured up to its target",
         "serve the extended model alone: at worst, perplexity at 256 tokens changes by -1.1 % "
         "and code recall at 256 tokens changes by +0.00",
     )
 
 
-def test_recall_that_breaks_before_the_target_asks_for_a_smaller_factor(advice):
+def test_recall_that_breaks_before_the_target_asks_for_a_shorter_one(advice):
     given = advice(code={256: 0.98, 512: 0.97, 1024: 0.96, 2048: 0.3})
-    assert given.factor == 2
+    assert given.uses_tokens == 1024
     assert given.reasons[0] == (
         "at 2,048 tokens code recall is 0.30 [0.28, 0.32] against 0.97 at 512; the model uses 1,024 tokens, "
-        "factor 2 is sufficient"
+        "ask for no more"
     )
 
 
 def test_a_length_beyond_one_that_breaks_does_not_count(advice):
-    assert advice(code={256: 0.98, 512: 0.97, 1024: 0.2, 2048: 0.9}).factor == 1
+    assert advice(code={256: 0.98, 512: 0.97, 1024: 0.2, 2048: 0.9}).uses_tokens == 512
 
 
 def test_recall_that_may_hold_within_its_interval_does(advice):
     """0.9 × 0.97 = 0.873; 0.84 reaches it with the upper end, 0.882."""
-    assert advice(code={256: 0.98, 512: 0.97, 1024: 0.98, 2048: 0.84}).factor == 4
+    assert advice(code={256: 0.98, 512: 0.97, 1024: 0.98, 2048: 0.84}).uses_tokens == 2048
 
 
-def test_perplexity_that_explodes_asks_for_a_smaller_factor(advice):
+def test_perplexity_that_explodes_asks_for_a_shorter_target(advice):
     given = advice(perplexity={256: 9.2, 512: 8.9, 1024: 8.0, 2048: 31.0}, code={})
-    assert given.factor == 2
+    assert given.uses_tokens == 1024
     assert given.reasons[0].startswith("at 2,048 tokens perplexity is 31.0 against 8.9 at 512")
 
 
@@ -80,7 +79,7 @@ def test_lost_recall_at_short_texts_is_served_by_the_base(advice):
 
 def test_what_was_not_measured_is_not_advised_on(scorecard):
     nothing = advise(BeforeAfter(scorecard(perplexity={}), scorecard(perplexity={})), 2048)
-    assert (nothing.factor, nothing.side_by_side, nothing.reasons) == (None, False, ())
+    assert (nothing.uses_tokens, nothing.side_by_side, nothing.reasons) == (None, False, ())
 
 
 def with_items(card, items):
@@ -138,5 +137,5 @@ def test_scores_of_other_windows_are_told_without_an_interval(scorecard):
 def test_lengths_beyond_the_target_are_no_argument(scorecard) -> None:
     broken = {key: {**values, 4096: 900.0 if key == "perplexity" else 0.0} for key, values in GOOD.items()}
     scores = BeforeAfter(scorecard(**BEFORE), scorecard(**broken))
-    assert advise(scores, 2048).factor == 4
+    assert advise(scores, 2048).uses_tokens == 2048
     assert "at 4,096 tokens perplexity is 900.0" in advise(scores, 4096).reasons[0]

@@ -19,7 +19,6 @@ from yarn_ops.evals.report.verdict import _remedies
 from yarn_ops.evals.report.write import write_report
 from yarn_ops.recipe import Base, Data, Gate, Leg, Publish, Recipe, Rope, Train
 from yarn_ops.records import Adapter, BaseModel, Checkpoint, Dropped, LengthShare, PatchedModel, ShardSet
-from yarn_ops.rope.config import patch_config
 from yarn_ops.scores import BeforeAfter, Check, Scorecard, Verdict
 
 GOLDEN = Path(__file__).with_name("golden_card.md")
@@ -163,15 +162,16 @@ def test_a_card_tells_the_training_of_all_legs(extension: Extension) -> None:
 
 
 @pytest.mark.parametrize("original", [512, 300, 8192])
-def test_a_factor_that_is_advised_reaches_what_the_model_uses(original: int) -> None:
+def test_what_is_advised_where_a_model_does_not_use_its_target_can_be_asked_for(original: int) -> None:
+    checks = (Check(name="share used", measured=0.5, threshold=0.85, passed=False, reason=""),)
+    rejected = Verdict(passed=False, checks=checks)
+    given = [{"factor": 4.0}, {"target_context_tokens": 4 * original}]
     for uses in (original + 1, round(8 / 3 * original), 3 * original - 1):
-        checks = (Check(name="share used", measured=0.5, threshold=0.85, passed=False, reason=""),)
-        rejected, reached = Verdict(passed=False, checks=checks), Length(uses, uses, uses)
-        (advised,) = (
-            step for step in _remedies(rejected, reached, original, 4 * original) if "factor" in step
-        )
-        factor = float(re.findall("rope.factor=([0-9.]+):", advised)[0])
-        config = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "rope_theta": 1e4,
-                  "max_position_embeddings": original}  # fmt: skip
-        _, spec = patch_config(config, Rope(factor=factor), factor=factor, original_context_tokens=None)
-        assert spec.target_context_tokens == uses
+        steps = list(_remedies(rejected, Length(uses, uses, uses), original, 4 * original, 4.0))
+        further, shorter = (dict(re.findall(r"rope\.(\w+)=([0-9.]+)", step)) for step in steps[1:])
+        assert further == {"factor": "8", "target_context_tokens": str(4 * original)}
+        assert shorter == {"target_context_tokens": str(uses)}
+        for asked in ({**one, **changes} for one in given for changes in (further, shorter)):
+            assert Rope.model_validate(asked).resolve_factor(original) >= uses / original
+    steps = [list(_remedies(rejected, None, original, 4 * original, factor)) for factor in (8.0, 16.0)]
+    assert [len(some) for some in steps] == [2, 1] and "rope.factor=16" in steps[0][1]

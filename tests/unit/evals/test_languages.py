@@ -78,7 +78,7 @@ def cards(scorecard) -> list[tuple[tuple[str, str], ...]]:
             *(Capacity("x", one, (512,), (512,), {}, reach_of(one), None, ()) for one in both)
         )
         return verdict_rows(
-            "demo-long", "champion", judge(gate, both, 2048), both, reach, 2048, approval=approval
+            "demo-long", "champion", judge(gate, both, 2048), both, reach, 2048, 4.0, approval=approval
         )
 
     return [

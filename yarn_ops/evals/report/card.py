@@ -67,7 +67,7 @@ class Extension:
         asked = self.recipe.publish
         return verdict_rows(
             asked.name, asked.alias, self.verdict, self.scores, self.capacities,
-            self.patched.target_context_tokens, approval=asked.approval,
+            self.patched.target_context_tokens, self.patched.factor, approval=asked.approval,
         )  # fmt: skip
 
     @property

@@ -34,6 +34,8 @@ REMEDIES = {
     "short recall loss": "Train more gently (train.learning_rate), or for a shorter target",
     "skill loss": "Train more gently (train.learning_rate), or for a shorter target",
 }
+MOST_BEYOND = 4.0
+"""times target / original: the largest factor advised, as nothing beyond it was tried (decision 55)"""
 USE = ("recall kept", "share used", "recall at the target")
 """checks of how much of its window a model uses"""
 
@@ -45,6 +47,7 @@ def verdict_rows(
     scores: BeforeAfter[Scorecard],
     capacities: BeforeAfter[Capacity],
     target_context_tokens: int,
+    factor: float,
     *,
     approval: bool = False,
 ) -> Rows:
@@ -73,7 +76,9 @@ def verdict_rows(
         rows.append(("pull", f"yarn-ops pull {name} --alias {alias} --to {directory}"))
         rows.append(("serve", f"yarn-ops export {directory} --for vllm"))
     else:
-        rows += [("next", step) for step in _remedies(verdict, after.uses, original, target_context_tokens)]
+        rows += [
+            ("next", step) for step in _remedies(verdict, after.uses, original, target_context_tokens, factor)
+        ]
         rows.append(("look", f"yarn-ops pull {name} --any-gate --to {directory}"))
     return tuple(rows)
 
@@ -142,15 +147,22 @@ def _reached(length: Length | None) -> str:
     return f"{length.tokens:,}{within}"
 
 
-def _remedies(verdict: Verdict, uses: Length | None, original: int, target: int) -> Iterator[str]:
+def _remedies(
+    verdict: Verdict, uses: Length | None, original: int, target: int, factor: float
+) -> Iterator[str]:
     """What to do about every check that failed; each once."""
     failed = [check for check in verdict.checks if not check.passed]
     measured = [check.name for check in failed if check.measured is not None]
     yield from dict.fromkeys(REMEDIES[name] for name in measured if name in REMEDIES)
     if any(check.name in USE and check.measured is not None for check in failed):
         yield "Train on exercises (train.exercises.share=1), or longer on them (train.steps)"
+        if 2 * factor <= MOST_BEYOND * target / original:
+            yield (
+                f"Or turn positions back further: rope.factor={2 * factor:.12g} with "
+                f"rope.target_context_tokens={target}"
+            )
         if uses is not None and original < uses.tokens < target:
-            yield f"Ask for rope.factor={uses.tokens / original:.12g}: it uses {uses.tokens:,} tokens"
+            yield f"Ask for rope.target_context_tokens={uses.tokens}: it uses {uses.tokens:,} tokens"
     if any(check.measured is None for check in failed):
         yield "Measure what the gate asks for (section evaluate), or empty that threshold"
     if any(" " in check.name and "/" in check.name for check in failed):  # conditions are named by scores
