@@ -33,7 +33,7 @@ from yarn_ops.registry import StageView, open_registry
 from yarn_ops.store import open_store
 from yarn_ops.store.trees import tree_present
 
-STAGE_LINE = re.compile(r"(\S+) +(?:done|reused) +[\d.]+ s")
+STAGE_LINE = re.compile(r"(\S+) +(?:done|reused) +[\d.]+ s(?:  .+)?")
 """what a finished stage says of itself where no bars are drawn"""
 PARTIAL = re.compile(r"\.partial|\.part$|\.new$|/\.incoming/.")
 """names of files and directories that are being written"""
