@@ -247,5 +247,9 @@ def _read(file: IO[str]) -> str:
 
 
 if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parents[1]))
+    from forked import forked_trainers
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the tests is for the tests
-    serve()
+    with forked_trainers():
+        serve()

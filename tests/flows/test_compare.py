@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from person import Person, fails, told
 
 
 @pytest.mark.slow
@@ -26,21 +27,21 @@ def test_arms_share_what_they_can(cli: Any, small_recipe: Path) -> None:
     assert run["release"] is None
 
 
-def test_an_arm_that_cannot_train_is_told_before_documents_are_read(cli: Any, small_recipe: Path) -> None:
+def test_an_arm_that_cannot_train_is_told_before_documents_are_read(
+    person: Person, small_recipe: Path
+) -> None:
     arms = ("--methods", "yarn", "--arms", "zero-shot,lora", "--set", 'train.targets=["qq_proj"]')
-    done = cli("compare", small_recipe, *arms)
-    assert done.returncode == 2 and "no linear layer is named 'qq_proj'" in done.stderr, done.stderr
-    run = json.loads(cli("runs", "show", "--last", "--json").stdout)
+    fails(person, ["compare", small_recipe, *arms], "no linear layer is named 'qq_proj'")
+    run = json.loads(person.types("runs", "show", "--last", "--json").out)
     assert [stage["stage"] for stage in run["stages"]] == ["base", "patch", "rehearse"]
 
 
-def test_an_unknown_method_is_named(cli: Any, small_recipe: Path) -> None:
-    done = cli("compare", small_recipe, "--methods", "yarn,rope")
-    assert done.returncode == 2
-    assert done.stderr.startswith("yarn-ops: method 'rope' is unknown; known are none, linear, ntk")
+def test_an_unknown_method_is_named(person: Person, small_recipe: Path) -> None:
+    answer = person.types("compare", small_recipe, "--methods", "yarn,rope")
+    told(answer, "method 'rope' is unknown; known are none, linear, ntk")
 
 
-def test_an_unknown_arm_is_named(cli: Any, small_recipe: Path) -> None:
-    done = cli("compare", small_recipe, "--arms", "lora,lora+biases")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("yarn-ops: arm 'lora+biases' is unknown; known are zero-shot, full, lora")
+def test_an_unknown_arm_is_named(person: Person, small_recipe: Path) -> None:
+    answer = person.types("compare", small_recipe, "--arms", "lora,lora+biases")
+    told(answer, "arm 'lora+biases' is unknown; known are zero-shot, full, lora")
+    assert answer.out == ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from exercise_texts import ENGLISH_TEXT
+from forked import forked_trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from yarn_ops.data.layout import ShardWriter, TokenWriter
@@ -172,6 +173,13 @@ def train_here(job: Job) -> Job:
     events = EventLog(job.events, steps=job.leg.steps, through_step=snapshot.step if snapshot else 0)
     run_job(job, events, threading.Event(), snapshot)
     return job
+
+
+@pytest.fixture
+def forked() -> Iterator[None]:
+    """A trainer's process is a fork: for what does not depend on how it begins."""
+    with forked_trainers():
+        yield
 
 
 @pytest.fixture

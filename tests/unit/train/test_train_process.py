@@ -55,6 +55,7 @@ def at_step(step: int, act: Callable[[], None]) -> Callable[[dict[str, Any]], No
     return on_event
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_killed_run_goes_on_bit_for_bit(make_job: MakeJob, trained: Trained) -> None:
     # long enough that the signal, sent within two polls of the launcher, finds the trainer at work
     changes: dict[str, Any] = {"steps": 120, "gradient_accumulation_steps": 2, "checkpoint_every": 15}
@@ -80,6 +81,7 @@ def test_a_damaged_newest_snapshot_costs_only_its_steps(make_job: MakeJob, train
     assert digest_tree(job.out_dir) == digest_tree(reference.out_dir)
 
 
+@pytest.mark.usefixtures("forked")
 def test_asked_to_stop_it_leaves_a_snapshot_and_goes_on(make_job: MakeJob, trained: Trained) -> None:
     reference = trained(make_job("reference", steps=200, checkpoint_every=150))
     job = make_job("stopped", steps=200, checkpoint_every=150)
@@ -93,6 +95,7 @@ def test_asked_to_stop_it_leaves_a_snapshot_and_goes_on(make_job: MakeJob, train
     assert losses(job) == losses(reference)
 
 
+@pytest.mark.usefixtures("forked")
 def test_asked_to_stop_amid_exercises_it_leaves_a_snapshot(job_of: MakeJob) -> None:
     """All processes of the trainer are asked; the one that makes windows does not end before it."""
     job = job_of("stopped", share=1.0, steps=200, checkpoint_every=150)
@@ -102,8 +105,10 @@ def test_asked_to_stop_amid_exercises_it_leaves_a_snapshot(job_of: MakeJob) -> N
     assert [event["event"] for event in read_events(job.events)[-2:]] == ["checkpoint", "stopped"]
 
 
+@pytest.mark.usefixtures("forked")
 def test_it_stops_before_its_deadline_and_goes_on(make_job: MakeJob, trained: Trained) -> None:
-    reference, job = trained(make_job("reference", steps=200)), make_job("stopped", steps=200)
+    changes: dict[str, Any] = {"steps": 200, "checkpoint_every": 150}
+    reference, job = trained(make_job("reference", **changes)), make_job("stopped", **changes)
     deadline, deadline_at = time.monotonic() + 0.5, time.time() + 0.5
     job.work_dir.mkdir(parents=True)
     limited = job.model_copy(update={"deadline": deadline})
@@ -148,10 +153,11 @@ def test_one_that_gets_no_job_is_gone(tmp_path: Path) -> None:
     assert not process.is_running() and unused.take(tmp_path / "job.json") is None
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_needs_torch_is_done_in_it(tmp_path: Path) -> None:
     warm_trainer = WarmTrainer(tmp_path / "warm_trainer.log", {})
-    (process,) = waiting()
-    assert warm_trainer.call("os:getpid") == process.pid
+    process = psutil.Process(warm_trainer.call("os:getpid"))
+    assert process.ppid() == os.getpid()
     with pytest.raises(TrainError, match="no path of a job"):
         warm_trainer.call("yarn_ops.train.job:read_job", tmp_path / "no path of a job")
     assert warm_trainer.call("operator:add", 1, 2) == 3, "an error ends nothing"
@@ -167,13 +173,31 @@ def test_what_needs_torch_is_done_in_it(tmp_path: Path) -> None:
     assert warm_trainer.take(tmp_path / "job.json") is None
 
 
+@pytest.mark.usefixtures("forked")
+def test_a_fork_is_as_a_start_is(tmp_path: Path) -> None:
+    warm_trainer = WarmTrainer(tmp_path / "warm_trainer.log", {"YARN_OPS_DEVICE": "cpu"})
+    process = psutil.Process(warm_trainer.call("os:getpid"))
+    assert Path(process.cmdline()[-1]).name == "forked.py"
+    assert warm_trainer.call("os:getppid") == os.getpid()
+    assert warm_trainer.call("os:getsid", 0) == process.pid
+    assert warm_trainer.call("os:getcwd") == str(Path.cwd())
+    assert warm_trainer.call("os:getenv", "YARN_OPS_DEVICE") == "cpu"
+    warm_trainer.close()
+    assert not process.is_running()
+    other = WarmTrainer(tmp_path / "warm_trainer.log", {"PYTHONPATH": str(tmp_path)})
+    assert [one.cmdline()[2] for one in waiting()] == ["yarn_ops.train"], "surroundings that imports read"
+    other.close()
+
+
+@pytest.mark.usefixtures("forked")
 def test_what_it_cannot_send_is_done_here(tmp_path: Path) -> None:
     warm_trainer = WarmTrainer(tmp_path / "warm_trainer.log", {})
-    (process,) = waiting()
+    process = psutil.Process(warm_trainer.call("os:getpid"))
     assert warm_trainer.call("threading:Lock").acquire()
     assert not process.is_running() and "cannot pickle" in (tmp_path / "warm_trainer.log").read_text()
 
 
+@pytest.mark.usefixtures("forked")
 def test_an_error_in_the_listener_ends_the_trainer(make_job: MakeJob) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
@@ -256,6 +280,7 @@ def test_an_orphan_is_ended_and_another_process_of_its_number_is_not(tmp_path: P
     end_orphan(tmp_path / PID)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_user_s_error_is_one_line_without_a_traceback(make_job: MakeJob) -> None:
     job = make_job(targets=["nothing"])
     with pytest.raises(TrainError, match=r"^train.targets: no linear layer is named 'nothing'"):
@@ -264,6 +289,7 @@ def test_a_user_s_error_is_one_line_without_a_traceback(make_job: MakeJob) -> No
     assert "Traceback" not in (job.work_dir / "trainer.log").read_text()
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_fault_of_ours_keeps_its_traceback_in_the_log(make_job: MakeJob) -> None:
     job = make_job()
     job.events.mkdir(parents=True)
