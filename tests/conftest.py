@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 from prefect_here import AUTH, at
 from small_recipe import SMALL
+from xdist.scheduler import LoadFileScheduling
 
 from yarn_ops import processes, servers
 from yarn_ops.secrecy import hide_values
@@ -27,6 +30,24 @@ os.environ["PREFECT_API_AUTH_STRING"] = AUTH  # of the session's server
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+WITH_PREFECT = re.compile(
+    r"flows/test_(bad_input_\w+|compare|damage|extend\w*|grid|notify|readme|reconcile)\.py|"
+    r"seams/test_(kubernetes_job|many_at_once)\.py"
+)
+"""files that use the session's Prefect server and the person who types"""
+
+
+class ByFile(LoadFileScheduling):
+    """A file's tests go to one worker; so do all that use the session's servers, which cost a minute."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "with Prefect" if WITH_PREFECT.search(nodeid) else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)
