@@ -54,7 +54,7 @@ SOURCES: dict[str, tuple[dict[str, bytes], list[str]]] = {
     ),
     "one document twice": (
         {"a.txt": text("a", 9), "b.txt": text("a", 9)},
-        ["1 duplicates", "at least two different"],
+        ["1 duplicate)", "at least two different"],
     ),
     "too little for one window": (
         {"a.txt": text("a", 3), "b.txt": text("b", 3)},

@@ -166,7 +166,7 @@ def test_a_failed_gate_registers_a_rejected_version_and_moves_no_alias(
     assert workplace.champion() == 1
     assert rejected.status == "rejected"
     reason = rejected.reason
-    assert reason is not None and reason.endswith("below 1000")
+    assert reason is not None and reason.endswith("below 1,000")
     assert reason.startswith(f"small version {version.version} was rejected: gain at 1,024 tokens")
     assert workplace.complaint == f"yarn-ops: {reason}"
     assert version.description.startswith("**Rejected: small, 512 to 1,024 tokens**\n")

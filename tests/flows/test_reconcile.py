@@ -177,7 +177,7 @@ def test_a_sweep_leaves_a_store_that_may_be_somebody_elses(settings: Settings, t
     for path in (old, *settings.home.joinpath("store").rglob("*")):
         os.utime(path, (0, 0))
     done = reconcile.settle(settings, sweep=True)
-    assert done["garbage removed"] == ["work tmp0, 0 bytes"]
+    assert done["garbage removed"] == ["work tmp0, 0.0 KiB"]
     (line,) = done["the store is not swept"]
     assert "no registry claims 1 directory" in line and "\n" not in line
     assert tree_present(store, tree)

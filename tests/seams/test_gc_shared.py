@@ -51,7 +51,7 @@ def test_a_lost_registry_removes_nothing_and_is_made_again(service: Make) -> Non
     owner.lose()
     refused(owner, lost_id, "run `yarn-ops db rebuild`")
     told = list(rebuild(owner.settings))
-    assert "1 runs and 1 finished stages got back" in told[0], told
+    assert "1 run and 1 finished stage got back" in told[0], told
     again = owner.registry.run_view()
     assert again.model_dump(exclude={"stages"}) == before.model_dump(exclude={"stages"})
     assert [stage.record for stage in again.stages] == [stage.record for stage in before.stages]
@@ -70,7 +70,7 @@ def test_of_registries_lost_one_after_the_other_the_latest_is_believed(service: 
         if isinstance(one.store, S3Store):
             time.sleep(1.1)  # it counts in whole seconds
     told = next(rebuild(one.settings))
-    assert told.endswith("5 runs and 1 finished stages got back")
+    assert told.endswith("5 runs and 1 finished stage got back")
     assert (one.registry.finished("a" * 64) or {})["tree"]["digest"] == tree.digest
 
 
@@ -107,7 +107,7 @@ def test_a_store_of_an_earlier_program(store: Store, service: Make) -> None:
     unclaimed = put_tree(store, folder)
     for each in (one, service("new")):
         refused(each, "no registry claims" if each is one else "belongs to registry")
-    refused(one, "1 directories", unclaimed.digest[:12], "gc --dry-run", "db rebuild", "gc --adopt")
+    refused(one, "1 directory", unclaimed.digest[:12], "gc --dry-run", "db rebuild", "gc --adopt")
     assert references.adopt(store, one.registry, sweep.trees(store).keys()) == 1
     assert one.collect(timedelta(days=7)) == []
     assert one.collect() == [("tree", unclaimed.digest)]
