@@ -136,11 +136,12 @@ def fit(
     short, *_ = _gain(before[:, :original], after[:, :original])
     adopted = low > 0
     chosen = found if adopted else default
+    of_both = {} if target == round(factor * original) else {"target_context_tokens": target}
     progress(evaluations + 2, evaluations + 2, "fitted")
     tokens = searched[:, 1:].size * done + fresh[:, 1:].size * 2
     return Fit(
         parents=(base.record.digest, shards.record.digest),
-        rope=chosen,
+        rope=chosen | of_both,
         adopted=adopted,
         found=found,
         search_gain_nats=seen[space.start] - seen[best],

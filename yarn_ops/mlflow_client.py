@@ -28,6 +28,9 @@ QUIET = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+DATASET_DIGEST = 36
+"""MLflow keeps no longer digest of a data set"""
+USED_AS = "mlflow.data.context"
 
 
 def open_client(uri: str) -> Any:
@@ -116,6 +119,20 @@ def create_experiment(client: Any, name: str, location: str) -> Any:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     return client.get_experiment_by_name(name)
+
+
+def log_dataset(client: Any, run_id: str, name: str, digest: str, source: str) -> None:
+    """Say that a run was trained on a data set. Of two runs that do so at once, MLflow lets one fail."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    data = Dataset(name, digest[:DATASET_DIGEST], "yarn-ops", source, profile=source)
+    inputs = [DatasetInput(data, [InputTag(USED_AS, "train")])]
+    try:
+        client.log_inputs(run_id, datasets=inputs)
+    except mlflow_exception() as error:
+        if "unique constraint" not in str(error).lower():
+            raise
+        client.log_inputs(run_id, datasets=inputs)  # the other run's is there now
 
 
 def pages(search: Callable[..., Any], **arguments: Any) -> list[Any]:

@@ -37,6 +37,7 @@ from yarn_ops.mlflow_client import (
     ensure_model,
     fault,
     gone,
+    log_dataset,
     mlflow_exception,
     open_client,
     pages,
@@ -54,9 +55,6 @@ UNAPPROVED = {"pending": "waits for approval", "rejected": "was rejected by a pe
 """what is said of a version that passed its gate, by its tag `approval`"""
 PICTURES = "pictures"
 """folder of a run's artifacts"""
-DATASET_DIGEST = 36
-"""MLflow keeps no longer digest of a data set"""
-USED_AS = "mlflow.data.context"
 BATCH_ENTITIES = 100  # MLflow's limit on parameters in one call
 
 
@@ -169,17 +167,7 @@ class Tracking:
     def log_dataset(self, run_id: str, name: str, digest: str, source: Mapping[str, Any]) -> None:
         """Say what the run learnt from: a data set by its name, digest and where it comes from."""
         with self._mlflow() as client:
-            from mlflow.entities import Dataset, DatasetInput, InputTag
-
-            told = json.dumps(dict(source))
-            data = Dataset(name, digest[:DATASET_DIGEST], "yarn-ops", told, profile=told)
-            told_as = [DatasetInput(data, [InputTag(USED_AS, "train")])]
-            try:
-                client.log_inputs(run_id, datasets=told_as)
-            except mlflow_exception() as error:
-                if "unique constraint" not in str(error).lower():
-                    raise
-                client.log_inputs(run_id, datasets=told_as)  # another run has just told the same: it is there
+            log_dataset(client, run_id, name, digest, json.dumps(dict(source)))
 
     def log_text(self, run_id: str, text: str, name: str) -> None:
         """Keep a text with the run, as a file of this name."""

@@ -8,9 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 import tomllib
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,9 @@ from prefect.utilities.schema_tools.validation import ValidationError, validate
 from prefect_here import at, post
 from small_recipe import SMALL
 
-from flows.deploy import deployments, next_run, require_free_name
+from flows.deploy import deployments
 from flows.forms import CheckedForms
 from flows.outcome import is_made_up
-from yarn_ops.errors import SettingsError
 from yarn_ops.settings import read_settings
 
 pytestmark = pytest.mark.timeout(400)
@@ -32,7 +29,7 @@ pytestmark = pytest.mark.timeout(400)
 WORKER = """
 import json, sys
 from prefect.flows import load_flow_from_entrypoint
-from flows.deploy import deployments, next_run, require_free_name
+from flows.deploy import deployments
 (deployment,) = (one for one in deployments() if one.name == sys.argv[1])
 flow = load_flow_from_entrypoint(deployment.entrypoint)
 sent = json.loads(json.dumps(deployment.parameters)) | json.loads(sys.argv[2])
@@ -193,39 +190,6 @@ def test_a_form_of_nothing_is_none_and_a_schedule_of_it_keeps_its_deployments_va
             "active": True,
         }
     assert ask(CREATE, {"parameters": nothing}, **PAGE)[0] == 409
-
-
-@pytest.mark.parametrize(
-    "cron",
-    ["nonsense", "", "* * * *", "0 25 * * *", "0 2 * * *;", "0 0 31 2 *", "* * * * * *"],
-    ids=["words", "nothing", "four fields", "hour 25", "a sign", "31 February", "every second"],
-)
-def test_times_that_are_none_are_refused_with_what_to_write(cron: str) -> None:
-    with pytest.raises(SettingsError) as refused:
-        next_run(cron)
-    assert str(refused.value).startswith(f"--cron {cron!r}: no times that ever come; give five fields")
-
-
-def test_times_are_utc_wherever_the_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TZ", "Asia/Tokyo")
-    time.tzset()
-    try:
-        for cron in ("30 2 * * *", "30 2 * * MON"):
-            found = next_run(cron)
-            assert found > datetime.now(UTC) and found.utcoffset() == timedelta(0)
-            assert (found.hour, found.minute) == (2, 30)
-        assert next_run("@daily").hour == 0
-    finally:
-        monkeypatch.undo()
-        time.tzset()
-
-
-@pytest.mark.parametrize("name", ["", " ", "a/b", "x" * 129, "extend-context", "reconcile"])
-def test_a_schedule_takes_no_name_that_is_none_or_the_services_own(name: str) -> None:
-    """`--name extend-context` replaced the form's first values and its schedule `nightly`."""
-    with pytest.raises(SettingsError, match=r"^--name "):
-        require_free_name(name)
-    require_free_name("every night")
 
 
 def test_every_run_has_the_command_that_imports_prefect_once() -> None:

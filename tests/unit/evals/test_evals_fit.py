@@ -90,6 +90,14 @@ def test_it_is_never_worse_than_the_defaults_on_fresh_text(base, documents, resu
     assert loss_elsewhere(base, documents, result.rope) <= defaults
 
 
+def test_a_factor_beyond_the_target_is_fitted_at_the_target_and_told_with_it(base, documents):
+    given = Rope(factor=4, target_context_tokens=1024)
+    found = fitted(base, documents, evaluations=1, rope=given)
+    assert found.target_context_tokens == 1024
+    told = Rope.model_validate(found.rope)
+    assert (told.factor, told.target_context_tokens) == (4.0, 1024)
+
+
 def test_adopted_only_where_the_whole_interval_gains(result):
     assert result.low_nats <= result.gain_nats <= result.high_nats
     assert result.adopted == (result.low_nats > 0)
